@@ -1,0 +1,113 @@
+"""Where rows come from and how they are cut into the five parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Settings
+from orchestrator.config.imports import ImportPath
+from orchestrator.config.signature import Task
+
+PartName = Literal["train", "validation", "calibration", "contract", "test"]
+PARTS: tuple[PartName, ...] = ("train", "validation", "calibration", "contract", "test")
+
+
+class Shares(Settings):
+    """Shares of the training rows; with no test file, `test` is cut first and the rest is shared."""
+
+    train: float = Field(0.75, gt=0, lt=1)
+    validation: float = Field(0.10, gt=0, lt=1)
+    calibration: float = Field(0.05, gt=0, lt=1)
+    contract: float = Field(0.10, gt=0, lt=1)
+    test: float = Field(0.20, gt=0, lt=1)
+    """Share of all rows that becomes the test part when no test file is named."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Shares:
+        total = self.train + self.validation + self.calibration + self.contract
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"train, validation, calibration and contract must sum to 1, got {total:.4g}")
+        return self
+
+
+class DataBase(Settings):
+    """What all data sources share."""
+
+    task: Task = "classification"
+    shares: Shares = Shares()
+    limit: int | None = Field(None, ge=20)
+    """Use only the first rows of each file: for quick trials."""
+    transform: ImportPath | None = None
+    """`fn(inputs: np.ndarray) -> np.ndarray`, applied once to the decoded rows before they are cached."""
+
+
+class EmbeddedData(DataBase):
+    """A data set inside the package: `digits`, 1,797 images of 1x8x8."""
+
+    kind: Literal["embedded"] = "embedded"
+    name: Literal["digits"] = "digits"
+
+
+class Image(Settings):
+    """How encoded images are decoded."""
+
+    mode: Literal["L", "RGB"] | None = None
+    """Gray or colour; taken from the first image when not given."""
+    size: tuple[int, int] | None = None
+    """Height and width to resize to; without it all images must have one size."""
+
+
+class ParquetData(DataBase):
+    """Parquet files: encoded images, tensors, or numeric columns."""
+
+    kind: Literal["parquet"] = "parquet"
+    root: str = "."
+    """Folder that the file names below are relative to (`--data` sets it)."""
+    train: str
+    validation: str | None = None
+    calibration: str | None = None
+    contract: str | None = None
+    test: str | None = None
+    input: str | None = None
+    """Column of images or tensors; found from the schema when neither this nor `features` is given."""
+    features: tuple[str, ...] = ()
+    """Numeric columns that form a feature row."""
+    target: str | tuple[str, ...] = "label"
+    """Label column, or the target columns of a regression."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order; needed only for names other than the labels themselves."""
+    image: Image = Image()
+
+    @model_validator(mode="after")
+    def _one_input(self) -> ParquetData:
+        if self.input and self.features:
+            raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
+        if self.task == "classification" and not isinstance(self.target, str):
+            raise ValueError("classification has one target column; for several targets set task: regression")
+        return self
+
+
+class FolderData(DataBase):
+    """Image folders `class/name.png`."""
+
+    kind: Literal["folder"] = "folder"
+    root: str
+    """Folder with one sub-folder a class (`--data` sets it)."""
+    test: str | None = None
+    """A second folder of the same shape, relative to `root`'s parent unless absolute."""
+    image: Image = Image()
+
+
+class CustomData(DataBase):
+    """Rows from the user's own function."""
+
+    kind: Literal["custom"] = "custom"
+    dataset: ImportPath
+    """`fn(**kwargs) -> (inputs, targets)` or `(inputs, targets, classes)` as numpy arrays: inputs `uint8` [N, C, H, W]
+    or float32 [N, F], targets integer labels [N] or float [N] / [N, T]."""
+    kwargs: dict[str, Any] = {}
+
+
+DataSettings = Annotated[EmbeddedData | ParquetData | FolderData | CustomData, Field(discriminator="kind")]

@@ -1,0 +1,169 @@
+"""Run files to settings and back: YAML, overrides, clear errors, JSON Schema."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.config.base import Settings
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "cannot read the run file", path, f"check the path ({error.__class__.__name__})"
+        ) from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """The mapping in YAML text; `origin` names it in errors."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("not valid YAML", origin, " ".join(str(error).split())) from error
+    if not isinstance(value, dict):
+        raise ConfigError("the run file must be a mapping of settings", origin, "see examples/digits.yaml")
+    return value
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with each `a.b=c` applied; the value is read as YAML.
+
+    Raises:
+        ConfigError: an assignment has no '=', or its path leads through something that is no mapping.
+    """
+    changed: dict[str, Any] = _copy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError("an override must look like a.b=c", assignment)
+        place: Any = changed
+        for key in keys[:-1]:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ConfigError("the override's path leads through a value that has no keys", assignment)
+        try:
+            place[keys[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError("the override's value is not valid YAML", assignment) from error
+    return changed
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
+    """Settings from plain values.
+
+    Raises:
+        ConfigError: one sentence that names the first wrong key, its value and the nearest valid key.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, cls, origin) from None
+
+
+def load_run(path: Path, assignments: Sequence[str] = ()) -> RunConfig:
+    """The run file at `path` with overrides applied."""
+    return validate(RunConfig, override(read_yaml(path), assignments), str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the run file, for editors."""
+    return RunConfig.model_json_schema()
+
+
+def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> ConfigError:
+    problems = error.errors(include_url=False)
+    # An unknown key explains most of what follows from it, so it is told first.
+    first = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+    fields = _fields_at(cls, first["loc"][:-1])
+    place = ".".join(str(part) for part in first["loc"] if not _is_tag(part, first["loc"]))
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1, cutoff=0.5)
+        fix = f"did you mean '{near[0]}'" if near else f"valid keys here: {', '.join(fields)}"
+        return ConfigError(f"unknown key in {origin}{more}", place, fix)
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}")
+
+
+_TAGS = frozenset(
+    {
+        "embedded",
+        "parquet",
+        "folder",
+        "custom",
+        "mlp",
+        "cnn",
+        "resnet",
+        "resnet9",
+        "vit",
+        "imported",
+        "uniform",
+        "choice",
+    }
+    | {"member", "parallel", "sequential", "weighted_mix", "cross_entropy", "mse", "distillation"}
+)
+
+
+def _is_tag(part: str | int, loc: tuple[str | int, ...]) -> bool:
+    """Pydantic puts a union's tag into the location; users never wrote it as a key."""
+    position = loc.index(part)
+    return (
+        part in _TAGS and position > 0 and loc[position - 1] != "models" and loc[position - 1] != "ensembles"
+    )
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """Valid keys of the settings class that a pydantic location leads to."""
+    candidates: list[type[BaseModel]] = [cls]
+    for part in loc:
+        deeper: list[type[BaseModel]] = []
+        for candidate in candidates:
+            if isinstance(part, str) and part in candidate.model_fields:
+                deeper += _classes_in(candidate.model_fields[part].annotation)
+            elif part in _tags_of(candidate):
+                deeper.append(candidate)
+        candidates = deeper or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _tags_of(cls: type[BaseModel]) -> set[object]:
+    """The literal `kind` or `factory` values that select this class in a union."""
+    found: set[object] = set()
+    for name in ("kind", "factory"):
+        if name in cls.model_fields:
+            found |= set(get_args(cls.model_fields[name].annotation)) or {"imported"}
+    return found
+
+
+def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    """All settings classes inside a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _classes_in(part)]

@@ -1,0 +1,35 @@
+"""What is measured, and how: metrics and latency."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.config.base import Settings
+from orchestrator.config.imports import ImportPath
+
+Execution = Literal["eager", "lowered", "aoti"]
+"""How an artifact runs: PyTorch eager, int8 lowered to x86 kernels, or compiled by AOTInductor."""
+
+BuiltInMetric = Literal["accuracy", "macro_f1", "auroc", "recall_at_precision", "nll", "mae", "rmse"]
+
+
+class Metric(Settings):
+    """The objective of every choice, and what the promise is about."""
+
+    name: BuiltInMetric | ImportPath = "accuracy"
+    """Built-in name, or `fn(outputs [N, K], targets [N] or [N, T]) -> float`, where larger is better."""
+    precision: float = Field(0.9, gt=0, lt=1)
+    """`recall_at_precision` only: the precision to reach."""
+
+
+class LatencySettings(Settings):
+    """One latency is a median over blocks, interleaved with the baseline."""
+
+    batch: int = Field(32, ge=1)
+    threads: int = Field(1, ge=1)
+    blocks: int = Field(15, ge=5)
+    """Repeated blocks; the interval is the bootstrap interval of their median."""
+    block_ms: float = Field(20.0, gt=0)
+    """Length of one block; the call is repeated to fill it."""

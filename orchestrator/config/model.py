@@ -1,0 +1,111 @@
+"""Settings that build an `nn.Module`: a built-in architecture, or an allowed import path."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from orchestrator.config.base import Settings
+from orchestrator.config.imports import ImportPath
+
+
+class MlpKwargs(Settings):
+    widths: tuple[int, ...] = (128, 64)
+    """Hidden widths."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class CnnKwargs(Settings):
+    channels: tuple[int, int] = (32, 64)
+    hidden: int = Field(128, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class ResNetKwargs(Settings):
+    depth: int = Field(20, ge=8)
+    """6n + 2, as in He et al. 2015 (https://arxiv.org/abs/1512.03385), section 4.2."""
+    width: int = Field(16, ge=4)
+    """Channels of the first stage; the next two have twice and four times as many."""
+    stem_stride: Literal[1, 2] = 1
+    """2 halves the resolution at once: four times fewer operations."""
+
+    @model_validator(mode="after")
+    def _depth(self) -> ResNetKwargs:
+        if (self.depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32, ...), got {self.depth}")
+        return self
+
+
+class ResNet9Kwargs(Settings):
+    width: int = Field(64, ge=4)
+    """Channels of the first convolution; the last has eight times as many."""
+
+
+class VitKwargs(Settings):
+    patch: int = Field(4, ge=1)
+    dim: int = Field(64, ge=8)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    mlp_ratio: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _heads(self) -> VitKwargs:
+        if self.dim % self.heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Mlp(Settings):
+    factory: Literal["mlp"] = "mlp"
+    kwargs: MlpKwargs = MlpKwargs()
+
+
+class Cnn(Settings):
+    factory: Literal["cnn"] = "cnn"
+    kwargs: CnnKwargs = CnnKwargs()
+
+
+class ResNet(Settings):
+    factory: Literal["resnet"] = "resnet"
+    kwargs: ResNetKwargs = ResNetKwargs()
+
+
+class ResNet9(Settings):
+    """Page 2018, "How to train your ResNet": few, wide layers that matrix units like."""
+
+    factory: Literal["resnet9"] = "resnet9"
+    kwargs: ResNet9Kwargs = ResNet9Kwargs()
+
+
+class Vit(Settings):
+    factory: Literal["vit"] = "vit"
+    kwargs: VitKwargs = VitKwargs()
+
+
+class ImportedModel(Settings):
+    """A module from the user's own code: `fn(signature, **kwargs) -> nn.Module`, raw rows in, logits or targets out.
+
+    `signature` is an `orchestrator.config.signature.Signature`; scaling is added around the module, as for built-ins.
+    """
+
+    factory: ImportPath
+    kwargs: dict[str, Any] = {}
+
+
+def _tag(value: Any) -> str:
+    factory = value.get("factory") if isinstance(value, dict) else getattr(value, "factory", None)
+    return factory if factory in BUILT_IN else "imported"
+
+
+BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "vit")
+
+ModelSettings = Annotated[
+    Annotated[Mlp, Tag("mlp")]
+    | Annotated[Cnn, Tag("cnn")]
+    | Annotated[ResNet, Tag("resnet")]
+    | Annotated[ResNet9, Tag("resnet9")]
+    | Annotated[Vit, Tag("vit")]
+    | Annotated[ImportedModel, Tag("imported")],
+    Discriminator(_tag),
+]

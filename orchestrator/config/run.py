@@ -1,0 +1,131 @@
+"""The whole run file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Settings
+from orchestrator.config.data import DataSettings
+from orchestrator.config.ensemble import Ensemble, Member, walk_nodes
+from orchestrator.config.imports import ImportPath
+from orchestrator.config.measure import LatencySettings, Metric
+from orchestrator.config.model import ModelSettings
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.serving import ServingSettings
+from orchestrator.config.training import DistillationLoss, Resources, Training
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+FRONT_NAMES = ("chosen", "fastest")
+"""Names that the search gives to points of its front."""
+
+
+class ModelEntry(Settings):
+    """A model of the run: trained here, or one that is already in the store."""
+
+    model: ModelSettings | None = None
+    training: Training = Training()
+    teacher: str | None = None
+    """Model whose outputs a distillation loss follows."""
+    resources: Resources = Resources()
+    ref: str | None = None
+    """An imported model (`orchestrator import`); it is not trained."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelEntry:
+        if (self.model is None) == (self.ref is None):
+            raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
+        if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
+            raise ValueError("a distillation loss and 'teacher' go together")
+        if self.training.transfer is not None and self.teacher is None:
+            raise ValueError("a transfer set needs a distillation loss and 'teacher'")
+        return self
+
+
+class RunConfig(Settings):
+    """Train, compress, ensemble, evaluate and serve: everything one run does."""
+
+    name: str = Field(pattern=NAME)
+    seed: int = Field(0, ge=0, lt=2**31)
+    allow: tuple[ImportPath, ...] = ()
+    """Import paths that imported models may be built from, besides those that this file names itself."""
+    data: DataSettings
+    metric: Metric = Metric()
+    models: dict[str, ModelEntry] = Field(min_length=1)
+    search: SearchSettings | None = None
+    ensembles: dict[str, Ensemble] = {}
+    latency: LatencySettings = LatencySettings()
+    """How models and ensembles are measured for the final table."""
+    serving: ServingSettings | None = ServingSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metric(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("data"), dict):
+            if value["data"].get("task") == "regression" and "metric" not in value:
+                return {**value, "metric": {"name": "rmse"}}
+        return value
+
+    @model_validator(mode="after")
+    def _names(self) -> RunConfig:
+        for name, entry in self.models.items():
+            if name in FRONT_NAMES:
+                raise ValueError(f"model name '{name}' is reserved for the search's front")
+            if entry.teacher is not None and (entry.teacher not in self.models or entry.teacher == name):
+                raise ValueError(f"models.{name}.teacher: no other model is named '{entry.teacher}'")
+        self._no_teacher_cycle()
+        if self.search is not None and self.search.parent not in self.models:
+            raise ValueError(
+                f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
+            )
+        self._ensemble_names()
+        regression = self.data.task == "regression"
+        if regression == (
+            self.metric.name in ("accuracy", "macro_f1", "auroc", "recall_at_precision", "nll")
+        ):
+            if self.metric.name.count(":") == 0:
+                raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
+        return self
+
+    def _no_teacher_cycle(self) -> None:
+        for start in self.models:
+            seen, name = {start}, self.models[start].teacher
+            while name is not None:
+                if name in seen:
+                    raise ValueError(f"models.{start}.teacher: the teachers form a circle")
+                seen.add(name)
+                name = self.models[name].teacher
+
+    def _ensemble_names(self) -> None:
+        known = [*self.models, *(FRONT_NAMES if self.search else ())]
+        for ensemble, tree in self.ensembles.items():
+            if ensemble in known:
+                raise ValueError(f"ensembles.{ensemble}: the name is already taken")
+            for node in walk_nodes(tree):
+                if isinstance(node, Member) and node.name not in known:
+                    raise ValueError(
+                        f"ensembles.{ensemble}: no member is named '{node.name}'; known here: {', '.join(known)}"
+                    )
+            known.append(ensemble)
+
+    def allowed(self) -> frozenset[str]:
+        """Every import path that this file names: the only code of the user's that may run."""
+        found = set(self.allow)
+
+        def visit(value: Any) -> None:
+            if isinstance(value, dict):
+                for key, item in value.items():
+                    if (
+                        key in ("factory", "loss", "dataset", "transform", "name")
+                        and isinstance(item, str)
+                        and ":" in item
+                    ):
+                        found.add(item)
+                    visit(item)
+            elif isinstance(value, list):
+                for item in value:
+                    visit(item)
+
+        visit(self.plain())
+        return frozenset(found)

@@ -1,0 +1,35 @@
+"""What a model takes and gives: recorded in every artifact, so that it is rebuilt without data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestrator.config.base import Settings
+
+Task = Literal["classification", "regression"]
+
+
+class Signature(Settings):
+    """Input and output of a model.
+
+    Images are `uint8` [B, C, H, W]; feature rows `float32` [B, F]. Scaling is the first layer of the
+    model, so clients send raw values: `(x - mean) / std` per channel (pixels on their 0..255 scale) or
+    per feature. A regression model gives raw units: `out * target_std + target_mean` is its last layer.
+    """
+
+    task: Task
+    input_shape: tuple[int, ...] = Field(min_length=1)
+    """Shape of one row, without the batch."""
+    input_dtype: Literal["uint8", "float32"]
+    outputs: int = Field(ge=1)
+    """Number of classes, or of regression targets."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order; empty for regression."""
+    mean: tuple[float, ...]
+    """Per channel (images) or per feature (rows), from the training part."""
+    std: tuple[float, ...]
+    target_mean: tuple[float, ...] = ()
+    """Per target, from the training part; regression only."""
+    target_std: tuple[float, ...] = ()

@@ -1,0 +1,113 @@
+"""How a model is trained (what decides the weights) and on which resources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Settings
+from orchestrator.config.data import DataSettings
+from orchestrator.config.imports import ImportPath
+
+
+class CrossEntropy(Settings):
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class MeanSquaredError(Settings):
+    """On targets scaled to zero mean and unit deviation, so that several targets weigh the same."""
+
+    kind: Literal["mse"] = "mse"
+
+
+class DistillationLoss(Settings):
+    """Hinton et al. 2015 (https://arxiv.org/abs/1503.02531): `weight * T^2 * KL(teacher || student) + (1 - weight) * CE`.
+
+    For regression: squared error to the teacher's output, mixed in the same way. Rows without a label
+    (an unlabelled transfer set) have the teacher's term alone.
+    """
+
+    kind: Literal["distillation"] = "distillation"
+    temperature: float = Field(4.0, gt=0)
+    weight: float = Field(0.9, ge=0, le=1)
+
+
+class CustomLoss(Settings):
+    """`fn(outputs: Tensor [B, K], targets: Tensor [B] or [B, T], **kwargs) -> scalar Tensor`."""
+
+    kind: Literal["custom"] = "custom"
+    loss: ImportPath
+    kwargs: dict[str, Any] = {}
+
+
+LossSettings = Annotated[
+    CrossEntropy | MeanSquaredError | DistillationLoss | CustomLoss, Field(discriminator="kind")
+]
+
+
+class Augment(Settings):
+    """Image augmentation as a pure function of (seed, sample id, view); epoch e uses view e mod `views`."""
+
+    flip: bool = False
+    """Mirror left-right for half of the views."""
+    crop: int = Field(0, ge=0)
+    """Pad by this many pixels (reflected) and cut at a random place."""
+    views: int = Field(4, ge=1)
+
+
+class Training(Settings):
+    """One training run; together with model, data and seed it decides the weights."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=1)
+    """Rows an optimizer step, over all workers together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    """The schedule's peak."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    """Not applied to biases and normalization parameters."""
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    warmup: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps in which the rate rises."""
+    loss: LossSettings | None = None
+    """Cross-entropy or squared error by task when not given."""
+    augment: Augment = Augment()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; the weights stay fp32."""
+    channels_last: bool = False
+    compile: bool = False
+    """Train through `torch.compile`; falls back with a warning where no compiler is found."""
+    grad_clip: float | None = Field(None, gt=0)
+    """Largest gradient norm."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after this many epochs without a better validation metric; the best epoch's weights are kept."""
+    transfer: DataSettings | None = None
+    """Distillation only: train on these rows (labels ignored) instead of the train part."""
+
+
+class Resources(Settings):
+    """Where a training runs. `cpus` (threads), `workers` and `strategy` change the weights and stand in the manifest."""
+
+    workers: int | tuple[int, int] = 1
+    """Data-parallel workers, or (least, most) for elastic training."""
+    cpus: int = Field(1, ge=1)
+    """Cores, and so threads, a worker."""
+    gpus: float = Field(0, ge=0)
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    max_failures: int = Field(1, ge=0)
+    """Restarts from the last checkpoint after a worker died."""
+
+    @model_validator(mode="after")
+    def _workers(self) -> Resources:
+        least, most = self.span
+        if not 1 <= least <= most:
+            raise ValueError(f"workers must be at least 1 and (least, most) in order, got {self.workers}")
+        return self
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """(least, most) workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)

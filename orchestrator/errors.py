@@ -1,0 +1,118 @@
+"""The error tree: every error says what was wrong, the value, and what to do about it.
+
+`InputError` and its children are the user's to mend (exit code 2); all others are failures of the work
+itself (exit code 1). Every class takes the same three plain arguments and passes them all to
+`Exception`, so that it survives pickling between processes.
+"""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Base of all errors that are shown as one sentence instead of a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, value: object = None, fix: str = "") -> None:
+        super().__init__(what, None if value is None else str(value), fix)
+        self.what = what
+        self.value = None if value is None else str(value)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        head = self.what if self.value is None else f"{self.what}: {self.value}"
+        return f"{head}. {self.fix}." if self.fix else head
+
+
+class InputError(OrchestratorError):
+    """The user's input is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """The run file or an override is not valid."""
+
+
+class DataError(InputError):
+    """The data is missing, unreadable, or not what the run file says."""
+
+
+class ModelError(InputError):
+    """A model cannot be built from its settings, or its factory is not allowed."""
+
+
+class ResourceError(InputError):
+    """The cluster can never satisfy the resources that were asked for."""
+
+
+class StoreError(OrchestratorError):
+    """The store cannot be used."""
+
+
+class ForeignStoreError(StoreError):
+    """The folder is not a store, or one of another schema."""
+
+
+class StoreLockedError(StoreError):
+    """Another live process holds what this one needs."""
+
+
+class CorruptArtifactError(StoreError):
+    """A stored file does not match its recorded digest."""
+
+
+class NotFoundError(StoreError):
+    """No artifact, ref or record of that name."""
+
+    exit_code = 2
+
+
+class RefConflictError(StoreError):
+    """Another writer moved the ref first."""
+
+
+class DiskFullError(StoreError):
+    """No space is left; what was finished before is intact."""
+
+
+class TrainingError(OrchestratorError):
+    """A training run failed after its retries."""
+
+
+class CompressionError(OrchestratorError):
+    """A compression step cannot be applied, or would not do what it promises."""
+
+
+class ExecutionError(OrchestratorError):
+    """An artifact cannot run in the asked execution on this machine."""
+
+
+class SearchError(OrchestratorError):
+    """The search could not produce a front."""
+
+
+class EnsembleError(OrchestratorError):
+    """An ensemble cannot be fitted or evaluated."""
+
+
+class QuorumError(EnsembleError):
+    """Too few members answered."""
+
+
+class ClusterError(OrchestratorError):
+    """Ray could not be started or joined."""
+
+
+class ServingError(OrchestratorError):
+    """The served application failed."""
+
+
+class PortInUseError(ServingError):
+    """Another process listens on the port."""
+
+    exit_code = 2
+
+
+class DiffersError(ServingError):
+    """Served answers are not the in-process answers."""
