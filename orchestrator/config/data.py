@@ -105,9 +105,9 @@ class CustomData(DataBase):
 
     kind: Literal["custom"] = "custom"
     dataset: ImportPath
-    """`fn(**kwargs) -> (inputs, targets)` or `(inputs, targets, classes)` as numpy arrays: inputs `uint8` [N, C, H, W]
-    or float32 [N, F], targets integer labels [N] or float [N] / [N, T]."""
-    kwargs: dict[str, Any] = {}
+    """`fn(**kwargs) -> (inputs, targets)` or `(inputs, targets, classes)` as numpy arrays: inputs uint8
+    [N, C, H, W] or float32 [N, F], targets integer labels [N] or float [N] / [N, T]."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 DataSettings = Annotated[EmbeddedData | ParquetData | FolderData | CustomData, Field(discriminator="kind")]

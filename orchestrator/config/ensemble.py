@@ -48,10 +48,9 @@ class Sequential(Settings):
 
     @model_validator(mode="after")
     def _thresholds(self) -> Sequential:
-        if self.thresholds is not None and len(self.thresholds) != len(self.stages) - 1:
-            raise ValueError(
-                f"{len(self.stages)} stages need {len(self.stages) - 1} thresholds, got {len(self.thresholds)}"
-            )
+        needed = len(self.stages) - 1
+        if self.thresholds is not None and len(self.thresholds) != needed:
+            raise ValueError(f"{needed + 1} stages need {needed} thresholds, got {len(self.thresholds)}")
         return self
 
 

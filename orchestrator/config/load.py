@@ -112,31 +112,18 @@ def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> Confi
     return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}")
 
 
-_TAGS = frozenset(
-    {
-        "embedded",
-        "parquet",
-        "folder",
-        "custom",
-        "mlp",
-        "cnn",
-        "resnet",
-        "resnet9",
-        "vit",
-        "imported",
-        "uniform",
-        "choice",
-    }
-    | {"member", "parallel", "sequential", "weighted_mix", "cross_entropy", "mse", "distillation"}
-)
-
-
 def _is_tag(part: str | int, loc: tuple[str | int, ...]) -> bool:
     """Pydantic puts a union's tag into the location; users never wrote it as a key."""
     position = loc.index(part)
-    return (
-        part in _TAGS and position > 0 and loc[position - 1] != "models" and loc[position - 1] != "ensembles"
-    )
+    return part in _TAGS and position > 0 and loc[position - 1] not in ("models", "ensembles")
+
+
+def _literals(cls: type[BaseModel]) -> set[object]:
+    """The literal `kind` or `factory` values that select this class in a union."""
+    annotations = [
+        cls.model_fields[name].annotation for name in ("kind", "factory") if name in cls.model_fields
+    ]
+    return {value for annotation in annotations for value in get_args(annotation)}
 
 
 def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
@@ -147,19 +134,10 @@ def _fields_at(cls: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
         for candidate in candidates:
             if isinstance(part, str) and part in candidate.model_fields:
                 deeper += _classes_in(candidate.model_fields[part].annotation)
-            elif part in _tags_of(candidate):
+            elif part in _literals(candidate) or part == "imported":
                 deeper.append(candidate)
         candidates = deeper or candidates
     return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
-def _tags_of(cls: type[BaseModel]) -> set[object]:
-    """The literal `kind` or `factory` values that select this class in a union."""
-    found: set[object] = set()
-    for name in ("kind", "factory"):
-        if name in cls.model_fields:
-            found |= set(get_args(cls.model_fields[name].annotation)) or {"imported"}
-    return found
 
 
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:
@@ -167,3 +145,15 @@ def _classes_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _classes_in(part)]
+
+
+def _all_tags(cls: type[BaseModel], seen: set[type[BaseModel]]) -> set[object]:
+    """Union tags of all settings classes below `cls`."""
+    if cls in seen:
+        return set()
+    seen.add(cls)
+    below = [found for field in cls.model_fields.values() for found in _classes_in(field.annotation)]
+    return _literals(cls).union(*(_all_tags(found, seen) for found in below))
+
+
+_TAGS = _all_tags(RunConfig, set()) | {"imported"}

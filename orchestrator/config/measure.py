@@ -15,6 +15,10 @@ Execution = Literal["eager", "lowered", "aoti"]
 BuiltInMetric = Literal["accuracy", "macro_f1", "auroc", "recall_at_precision", "nll", "mae", "rmse"]
 
 
+CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "auroc", "recall_at_precision", "nll")
+REGRESSION_METRICS = ("mae", "rmse")
+
+
 class Metric(Settings):
     """The objective of every choice, and what the promise is about."""
 

@@ -84,13 +84,14 @@ class Vit(Settings):
 
 
 class ImportedModel(Settings):
-    """A module from the user's own code: `fn(signature, **kwargs) -> nn.Module`, raw rows in, logits or targets out.
+    """A module from the user's own code: `fn(signature, **kwargs) -> nn.Module`.
 
-    `signature` is an `orchestrator.config.signature.Signature`; scaling is added around the module, as for built-ins.
+    `signature` is an `orchestrator.config.signature.Signature`. Scaling is added around the module, as for
+    built-ins: it takes scaled float rows and gives logits, or scaled targets.
     """
 
     factory: ImportPath
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 def _tag(value: Any) -> str:

@@ -10,7 +10,12 @@ from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import Ensemble, Member, walk_nodes
 from orchestrator.config.imports import ImportPath
-from orchestrator.config.measure import LatencySettings, Metric
+from orchestrator.config.measure import (
+    CLASSIFICATION_METRICS,
+    REGRESSION_METRICS,
+    LatencySettings,
+    Metric,
+)
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
@@ -19,6 +24,7 @@ from orchestrator.config.training import DistillationLoss, Resources, Training
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 FRONT_NAMES = ("chosen", "fastest")
 """Names that the search gives to points of its front."""
+_PATH_KEYS = ("factory", "loss", "dataset", "transform", "name")
 
 
 class ModelEntry(Settings):
@@ -54,7 +60,7 @@ class RunConfig(Settings):
     metric: Metric = Metric()
     models: dict[str, ModelEntry] = Field(min_length=1)
     search: SearchSettings | None = None
-    ensembles: dict[str, Ensemble] = {}
+    ensembles: dict[str, Ensemble] = Field(default_factory=dict)
     latency: LatencySettings = LatencySettings()
     """How models and ensembles are measured for the final table."""
     serving: ServingSettings | None = ServingSettings()
@@ -62,9 +68,9 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_metric(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("data"), dict):
-            if value["data"].get("task") == "regression" and "metric" not in value:
-                return {**value, "metric": {"name": "rmse"}}
+        data = value.get("data") if isinstance(value, dict) else None
+        if isinstance(data, dict) and data.get("task") == "regression" and "metric" not in value:
+            return {**value, "metric": {"name": "rmse"}}
         return value
 
     @model_validator(mode="after")
@@ -80,12 +86,9 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
-        regression = self.data.task == "regression"
-        if regression == (
-            self.metric.name in ("accuracy", "macro_f1", "auroc", "recall_at_precision", "nll")
-        ):
-            if self.metric.name.count(":") == 0:
-                raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
+        of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
+        if ":" not in self.metric.name and self.metric.name not in of_task:
+            raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
         return self
 
     def _no_teacher_cycle(self) -> None:
@@ -104,9 +107,8 @@ class RunConfig(Settings):
                 raise ValueError(f"ensembles.{ensemble}: the name is already taken")
             for node in walk_nodes(tree):
                 if isinstance(node, Member) and node.name not in known:
-                    raise ValueError(
-                        f"ensembles.{ensemble}: no member is named '{node.name}'; known here: {', '.join(known)}"
-                    )
+                    here = ", ".join(known)
+                    raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
             known.append(ensemble)
 
     def allowed(self) -> frozenset[str]:
@@ -116,11 +118,7 @@ class RunConfig(Settings):
         def visit(value: Any) -> None:
             if isinstance(value, dict):
                 for key, item in value.items():
-                    if (
-                        key in ("factory", "loss", "dataset", "transform", "name")
-                        and isinstance(item, str)
-                        and ":" in item
-                    ):
+                    if key in _PATH_KEYS and isinstance(item, str) and ":" in item:
                         found.add(item)
                     visit(item)
             elif isinstance(value, list):

@@ -51,7 +51,10 @@ class Space(Settings):
 
 
 class Promise(Settings):
-    """The chosen variant is not worse than its parent by more than `max_drop`: a one-sided non-inferiority test on the contract part."""
+    """The chosen variant is not worse than its parent by more than `max_drop`.
+
+    Decided by a one-sided, paired non-inferiority test on the contract part.
+    """
 
     max_drop: float = Field(0.01, ge=0)
     """Largest allowed loss, in the metric's own unit (accuracy: 0.01 is one point)."""
@@ -65,7 +68,8 @@ class SearchSettings(Settings):
     """Name of the model to compress."""
     trials: int = Field(16, ge=1)
     batch: int = Field(4, ge=1)
-    """Trials suggested together, from the sorted results of all earlier batches: what makes a repeated search equal."""
+    """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
+    suggests the same."""
     sampler: Literal["tpe", "random", "nsga2"] = "tpe"
     space: Space = Space()
     recovery: Recovery = Recovery()

@@ -67,7 +67,10 @@ class Bf16(Settings):
 
 
 class StaticInt8(Settings):
-    """int8 weights and activations of convolutions and linears, ranges from the calibration part (PT2E, X86 quantizer)."""
+    """int8 weights and activations of convolutions and linears (PT2E, X86 quantizer).
+
+    Activation ranges come from the calibration part.
+    """
 
     kind: Literal["int8_static"] = "int8_static"
     stage: ClassVar[int] = 40

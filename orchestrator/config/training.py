@@ -23,7 +23,9 @@ class MeanSquaredError(Settings):
 
 
 class DistillationLoss(Settings):
-    """Hinton et al. 2015 (https://arxiv.org/abs/1503.02531): `weight * T^2 * KL(teacher || student) + (1 - weight) * CE`.
+    """Hinton et al. 2015 (https://arxiv.org/abs/1503.02531).
+
+    `weight * T^2 * KL(teacher || student) + (1 - weight) * CE`, T the temperature.
 
     For regression: squared error to the teacher's output, mixed in the same way. Rows without a label
     (an unlabelled transfer set) have the teacher's term alone.
@@ -39,7 +41,7 @@ class CustomLoss(Settings):
 
     kind: Literal["custom"] = "custom"
     loss: ImportPath
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 LossSettings = Annotated[
@@ -89,7 +91,10 @@ class Training(Settings):
 
 
 class Resources(Settings):
-    """Where a training runs. `cpus` (threads), `workers` and `strategy` change the weights and stand in the manifest."""
+    """Where a training runs.
+
+    `cpus` (threads), `workers` and `strategy` change the weights and so stand in the manifest.
+    """
 
     workers: int | tuple[int, int] = 1
     """Data-parallel workers, or (least, most) for elastic training."""
