@@ -114,5 +114,17 @@ class PortInUseError(ServingError):
     exit_code = 2
 
 
+class OverloadedError(ServingError):
+    """More requests are waiting than may; try again later (HTTP 503)."""
+
+
+class DeadlineError(ServingError):
+    """No answer within the time allowed (HTTP 504)."""
+
+
+class MemberFailedError(ServingError):
+    """A member of an ensemble gave no valid answer (HTTP 503)."""
+
+
 class DiffersError(ServingError):
     """Served answers are not the in-process answers."""

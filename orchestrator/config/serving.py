@@ -11,6 +11,21 @@ from orchestrator.config.ensemble import Spec
 from orchestrator.config.imports import ImportPath
 
 
+class MemberOptions(Settings):
+    """How a member's deployment runs: Ray's share and Serve's limits, per member."""
+
+    replicas: int | None = Field(None, ge=1)
+    """`serving.replicas` when not given."""
+    cpus: float = Field(0.1, ge=0)
+    """Ray CPUs that a replica reserves: bookkeeping for placement. Small, so that several ensembles fit a
+    laptop; the threads that a replica computes with are the spec's."""
+    gpus: float = Field(0, ge=0)
+    max_ongoing_requests: int = Field(1024, ge=1)
+    """Calls that one replica takes at once; they wait in its batcher."""
+    max_queued_rows: int = Field(65536, ge=1)
+    """Rows that wait in one replica's batcher; past them a call is refused (503)."""
+
+
 class ServingSettings(Settings):
     host: str = "127.0.0.1"
     """Loopback unless asked."""
@@ -18,7 +33,11 @@ class ServingSettings(Settings):
     requests: int = Field(64, ge=1)
     """Real HTTP requests that the run sends through each ensemble to compare its answers."""
     replicas: int = Field(1, ge=1)
-    """Of every member."""
+    """Of every member that `members` does not say otherwise for."""
+    members: dict[str, MemberOptions] = {}
+    """By member name; the defaults for all others."""
+    max_requests: int = Field(256, ge=1)
+    """Inference requests in work at once; more are refused (503)."""
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     deadline_s: float = Field(30.0, gt=0)
     """Longest time for one answer; past it the reply is 504."""

@@ -1,0 +1,1 @@
+"""Ray Serve deployments: one application, one ingress, each served ensemble a model of the protocol."""

@@ -1,0 +1,151 @@
+"""Builds the application: every distinct member once, an ensemble deployment for each spec, one ingress.
+
+`deployments.build:app` is the import path of `deployments/serve.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+from ray import serve
+from ray.serve import Application
+
+from deployments.drive import Composed
+from deployments.ingress import Ingress
+from deployments.member import Member
+from deployments.parallel import Parallel
+from deployments.sequential import Sequential
+from deployments.weighted_mix import WeightedMix
+from orchestrator.config import ensemble as tree
+from orchestrator.config.serving import AppSettings, MemberOptions, ServingSettings
+from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import ConfigError
+from orchestrator.store.store import Store
+
+COMPOSED: Mapping[type[tree.Parallel | tree.Sequential | tree.WeightedMix], type[Composed]] = {
+    tree.Parallel: Parallel,
+    tree.Sequential: Sequential,
+    tree.WeightedMix: WeightedMix,
+}
+"""The deployment of each kind of ensemble."""
+
+STORE_VARIABLE = "ORCHESTRATOR_STORE"
+START_TRIES = 3
+"""A replica that cannot start is tried so often before the application counts as failed."""
+LIGHT = {"num_cpus": 0}
+"""Ingress and ensembles only wait: they reserve no core."""
+
+
+def app(args: dict[str, Any]) -> Application:
+    """The application for a Serve config file.
+
+    Args:
+        args: an `AppSettings` as plain values; without `store`, `ORCHESTRATOR_STORE` is taken.
+
+    Raises:
+        ConfigError: the arguments are not valid.
+    """
+    store = args.get("store") or os.environ.get(STORE_VARIABLE)
+    if not store:
+        raise ConfigError("no store is named", None, f"set args.store or {STORE_VARIABLE} where Ray starts")
+    try:
+        settings = AppSettings.model_validate({**args, "store": store})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "args"
+        raise ConfigError(f"the application's arguments are not valid ({place})", first["msg"]) from error
+    return build_app(settings)
+
+
+def build_app(settings: AppSettings) -> Application:
+    """Bind the deployments of all specs.
+
+    Raises:
+        ConfigError: the store's path is relative, two specs have one name, or a spec and an artifact
+            do not fit.
+        NotFoundError: the store lacks a ref, a spec or an artifact.
+    """
+    if not (urlsplit(settings.store).scheme or PurePath(settings.store).is_absolute()):
+        raise ConfigError("the store must be an absolute path or a URI to be served", settings.store)
+    store = Store(settings.store, create=False)
+    specs = [*settings.specs, *(store.spec(ref) for ref in settings.refs)]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("two served ensembles have the same name", name)
+    for spec in specs:
+        _check(spec, store)
+    members = _Members(settings)
+    ensembles = [_ensemble(spec, members, settings.serving) for spec in specs]
+    ingress: Application = serve.deployment(
+        name="ingress",
+        # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
+        max_ongoing_requests=2 * settings.serving.max_requests,
+        max_constructor_retry_count=START_TRIES,
+        ray_actor_options=LIGHT,
+    )(serve.ingress()(Ingress)).bind(specs, ensembles, settings.serving)
+    return ingress
+
+
+def _check(spec: tree.Spec, store: Store) -> None:
+    """Every member's artifact is there, and takes and gives what the spec says."""
+    for member in distinct(spec.tree):
+        found = store.manifest(member.digest).signature
+        wanted = spec.signature
+        for name in ("task", "input_shape", "input_dtype", "outputs", "classes"):
+            if getattr(found, name) != getattr(wanted, name):
+                raise ConfigError(
+                    f"{spec.name}: member {member.name} has another {name} than the ensemble",
+                    f"{getattr(found, name)} instead of {getattr(wanted, name)}",
+                )
+
+
+def _ensemble(spec: tree.Spec, members: _Members, serving: ServingSettings) -> Application:
+    handles = [members.bind(member, spec) for member in distinct(spec.tree)]
+    ensemble: Application = serve.deployment(
+        name=f"{spec.tree.kind}-{spec.name}",
+        max_ongoing_requests=2 * serving.max_requests,
+        max_constructor_retry_count=START_TRIES,
+        ray_actor_options=LIGHT,
+    )(COMPOSED[type(spec.tree)]).bind(spec, handles)
+    return ensemble
+
+
+class _Members:
+    """Binds each artifact once for the same execution, batch and threads, whoever shares it."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        self._settings = settings
+        self._bound: dict[Sequence[object], Application] = {}
+
+    def bind(self, member: tree.Member, spec: tree.Spec) -> Application:
+        key = (member.digest, member.execution, spec.batch, spec.threads)
+        if key not in self._bound:
+            self._bound[key] = self._bind(member, spec)
+        return self._bound[key]
+
+    def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
+        serving = self._settings.serving
+        options = serving.members.get(member.name, MemberOptions())
+        readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
+        bound: Application = serve.deployment(
+            name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",
+            num_replicas=options.replicas or serving.replicas,
+            max_ongoing_requests=options.max_ongoing_requests,
+            max_constructor_retry_count=START_TRIES,
+            ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        )(Member).bind(
+            self._settings.store,
+            member,
+            batch=spec.batch,
+            threads=spec.threads,
+            max_queued_rows=options.max_queued_rows,
+            allow=self._settings.allow,
+        )
+        return bound

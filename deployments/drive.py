@@ -1,0 +1,217 @@
+"""Drives the ensemble walk with awaited calls: fan-out, deadline and cancellation, written once.
+
+What to ask and how to combine is `orchestrator.ensemble.tree.walk`'s; what a call is (a Serve handle, a
+function in a test) is the caller's. The composed deployments share `Composed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from orchestrator.config.ensemble import Member, Spec
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.tree import Ask, Outcome, Prediction, distinct, walk
+from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError
+
+Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
+"""Asks a member: rows [n, ...] in, outputs [n, K] out; raises an `OrchestratorError`; may be cancelled."""
+
+T = TypeVar("T")
+
+READY_S = 2.0
+"""A part that does not say within this time that it is ready is not."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an ensemble sends to the ingress."""
+
+    outputs: dict[str, np.ndarray]
+    """Arrays by their name in the protocol."""
+    members: tuple[str, ...]
+    """Names of the members that answered at least one row."""
+    weight_epoch: int
+    degraded: bool
+    """Made without a member that should have answered."""
+
+
+async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float) -> Prediction:
+    """Answer `inputs` [N, ...] with the spec's tree; members that can be asked together are.
+
+    Whatever is still running when the answer is known, the time is over, or the caller is cancelled, is
+    cancelled.
+
+    Raises:
+        DeadlineError: the members took longer than `timeout_s`.
+        QuorumError: a member gave no sound answer; it is named.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _drive(spec, calls, inputs)
+    except TimeoutError as error:
+        raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s") from error
+
+
+async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -> Prediction:
+    task: Task = spec.signature.task
+    steps = walk(spec.tree, len(inputs), task)
+    asks = next(steps)
+    while True:
+        outcomes = await _ask_all(asks, calls, inputs)
+        try:
+            asks = steps.send(outcomes)
+        except StopIteration as done:
+            prediction: Prediction = done.value
+            return prediction
+
+
+async def _ask_all(
+    asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray
+) -> tuple[Outcome, ...]:
+    """One outcome for each ask. Every member must answer, so the first failure ends the wait for the rest."""
+    results = await settle([_ask(ask, calls, inputs) for ask in asks])
+    return tuple(_outcome(result) for result in results)
+
+
+async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np.ndarray:
+    everything = len(ask.rows) == len(inputs)
+    return await calls[ask.member](inputs if everything else inputs[ask.rows])
+
+
+def _outcome(result: np.ndarray | BaseException) -> Outcome:
+    if isinstance(result, np.ndarray):
+        return Outcome(output=result)
+    if isinstance(result, asyncio.CancelledError):
+        return Outcome(failure="not waited for, since another failed")
+    if isinstance(result, OrchestratorError):
+        return Outcome(failure=str(result))
+    raise result
+
+
+async def fetch(response: Any) -> Any:
+    """Await a Serve call (a `DeploymentResponse`); cancelling this cancels the remote work too.
+
+    Raises:
+        OrchestratorError: the replica's own, or `MemberFailedError` when Ray could not run the call.
+    """
+    try:
+        return await response
+    except asyncio.CancelledError:
+        # Serve leaves an accepted call running when only its awaiting is cancelled.
+        response.cancel()
+        raise
+    except RayTaskError as error:
+        if isinstance(error.cause, OrchestratorError):
+            raise error.cause from error
+        raise MemberFailedError("a replica failed", _last_line(error)) from error
+    except (RayError, RayServeException) as error:
+        raise MemberFailedError("a replica could not be reached", _last_line(error)) from error
+
+
+def _last_line(error: Exception) -> str:
+    """Ray's messages hold whole tracebacks; their last line says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip()[:200] if lines else type(error).__name__
+
+
+def _call(handle: DeploymentHandle[Any]) -> Call:
+    async def call(rows: np.ndarray) -> np.ndarray:
+        outputs: np.ndarray = await fetch(handle.predict.remote(rows))
+        return outputs
+
+    return call
+
+
+async def _ready(name: str, handle: DeploymentHandle[Any]) -> None:
+    try:
+        await fetch(handle.ready.remote())
+    except OrchestratorError as error:
+        raise MemberFailedError(f"member {name} is not ready", error) from error
+
+
+class Composed:
+    """A served ensemble whose members are deployments of their own.
+
+    Args:
+        spec: the fitted ensemble.
+        handles: one for each distinct member of the tree, in file order.
+    """
+
+    def __init__(self, spec: Spec, handles: Sequence[DeploymentHandle[Any]]) -> None:
+        self._spec = spec
+        self._handles = tuple(handles)
+        members = distinct(spec.tree)
+        self._calls = {member: _call(handle) for member, handle in zip(members, self._handles, strict=True)}
+
+    async def predict(self, rows: np.ndarray, timeout_s: float) -> Answer:
+        """Answer rows [N, ...] within `timeout_s`.
+
+        Raises:
+            DeadlineError: the members took longer.
+            QuorumError: a member gave no sound answer; it is named.
+        """
+        prediction = await drive(self._spec, self._calls, rows, timeout_s)
+        return answer(prediction, self._spec)
+
+    async def ready(self) -> None:
+        """Returns when every member has loaded its artifact and can be reached.
+
+        Raises:
+            MemberFailedError: one could not be reached.
+        """
+        members = zip(self._calls, self._handles, strict=True)
+        await everyone([_ready(member.name, handle) for member, handle in members])
+
+
+async def everyone(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; the first failure cancels the others and is raised.
+
+    Raises:
+        OrchestratorError: the first failure.
+        MemberFailedError: they took longer than `READY_S`.
+    """
+    results = await settle(waits, timeout_s=READY_S)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    if any(isinstance(result, BaseException) for result in results):
+        raise MemberFailedError("not ready within", f"{READY_S:g} s")
+
+
+async def settle(
+    waits: Sequence[Coroutine[Any, Any, T]], timeout_s: float | None = None
+) -> list[T | BaseException]:
+    """Run all side by side until they are done, one fails or the time is over; then cancel the rest.
+
+    Returns:
+        Results and exceptions in the order of `waits`; `CancelledError` for what was cut off.
+    """
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    return results
+
+
+def answer(prediction: Prediction, spec: Spec) -> Answer:
+    """A prediction as the protocol's outputs (see `protocol.describe`)."""
+    if prediction.probs is None:
+        outputs = {"values": prediction.outputs}
+    else:
+        outputs = {
+            "probabilities": prediction.probs,
+            "label": prediction.probs.argmax(axis=1).astype(np.int64),
+        }
+    used = tuple(member.name for member, rows in prediction.members.items() if rows.any())
+    return Answer(outputs, used, spec.weight_epoch, degraded=False)

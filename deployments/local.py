@@ -1,0 +1,203 @@
+"""Serving from a program that is connected to Ray: start, wait until ready, stop what was started."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import ApplicationStatusOverview
+
+from deployments.build import build_app
+from orchestrator.config.serving import AppSettings
+from orchestrator.errors import ClusterError, PortInUseError, ServingError
+
+APPLICATION = "orchestrator-local"
+"""Name in Serve; not that of `serve.yaml`, which belongs to whoever deployed it."""
+NAMESPACE = "orchestrator"
+PORT_FREE_S = 10.0
+"""Serve's proxy gives its port back a moment after its shutdown."""
+
+
+@contextmanager
+def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[str]:
+    """Serve for the length of the block; at its end only what it started is stopped.
+
+    Ray must be connected. What a killed program left of an earlier call on the same cluster is removed first;
+    anything else that Serve runs there is left alone.
+
+    Args:
+        settings: what is served, and where.
+        ready_s: longest time until every model is ready.
+
+    Yields:
+        The server's URL, like `http://127.0.0.1:8000`.
+
+    Raises:
+        PortInUseError: another process listens on the port.
+        ServingError: another application is served on this cluster, or ours did not become ready.
+        ClusterError: Ray is not connected.
+        ConfigError: see `deployments.build.build_app`.
+        NotFoundError: likewise.
+    """
+    if not ray.is_initialized():
+        raise ClusterError("Ray is not connected", None, "connect before serving")
+    application = build_app(settings)
+    host, port = settings.serving.host, settings.serving.port
+    with _only_one():
+        _clear(host, port)
+        check_port(host, port)
+        try:
+            _start(application, host, port)
+            address = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
+            _wait_ready(address, port, ready_s)
+            yield f"http://{f'[{address}]' if ':' in address else address}:{port}"
+        finally:
+            _stop(host, port)
+
+
+def serve_until_stopped(
+    settings: AppSettings, on_ready: Callable[[str], None], *, ready_s: float = 180.0
+) -> None:
+    """Serve in the foreground until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: what is served, and where.
+        on_ready: called with the URL once every model answers.
+        ready_s: longest time until then.
+
+    Raises:
+        as `serve_locally`
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), serve_locally(settings, ready_s=ready_s) as url:
+            on_ready(url)
+            threading.Event().wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that `port` can be listened on.
+
+    Raises:
+        PortInUseError: another process listens there.
+        ServingError: the address is not this machine's, or may not be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        place = f"{host}:{port}"
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                "another process listens on the port", place, "stop it or choose another port"
+            ) from error
+        raise ServingError(
+            f"cannot listen ({error.strerror})", place, "choose another host or port"
+        ) from error
+
+
+class _Lease:
+    """An actor without work, whose name says that the program which made it lives: it dies with it."""
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    lease: Any = ray.remote(num_cpus=0)(_Lease)
+    try:
+        actor = lease.options(name=f"serving-{APPLICATION}", namespace=NAMESPACE).remote()
+    except ValueError as error:
+        raise ServingError(
+            "another program already serves on this Ray cluster", None, "stop it, or use 'serve deploy'"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.kill(actor)
+
+
+def _clear(host: str, port: int) -> None:
+    """Remove an earlier application of ours, whose program is dead; refuse to touch others."""
+    status = serve.status()
+    others = sorted(set(status.applications) - {APPLICATION})
+    if others:
+        raise ServingError(
+            "Ray Serve already runs other applications here",
+            ", ".join(others),
+            "stop them with 'serve shutdown'",
+        )
+    if status.applications or status.proxies:
+        _stop(host, port)
+
+
+def _start(application: Application, host: str, port: int) -> None:
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+    serve.run_many(
+        [serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _stop(host: str, port: int) -> None:
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    deadline = time.monotonic() + PORT_FREE_S
+    while time.monotonic() < deadline:
+        try:
+            check_port(host, port)
+        except ServingError:
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _wait_ready(address: str, port: int, ready_s: float) -> None:
+    deadline = time.monotonic() + ready_s
+    while not _ready(address, port):
+        status = serve.status().applications.get(APPLICATION)
+        if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ServingError("the application could not start", _reason(status))
+        if time.monotonic() > deadline:
+            raise ServingError(
+                f"the application was not ready after {ready_s:g} s",
+                _reason(status) if status is not None else None,
+                "see whether the cluster has the cores and accelerators that the members ask for",
+            )
+        time.sleep(0.2)
+
+
+def _ready(address: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _reason(status: ApplicationStatusOverview) -> str:
+    """What Serve knows of a start that failed, without its tracebacks."""
+    texts = [status.message, *(part.message for part in status.deployments.values())]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("orchestrator.errors.")]
+    unready = [
+        f"{name} is {part.status}" for name, part in status.deployments.items() if part.status != "HEALTHY"
+    ]
+    if own:
+        return own[-1].split(": ", 1)[-1]
+    return "; ".join(unready) or (lines[-1] if lines else "no reason given")

@@ -1,0 +1,79 @@
+"""A served member: one artifact in one execution, behind a batcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from deployments.batcher import Batcher
+from orchestrator.config import ensemble as tree
+from orchestrator.errors import MemberFailedError
+from orchestrator.runtime import execute
+from orchestrator.store.store import Store
+
+STUCK_S = 120.0
+"""A batch that runs longer marks the replica unhealthy, so that Serve replaces it."""
+
+
+class Member:
+    """Computes one artifact's outputs. One worker thread loads and runs it, so that the event loop stays free
+    and the thread count, which PyTorch keeps by thread, holds for every call.
+
+    Args:
+        store: root of the store.
+        member: the artifact and its execution.
+        batch: most rows of one call of the model.
+        threads: intra-op threads.
+        max_queued_rows: most rows that may wait.
+        allow: import paths that the model may be built from.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        member: tree.Member,
+        *,
+        batch: int,
+        threads: int,
+        max_queued_rows: int,
+        allow: Collection[str] = (),
+    ) -> None:
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"member-{member.name}")
+        self._executable = self._worker.submit(
+            lambda: execute.load(
+                Store(store, create=False),
+                member.digest,
+                member.execution,
+                threads=threads,
+                batch=batch,
+                allowed=allow,
+            )
+        ).result()
+        self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows)
+
+    async def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Outputs [n, K] (logits or values) for rows [n, ...].
+
+        Raises:
+            OverloadedError: too many rows wait already.
+            MemberFailedError: the model failed on these rows.
+        """
+        return await self._batcher.submit(rows)
+
+    async def ready(self) -> None:
+        """Can be called only once the artifact is loaded."""
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            MemberFailedError: the worker hangs.
+        """
+        if self._batcher.busy_s > STUCK_S:
+            raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
+
+    async def _run(self, rows: np.ndarray) -> np.ndarray:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)

@@ -1,0 +1,1 @@
+"""Thin scripts for `ray job submit`; also `python -m jobs.<stage>`."""

@@ -1,0 +1,49 @@
+"""What the job scripts share: arguments, signals, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from types import FrameType
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline.run import execute_file
+
+
+def main(until: str, text: str) -> None:
+    """Parse the arguments and run the pipeline up to a stage.
+
+    Finished stages are in the store, so a job that was stopped or killed continues when it is submitted again.
+    """
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--config", required=True, help="run file, or 'digits' for the embedded one")
+    parser.add_argument("--store", help="absolute path or URI of the store [default: $ORCHESTRATOR_STORE]")
+    parser.add_argument("--data", help="folder of the run's data files")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override one setting"
+    )
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        execute_file(
+            arguments.config,
+            until=until,
+            store=arguments.store,
+            overrides=arguments.overrides,
+            data=arguments.data,
+        )
+    except OrchestratorError as error:
+        sys.exit(_complain(f"error: {error}", error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_complain("stopped; submit the same job again to continue", 130))
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    """`ray job stop` sends SIGTERM: end like Ctrl-C, so that blocks are left in order."""
+    raise KeyboardInterrupt
+
+
+def _complain(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code

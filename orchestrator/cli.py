@@ -1,0 +1,255 @@
+"""The command line. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from orchestrator import __version__
+from orchestrator.errors import OrchestratorError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    help="Train, compress, ensemble and serve models from one typed YAML file on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Argument(help="Run file, or 'digits' for the embedded one.")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Store: a path or URI. [default: $ORCHESTRATOR_STORE, else runs/store]"),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated.")
+]
+DataOption = Annotated[str | None, typer.Option("--data", help="Folder of the run's data files.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Train anew even where a model's settings changed since the last run.")
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="PKG.MOD:FN", help="Import path that models may be built from."),
+]
+
+
+def _guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """One sentence and an exit code instead of a traceback, for errors that have a sentence."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except OrchestratorError as error:
+            if kwargs.get("as_json"):
+                _print_json({"error": str(error), "kind": type(error).__name__})
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.secho("stopped; run the same command again to continue", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise typer.Exit(1) from None
+
+    return wrapper
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2))
+
+
+def _stage_command(name: str, until: str, text: str) -> None:
+    """Register a command that runs the pipeline up to a stage."""
+
+    @app.command(name, help=text)
+    @_guarded
+    def command(
+        config: Config,
+        store: StoreOption = None,
+        overrides: SetOption = None,
+        data: DataOption = None,
+        fresh: FreshOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        from orchestrator.pipeline.run import execute_file
+
+        summary = execute_file(
+            config, until=until, store=store, overrides=overrides or [], data=data, fresh=fresh, quiet=as_json
+        )
+        if as_json:
+            _print_json(summary)
+
+
+_stage_command("run", "report", "The whole run: train, compress, ensemble, evaluate, serve and report.")
+_stage_command("train", "train", "Train the models of a run file.")
+_stage_command("search", "search", "Train, then search compressed variants on measured latency.")
+_stage_command("ensemble", "ensemble", "Train and search, then fit the ensembles.")
+_stage_command("evaluate", "evaluate", "Everything but serving: test figures, latencies, report.")
+
+
+@app.command()
+@_guarded
+def serve(
+    names: Annotated[
+        list[str], typer.Argument(help="A run's name (all its ensembles) or refs like digits/mix.")
+    ],
+    store: StoreOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    allow: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve ensembles over HTTP (Open Inference Protocol V2) until Ctrl-C."""
+    from orchestrator.pipeline.serving import serve_refs
+
+    serve_refs(names, store=store, host=host, port=port, allow=allow or [], as_json=as_json)
+
+
+@app.command("init")
+@_guarded
+def init_command(
+    data: Annotated[Path, typer.Option("--data", help="Parquet file or folder of class/name images.")],
+    out: Annotated[Path, typer.Option("--out", help="Run file to write.")] = Path("run.yaml"),
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "first",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented run file from the schema of a data file."""
+    from orchestrator.data.inspect import suggest
+    from orchestrator.errors import ConfigError
+
+    if out.exists() and not force:
+        raise ConfigError("the file exists already", out, "pass --force or another --out")
+    out.write_text(suggest(data, name), encoding="utf-8")
+    if as_json:
+        _print_json({"written": str(out)})
+    else:
+        typer.echo(f"wrote {out}; start it with: orchestrator run {out}")
+
+
+@app.command("import")
+@_guarded
+def import_command(
+    name: Annotated[str, typer.Argument(help="Ref for the model, like digits/mine.")],
+    factory: Annotated[str, typer.Option(help="Built-in architecture or package.module:callable.")],
+    weights: Annotated[Path, typer.Option(help="A .safetensors file, or .pt read with weights_only.")],
+    data: Annotated[
+        str,
+        typer.Option(help="What to measure it on: a run file, a Parquet file, an image folder, or 'digits'."),
+    ],
+    kwargs: Annotated[str, typer.Option(help="Factory arguments as YAML or JSON.")] = "{}",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring in a model that exists already: it is measured and becomes an artifact."""
+    from orchestrator.pipeline.imported import import_model
+
+    document = import_model(name, factory=factory, kwargs=kwargs, weights=weights, data=data, store=store)
+    if as_json:
+        _print_json(document)
+
+
+@app.command()
+@_guarded
+def models(
+    prefix: Annotated[str, typer.Argument(help="Show refs that begin with this.")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its digest.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what the store holds."""
+    from orchestrator.pipeline.listing import list_models
+
+    list_models(prefix, store=store, verify=verify, as_json=as_json)
+
+
+@app.command()
+@_guarded
+def submit(
+    config: Config,
+    address: Annotated[
+        str | None, typer.Option(help="Dashboard address. [default: $RAY_API_SERVER_ADDRESS]")
+    ] = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    wait: Annotated[bool, typer.Option(help="Follow the log and end with the job's exit code.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a run file as a job on a Ray cluster."""
+    from orchestrator.submit import submit_run
+
+    result = submit_run(config, address=address, store=store, overrides=overrides or [], data=data, wait=wait)
+    if as_json:
+        _print_json(result)
+    raise typer.Exit(0 if result["status"] in ("SUCCEEDED", "SUBMITTED") else 1)
+
+
+@app.command()
+@_guarded
+def report(
+    name: Annotated[str, typer.Argument(help="Name of the run.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the table of a finished run and where its report is."""
+    from orchestrator.pipeline.run import show
+
+    summary = show(name, store=store, quiet=as_json)
+    if as_json:
+        _print_json(summary)
+
+
+@app.command()
+@_guarded
+def schema(as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of the run file, for editors."""
+    from orchestrator.config.load import json_schema
+
+    del as_json  # the schema is JSON in any case
+    _print_json(json_schema())
+
+
+@app.command()
+@_guarded
+def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Check this machine and a running cluster, and say what to do about each finding."""
+    from orchestrator.doctor import examine, render
+
+    findings = examine(store)
+    if as_json:
+        _print_json([finding.plain() for finding in findings])
+    else:
+        render(findings)
+    raise typer.Exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[  # noqa: ARG001 - typer runs the callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the `orchestrator` command."""
+    app()

@@ -1,0 +1,140 @@
+"""Starting or joining Ray, always with the auth mode stated."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.errors import ClusterError
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+# Ray's own defaults cost seconds per report (2 s polls) and flood the log of a small run.
+_QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
+}
+
+
+def inside_job() -> bool:
+    """Whether this process is the driver of a submitted Ray job."""
+    return JOB_VARIABLE in os.environ
+
+
+def _join_address() -> str | None:
+    """Address of the cluster to join: a job's own, or `RAY_ADDRESS`; None means start one here."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if inside_job() else None)
+
+
+@contextmanager
+def connected(*, cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of the block: the cluster of `RAY_ADDRESS` or of the job, else one of our own.
+
+    Our own cluster listens on loopback, asks for a token that only this process tree knows (no file is
+    written), and ends with the block. A cluster that was joined is left running.
+
+    Args:
+        cpus: cores of our own cluster; all of the machine's when not given.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = _join_address()
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    try:
+        if address is None:
+            _start_local(cpus)
+        else:
+            _join(address)
+        yield
+    finally:
+        ray.shutdown()
+        _restore(before)
+
+
+def _start_local(cpus: int | None) -> None:
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or os.cpu_count(),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=_object_store_bytes(),
+            logging_level=logging.ERROR,
+            log_to_driver=bool(os.environ.get("ORCHESTRATOR_WORKER_LOGS")),
+            runtime_env={"env_vars": worker_environment()},
+        )
+    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+        raise ClusterError(
+            "Ray could not start on this machine", _first_line(error), "run 'orchestrator doctor'"
+        ) from error
+
+
+def _join(address: str) -> None:
+    options: dict[str, Any] = {} if inside_job() else {"runtime_env": {"env_vars": worker_environment()}}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address}",
+            _first_line(error),
+            "start one with 'ray start --head', or unset RAY_ADDRESS to run on this machine alone",
+        ) from error
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of Ray's workers: the driver's import path, and one thread until a worker sets its own."""
+    here = os.pathsep.join(dict.fromkeys(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])))
+    return {"PYTHONPATH": here, "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", **_train_environment()}
+
+
+def _train_environment() -> Mapping[str, str]:
+    return {name: value for name, value in _QUIET.items() if name.startswith(("RAY_TRAIN", "TUNE"))}
+
+
+def _object_store_bytes() -> int:
+    """Half of the shared memory that is free, at most 512 MiB: rows are memory-mapped files, not Ray objects."""
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.exists() else LOCAL_OBJECT_STORE_BYTES
+    return max(80 * 2**20, min(LOCAL_OBJECT_STORE_BYTES, free // 2))
+
+
+def _restore(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else error.__class__.__name__
+
+
+def alive_nodes() -> int:
+    """Nodes of the cluster that are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())

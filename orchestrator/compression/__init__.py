@@ -1,0 +1,1 @@
+"""Compression steps, plans of them, and what they really changed."""

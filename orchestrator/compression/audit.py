@@ -1,0 +1,125 @@
+"""What a plan really did: operations, bytes, zeros, and how much of the work runs in int8 kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from orchestrator.compression.step import weights_of
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import DynamicInt8, StaticInt8
+from orchestrator.measure.cost import count
+from orchestrator.models.build import build, example_rows
+from orchestrator.runtime import int8
+from orchestrator.runtime.rebuild import rebuild, replay
+from orchestrator.store.artifacts import Manifest
+from orchestrator.store.store import Store
+
+_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._convolution_pointwise")
+_LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
+_PRODUCTS = ("aten.mm", "aten.addmm")
+_INT8 = ("onednn.qconv", "onednn.qlinear")
+
+
+def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[str, Any]:
+    """Facts about an artifact, as plain values for its record.
+
+    Returns:
+        `bytes` on disk, `macs` and `params` of one row in its float form, `zeros` (share of the
+        convolutions' and linears' weights), and `int8`: None, or `share` (of the convolutions' and
+        linears' MACs that run in int8 kernels), `kernels` and `left` (float convolutions and linears).
+    """
+    rebuilt = rebuild(store, digest, allowed=allowed)
+    manifest = rebuilt.manifest
+    cost = count(_float_form(manifest, allowed), manifest.signature)
+    module = rebuilt.module
+    return {
+        "bytes": store.artifact_bytes(digest),
+        "macs": cost.macs,
+        "params": cost.params,
+        "zeros": zeros(module),
+        "int8": coverage(module, manifest.signature) if isinstance(module, fx.GraphModule) else None,
+    }
+
+
+def zeros(module: nn.Module) -> float:
+    """Share of the weights of convolutions and linears that are zero; for an int8 graph of its int8 weights."""
+    if isinstance(module, fx.GraphModule):
+        weights = [tensor for tensor in int8.tensors(module).values() if tensor.dtype == torch.int8]
+    else:
+        weights = list(weights_of(module).values())
+    total = sum(weight.numel() for weight in weights)
+    return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
+
+
+def coverage(graph: fx.GraphModule, signature: Signature) -> dict[str, Any]:
+    """How much of a quantized graph becomes int8 kernels when it is lowered.
+
+    Counted in the lowered graph: a pattern that lowering misses stays float there, with the same outputs,
+    so only counting shows it.
+    """
+    before = _count(graph, example_rows(signature, 2))
+    lowered = int8.lower(graph, example_rows(signature, int8.EXAMPLE_ROWS))
+    after = _count(lowered, example_rows(signature, 2))
+    share = 1 - after.macs / before.macs if before.macs else 0.0
+    return {"share": share, "kernels": after.kernels, "left": after.floats}
+
+
+@dataclass
+class _Counts:
+    macs: int = 0
+    """Of float convolutions and linears."""
+    floats: int = 0
+    kernels: int = 0
+
+
+class _Counter(fx.Interpreter):
+    """Runs a graph and counts its convolutions and linears."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.counts = _Counts()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node of the graph."""
+        result = super().run_node(n)
+        name = str(n.target)
+        if n.op == "call_function" and name.startswith(_INT8):
+            self.counts.kernels += 1
+        elif n.op == "call_function":
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            macs = _macs(name, args, result)
+            self.counts.macs += macs
+            self.counts.floats += macs > 0
+        return result
+
+
+def _count(graph: fx.GraphModule, rows: Tensor) -> _Counts:
+    counter = _Counter(graph)
+    with torch.no_grad():
+        counter.run(rows)
+    return counter.counts
+
+
+def _macs(name: str, args: tuple[Any, ...], result: Any) -> int:
+    operator = name.rsplit(".", 1)[0]
+    if operator in _CONVOLUTIONS:
+        return int(result.numel()) * (args[1].numel() // args[1].shape[0])
+    if operator in _LINEARS:
+        return int(result.numel()) * int(args[0].shape[-1])
+    if operator in _PRODUCTS:
+        return int(result.numel()) * int(args[-1].shape[0])
+    return 0
+
+
+def _float_form(manifest: Manifest, allowed: Collection[str]) -> nn.Module:
+    """The model in float, of the same widths, with other weights."""
+    module: nn.Module = build(manifest.model, manifest.signature, allowed=allowed, seed=0).eval()
+    for step, decision in zip(manifest.plan, manifest.decisions, strict=True):
+        if not isinstance(step, StaticInt8 | DynamicInt8):
+            module = replay(step, module, decision, manifest.signature)
+    return module

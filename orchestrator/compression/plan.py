@@ -1,0 +1,126 @@
+"""Apply a plan of compression steps to an artifact; every prefix of the plan is an artifact of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Imported for their registration with `apply_step`.
+from orchestrator.compression import distill, prune, quantize  # noqa: F401
+from orchestrator.compression.step import Context, State, apply_step, masks_of, run_step
+from orchestrator.config.base import fingerprint
+from orchestrator.config.steps import Plan, Step
+from orchestrator.errors import CompressionError
+from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+
+__all__ = ["Context", "State", "apply_plan", "apply_step", "check_plan", "plan_key", "run_step"]
+
+_VERSION = 1
+"""Raise when a step would give another artifact for the same input."""
+
+
+def check_plan(plan: Sequence[Step]) -> None:
+    """Refuse a plan whose steps are out of order: `distill/merge < prune < recovery < clip < quantize`.
+
+    Raises:
+        CompressionError: names the two steps.
+    """
+    for earlier, later in zip(plan, plan[1:], strict=False):
+        if later.stage <= earlier.stage:
+            raise CompressionError(
+                f"'{later.kind}' cannot follow '{earlier.kind}'",
+                " -> ".join(step.kind for step in plan),
+                "the order is prune, recover, quantize, each at most once",
+            )
+
+
+def plan_key(parent: str, plan: Sequence[Step], data: str, seed: int, threads: int) -> str:
+    """Stage key of a plan on a parent: everything that decides the artifact."""
+    return fingerprint(
+        {
+            "stage": "compress",
+            "version": _VERSION,
+            "parent": parent,
+            "plan": [step.plain() for step in plan],
+            "data": data,
+            "seed": seed,
+            **_what(threads),
+        }
+    )
+
+
+def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
+    """Compress an artifact and return the digest of the result; the parent is not changed.
+
+    Each prefix of the plan is a stage in the store, so plans that begin alike share what they have in
+    common (a pruned and recovered parent), a killed run goes on after its last finished step, and two
+    processes compute a step once.
+
+    Args:
+        store: where the parent is and results go.
+        parent: digest of the artifact to compress.
+        plan: steps in rising order; an empty plan gives the parent.
+        context: data, seed and threads.
+
+    Raises:
+        CompressionError: the plan or one of its steps does not fit the parent.
+        ModelError: an imported model's factory is not allowed.
+    """
+    origin = store.manifest(parent)
+    check_plan([*origin.plan, *plan])
+    data = context.data if context.data is not None else origin.data
+    digest = parent
+    for end in range(1, len(plan) + 1):
+        key = plan_key(parent, plan[:end], data, context.seed, context.threads)
+        digest = store.stage(key, _Job(store, parent, digest, plan[end - 1], context, data))
+    return digest
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One step on the artifact of the steps before it."""
+
+    store: Store
+    parent: str
+    before: str
+    step: Step
+    context: Context
+    data: str
+
+    def __call__(self) -> str:
+        store, context = self.store, self.context
+        previous = rebuild(store, self.before, allowed=context.allowed)
+        manifest = previous.manifest
+        state = State(
+            previous.module,
+            manifest.signature,
+            lambda: rebuild(store, self.parent, allowed=context.allowed).module,
+            manifest.plan,
+            manifest.decisions,
+            masks_of(previous.module, manifest.plan),
+        )
+        state = run_step(self.step, state, context)
+        draft = Draft(
+            model=manifest.model,
+            signature=manifest.signature,
+            plan=state.plan,
+            decisions=state.decisions,
+            parents=(self.parent,),
+            data=self.data,
+            seed=context.seed,
+            what={**manifest.what, "compression": _what(context.threads)},
+        )
+        return store.put_artifact(draft, tensors_of(state.module))
+
+
+def _what(threads: int) -> dict[str, Any]:
+    return {
+        "threads": threads,
+        "torch": torch.__version__,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+    }

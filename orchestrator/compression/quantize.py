@@ -1,0 +1,63 @@
+"""Steps that change the numbers' type: static int8, dynamic int8 and bfloat16."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
+from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_rows
+from orchestrator.runtime import int8
+from orchestrator.runtime.bf16 import to_bf16
+
+CALIBRATION_BATCH = 64
+"""Rows a calibration batch: observers merge a histogram a batch."""
+
+
+@apply_step.register
+def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
+    """int8 weights (per output channel) and activations (per tensor, ranges from calibration rows).
+
+    Jacob et al. 2018 (https://arxiv.org/abs/1712.05877), through PyTorch's PT2E export.
+
+    Raises:
+        CompressionError: there are no calibration rows, or nothing can be quantized.
+    """
+    if context.calibration is None or len(context.calibration) == 0:
+        raise CompressionError("static int8 needs calibration rows", fix="give the data a calibration part")
+    rows = torch.tensor(context.calibration[: step.rows])
+    example = example_rows(state.signature, int8.EXAMPLE_ROWS)
+
+    def calibrate(prepared: nn.Module) -> None:
+        for batch in rows.split(CALIBRATION_BATCH):
+            prepared(batch)
+
+    narrow = int8.reduce_range()
+    graph = int8.quantize(copy_of(state.module), "static", narrow, example, calibrate)
+    decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
+    return state.after(step, graph, decision)
+
+
+@apply_step.register
+def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State:  # noqa: ARG001
+    """int8 weights of linears; the range of their inputs is taken from each batch as it comes.
+
+    So an answer depends, within rounding, on the rows that share its batch.
+
+    Raises:
+        CompressionError: the model has no linear.
+    """
+    example = example_rows(state.signature, int8.EXAMPLE_ROWS)
+    narrow = int8.reduce_range()
+    graph = int8.quantize(
+        copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example)
+    )
+    return state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
+
+
+@apply_step.register
+def cast_bf16(step: Bf16, state: State, context: Context) -> State:  # noqa: ARG001
+    """Weights and arithmetic in bfloat16; scaling, normalization and outputs stay float32."""
+    return state.after(step, to_bf16(copy_of(state.module)), {})

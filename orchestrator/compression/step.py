@@ -1,0 +1,134 @@
+"""What a compression step gets and gives; each step registers its function with `apply_step`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orchestrator.config.base import Settings
+from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import Step
+from orchestrator.data.dataset import Part
+from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_rows
+from orchestrator.training.state import EpochReport
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps may use besides the model; each step says when something it needs is missing."""
+
+    seed: int
+    threads: int = 1
+    """torch threads of every step; they change the weights."""
+    data: str | None = None
+    """Digest of the data set; the parent's own when not given."""
+    calibration: NDArray[Any] | None = None
+    """Raw rows [N, *input_shape] for quantization ranges."""
+    train: Part | None = None
+    validation: Part | None = None
+    metric: Metric | None = None
+    """What recovery reports and stops early by; the task's plain one (accuracy, RMSE) when not given."""
+    allowed: Collection[str] = ()
+    on_epoch: Callable[[EpochReport], None] | None = None
+    """Called after each epoch of a recovery."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A model between two steps."""
+
+    module: nn.Module
+    """In eval mode; a step works on a copy."""
+    signature: Signature
+    parent: Callable[[], nn.Module]
+    """Builds the model that the plan started from: the teacher of a recovery."""
+    plan: tuple[Step, ...] = ()
+    """Steps applied so far."""
+    decisions: tuple[dict[str, Any], ...] = ()
+    """What each of them decided: plain JSON."""
+    masks: dict[str, Tensor] | None = None
+    """Parameter name -> True where a weight lives, once magnitude pruning has zeroed some."""
+
+    def after(self, step: Step, module: nn.Module, decision: dict[str, Any], **changes: Any) -> State:
+        """The state when `step` has turned the module into `module`."""
+        return replace(
+            self,
+            module=module,
+            plan=(*self.plan, step),
+            decisions=(*self.decisions, {"kind": step.kind, **decision}),
+            **changes,
+        )
+
+
+@singledispatch
+def apply_step(step: Settings, state: State, context: Context) -> State:  # noqa: ARG001
+    """Apply one step to a model, which is not changed.
+
+    A step's module registers its function for its settings class.
+
+    Raises:
+        CompressionError: the step does not fit the model, or would do nothing.
+    """
+    raise CompressionError("no function is registered for the step", type(step).__name__)
+
+
+def run_step(step: Step, state: State, context: Context) -> State:
+    """Apply one step under the context's seed and threads, and check that the result still answers.
+
+    Raises:
+        CompressionError: the step does not fit, would do nothing, or broke the model.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(context.threads)
+    try:
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(context.seed)
+            after = apply_step(step, state, context)
+        _check_outputs(step, after)
+    finally:
+        torch.set_num_threads(threads)
+    return after
+
+
+def masks_of(module: nn.Module, plan: Sequence[Step]) -> dict[str, Tensor] | None:
+    """The masks of a magnitude-pruned module, read from its zeros."""
+    if not any(step.kind == "prune_magnitude" for step in plan):
+        return None
+    return {name: tensor.detach() != 0 for name, tensor in weights_of(module).items()}
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Weights of all convolutions and linears by parameter name; tied ones once."""
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return {f"{name}.weight": part.weight for name, part in module.named_modules() if isinstance(part, kinds)}
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """An independent eval-mode copy to work on."""
+    return copy.deepcopy(module).eval()
+
+
+def _check_outputs(step: Step, state: State) -> None:
+    rows = example_rows(state.signature, 2)
+    try:
+        with torch.no_grad():
+            outputs = state.module(rows)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CompressionError(
+            f"after '{step.kind}' the model no longer runs ({str(error).strip()[:200]})",
+            fix="its forward depends on a width that was pruned: name the layers in fixed_width_layers()",
+        ) from error
+    if outputs.shape != (2, state.signature.outputs) or not torch.isfinite(outputs).all():
+        raise CompressionError(
+            f"after '{step.kind}' the model gives no finite outputs of shape [B, {state.signature.outputs}]",
+            list(outputs.shape),
+        )

@@ -1,0 +1,142 @@
+"""The node-wide cache: one folder per data set and seed, complete or absent.
+
+A folder is written under another name and renamed when it is whole. A lock file lets one process of
+the node decode while the others wait; the kernel drops the lock of a process that dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.config.signature import Signature
+from orchestrator.data.build import dataset_digest, part_digest, read_parts
+from orchestrator.data.dataset import Dataset
+from orchestrator.errors import DataError, DiskFullError
+
+SCHEMA = 1
+"""Raised whenever the same settings would give other files: part of every key."""
+
+
+def default_cache() -> Path:
+    """`ORCHESTRATOR_CACHE`, or `~/.cache/orchestrator/data`."""
+    named = os.environ.get("ORCHESTRATOR_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator" / "data"
+
+
+def get_or_build(cache: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> Dataset:
+    """The data set under `key`, built by `build(folder)` if it is absent or damaged.
+
+    Args:
+        cache: folder of all data sets; created when missing.
+        key: name of this one.
+        build: writes the parts into a folder and returns the content of `meta.json`.
+
+    Raises:
+        DiskFullError: no space is left for the cache.
+        DataError: the cache folder cannot be written.
+    """
+    folder = cache / key
+    with _writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{key}.lock"):
+            found = _whole(folder)
+            if found is not None:
+                return found
+            for remains in [folder, *cache.glob(f".{key}-*")]:
+                if remains.exists():
+                    shutil.rmtree(remains)
+            _publish(folder, build)
+    return open_cached(folder)
+
+
+def open_cached(folder: Path) -> Dataset:
+    """Open a cache folder: memory-mapped, nothing is decoded, checked or copied.
+
+    Raises:
+        DataError: the folder is missing or not whole.
+    """
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        signature = Signature.model_validate(meta["signature"])
+        parts = read_parts(folder)
+        if meta["schema"] != SCHEMA or meta["facts"]["rows"] != {
+            name: len(part) for name, part in parts.items()
+        }:
+            raise ValueError("files do not fit meta.json")
+        return Dataset(parts, signature, meta["digest"], meta["facts"], folder)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DataError(
+            f"not a whole data cache ({type(error).__name__})",
+            folder,
+            "load the data again on this machine: it is then rebuilt",
+        ) from error
+
+
+def _whole(folder: Path) -> Dataset | None:
+    """The data set if every row of it still has the digest that was recorded."""
+    try:
+        found = open_cached(folder)
+    except DataError:
+        return None
+    digests = {name: part_digest(part) for name, part in found.parts.items()}
+    sound = digests == found.facts["row_digests"] and dataset_digest(found.signature, digests) == found.digest
+    return found if sound else None
+
+
+def _publish(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        meta = build(draft)
+        for path in draft.iterdir():
+            _sync(path)
+        (draft / "meta.json").write_text(json.dumps({"schema": SCHEMA, **meta}, indent=1), encoding="utf-8")
+        _sync(draft / "meta.json")
+        _sync(draft)
+        draft.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                "no space is left for the data cache",
+                cache,
+                "free some, or set ORCHESTRATOR_CACHE to a folder on another disk",
+            ) from error
+        raise DataError(
+            f"cannot write the data cache ({error.strerror or error})",
+            error.filename or cache,
+            "set ORCHESTRATOR_CACHE to a folder that can be written",
+        ) from error

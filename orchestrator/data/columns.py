@@ -1,0 +1,216 @@
+"""Arrow columns: which hold inputs, and their rows as arrays."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from orchestrator.data.dataset import Array
+from orchestrator.data.source import nearest
+from orchestrator.errors import DataError
+
+Kind = Literal["encoded", "tensor", "number", "text", "other"]
+IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels")
+"""Names that say which of several candidates is the input."""
+INDEX_PREFIX = "__index_level_"
+"""Pandas' index columns: never features."""
+
+
+def kind_of(type_: pa.DataType) -> Kind:
+    """What a column of this Arrow type can be used as."""
+    types = pa.types
+    if isinstance(type_, pa.BaseExtensionType):
+        return "tensor" if isinstance(type_, pa.FixedShapeTensorType) else "other"
+    if types.is_struct(type_):
+        place = type_.get_field_index("bytes")
+        return "encoded" if place >= 0 and _is_bytes(type_.field(place).type) else "other"
+    if _is_bytes(type_):
+        return "encoded"
+    if types.is_fixed_size_list(type_) or types.is_list(type_) or types.is_large_list(type_):
+        return "tensor" if kind_of(type_.value_type) in ("number", "tensor") else "other"
+    if types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_):
+        return "number"
+    if types.is_decimal(type_):
+        return "number"
+    if types.is_dictionary(type_):
+        return "text" if kind_of(type_.value_type) == "text" else "other"
+    return "text" if types.is_string(type_) or types.is_large_string(type_) else "other"
+
+
+def find_input(
+    schema: pa.Schema, wanted: str | None, features: tuple[str, ...], targets: tuple[str, ...], origin: str
+) -> tuple[tuple[str, ...], Kind]:
+    """The input columns and what they hold: one of images or tensors, or numeric ones.
+
+    When settings name none: the only column of images or tensors (or the one that is called like an
+    image), else all numeric columns but the targets.
+
+    Raises:
+        DataError: a named column is missing or of another type, or none or several would fit.
+    """
+    if features:
+        for name in features:
+            require(schema, name, ("number",), "data.features", origin)
+        return features, "number"
+    if wanted is not None:
+        return (wanted,), require(schema, wanted, ("encoded", "tensor", "number"), "data.input", origin)
+    others = [name for name in schema.names if name not in targets and not name.startswith(INDEX_PREFIX)]
+    kinds = {name: kind_of(schema.field(name).type) for name in others}
+    found = [name for name in others if kinds[name] in ("encoded", "tensor")]
+    called = [name for name in IMAGE_NAMES if name in found]
+    if called or len(found) == 1:
+        name = (called or found)[0]
+        return (name,), kinds[name]
+    if found:
+        raise DataError(f"several columns of {origin} could be the input", ", ".join(found), "set data.input")
+    numeric = tuple(name for name in others if kinds[name] == "number")
+    if not numeric:
+        listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+        raise DataError(
+            f"no column of {origin} can be the input", listed, "images, tensors or numeric columns are needed"
+        )
+    return numeric, "number"
+
+
+def require(schema: pa.Schema, name: str, kinds: tuple[Kind, ...], setting: str, origin: str) -> Kind:
+    """The kind of a named column, which must be one of `kinds`.
+
+    Raises:
+        DataError: there is no such column, or it is of another type.
+    """
+    count = schema.names.count(name)
+    if count != 1:
+        what = f"{setting}: no column of {origin} has this name"
+        what = what if count == 0 else f"{setting}: {count} columns of {origin} have this name"
+        raise DataError(what, name, nearest(name, schema.names))
+    kind = kind_of(schema.field(name).type)
+    if kind not in kinds:
+        spoken = {"encoded": "image files", "tensor": "tensors", "number": "numbers", "text": "text"}
+        raise DataError(
+            f"{setting}: column '{name}' of {origin} has an unsupported type",
+            schema.field(name).type,
+            "supported here: " + ", ".join(spoken[kind] for kind in kinds),
+        )
+    return kind
+
+
+def encoded_rows(column: pa.Array, first_row: int, origin: str) -> list[bytes]:
+    """The image files of a column as bytes.
+
+    Raises:
+        DataError: a row has no bytes.
+    """
+    files = pa.compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    _no_nulls(files, first_row, origin, "has no image")
+    found: list[bytes] = files.to_pylist()
+    return found
+
+
+def tensor_rows(column: pa.Array, first_row: int, origin: str) -> Array:
+    """The rows of a tensor column: `uint8` [N, C, H, W] where it holds images, else `float32` [N, F].
+
+    `uint8` of three axes is an image, channels first unless the axes' names or sizes (1 or 3 last, and
+    not first) say otherwise; of two axes a gray image. All else is flattened into feature rows.
+
+    Raises:
+        DataError: a row is null, lists differ in length, or `uint8` has more than three axes.
+    """
+    names: list[str] | None = None
+    if isinstance(column.type, pa.FixedShapeTensorType):
+        _no_nulls(column, first_row, origin, "has no value")
+        names = _axes(column.type)
+        values = _nested(column.storage, first_row, origin).reshape(-1, *column.type.shape)
+        if column.type.permutation:
+            values = values.transpose(0, *(axis + 1 for axis in column.type.permutation))
+    else:
+        values = _nested(column, first_row, origin)
+    if values.dtype != np.uint8 or values.ndim == 2:
+        rows: Array = values.reshape(len(values), -1).astype(np.float32)
+        return rows
+    if values.ndim == 3:
+        return np.expand_dims(values, 1)
+    if values.ndim > 4:
+        raise DataError(
+            f"tensors of {origin} have too many axes", list(values.shape[1:]), "images have at most three"
+        )
+    channels = (1, 3)
+    last = values.shape[3] in channels and values.shape[1] not in channels
+    if names is not None and "C" in names:
+        last = names.index("C") == 2
+    return np.moveaxis(values, 3, 1) if last else values
+
+
+def number_rows(columns: list[pa.Array]) -> Array:
+    """`float64` [N, columns]; nulls become NaN."""
+    return np.stack([_numbers(column) for column in columns], axis=1)
+
+
+def label_rows(column: pa.ChunkedArray, name: str, origin: str) -> Array:
+    """Labels as they stand: `int64` [N], or `object` strings; booleans become "false" and "true".
+
+    Raises:
+        DataError: a label is null, or of a type that cannot be a label.
+    """
+    _no_nulls(column, 0, origin, f"has no label in column '{name}'")
+    type_ = column.type
+    if pa.types.is_dictionary(type_):
+        column, type_ = column.cast(type_.value_type), type_.value_type
+    if pa.types.is_boolean(type_):
+        return np.asarray(["true" if label else "false" for label in column.to_pylist()], dtype=object)
+    if kind_of(type_) == "text":
+        return np.asarray(column.to_pylist(), dtype=object)
+    if not pa.types.is_integer(type_):
+        raise DataError(
+            f"column '{name}' of {origin} cannot hold labels",
+            type_,
+            "use integers or text, or set data.task: regression for real-valued targets",
+        )
+    try:
+        return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"a label in column '{name}' of {origin} is out of range", error) from error
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _no_nulls(column: Any, first_row: int, origin: str, what: str) -> None:
+    if column.null_count:
+        row = first_row + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"row {row} of {origin} {what}", fix="fill or remove it (rows are counted from 0)")
+
+
+def _numbers(column: pa.Array) -> Array:
+    if not pa.types.is_floating(column.type):
+        column = column.cast(pa.float64(), safe=False)
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _axes(type_: pa.FixedShapeTensorType) -> list[str] | None:
+    """Upper-case names of the axes in logical order."""
+    if type_.dim_names is None:
+        return None
+    names = [name.upper()[:1] for name in type_.dim_names]
+    return [names[place] for place in type_.permutation] if type_.permutation else names
+
+
+def _nested(column: pa.Array, first_row: int, origin: str) -> Array:
+    """Equal-sized lists of any depth as one array."""
+    shape = [len(column)]
+    while kind_of(column.type) == "tensor":
+        _no_nulls(column, first_row, origin, "has a null")
+        if pa.types.is_fixed_size_list(column.type):
+            sizes = np.asarray([column.type.list_size])
+        else:
+            sizes = np.unique(pa.compute.list_value_length(column).to_numpy())
+        if len(sizes) > 1:
+            raise DataError(f"lists of {origin} differ in length", sizes.tolist(), "all rows need one shape")
+        shape.append(int(sizes[0]) if len(sizes) else 0)
+        column = column.flatten()
+    if column.null_count or not pa.types.is_uint8(column.type):
+        return _numbers(column).reshape(shape)
+    return np.asarray(column.to_numpy()).reshape(shape)

@@ -1,0 +1,49 @@
+"""What the rest of the project sees of data: five read-only parts and the facts about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from orchestrator.config.data import PartName
+from orchestrator.config.signature import Signature
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, memory-mapped and read-only. Its rows stand in a seeded random order, so that the first
+    n rows are a fair sample of the part."""
+
+    inputs: Array
+    """`uint8` [N, C, H, W] images or `float32` [N, F] feature rows."""
+    targets: Array
+    """`int64` [N] labels or `float32` [N, T] regression targets."""
+    ids: Array
+    """`int64` [N]: row numbers in the source, those of a second file after those of the first."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All five parts of one source under one seed."""
+
+    parts: dict[PartName, Part]
+    signature: Signature
+    digest: str
+    """Hex sha256 over the signature and, for each part, its decoded rows, targets and ids."""
+    facts: dict[str, Any]
+    """Plain values for the summary: `source`, and per part `rows`, `row_digests` and, for
+    classification, `class_counts` in label order."""
+    folder: Path
+    """Cache folder; `orchestrator.data.load.open_cached` opens it again without decoding."""
+
+    def part(self, name: PartName) -> Part:
+        """One part by name."""
+        return self.parts[name]

@@ -1,0 +1,121 @@
+"""From data settings to a `Dataset`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Collection
+from functools import partial
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import PIL
+
+from orchestrator.config.base import fingerprint
+from orchestrator.config.data import (
+    CustomData,
+    DataSettings,
+    EmbeddedData,
+    FolderData,
+    ParquetData,
+    PartName,
+)
+from orchestrator.data.build import build
+from orchestrator.data.cache import SCHEMA, default_cache, get_or_build, open_cached
+from orchestrator.data.custom import CustomSource, transformer
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.folder import FolderSource
+from orchestrator.data.images import Decoder
+from orchestrator.data.parquet import ParquetSource
+from orchestrator.data.source import Source
+
+__all__ = ["default_cache", "load", "open_cached"]
+
+
+def load(settings: DataSettings, *, seed: int, cache: Path, allowed: Collection[str] = ()) -> Dataset:
+    """The data set, decoded at most once per node and then memory-mapped from `cache`.
+
+    The cache is looked up by settings, seed and a digest of the source's content, and its rows are
+    checked against their recorded digests. Several processes may call this at the same time.
+
+    Args:
+        settings: the run file's `data`.
+        seed: decides the parts and the order of the rows in them.
+        cache: folder of decoded data sets, see `default_cache`.
+        allowed: import paths that may be called.
+
+    Raises:
+        DataError: the data is missing, unreadable or not what `settings` say.
+        DiskFullError: no space is left in `cache`.
+        ModelError: `dataset` or `transform` is not allowed or cannot be imported.
+    """
+    if isinstance(settings, EmbeddedData):
+        with as_file(files("orchestrator.data") / "embedded" / f"{settings.name}.parquet") as path:
+            shipped = ParquetData(
+                train=str(path), task=settings.task, shares=settings.shares, limit=settings.limit
+            )
+            return _load(settings, _parquet(shipped), (), seed, cache, allowed)
+    if isinstance(settings, ParquetData):
+        return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed)
+    if isinstance(settings, FolderData):
+        return _load(settings, _folder(settings), (), seed, cache, allowed)
+    source = CustomSource(settings, allowed)
+    return _load(settings, {"train": source}, source.classes, seed, cache, allowed)
+
+
+def _load(
+    settings: EmbeddedData | ParquetData | FolderData | CustomData,
+    sources: dict[PartName, Source],
+    classes: tuple[str, ...],
+    seed: int,
+    cache: Path,
+    allowed: Collection[str],
+) -> Dataset:
+    transform = transformer(settings.transform, allowed)
+    key = fingerprint(
+        {
+            "schema": SCHEMA,
+            "settings": settings.plain(),
+            "seed": seed,
+            "sources": {name: source.fingerprint() for name, source in sources.items()},
+            "transform": _code_digest(settings.transform),
+            "pillow": PIL.__version__,
+        }
+    )
+    write: Callable[[Path], dict[str, object]] = partial(
+        build, sources=sources, settings=settings, seed=seed, classes=classes, transform=transform
+    )
+    return get_or_build(cache, key[:32], write)
+
+
+def _parquet(settings: ParquetData) -> dict[PartName, Source]:
+    named: dict[PartName, str | None] = {
+        "train": settings.train,
+        "validation": settings.validation,
+        "calibration": settings.calibration,
+        "contract": settings.contract,
+        "test": settings.test,
+    }
+    decoder = Decoder(settings.image)
+    root = Path(settings.root).expanduser().absolute()
+    return {
+        part: ParquetSource(root / file, settings, decoder)
+        for part, file in named.items()
+        if file is not None
+    }
+
+
+def _folder(settings: FolderData) -> dict[PartName, Source]:
+    decoder = Decoder(settings.image)
+    root = Path(settings.root).expanduser().absolute()
+    sources: dict[PartName, Source] = {"train": FolderSource(root, settings, decoder)}
+    if settings.test is not None:
+        sources["test"] = FolderSource(root.parent / settings.test, settings, decoder)
+    return sources
+
+
+def _code_digest(path: str | None) -> str | None:
+    """Digest of the module that holds a transform: a changed transform must not find old rows."""
+    module = sys.modules.get(path.partition(":")[0]) if path else None
+    file = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

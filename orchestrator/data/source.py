@@ -1,0 +1,102 @@
+"""What every kind of source offers to the builder of the cache, and the checks that they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from orchestrator.data.dataset import Array
+from orchestrator.errors import DataError
+
+
+class Source(Protocol):
+    """The rows of one file, folder or function, read as a stream."""
+
+    name: str
+    """For errors and the report."""
+    rows: int
+    """Rows that are used."""
+    total: int
+    """Rows that there are; what `limit` leaves out still counts for the ids of the next file."""
+    columns: tuple[str, ...]
+    """Names of the features, for errors; empty for images and tensors."""
+
+    def fingerprint(self) -> str:
+        """A digest that changes whenever the rows may have changed."""
+        ...
+
+    def labels(self) -> Array:
+        """[N] labels as they stand in the source: `int64`, or `object` strings."""
+        ...
+
+    def values(self) -> Array:
+        """[N, T] regression targets as `float64`; missing ones are NaN."""
+        ...
+
+    def blocks(self) -> Iterator[Array]:
+        """The inputs in source order, some rows at a time."""
+        ...
+
+
+def class_names(raw: Array, given: Sequence[str], origin: str) -> tuple[str, ...]:
+    """Class names in label order, from the labels of the training source.
+
+    Text labels are sorted by name and integers must run from 0 without gaps, unless `given` names all.
+
+    Raises:
+        DataError: there is one class only, or integers leave out a class.
+    """
+    distinct = sorted(set(raw.tolist()))
+    if len(distinct) < 2:
+        raise DataError(
+            f"all labels of {origin} are the same", distinct[0], "classification needs at least two classes"
+        )
+    if given:
+        return tuple(given)
+    if raw.dtype == object:
+        return tuple(distinct)
+    for number, label in enumerate(distinct):
+        if number != label:
+            raise DataError(
+                f"labels of {origin} are out of range",
+                f"{len(distinct)} labels from {distinct[0]} to {distinct[-1]}, but none is {number}",
+                "number the classes 0, 1, 2, ... without gaps, use text labels, or name every class in "
+                "data.classes",
+            )
+    return tuple(str(label) for label in distinct)
+
+
+def encode(raw: Array, classes: tuple[str, ...], origin: str) -> Array:
+    """`int64` [N] labels.
+
+    Raises:
+        DataError: the first label that is none of `classes`, with its row.
+    """
+    if raw.dtype == object:
+        number_of = {name: number for number, name in enumerate(classes)}
+        for row, label in enumerate(raw.tolist()):
+            if label not in number_of:
+                raise DataError(
+                    f"row {row} of {origin} has an unknown label",
+                    label,
+                    f"{nearest(label, classes)} (rows are counted from 0)",
+                )
+        return np.asarray([number_of[label] for label in raw.tolist()], dtype=np.int64)
+    wrong = ((raw < 0) | (raw >= len(classes))).nonzero()[0]
+    if len(wrong):
+        raise DataError(
+            f"row {wrong[0]} of {origin} has a label out of range",
+            raw[wrong[0]],
+            f"with {len(classes)} classes labels are 0 to {len(classes) - 1} (rows are counted from 0)",
+        )
+    return raw
+
+
+def nearest(wrong: str, known: Sequence[str]) -> str:
+    """A hint for a name that is not known: the nearest one and the list."""
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    shown = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
+    return (f"did you mean '{near[0]}'? " if near else "") + f"there are: {shown}"

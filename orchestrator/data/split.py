@@ -1,0 +1,93 @@
+"""Seeded, stratified cuts of one source into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from orchestrator.config.data import PARTS, PartName, Shares
+from orchestrator.data.dataset import Array
+from orchestrator.errors import DataError
+
+LEAST_ROWS = 20
+
+
+def free_shares(shares: Shares, named: Collection[PartName]) -> dict[PartName, float]:
+    """What share of the training source each part gets that has no file of its own; they sum to 1.
+
+    Without a test file, the test part is cut first; the other shares are of what is left and are scaled
+    up for the parts that have files.
+    """
+    free: list[PartName] = [name for name in PARTS if name not in named and name != "test"]
+    test = 0.0 if "test" in named else shares.test
+    total = sum(getattr(shares, name) for name in free)
+    found: dict[PartName, float] = {name: (1 - test) * getattr(shares, name) / total for name in free}
+    return found if "test" in named else {**found, "test": test}
+
+
+def cut(
+    rows: int,
+    labels: Array | None,
+    shares: dict[PartName, float],
+    *,
+    seed: int,
+    origin: str,
+    classes: Sequence[str] = (),
+) -> dict[PartName, Array]:
+    """Row numbers of each part, in a random order that depends on `seed` and `rows` alone.
+
+    With `labels` every class is cut by itself (largest remainder), and every part gets at least one row
+    of every class.
+
+    Raises:
+        DataError: there are too few rows, or a class has fewer rows than there are parts.
+    """
+    if rows < LEAST_ROWS:
+        raise DataError(f"too few rows in {origin}", rows, f"at least {LEAST_ROWS} are needed")
+    order = shuffled(rows, seed)
+    names = list(shares)
+    part_of = np.empty(rows, dtype=np.int64)
+    if labels is None:
+        part_of[order] = np.repeat(np.arange(len(names)), apportion(rows, list(shares.values())))
+    else:
+        ordered = labels[order]
+        for label, name in enumerate(classes):
+            members = order[ordered == label]
+            if len(members) < len(names):
+                raise DataError(
+                    f"class '{name}' of {origin} is too small to split into {len(names)} parts "
+                    f"({', '.join(names)})",
+                    f"{len(members)} rows",
+                    f"give every class at least {len(names)} rows, or name files for some of the parts",
+                )
+            part_of[members] = np.repeat(
+                np.arange(len(names)), apportion(len(members), list(shares.values()))
+            )
+    ordered_parts = part_of[order]
+    return {name: order[ordered_parts == number] for number, name in enumerate(names)}
+
+
+def shuffled(rows: int, seed: int) -> Array:
+    """`int64` [rows]: the row numbers in a random order.
+
+    Sorted uniform numbers of PCG64, whose stream is fixed, instead of `permutation`, whose algorithm
+    may change between NumPy releases.
+    """
+    return np.argsort(np.random.Generator(np.random.PCG64(seed)).random(rows), kind="stable")
+
+
+def apportion(rows: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `rows`, by largest remainder, each at least 1.
+
+    `rows` must be at least the number of shares; the shares sum to 1.
+    """
+    quotas = [round(rows * share, 9) for share in shares]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - quotas[k])
+    for k in by_remainder[: rows - sum(counts)]:
+        counts[k] += 1
+    while 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return counts

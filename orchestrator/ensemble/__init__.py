@@ -1,0 +1,1 @@
+"""Ensembles as trees: one walk that every driver uses, and the fitting of weights and thresholds."""

@@ -1,0 +1,104 @@
+"""Cascades: a row leaves at the first stage that is confident enough.
+
+Confidence is the stage's top probability, and each later stage replaces the answer (Viola and Jones
+2001; Wang et al. 2021, https://arxiv.org/abs/2012.01988).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats
+from orchestrator.errors import EnsembleError
+from orchestrator.measure.metrics import larger_is_better, score
+
+ALL_LEAVE = 0.0
+"""Threshold below every confidence: no row goes on."""
+NONE_LEAVES = 2.0
+"""Threshold above every confidence (infinity is not JSON): every row goes on."""
+MOST_CANDIDATES = 512
+"""Thresholds tried for a stage; with more distinct confidences, evenly spread ranks among them."""
+
+
+def check_task(task: Task) -> None:
+    """Refuse what a cascade cannot do.
+
+    Raises:
+        EnsembleError: the task is regression, whose outputs carry no confidence.
+    """
+    if task != "classification":
+        raise EnsembleError(
+            "a cascade needs a classifier's confidence", task, "use parallel or weighted_mix instead"
+        )
+
+
+def confidence(scores: Floats) -> Floats:
+    """Top probability [N] of log-probabilities [N, K]."""
+    return np.asarray(np.exp(scores.max(axis=1)))
+
+
+def undecided(scores: Floats, threshold: float) -> npt.NDArray[np.bool_]:
+    """Mask [N] of the rows that go on to the next stage."""
+    return np.asarray(confidence(scores) < threshold)
+
+
+def candidates(observed: Floats) -> list[float]:
+    """Thresholds worth trying, rising: `ALL_LEAVE`, midpoints of neighbouring confidences, `NONE_LEAVES`.
+
+    A midpoint keeps away from the observed rows, so that rounding in another placement moves none of
+    them to the other side.
+    """
+    values = np.unique(observed)
+    middles = (values[:-1] + values[1:]) / 2
+    # The midpoint of two adjacent floats is one of them; such a pair cannot be told apart safely.
+    middles = middles[(middles > values[:-1]) & (middles < values[1:])]
+    if len(middles) > MOST_CANDIDATES:
+        middles = middles[np.linspace(0, len(middles) - 1, MOST_CANDIDATES).round().astype(int)]
+    return [ALL_LEAVE, *middles.tolist(), NONE_LEAVES]
+
+
+def fit_thresholds(
+    stages: Sequence[Floats],
+    targets: npt.NDArray[np.int64],
+    metric: Metric,
+    tolerance: float,
+    *,
+    allowed: Collection[str] = (),
+) -> tuple[float, ...]:
+    """Thresholds of least expected cost whose metric stays within `tolerance` of the last stage's.
+
+    Stages are fitted front to back. For each, the rows that do not leave are taken to go to the last
+    stage; a lower threshold lets more rows leave and so costs less whatever the stages cost, hence the
+    lowest one that keeps the metric is the cheapest. With two stages this is the optimum over all
+    candidates; with more it is greedy.
+
+    Args:
+        stages: Log-probabilities [N, K] of every stage on all rows.
+        targets: Labels [N].
+        metric: What must be kept.
+        tolerance: Allowed loss, in the metric's unit.
+        allowed: Import paths that a metric may come from.
+    """
+    sign = 1.0 if larger_is_better(metric) else -1.0
+    last = stages[-1]
+    # A hair of slack: the same rows summed in another order must not count as a loss.
+    least = sign * score(metric, last, targets, allowed=allowed) - tolerance - 1e-12
+    answers, going_on = last.copy(), np.arange(len(last))
+    thresholds: list[float] = []
+    for stage in stages[:-1]:
+        chosen = NONE_LEAVES
+        for threshold in candidates(confidence(stage[going_on])) if len(going_on) else [ALL_LEAVE]:
+            leaving = going_on[~undecided(stage[going_on], threshold)]
+            trial = answers.copy()
+            trial[leaving] = stage[leaving]
+            if sign * score(metric, trial, targets, allowed=allowed) >= least:
+                chosen, answers = threshold, trial
+                break
+        thresholds.append(chosen)
+        going_on = going_on[undecided(stage[going_on], chosen)]
+    return tuple(thresholds)

@@ -1,0 +1,297 @@
+"""The walk: what an ensemble asks of its members and how their answers become one. It knows no I/O.
+
+`walk` is a generator. It yields a tuple of `Ask`s that may be answered at the same time, receives a
+tuple of `Outcome`s in the same order, and returns a `Prediction`. `predict` drives it in process; a
+server drives the same generator with awaited calls::
+
+    steps = walk(tree, rows, task)
+    asks = next(steps)
+    try:
+        while True:
+            outcomes = await gather(asks)       # any driver: threads, RPC, a cache
+            asks = steps.send(tuple(outcomes))
+    except StopIteration as done:
+        prediction = done.value
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.ensemble import Member, Node, Parallel, Sequential, WeightedMix, leaves
+from orchestrator.config.signature import Task
+from orchestrator.ensemble import cascade, quorum
+from orchestrator.ensemble.combine import Floats, pool, probabilities, scores_of
+from orchestrator.errors import EnsembleError, OrchestratorError
+
+Rows = npt.NDArray[np.intp]
+Output = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A question to one member: its outputs for `rows` (indices into the request, rising, never empty)."""
+
+    member: Member
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The answer to one `Ask`: raw outputs [len(rows), K] (logits or values), or why there is none."""
+
+    output: Output | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """An ensemble's answer to N rows."""
+
+    outputs: npt.NDArray[np.float32]
+    """[N, K] log-probabilities (classification), so that every metric takes them like logits; or values."""
+    probs: npt.NDArray[np.float32] | None
+    """[N, K] probabilities; None for regression."""
+    scores: Floats
+    """`outputs` before rounding to float32: what a threshold or a weight above this tree is fitted on."""
+    members: dict[Member, npt.NDArray[np.bool_]]
+    """For each distinct member a mask [N] of the rows that it answered."""
+    stages: npt.NDArray[np.int64]
+    """[N] stage of the root cascade that each row left at; 0 when the root is no cascade."""
+
+
+Walk = Generator[tuple[Ask, ...], tuple[Outcome, ...], Prediction]
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    scores: Floats
+    stages: npt.NDArray[np.int64]
+
+
+_Steps = Generator[tuple[Ask, ...], tuple[Output, ...], _Answer]
+
+
+def identity(member: Member) -> tuple[str, str]:
+    """What makes two leaves the same predictor: artifact (or name, before it is known) and execution."""
+    return member.digest or member.name, member.execution
+
+
+def distinct(tree: Node) -> list[Member]:
+    """The distinct members in file order: the first leaf of each identity."""
+    found: dict[tuple[str, str], Member] = {}
+    for leaf in leaves(tree):
+        found.setdefault(identity(leaf), leaf)
+    return list(found.values())
+
+
+def walk(tree: Node, rows: int, task: Task) -> Walk:
+    """Ask the members and combine their answers.
+
+    A member that several nodes share is asked once for a row. All members that can be asked at the same
+    time stand in one tuple; an `Ask` names the first of several equal leaves.
+
+    Args:
+        tree: A fitted tree.
+        rows: Number of rows of the request, at least 1.
+        task: Decides between log-probabilities and values.
+
+    Raises:
+        EnsembleError: the tree is not fitted, or the driver broke the protocol.
+        QuorumError: a member gave no sound answer; it is named.
+    """
+    if rows < 1:
+        raise EnsembleError("an ensemble needs at least one row", rows)
+    memory = _Memory(rows, distinct(tree))
+    steps = _answer(tree, np.arange(rows), task)
+    replies: tuple[Output, ...] | None = None
+    while True:
+        try:
+            asks = next(steps) if replies is None else steps.send(replies)
+        except StopIteration as done:
+            return _prediction(done.value, memory, task)
+        missing = memory.missing(asks)
+        if missing:
+            memory.keep(missing, (yield missing))
+        replies = tuple(memory.outputs[identity(ask.member)][ask.rows] for ask in asks)
+
+
+def predict(
+    tree: Node,
+    members: Mapping[Member, Callable[[npt.NDArray[Any]], Output]],
+    inputs: npt.NDArray[Any],
+    task: Task,
+) -> Prediction:
+    """Drive `walk` in this process, one member after the other.
+
+    Args:
+        tree: A fitted tree.
+        members: For each distinct member a function from inputs [n, ...] to outputs [n, K].
+        inputs: Rows [N, ...].
+        task: As for `walk`.
+
+    Raises:
+        QuorumError: a member failed; it is named.
+    """
+    steps = walk(tree, len(inputs), task)
+    outcomes: tuple[Outcome, ...] | None = None
+    while True:
+        try:
+            asks = next(steps) if outcomes is None else steps.send(outcomes)
+        except StopIteration as done:
+            prediction: Prediction = done.value
+            return prediction
+        outcomes = tuple(_call(members, ask, inputs) for ask in asks)
+
+
+def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Prediction:
+    """The prediction that members with these outputs [N, K] on all rows would lead to."""
+    members = {member: _lookup(output) for member, output in outputs.items()}
+    rows = len(next(iter(outputs.values())))
+    return predict(tree, members, np.arange(rows), task)
+
+
+def mean_cost(prediction: Prediction, macs: Mapping[Member, float]) -> float:
+    """Expected multiply-accumulates a row over those of all distinct members together, in 0..1.
+
+    Args:
+        prediction: On rows of the kind that will be served.
+        macs: Operations a row of each distinct member.
+    """
+    total = sum(macs[member] for member in prediction.members)
+    spent = sum(macs[member] * float(mask.mean()) for member, mask in prediction.members.items())
+    return spent / total if total else 0.0
+
+
+def _lookup(output: Output) -> Callable[[npt.NDArray[Any]], Output]:
+    return lambda rows: output[rows]
+
+
+def _call(
+    members: Mapping[Member, Callable[[npt.NDArray[Any]], Output]], ask: Ask, inputs: npt.NDArray[Any]
+) -> Outcome:
+    if ask.member not in members:
+        return Outcome(failure="no such predictor")
+    try:
+        return Outcome(output=members[ask.member](inputs[ask.rows]))
+    except OrchestratorError as error:
+        return Outcome(failure=str(error))
+
+
+def _prediction(answer: _Answer, memory: _Memory, task: Task) -> Prediction:
+    probs = probabilities(answer.scores).astype(np.float32) if task == "classification" else None
+    members = {member: memory.known[identity(member)] for member in memory.members}
+    return Prediction(answer.scores.astype(np.float32), probs, answer.scores, members, answer.stages)
+
+
+@dataclass(eq=False)
+class _Memory:
+    """Raw outputs that members already gave in this walk."""
+
+    rows: int
+    members: list[Member]
+    outputs: dict[tuple[str, str], Output] = field(default_factory=dict)
+    known: dict[tuple[str, str], npt.NDArray[np.bool_]] = field(default_factory=dict)
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        self.known = {identity(member): np.zeros(self.rows, dtype=bool) for member in self.members}
+
+    def missing(self, asks: Sequence[Ask]) -> tuple[Ask, ...]:
+        """One ask for each member with rows that it has not answered yet."""
+        wanted: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+        for ask in asks:
+            mask = wanted.setdefault(identity(ask.member), np.zeros(self.rows, dtype=bool))
+            mask[ask.rows] = True
+        first = {identity(member): member for member in self.members}
+        gaps = {key: np.flatnonzero(mask & ~self.known[key]) for key, mask in wanted.items()}
+        return tuple(Ask(first[key], rows) for key, rows in gaps.items() if len(rows))
+
+    def keep(self, asks: Sequence[Ask], outcomes: Sequence[Outcome]) -> None:
+        """Store the answers to `asks`."""
+        if len(outcomes) != len(asks):
+            raise EnsembleError("the walk needs one outcome for each ask", f"{len(outcomes)} for {len(asks)}")
+        outputs = quorum.require_all(
+            [ask.member.name for ask in asks],
+            [len(ask.rows) for ask in asks],
+            [outcome.output for outcome in outcomes],
+            [outcome.failure for outcome in outcomes],
+            self.width,
+        )
+        for ask, output in zip(asks, outputs, strict=True):
+            self.width = output.shape[1]
+            key = identity(ask.member)
+            if key not in self.outputs:
+                self.outputs[key] = np.zeros((self.rows, self.width), dtype=output.dtype)
+            self.outputs[key][ask.rows] = output
+            self.known[key][ask.rows] = True
+
+
+@singledispatch
+def _answer(node: Node, rows: Rows, task: Task) -> _Steps:
+    """Steps of one node over `rows`; every kind of node registers its own."""
+    raise EnsembleError(f"no walk for {type(node).__name__} ({task}, {len(rows)} rows)")
+
+
+@_answer.register
+def _member(node: Member, rows: Rows, task: Task) -> _Steps:
+    (output,) = yield (Ask(node, rows),)
+    return _Answer(scores_of(output, task), np.zeros(len(rows), dtype=np.int64))
+
+
+@_answer.register
+def _parallel(node: Parallel, rows: Rows, task: Task) -> _Steps:
+    parts = yield from _together([_answer(member, rows, task) for member in node.members])
+    return _Answer(pool(parts, None, task), np.zeros(len(rows), dtype=np.int64))
+
+
+@_answer.register
+def _weighted_mix(node: WeightedMix, rows: Rows, task: Task) -> _Steps:
+    if node.weights is None:
+        raise EnsembleError("weighted_mix has no weights", None, "fit the ensemble first")
+    parts = yield from _together([_answer(member, rows, task) for member in node.members])
+    return _Answer(pool(parts, node.weights, task), np.zeros(len(rows), dtype=np.int64))
+
+
+@_answer.register
+def _sequential(node: Sequential, rows: Rows, task: Task) -> _Steps:
+    cascade.check_task(task)
+    if node.thresholds is None:
+        raise EnsembleError("sequential has no thresholds", None, "fit the ensemble first")
+    first = yield from _answer(node.stages[0], rows, task)
+    scores, stages = first.scores.copy(), np.zeros(len(rows), dtype=np.int64)
+    open_rows = np.arange(len(rows))
+    for position, threshold in enumerate(node.thresholds, start=1):
+        open_rows = open_rows[cascade.undecided(scores[open_rows], threshold)]
+        if not len(open_rows):
+            break
+        answer = yield from _answer(node.stages[position], rows[open_rows], task)
+        scores[open_rows], stages[open_rows] = answer.scores, position
+    return _Answer(scores, stages)
+
+
+def _together(
+    children: Sequence[_Steps],
+) -> Generator[tuple[Ask, ...], tuple[Output, ...], list[Floats]]:
+    """Run the children side by side: whatever each waits for is asked in one tuple.
+
+    A child with several rounds (a cascade) makes the others wait only for its own later rounds.
+    """
+    waiting = {position: next(steps) for position, steps in enumerate(children)}
+    scores: dict[int, Floats] = {}
+    while waiting:
+        replies = iter((yield tuple(ask for asks in waiting.values() for ask in asks)))
+        for position, asks in list(waiting.items()):
+            mine = tuple(next(replies) for _ in asks)
+            try:
+                waiting[position] = children[position].send(mine)
+            except StopIteration as done:
+                del waiting[position]
+                scores[position] = done.value.scores
+    return [scores[position] for position in range(len(children))]

@@ -1,0 +1,141 @@
+"""Mix weights on the simplex: least negative log-likelihood, or least squared error.
+
+Both problems are convex and are solved to the optimum without any regularisation: squared error is one
+quadratic program; the likelihood takes a few Newton steps, each such a program (sequential quadratic
+programming for mixture proportions: Kim, Carbonetto, Stephens, Anitescu 2020,
+https://arxiv.org/abs/1806.01412). The result depends on the inputs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.ensemble.combine import Floats
+from orchestrator.errors import EnsembleError
+
+GAP = 1e-9
+"""Largest distance from the optimum, in nats a row, that counts as solved."""
+DECIMALS = 10
+"""Weights are rounded to this many: sums taken in another order then give the same weights."""
+
+
+def likelihood_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64]) -> tuple[float, ...]:
+    """Weights of least negative log-likelihood of the mixed probabilities.
+
+    Args:
+        scores: Log-probabilities [N, K], one array a member.
+        targets: Labels [N].
+
+    Raises:
+        EnsembleError: the solver did not reach the optimum.
+    """
+    chosen = np.stack([member[np.arange(len(targets)), targets] for member in scores], axis=1)
+    # Each row scaled by its best member: changes the likelihood by a constant and keeps exp in range.
+    odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+    weights = np.full(len(scores), 1 / len(scores))
+    for _ in range(200):
+        mixed = odds @ weights
+        shares = odds / mixed[:, None]
+        gradient = -shares.mean(axis=0)
+        if duality_gap(weights, gradient) <= GAP:
+            return _finished(weights)
+        hessian = shares.T @ shares / len(shares)
+        target = simplex_minimum(hessian, gradient - hessian @ weights)
+        weights = _line_search(odds, weights, target - weights, gradient)
+    raise EnsembleError("the mix weights did not converge", duality_gap(weights, gradient))
+
+
+def squared_error_weights(values: Sequence[Floats], targets: Floats) -> tuple[float, ...]:
+    """Weights of least squared error of the mixed values; targets are scaled to unit deviation.
+
+    Args:
+        values: Outputs [N, T], one array a member.
+        targets: Values [N, T].
+    """
+    truth = targets.reshape(len(targets), -1)
+    spread = truth.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    # Weights that sum to 1 mix the errors as they mix the values.
+    errors = np.stack([((member - truth) / scale).ravel() for member in values])
+    return _finished(simplex_minimum(errors @ errors.T / errors.shape[1], np.zeros(len(values))))
+
+
+def duality_gap(weights: Floats, gradient: Floats) -> float:
+    """Upper bound of how far a convex function at `weights` lies above its least value on the simplex.
+
+    Zero exactly at the optimum: there the gradient is equal on all used members and not lower on others.
+    """
+    return float(weights @ gradient - gradient.min())
+
+
+def simplex_minimum(matrix: npt.NDArray[Any], linear: npt.NDArray[Any]) -> Floats:
+    """argmin of 1/2 w'Hw + c'w over w >= 0, sum(w) = 1, by an active-set method.
+
+    From the best vertex, the member with the lowest gradient enters; the optimum over the entered
+    members is found from its linear equations, and members that it would make negative leave on the way.
+
+    Args:
+        matrix: H, symmetric positive semidefinite [M, M]; may be singular (equal members).
+        linear: c [M], in the range of H up to a constant, so that the minimum on every face exists.
+    """
+    members = len(linear)
+    scale = max(float(np.abs(matrix).max()), float(np.abs(linear).max()), 1e-300)
+    weights = np.zeros(members)
+    weights[int(np.argmin(np.diag(matrix) / 2 + linear))] = 1.0
+    for _ in range(20 * members):
+        gradient = matrix @ weights + linear
+        if duality_gap(weights, gradient) <= 1e-13 * scale:
+            break
+        used = weights > 0
+        used[int(gradient.argmin())] = True
+        weights = _face_minimum(matrix, linear, weights, used)
+    return weights
+
+
+def _face_minimum(
+    matrix: npt.NDArray[Any], linear: npt.NDArray[Any], weights: Floats, used: npt.NDArray[np.bool_]
+) -> Floats:
+    """From `weights` towards the optimum over `used` members, dropping those that reach zero."""
+    while True:
+        face = np.flatnonzero(used)
+        system = np.ones((len(face) + 1, len(face) + 1))
+        system[:-1, :-1], system[-1, -1] = matrix[np.ix_(face, face)], 0.0
+        # Solved for the step: its right side is small near the optimum, which keeps the digits.
+        gradient = matrix[face] @ weights + linear[face]
+        step = np.linalg.lstsq(system, np.append(-gradient, 0.0), rcond=1e-13)[0][:-1]
+        step -= step.mean()
+        current = weights[face]
+        falling = step < 0
+        reach = np.full(len(face), np.inf)
+        reach[falling] = current[falling] / -step[falling]
+        length = min(1.0, float(reach.min()))
+        moved = np.maximum(current + length * step, 0.0)
+        if length < 1.0:
+            moved[int(reach.argmin())] = 0.0
+        weights = np.zeros_like(weights)
+        weights[face] = moved / moved.sum()
+        if length >= 1.0:
+            return weights
+        used = weights > 0
+
+
+def _line_search(odds: Floats, weights: Floats, step: Floats, gradient: Floats) -> Floats:
+    """Halve the step until the likelihood improves enough (Armijo); else one EM step, which never harms."""
+    start, slope = float(np.log(odds @ weights).mean()), float(gradient @ step)
+    length = 1.0
+    while length > 1e-6:
+        trial = weights + length * step
+        mixed = odds @ trial
+        if mixed.min() > 0 and -np.log(mixed).mean() <= -start + 1e-4 * length * slope:
+            return trial
+        length /= 2
+    return np.asarray(weights * (odds / (odds @ weights)[:, None]).mean(axis=0))
+
+
+def _finished(weights: Floats) -> tuple[float, ...]:
+    rounded = np.round(np.maximum(weights, 0.0), DECIMALS)
+    return tuple((rounded / rounded.sum()).tolist())

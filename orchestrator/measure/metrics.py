@@ -1,0 +1,281 @@
+"""Metrics of outputs against targets.
+
+Every built-in metric is prepared once as a function of row weights. The metric itself is that function
+at weights of 1, a bootstrap resample is the function at how often each row was drawn: no sorting and no
+softmax is repeated, and two models resampled with the same weights are compared pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.imports import resolve
+from orchestrator.config.measure import BuiltInMetric, Metric
+from orchestrator.errors import DataError, ExecutionError, ModelError
+
+Floats = npt.NDArray[np.float64]
+Statistic = Callable[[Floats], float]
+"""Weights [N] (not negative) -> value; NaN where the weighted rows leave the metric undefined."""
+
+SMALLER_IS_BETTER = frozenset({"nll", "mae", "rmse"})
+BUILT_IN = frozenset(get_args(BuiltInMetric))
+CLASSIFICATION_METRICS = frozenset({"accuracy", "macro_f1", "auroc", "recall_at_precision", "nll"})
+
+
+def log_softmax(logits: npt.ArrayLike) -> Floats:
+    """Log-probabilities [N, K] in float64; exact for logits of any size."""
+    values = np.asarray(logits, dtype=np.float64)
+    shifted = values - values.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def softmax(logits: npt.ArrayLike) -> Floats:
+    """Probabilities [N, K] in float64."""
+    return np.asarray(np.exp(log_softmax(logits)))
+
+
+def larger_is_better(metric: Metric) -> bool:
+    """Direction of a metric; a user's own is defined as larger is better."""
+    return metric.name not in SMALLER_IS_BETTER
+
+
+def score(
+    metric: Metric, outputs: npt.ArrayLike, targets: npt.ArrayLike, *, allowed: Collection[str] = ()
+) -> float:
+    """The metric's own value (an error metric is not negated).
+
+    Args:
+        metric: Which metric.
+        outputs: Logits or log-probabilities [N, K], or regression values [N, T].
+        targets: Labels [N], or values [N, T] ([N] for one target).
+        allowed: Import paths that the metric may come from.
+
+    Raises:
+        DataError: shapes do not fit, a label is out of range, or the metric is undefined on these rows.
+        ExecutionError: the outputs are not finite.
+        ModelError: the metric's import path is not allowed or cannot be imported.
+    """
+    value = statistic(metric, outputs, targets, allowed=allowed)(np.ones(len(np.asarray(targets))))
+    if not np.isfinite(value):
+        raise DataError(
+            f"{metric.name} is undefined on these {len(np.asarray(targets))} rows",
+            value,
+            "it needs rows of at least two classes" if metric.name in CLASSIFICATION_METRICS else "",
+        )
+    return value
+
+
+def statistic(
+    metric: Metric, outputs: npt.ArrayLike, targets: npt.ArrayLike, *, allowed: Collection[str] = ()
+) -> Statistic:
+    """The metric on fixed rows as a function of row weights; arguments and errors as for `score`."""
+    # A user's own metric may be of either task.
+    classification = metric.name in CLASSIFICATION_METRICS if metric.name in BUILT_IN else None
+    values, truth = checked(outputs, targets, classification)
+    if metric.name == "recall_at_precision":
+        return _recall_at_precision(values, truth, metric.precision)
+    if metric.name in _PREPARE:
+        return _PREPARE[metric.name](values, truth)
+    return _custom(metric.name, resolve(metric.name, allowed), np.asarray(outputs), np.asarray(targets))
+
+
+def checked(
+    outputs: npt.ArrayLike, targets: npt.ArrayLike, classification: bool | None
+) -> tuple[Floats, npt.NDArray[Any]]:
+    """Outputs as float64 [N, K] and targets as int64 [N] or float64 [N, T]; None: by the targets' type.
+
+    Raises:
+        DataError: shapes do not fit, there are no rows, or a label is out of range.
+        ExecutionError: the outputs are not finite.
+    """
+    values, truth = np.asarray(outputs, dtype=np.float64), np.asarray(targets)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or not len(values) or len(values) != len(truth):
+        raise DataError(
+            "outputs and targets do not fit",
+            f"{list(values.shape)} and {list(truth.shape)}",
+            "use equal rows",
+        )
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise ExecutionError(
+            "the model's outputs are not finite, first in row", row, "lower the learning rate or use fp32"
+        )
+    if classification is None:
+        classification = is_labels(truth)
+    if classification:
+        return values, _labels(truth, values.shape[1])
+    truth = truth.astype(np.float64).reshape(len(truth), -1)
+    if truth.shape != values.shape:
+        raise DataError(
+            "outputs and targets do not fit",
+            f"{list(values.shape)} and {list(truth.shape)}",
+            "use one output a target",
+        )
+    return values, truth
+
+
+def is_labels(targets: npt.NDArray[Any]) -> bool:
+    """Whether targets are class labels: integers [N]."""
+    return targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
+
+
+def _labels(truth: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    if not is_labels(truth):
+        raise DataError(
+            "a classification metric needs integer labels [N]", f"{truth.dtype} {list(truth.shape)}"
+        )
+    if truth.min() < 0 or truth.max() >= classes:
+        wrong = truth.min() if truth.min() < 0 else truth.max()
+        raise DataError("label out of range", wrong, f"labels must be 0 to {classes - 1}")
+    return truth.astype(np.int64)
+
+
+def _mean(row_values: Floats) -> Statistic:
+    return lambda weights: float(row_values @ weights / weights.sum())
+
+
+def _accuracy(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    return _mean((values.argmax(axis=1) == truth).astype(np.float64))
+
+
+def _nll(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    return _mean(-log_softmax(values)[np.arange(len(truth)), truth])
+
+
+def _mae(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    return _mean(np.abs(values - truth).mean(axis=1))
+
+
+def _rmse(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    mean_square = _mean(np.square(values - truth).mean(axis=1))
+    return lambda weights: float(np.sqrt(mean_square(weights)))
+
+
+def _macro_f1(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Mean F1 over the classes that occur as label or prediction."""
+    predicted, classes = values.argmax(axis=1), values.shape[1]
+    hits = predicted == truth
+
+    def value(weights: Floats) -> float:
+        right = np.bincount(truth[hits], weights[hits], minlength=classes)
+        counts = np.bincount(truth, weights, minlength=classes) + np.bincount(
+            predicted, weights, minlength=classes
+        )
+        occurs = counts > 0
+        return float((2 * right[occurs] / counts[occurs]).mean())
+
+    return value
+
+
+def _one_vs_rest(values: Floats, truth: npt.NDArray[Any]) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
+    """(score [N], is positive [N]) a class; two classes have one such problem, with class 1 positive.
+
+    The score is the log-odds of the class, which orders rows like its probability but does not
+    saturate: probabilities that round to 1.0 would be ties.
+    """
+    classes = values.shape[1]
+    if classes == 2:
+        return [(values[:, 1] - values[:, 0], truth == 1)]
+    problems = []
+    for label in range(classes):
+        others = np.delete(values, label, axis=1)
+        top = others.max(axis=1)
+        rest = top + np.log(np.exp(others - top[:, None]).sum(axis=1))
+        problems.append((values[:, label] - rest, truth == label))
+    return problems
+
+
+def _ranked(scores: Floats, positive: npt.NDArray[np.bool_]) -> Callable[[Floats], tuple[Floats, Floats]]:
+    """Weights -> (positive, negative) weight at each distinct score, rising."""
+    distinct, group = np.unique(scores, return_inverse=True)
+    count = len(distinct)
+
+    def masses(weights: Floats) -> tuple[Floats, Floats]:
+        positives = np.bincount(group, weights * positive, minlength=count)
+        negatives = np.bincount(group, weights * ~positive, minlength=count)
+        return positives.astype(np.float64), negatives.astype(np.float64)
+
+    return masses
+
+
+def _macro(parts: list[Statistic]) -> Statistic:
+    """Mean over the one-vs-rest problems that are defined; NaN when none is."""
+
+    def value(weights: Floats) -> float:
+        found = np.array([part(weights) for part in parts])
+        known = found[~np.isnan(found)]
+        return float(known.mean()) if len(known) else float("nan")
+
+    return value
+
+
+def _auroc(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Chance that a positive row scores above a negative one, ties half (Mann-Whitney); macro one-vs-rest."""
+
+    def one(scores: Floats, positive: npt.NDArray[np.bool_]) -> Statistic:
+        masses = _ranked(scores, positive)
+
+        def value(weights: Floats) -> float:
+            positives, negatives = masses(weights)
+            pairs = positives.sum() * negatives.sum()
+            below = np.cumsum(negatives) - negatives
+            return float(positives @ (below + negatives / 2) / pairs) if pairs > 0 else float("nan")
+
+        return value
+
+    return _macro([one(*problem) for problem in _one_vs_rest(values, truth)])
+
+
+def _recall_at_precision(values: Floats, truth: npt.NDArray[Any], precision: float) -> Statistic:
+    """Largest recall over score cut-offs with at least this precision, 0 if none; macro one-vs-rest."""
+
+    def one(scores: Floats, positive: npt.NDArray[np.bool_]) -> Statistic:
+        masses = _ranked(scores, positive)
+
+        def value(weights: Floats) -> float:
+            positives, negatives = masses(weights)
+            hits, alarms = np.cumsum(positives[::-1]), np.cumsum((positives + negatives)[::-1])
+            total = hits[-1]
+            if total <= 0:
+                return float("nan")
+            reached = hits[(alarms > 0) & (hits >= precision * alarms * (1 - 1e-12))]
+            return float(reached.max() / total) if len(reached) else 0.0
+
+        return value
+
+    return _macro([one(*problem) for problem in _one_vs_rest(values, truth)])
+
+
+_PREPARE: dict[str, Callable[[Floats, npt.NDArray[Any]], Statistic]] = {
+    "accuracy": _accuracy,
+    "macro_f1": _macro_f1,
+    "auroc": _auroc,
+    "nll": _nll,
+    "mae": _mae,
+    "rmse": _rmse,
+}
+
+
+def _custom(
+    name: str, function: Callable[..., Any], outputs: npt.NDArray[Any], targets: npt.NDArray[Any]
+) -> Statistic:
+    """A user's metric knows no weights: rows are repeated as often as they were drawn."""
+
+    def value(weights: Floats) -> float:
+        rows = np.repeat(np.arange(len(targets)), weights.astype(np.int64))
+        try:
+            return float(function(outputs[rows], targets[rows]))
+        except Exception as error:
+            raise ModelError(
+                f"the metric failed ({error.__class__.__name__}: {error})",
+                name,
+                "it gets outputs and targets",
+            ) from error
+
+    return value

@@ -1,0 +1,117 @@
+"""How good outputs are: the metric, accuracy, likelihood and calibration, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.measure import Metric
+from orchestrator.measure.intervals import Interval, percentile_interval, resamples, wilson
+from orchestrator.measure.metrics import (
+    checked,
+    is_labels,
+    larger_is_better,
+    log_softmax,
+    score,
+    softmax,
+    statistic,
+)
+from orchestrator.measure.promise import Verdict, non_inferior
+
+__all__ = [
+    "Quality",
+    "Verdict",
+    "expected_calibration_error",
+    "larger_is_better",
+    "log_softmax",
+    "non_inferior",
+    "quality",
+    "score",
+    "softmax",
+]
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of one model on one part; the last four are None for regression."""
+
+    name: str
+    """The metric's."""
+    value: float
+    ci: Interval
+    """95 %: Wilson's interval for accuracy, else the seeded percentile bootstrap's."""
+    accuracy: float | None
+    accuracy_ci: Interval | None
+    nll: float | None
+    ece: float | None
+
+    def plain(self) -> dict[str, Any]:
+        """The keys that the run summary and the records hold."""
+        return {
+            "metric": {"name": self.name, "value": self.value, "ci": list(self.ci)},
+            "accuracy": self.accuracy,
+            "accuracy_ci": None if self.accuracy_ci is None else list(self.accuracy_ci),
+            "nll": self.nll,
+            "ece": self.ece,
+        }
+
+
+def quality(
+    metric: Metric,
+    outputs: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    allowed: Collection[str] = (),
+) -> Quality:
+    """Measure outputs against targets; arguments and errors as for `score`."""
+    truth = np.asarray(targets)
+    value = score(metric, outputs, truth, allowed=allowed)
+    ci = _interval(metric, outputs, truth, value, seed, allowed)
+    if not is_labels(truth):
+        return Quality(metric.name, value, ci, None, None, None, None)
+    accuracy = score(Metric(name="accuracy"), outputs, truth)
+    return Quality(
+        metric.name,
+        value,
+        ci,
+        accuracy,
+        wilson(accuracy * len(truth), len(truth)),
+        score(Metric(name="nll"), outputs, truth),
+        expected_calibration_error(outputs, truth),
+    )
+
+
+def expected_calibration_error(outputs: npt.ArrayLike, targets: npt.ArrayLike, bins: int = BINS) -> float:
+    """Mean gap between top probability and accuracy over equal-width bins, weighted by rows.
+
+    Bins are (low, high] over the top probability (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """
+    values, truth = checked(outputs, targets, True)
+    probs = softmax(values)
+    top, right = probs.max(axis=1), probs.argmax(axis=1) == truth
+    # Rounding can leave a top probability a hair above 1.
+    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, right - top, minlength=bins)
+    return float(np.abs(gaps).sum() / len(truth))
+
+
+def _interval(
+    metric: Metric,
+    outputs: npt.ArrayLike,
+    truth: npt.NDArray[Any],
+    value: float,
+    seed: int,
+    allowed: Collection[str],
+) -> Interval:
+    rows = len(truth)
+    if metric.name == "accuracy":
+        return wilson(value * rows, rows)
+    at = statistic(metric, outputs, truth, allowed=allowed)
+    return percentile_interval([at(weights) for weights in resamples(rows, seed)])

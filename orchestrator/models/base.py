@@ -1,0 +1,55 @@
+"""What all architectures share: the registry and the checks of the input's shape."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from torch import nn
+
+from orchestrator.config.base import Settings
+from orchestrator.config.signature import Signature
+from orchestrator.errors import ModelError
+
+
+@singledispatch
+def make_body(settings: Settings, signature: Signature) -> nn.Module:
+    """The bare network for `settings`: scaled float32 rows in, logits or scaled targets [B, outputs] out.
+
+    An architecture registers its function for its settings class.
+
+    Raises:
+        ModelError: the architecture does not fit the signature's input.
+    """
+    raise ModelError(
+        "no architecture is registered for these settings", type(settings).__name__, f"got {signature.task}"
+    )
+
+
+def image_shape(signature: Signature, architecture: str) -> tuple[int, int, int]:
+    """Channels, height and width of the input.
+
+    Raises:
+        ModelError: the rows are not images.
+    """
+    if len(signature.input_shape) != 3:
+        raise ModelError(
+            f"{architecture} needs images [channels, height, width]; the rows have the shape",
+            list(signature.input_shape),
+            "use mlp for feature rows",
+        )
+    channels, height, width = signature.input_shape
+    return channels, height, width
+
+
+def fixed_width_layers(module: nn.Module) -> list[nn.Module]:
+    """Layers anywhere in `module` whose output width must stay: what pruning leaves whole.
+
+    An architecture names them in a method `fixed_width_layers() -> list[nn.Module]`, when something in
+    its forward pass depends on the width (attention heads). Its last layer need not be named.
+    """
+    found: list[nn.Module] = []
+    for part in module.modules():
+        method = getattr(part, "fixed_width_layers", None)
+        if callable(method):
+            found += method()
+    return found

@@ -1,0 +1,94 @@
+"""Residual networks for small images: the CIFAR family and Page's nine layers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from orchestrator.config.model import ResNet, ResNet9
+from orchestrator.config.signature import Signature
+from orchestrator.models.base import image_shape, make_body
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    """Convolution that keeps the size (but for the stride) and its batch norm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class Block(nn.Module):
+    """`relu(x + two convolutions of x)`; a 1x1 convolution on the shortcut where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            *conv_bn(inputs, outputs, 3, stride), nn.ReLU(), *conv_bn(outputs, outputs)
+        )
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*conv_bn(inputs, outputs, 1, stride)) if changes else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        out: Tensor = self.relu(self.shortcut(x) + self.branch(x))
+        return out
+
+
+@make_body.register
+def resnet(settings: ResNet, signature: Signature) -> nn.Module:
+    """He et al. 2015 (https://arxiv.org/abs/1512.03385), section 4.2, with projection shortcuts."""
+    channels, _, _ = image_shape(signature, "resnet")
+    width = settings.kwargs.width
+    layers: list[nn.Module] = [*conv_bn(channels, width, 3, settings.kwargs.stem_stride), nn.ReLU()]
+    inputs = width
+    for stage in range(3):
+        outputs = width * 2**stage
+        for block in range((settings.kwargs.depth - 2) // 6):
+            layers.append(Block(inputs, outputs, stride=2 if stage and not block else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, signature.outputs))
+
+
+class GlobalMaxPool(nn.Module):
+    """Largest value of each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C]."""
+        return x.amax((2, 3))
+
+
+class Scale(nn.Module):
+    """Multiply by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        return x * self.factor
+
+
+@make_body.register
+def resnet9(settings: ResNet9, signature: Signature) -> nn.Module:
+    """Page 2018, "How to train your ResNet", part 4 (https://myrtle.ai/learn/how-to-train-your-resnet-4-architecture/).
+
+    Each wider convolution is followed by a 2x2 max pool as long as 4x4 pixels remain: 32x32 images are
+    pooled three times as in the source, 8x8 images once. Logits are multiplied by 0.125, as there. Unlike
+    there, the residual blocks have their last ReLU after the sum: int8 lowering (torchao 0.18) fuses that
+    form and fails on a sum of a ReLU's output.
+    """
+    channels, height, width = image_shape(signature, "resnet9")
+    wide = settings.kwargs.width
+    layers: list[nn.Module] = [*conv_bn(channels, wide), nn.ReLU()]
+    for factor, residual in ((2, True), (4, False), (8, True)):
+        layers += [*conv_bn(wide * factor // 2, wide * factor), nn.ReLU()]
+        if min(height, width) >= 8:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        if residual:
+            layers.append(Block(wide * factor, wide * factor, stride=1))
+    layers += [GlobalMaxPool(), nn.Linear(wide * 8, signature.outputs)]
+    if signature.task == "classification":
+        layers.append(Scale(0.125))
+    return nn.Sequential(*layers)

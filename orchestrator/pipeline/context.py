@@ -1,0 +1,138 @@
+"""What every stage of a run shares: settings, store, rows, where results go, and cached member outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.cluster import inside_job
+from orchestrator.config.data import FolderData, ParquetData, PartName
+from orchestrator.config.ensemble import Member
+from orchestrator.config.run import RunConfig
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.load import default_cache, load
+from orchestrator.errors import ConfigError
+from orchestrator.progress import Progress
+from orchestrator.runtime import execute
+from orchestrator.search.trial import prediction_key
+from orchestrator.store.blobs import local_root
+from orchestrator.store.store import Store
+
+LAPTOP_STORE = Path("runs/store")
+JOB_STORE = Path("~/orchestrator/store")
+STORE_VARIABLE = "ORCHESTRATOR_STORE"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline in this process."""
+
+    config: RunConfig
+    store: Store
+    folder: Path
+    """`runs/<name>` beside the store: summary and report."""
+    dataset: Dataset
+    progress: Progress
+    cluster: Callable[[], None]
+    """Joins or starts Ray when called for the first time; a run whose results are all there never does."""
+
+    @property
+    def allowed(self) -> frozenset[str]:
+        """Import paths that models may be built from."""
+        return self.config.allowed()
+
+    def outputs(self, member: Member, part: PartName) -> np.ndarray:
+        """The member's outputs on a part, in its execution: from the store, or computed and kept there.
+
+        Returns:
+            float32 [N, K]: logits, or values in raw units.
+        """
+        rows = self.dataset.part(part)
+        threads = self.config.latency.threads
+        key = prediction_key(part, self.dataset.digest, member.execution, threads)
+        cached = self.store.predictions(member.digest, key)
+        if cached is not None:
+            return cached
+        executable = execute.load(
+            self.store,
+            member.digest,
+            member.execution,
+            threads=threads,
+            batch=self.config.latency.batch,
+            allowed=self.allowed,
+        )
+        outputs = execute.predict(executable, rows.inputs)
+        self.store.put_predictions(member.digest, key, rows.ids, outputs)
+        return outputs
+
+    def name_artifact(self, name: str, digest: str) -> None:
+        """Point the ref `<run>/<name>` at an artifact or spec."""
+        self.store.set_ref(f"{self.config.name}/{name}", digest)
+
+
+def store_root(given: str | None) -> str:
+    """Where the store is: `--store`, `ORCHESTRATOR_STORE`, else `runs/store` here (in a job: under home).
+
+    Raises:
+        ConfigError: a relative path inside a Ray job, whose working directory is temporary.
+    """
+    chosen = given or os.environ.get(STORE_VARIABLE)
+    if chosen is None:
+        return str(JOB_STORE.expanduser() if inside_job() else LAPTOP_STORE)
+    if inside_job() and "://" not in chosen and not Path(chosen).expanduser().is_absolute():
+        raise ConfigError(
+            "inside a Ray job the store must be an absolute path or a URI",
+            chosen,
+            f"pass --store /shared/store or set {STORE_VARIABLE}",
+        )
+    return chosen if "://" in chosen else str(Path(chosen).expanduser())
+
+
+def run_folder(name: str, store: str | None) -> Path:
+    """Where a run's summary and report are: beside the store."""
+    return local_root(store_root(store)).parent / name
+
+
+def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
+    """The run with its data folder replaced (`--data`).
+
+    Raises:
+        ConfigError: the run's data source has no folder.
+    """
+    if root is None:
+        return config
+    if not isinstance(config.data, (ParquetData, FolderData)):
+        raise ConfigError("--data does not apply to this run's data source", config.data.kind)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluster: Callable[[], None]) -> Run:
+    """Open the store and the rows of a run.
+
+    Raises:
+        DataError: the rows are missing or not what the run file says.
+        StoreError: the store cannot be opened.
+    """
+    root = store_root(store)
+    _refuse_relative_data(config)
+    opened = Store(root)
+    folder = run_folder(config.name, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress("data", f"reading ({config.data.kind})")
+    dataset = load(config.data, seed=config.seed, cache=default_cache(), allowed=config.allowed())
+    sizes = ", ".join(f"{name} {len(part.ids)}" for name, part in dataset.parts.items())
+    progress("data", f"{sizes}; inputs {list(dataset.signature.input_shape)}, digest {dataset.digest[:12]}")
+    return Run(config, opened, folder, dataset, progress, cluster)
+
+
+def _refuse_relative_data(config: RunConfig) -> None:
+    """Inside a job the working directory is a temporary copy on one node: data must be named absolutely."""
+    data = config.data
+    if inside_job() and isinstance(data, (ParquetData, FolderData)) and not Path(data.root).is_absolute():
+        raise ConfigError(
+            "inside a Ray job data.root must be an absolute path", data.root, "pass --data /path"
+        )

@@ -1,0 +1,209 @@
+"""The evaluation stage: test figures, latencies and costs of every model, variant and ensemble."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.config.base import fingerprint
+from orchestrator.config.ensemble import Member, Spec
+from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
+from orchestrator.measure.artifacts import measure_artifacts
+from orchestrator.measure.cost import Cost, count
+from orchestrator.measure.latency import compare
+from orchestrator.measure.machine import machine, machine_fingerprint
+from orchestrator.measure.quality import quality
+from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.searching import Found
+from orchestrator.runtime.execute import load
+from orchestrator.runtime.rebuild import rebuild
+
+Figures = dict[str, Any]
+"""One entry of the run summary."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test figures, by name, in the summary's form (design: Run summary)."""
+
+    models: dict[str, Figures]
+    front: list[Figures]
+    chosen: Figures | None
+    ensembles: dict[str, Figures]
+    exits: dict[str, list[float]]
+    """Share of test rows that left each stage of a cascade."""
+
+
+def evaluate(run: Run, models: dict[str, str], found: Found | None, specs: dict[str, Spec]) -> Evaluation:
+    """Figures of everything on the test part; latencies are measured once and then taken from their records."""
+    baseline = found.parent.digest if found else next(iter(models.values()))
+    summary = {name: _model(run, name, digest) for name, digest in models.items()}
+    for name, latency in _model_latencies(run, models, baseline).items():
+        summary[name]["latency_ms"] = latency
+    front, chosen = _front(run, found)
+    predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
+    latencies = _spec_latencies(run, specs, baseline)
+    ensembles = {
+        name: _ensemble(run, spec, predictions[name]) | {"latency_ms": latencies[name]}
+        for name, spec in specs.items()
+    }
+    exits = {name: _exits(specs[name], found_) for name, found_ in predictions.items()}
+    run.progress(
+        "evaluate", f"{len(summary)} models, {len(front)} variants, {len(ensembles)} ensembles on test"
+    )
+    return Evaluation(
+        summary, front, chosen, ensembles, {name: share for name, share in exits.items() if share}
+    )
+
+
+def _model(run: Run, name: str, digest: str) -> Figures:
+    cost = _cost(run, digest)
+    return {
+        "ref": f"{run.config.name}/{name}",
+        "digest": digest,
+        **_quality(run, run.outputs(Member(name=name, digest=digest), "test")),
+        "params": cost.params,
+        "bytes": run.store.artifact_bytes(digest),
+    }
+
+
+def _front(run: Run, found: Found | None) -> tuple[list[Figures], Figures | None]:
+    if found is None:
+        return [], None
+    points = []
+    for row in dict.fromkeys([*found.front, *([found.chosen] if found.chosen else [])]):
+        member = Member(name=row.name, digest=row.digest, execution=row.execution)
+        low, high = row.latency_ci
+        points.append(
+            {
+                "name": row.name,
+                "digest": row.digest,
+                "execution": row.execution,
+                **_quality(run, run.outputs(member, "test")),
+                "latency_ms": _latency(run, row.execution, row.latency_ms, (low, high)),
+                "speedup": {"value": row.speedup, "ci": list(row.speedup_ci)},
+                "bytes": row.bytes,
+            }
+        )
+    if found.chosen is None:
+        return points, None
+    position = (
+        [row.number for row in found.front].index(found.chosen.number) if found.chosen in found.front else -1
+    )
+    verdict = found.verdict.plain() if found.verdict else None
+    return points[: len(found.front)], {**points[position], "verdict": verdict}
+
+
+def _quality(run: Run, outputs: np.ndarray) -> Figures:
+    targets = run.dataset.part("test").targets
+    return quality(run.config.metric, outputs, targets, seed=run.config.seed, allowed=run.allowed).plain()
+
+
+def _latency(run: Run, execution: str, median: float, ci: tuple[float, float]) -> Figures:
+    settings = run.config.search.latency if run.config.search else run.config.latency
+    return {
+        "batch": settings.batch,
+        "threads": settings.threads,
+        "execution": execution,
+        "median": median,
+        "ci": list(ci),
+    }
+
+
+def _model_latencies(run: Run, models: Mapping[str, str], baseline: str) -> dict[str, Figures]:
+    subjects = [(digest, "eager") for digest in models.values()]
+    records = measure_artifacts(run.store, baseline, subjects, run.config.latency, allowed=run.allowed)
+    return {name: _shown(record) for name, record in zip(models, records, strict=True)}
+
+
+def _shown(record: Mapping[str, Any]) -> Figures:
+    """A latency record as the summary shows it."""
+    return {
+        "batch": record["batch"],
+        "threads": record["threads"],
+        "execution": record["execution"],
+        "median": record["median_ms"],
+        "ci": record["ci"],
+    }
+
+
+def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
+    members = distinct(spec.tree)
+    macs = {member: float(_cost(run, member.digest).macs) for member in members}
+    digests = {member.digest for member in members}
+    return {
+        "kind": spec.tree.kind,
+        **_quality(run, prediction.outputs),
+        "bytes": sum(run.store.artifact_bytes(digest) for digest in digests),
+        "mean_cost": mean_cost(prediction, macs),
+    }
+
+
+def _test_prediction(run: Run, spec: Spec) -> Prediction:
+    outputs = {member: run.outputs(member, "test") for member in distinct(spec.tree)}
+    return replay(spec.tree, outputs, spec.signature.task)
+
+
+def _exits(spec: Spec, prediction: Prediction) -> list[float]:
+    if spec.tree.kind != "sequential":
+        return []
+    stages = len(spec.tree.stages)
+    counts = np.bincount(prediction.stages, minlength=stages)
+    return [float(found) for found in counts / len(prediction.stages)]
+
+
+def _cost(run: Run, digest: str) -> Cost:
+    """Operations and parameters of an artifact; kept as a record, since rebuilding takes a moment."""
+    known = next((record for record in run.store.records(digest) if record.get("kind") == "cost"), None)
+    if known is None:
+        cost = count(rebuild(run.store, digest, allowed=run.allowed).module, run.dataset.signature)
+        run.store.add_record(digest, {"kind": "cost", "macs": cost.macs, "params": cost.params})
+        return cost
+    return Cost(macs=int(known["macs"]), params=int(known["params"]))
+
+
+def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
+    """Latency of each ensemble walked in this process, beside the baseline; recorded under the spec's digest."""
+    settings = run.config.latency
+    here = {
+        "fingerprint": machine_fingerprint(machine()),
+        "batch": settings.batch,
+        "threads": settings.threads,
+    }
+    keys = {name: fingerprint(spec.plain()) for name, spec in specs.items()}
+    known = {
+        name: next((record for record in run.store.records(key) if here.items() <= record.items()), None)
+        for name, key in keys.items()
+    }
+    if any(record is None for record in known.values()):
+        known = {name: {**record, **here} for name, record in _measure_specs(run, specs, baseline).items()}
+        for name, record in known.items():
+            run.store.add_record(keys[name], {"kind": "latency", "time": time.time(), **record})
+    return {name: _shown(record) for name, record in known.items() if record is not None}
+
+
+def _measure_specs(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
+    settings = run.config.latency
+    rows = np.ascontiguousarray(run.dataset.part("validation").inputs[: settings.batch])
+    members = {member for spec in specs.values() for member in distinct(spec.tree)}
+    loaded = {
+        member: load(
+            run.store,
+            member.digest,
+            member.execution,
+            threads=settings.threads,
+            batch=settings.batch,
+            allowed=run.allowed,
+        )
+        for member in sorted(members, key=lambda member: (member.digest, member.execution))
+    }
+    reference = load(run.store, baseline, "eager", threads=settings.threads, allowed=run.allowed)
+    calls: dict[str, Callable[[], object]] = {"": lambda: reference(rows)}
+    for name, spec in specs.items():
+        calls[name] = functools.partial(predict, spec.tree, loaded, rows, spec.signature.task)
+    return {name: found.plain() for name, found in compare(calls, settings, baseline="").items() if name}

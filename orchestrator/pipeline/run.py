@@ -1,0 +1,133 @@
+"""A whole run, or its first stages; each stage takes what is finished from the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from orchestrator.cluster import alive_nodes, connected, inside_job
+from orchestrator.config.load import load_run, override, parse_yaml, validate
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError, NotFoundError
+from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
+from orchestrator.pipeline.ensembling import fit_ensembles
+from orchestrator.pipeline.evaluation import evaluate
+from orchestrator.pipeline.searching import search
+from orchestrator.pipeline.serving import check_served
+from orchestrator.pipeline.summary import details, print_table, summarize
+from orchestrator.pipeline.training import train
+from orchestrator.progress import Progress
+from orchestrator.search.report import write_report
+
+Stage = Literal["train", "search", "ensemble", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+EMBEDDED = "digits"
+"""Name of the run file inside the package."""
+
+
+def read_config(config: str, overrides: Sequence[str] = (), data: str | None = None) -> RunConfig:
+    """The run file at a path, or the embedded one, with overrides and data folder applied."""
+    if config == EMBEDDED and not Path(config).is_file():
+        text = (files("orchestrator.pipeline") / f"{EMBEDDED}.yaml").read_text(encoding="utf-8")
+        run = validate(RunConfig, override(parse_yaml(text, config), overrides), config)
+    else:
+        run = load_run(Path(config), overrides)
+    return with_data_root(run, data)
+
+
+def execute_file(
+    config: str,
+    *,
+    until: str = "report",
+    store: str | None = None,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Read a run file and execute it; see `execute`. The final table is printed unless `quiet`."""
+    run = read_config(config, overrides, data)
+    summary = execute(run, until=until, store=store, fresh=fresh)
+    if "search" in summary and not quiet:
+        print_table(summary, run_folder(run.name, store))
+    return summary
+
+
+def execute(
+    config: RunConfig, *, until: str = "report", store: str | None = None, fresh: bool = False
+) -> dict[str, Any]:
+    """Run the stages in order up to `until`.
+
+    Args:
+        config: the whole run.
+        until: last stage: train, search, ensemble, evaluate (with a report), or report (served as well).
+        store: path or URI of the store.
+        fresh: train models anew even if one of that name was trained with other settings.
+
+    Returns:
+        The run summary (design: Run summary); before the evaluation, the digests by name.
+
+    Raises:
+        OrchestratorError: whatever went wrong, as one sentence; what was finished stays in the store.
+    """
+    if until not in STAGES:
+        raise ConfigError("no such stage", until, f"stages: {', '.join(STAGES)}")
+    progress = Progress()
+    with ExitStack() as stack:
+        run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
+        models = train(run, fresh=fresh)
+        if until == "train":
+            return {"run": config.name, "models": models}
+        found = search(run, models)
+        if until == "search":
+            chosen = found.chosen.digest if found and found.chosen else None
+            return {"run": config.name, "models": models, "chosen": chosen}
+        specs = fit_ensembles(run, models, found)
+        if until == "ensemble":
+            refs = {name: run.store.ref(f"{config.name}/{name}") for name in specs}
+            return {"run": config.name, "models": models, "ensembles": refs}
+        evaluation = evaluate(run, models, found, specs)
+        served = check_served(run, specs) if until == "report" else {}
+        summary = summarize(run, found, evaluation, served)
+        write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
+    return _finish(run, summary)
+
+
+def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
+    """Print the table of a finished run again.
+
+    Raises:
+        NotFoundError: there is no summary of that run.
+    """
+    folder = run_folder(name, store)
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotFoundError("no finished run of that name", folder, f"orchestrator run {name}") from error
+    if not quiet:
+        print_table(summary, folder)
+    return summary
+
+
+def _join(stack: ExitStack, store: str | None) -> None:
+    stack.enter_context(connected())
+    if inside_job() and alive_nodes() > 1 and not (store or os.environ.get(STORE_VARIABLE)):
+        raise ConfigError(
+            "a cluster of several nodes needs a store that all of them reach",
+            None,
+            f"pass --store /shared/store or set {STORE_VARIABLE}",
+        )
+
+
+def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    target = run.folder / "summary.json"
+    part = target.with_suffix(".tmp")
+    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    part.replace(target)
+    run.progress("done", f"in {run.progress.seconds:.0f} s")
+    return summary

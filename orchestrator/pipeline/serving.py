@@ -1,0 +1,196 @@
+"""Serving: real HTTP requests through every ensemble in a run, and `orchestrator serve`."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from deployments.local import serve_locally, serve_until_stopped
+from orchestrator.cluster import connected
+from orchestrator.config.ensemble import Spec
+from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.ensemble.tree import distinct, predict
+from orchestrator.errors import DiffersError, NotFoundError, ServingError
+from orchestrator.pipeline.context import Run, store_root
+from orchestrator.runtime.execute import load
+from orchestrator.store.store import Store
+
+TOLERANCE = 1e-5
+"""Largest difference between a served fp32 answer and the in-process one."""
+TIMEOUT_S = 60.0
+
+
+def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
+    """Serve the ensembles, send test rows over HTTP, and hold the answers against in-process ones.
+
+    Returns:
+        The summary's `serving` entry of each ensemble.
+
+    Raises:
+        DiffersError: a served answer is not the in-process answer.
+        ServingError: a request failed.
+    """
+    serving = run.config.serving
+    if serving is None or not specs:
+        return {}
+    run.cluster()
+    settings = AppSettings(
+        store=str(run.store.root),
+        specs=tuple(specs.values()),
+        allow=tuple(sorted(run.allowed)),
+        serving=serving,
+    )
+    run.progress("serve", f"starting {', '.join(specs)} on {serving.host}:{serving.port}")
+    with serve_locally(settings) as url:
+        figures = {name: _drive(run, spec, url, serving) for name, spec in specs.items()}
+    return figures
+
+
+def _drive(run: Run, spec: Spec, url: str, serving: ServingSettings) -> dict[str, Any]:
+    test = run.dataset.part("test")
+    rows = np.resize(np.arange(len(test.ids)), serving.requests)
+    expected = _in_process(run, spec, test.inputs[np.unique(rows)])
+    answers, times, errors = [], [], 0
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
+    started = time.perf_counter()
+    for row in rows:
+        before = time.perf_counter()
+        try:
+            answers.append(_infer(connection, spec, test.inputs[row : row + 1]))
+        except ServingError as error:
+            errors += 1
+            run.progress("serve", f"{spec.name}: request failed: {error}")
+        times.append((time.perf_counter() - before) * 1e3)
+    elapsed = time.perf_counter() - started
+    connection.close()
+    if errors:
+        raise ServingError(f"{errors} of {len(rows)} requests to {spec.name} failed")
+    served = np.stack(answers)
+    _compare(spec, served, expected[np.searchsorted(np.unique(rows), rows)])
+    classification = spec.signature.task == "classification"
+    figures = {
+        "url": f"{url}/v2/models/{spec.name}",
+        "requests": len(rows),
+        "errors": errors,
+        "p50_ms": float(np.quantile(times, 0.5)),
+        "p99_ms": float(np.quantile(times, 0.99)),
+        "per_s": len(rows) / elapsed,
+        "accuracy": float((served.argmax(1) == test.targets[rows]).mean()) if classification else None,
+    }
+    run.progress(
+        "serve",
+        f"{spec.name}: {len(rows)} requests, answers equal to in-process ones, "
+        f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms",
+    )
+    return figures
+
+
+def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray) -> np.ndarray:
+    """One inference request with JSON tensors; float32 [K] probabilities or values."""
+    datatype = "UINT8" if spec.signature.input_dtype == "uint8" else "FP32"
+    tensor = {"name": "input", "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor]})
+    try:
+        connection.request(
+            "POST", f"/v2/models/{spec.name}/infer", body, {"Content-Type": "application/json"}
+        )
+        reply = connection.getresponse()
+        text = reply.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise ServingError("no answer", f"{type(error).__name__}: {error}") from error
+    if reply.status != 200:
+        raise ServingError(f"status {reply.status}", text.decode(errors="replace")[:300])
+    wanted = "probabilities" if spec.signature.task == "classification" else "values"
+    outputs = {found["name"]: found["data"] for found in json.loads(text)["outputs"]}
+    return np.asarray(outputs[wanted], dtype=np.float32).ravel()
+
+
+def _in_process(run: Run, spec: Spec, inputs: np.ndarray) -> np.ndarray:
+    """The same rows through the same walk in this process, row by row as they are served."""
+    members = {
+        member: load(
+            run.store,
+            member.digest,
+            member.execution,
+            threads=spec.threads,
+            batch=spec.batch,
+            allowed=run.allowed,
+        )
+        for member in distinct(spec.tree)
+    }
+    answers = [
+        predict(spec.tree, members, inputs[i : i + 1], spec.signature.task) for i in range(len(inputs))
+    ]
+    return np.concatenate([found.outputs if found.probs is None else found.probs for found in answers])
+
+
+def _compare(spec: Spec, served: np.ndarray, expected: np.ndarray) -> None:
+    """Rows with a clear decision agree to `TOLERANCE`.
+
+    Raises:
+        DiffersError: with the largest difference.
+    """
+    scale = np.maximum(np.abs(expected), 1.0)
+    worst = float((np.abs(served - expected) / scale).max())
+    if worst > TOLERANCE:
+        raise DiffersError(f"{spec.name}: a served answer differs from the in-process one", f"{worst:.2g}")
+
+
+def serve_refs(
+    names: Sequence[str], *, store: str | None, host: str, port: int, allow: Sequence[str], as_json: bool
+) -> None:
+    """`orchestrator serve`: serve ensembles by name until Ctrl-C.
+
+    Raises:
+        NotFoundError: a name is neither a run with ensembles nor a ref of one.
+        PortInUseError: another process listens on the port.
+    """
+    opened = Store(store_root(store), create=False)
+    refs = [ref for name in names for ref in _spec_refs(opened, name)]
+    settings = AppSettings(
+        store=str(opened.root),
+        refs=tuple(dict.fromkeys(refs)),
+        allow=tuple(allow),
+        serving=ServingSettings(host=host, port=port),
+    )
+    print(f"starting {', '.join(refs)} ...", file=sys.stderr, flush=True)
+
+    def ready(url: str) -> None:
+        served = [opened.spec(ref).name for ref in settings.refs]
+        if as_json:
+            print(json.dumps({"url": url, "models": served}), flush=True)
+            return
+        print(f"ready at {url}; Ctrl-C stops it", flush=True)
+        for name in served:
+            print(f"  {url}/v2/models/{name}", flush=True)
+
+    with connected():
+        serve_until_stopped(settings, ready)
+    print("stopped", file=sys.stderr)
+
+
+def _spec_refs(store: Store, name: str) -> list[str]:
+    """The name itself when it is an ensemble's ref, else all ensembles of the run of that name."""
+    found = [ref for ref in store.refs(name) if ref == name or ref.startswith(f"{name}/")]
+    specs = [ref for ref in found if _is_spec(store, ref)]
+    if not specs:
+        raise NotFoundError(
+            "no ensemble of that name in the store", name, "see 'orchestrator models', or run it first"
+        )
+    return specs
+
+
+def _is_spec(store: Store, ref: str) -> bool:
+    try:
+        store.spec(ref)
+    except NotFoundError:
+        return False
+    return True

@@ -1,0 +1,136 @@
+"""What a run leaves behind: `summary.json` for machines, a table for people, details for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
+from orchestrator.measure.machine import machine
+from orchestrator.measure.quality import larger_is_better
+from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.ensembling import label
+from orchestrator.pipeline.evaluation import Evaluation
+from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.training import curves
+from orchestrator.search.objectives import TrialRow
+from orchestrator.search.report import Details
+
+SCHEMA = 1
+TABLE_WIDTH = 118
+"""When the output is no terminal."""
+
+
+def summarize(
+    run: Run, found: Found | None, evaluation: Evaluation, served: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The run summary (design: Run summary)."""
+    searched = {
+        "trials": len(found.rows) if found else 0,
+        "front": evaluation.front,
+        "chosen": evaluation.chosen,
+        "reason": found.reason if found else "the run file has no search",
+    }
+    return {
+        "schema": SCHEMA,
+        "run": run.config.name,
+        "seed": run.config.seed,
+        "seconds": round(run.progress.seconds, 1),
+        "machine": machine(),
+        "data": {"digest": run.dataset.digest, **run.dataset.facts},
+        "models": evaluation.models,
+        "search": searched,
+        "ensembles": evaluation.ensembles,
+        "serving": served,
+    }
+
+
+def details(
+    run: Run, models: dict[str, str], found: Found | None, specs: dict[str, Spec], evaluation: Evaluation
+) -> Details:
+    """What the report shows beyond the summary."""
+    trees = {name: spec.tree for name, spec in specs.items()}
+    more: Details = {
+        "curves": curves(run, models),  # type: ignore[typeddict-item]  # plain records of that shape
+        "larger_is_better": larger_is_better(run.config.metric),
+        "exits": evaluation.exits,
+        "stages": {
+            name: [label(stage) for stage in tree.stages]
+            for name, tree in trees.items()
+            if isinstance(tree, Sequential)
+        },
+        "weights": {
+            name: {label(member): weight for member, weight in zip(tree.members, tree.weights, strict=True)}
+            for name, tree in trees.items()
+            if isinstance(tree, WeightedMix) and tree.weights is not None
+        },
+        "config": yaml.safe_dump(run.config.plain(), sort_keys=False, allow_unicode=True),
+        "notes": [],
+    }
+    if found is not None and run.config.search is not None:
+        more["trials"] = [_point(row) for row in found.rows]  # type: ignore[typeddict-item]
+        more["parent"] = _point(found.parent)  # type: ignore[typeddict-item]
+        more["max_drop"] = run.config.search.promise.max_drop
+    return more
+
+
+def _point(row: TrialRow) -> dict[str, Any]:
+    names = ("name", "config", "execution", "metric", "latency_ms", "latency_ci", "speedup", "bytes")
+    plain = row.plain()
+    return {**{name: plain[name] for name in names}, "status": row.status, "reason": row.reason}
+
+
+def print_table(summary: dict[str, Any], folder: Path) -> None:
+    """Every model, variant and ensemble with its test figures, and where the report is."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TABLE_WIDTH)
+    latency = next(iter(summary["models"].values()))["latency_ms"]
+    table = Table(
+        title=f"{summary['run']}: test figures; latency at batch {latency['batch']}, {latency['threads']} thread(s)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("")
+    table.add_column("name", overflow="fold")
+    for column in (summary_metric(summary), "95 % interval", "latency ms", "bytes"):
+        table.add_column(column, justify="right")
+    for kind, name, figures in _entries(summary):
+        value, (low, high) = figures["metric"]["value"], figures["metric"]["ci"]
+        time = figures["latency_ms"]
+        table.add_row(
+            kind,
+            name,
+            f"{value:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            f"{time['median']:.3f} ({time['ci'][0]:.3f} to {time['ci'][1]:.3f})",
+            f"{figures['bytes']:,}",
+        )
+    console.print(table)
+    console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def summary_metric(summary: dict[str, Any]) -> str:
+    """Name of the run's metric, without a module path."""
+    name: str = next(iter(summary["models"].values()))["metric"]["name"]
+    return name.rpartition(":")[2]
+
+
+def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, figures in summary["models"].items():
+        yield "model", name, figures
+    chosen = summary["search"]["chosen"]
+    for figures in summary["search"]["front"]:
+        mark = "chosen" if chosen and chosen["name"] == figures["name"] else "variant"
+        yield mark, figures["name"], figures
+    if chosen and chosen["name"] not in {figures["name"] for figures in summary["search"]["front"]}:
+        yield "chosen", chosen["name"], chosen
+    for name, figures in summary["ensembles"].items():
+        yield "ensemble", name, figures

@@ -1,0 +1,104 @@
+"""The training stage: teacher and members together on the cluster, what is finished taken from the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.config.run import ModelEntry
+from orchestrator.data.load import default_cache, load
+from orchestrator.pipeline.context import Run
+from orchestrator.training.ray_train import TrainJob, train_models
+from orchestrator.training.state import EpochReport
+
+
+def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
+    """Train every model of the run file that is not finished; name each `<run>/<model>` in the store.
+
+    Returns:
+        Model name -> artifact digest, in the order of the run file.
+
+    Raises:
+        ResourceError: the cluster can never run one of the models.
+        TrainingError: a model failed; the others are kept.
+        ConfigError: a model was trained in this run with other settings (`fresh` forgets them).
+    """
+    entries = run.config.models
+    imported = {name: run.store.resolve(entry.ref) for name, entry in entries.items() if entry.ref}
+    jobs = [_job(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
+    done = {} if fresh else _finished(run, jobs)
+    for name in done:
+        run.progress("train", f"{name}: finished before")
+    if len(done) < len(jobs):
+        run.cluster()
+        done = train_models(
+            jobs,
+            storage=run.folder / "training",
+            on_event=lambda name, event: run.progress("train", f"{name}: {_text(run, name, event)}"),
+            fresh=fresh,
+        )
+    digests = {name: (imported | done)[name] for name in entries}
+    for name, digest in digests.items():
+        run.name_artifact(name, digest)
+    return digests
+
+
+def curves(run: Run, models: dict[str, str]) -> dict[str, list[dict[str, float]]]:
+    """Training curves by model, from the artifacts' records."""
+    found = {}
+    for name, digest in models.items():
+        record = next((kept for kept in run.store.records(digest) if kept.get("kind") == "training"), None)
+        if record is not None:
+            found[name] = [dict(epoch) for epoch in record["epochs"]]
+    return found
+
+
+def _job(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> TrainJob:
+    transfer = entry.training.transfer
+    folder = None
+    if transfer is not None:
+        rows = load(transfer, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
+        folder = str(rows.folder)
+    return TrainJob(
+        name=name,
+        entry=entry,
+        data_folder=str(run.dataset.folder),
+        store=str(run.store.root),
+        seed=run.config.seed,
+        metric=run.config.metric,
+        allowed=tuple(sorted(run.allowed)),
+        teacher_digest=imported.get(entry.teacher or ""),
+        transfer_folder=folder,
+    )
+
+
+def _finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:
+    """Jobs whose artifact is in the store; one with a teacher only once its teacher is known."""
+    done: dict[str, str] = {}
+    waiting = list(jobs)
+    while waiting:
+        later = []
+        for job in waiting:
+            teacher = job.entry.teacher
+            if teacher is not None and job.teacher_digest is None:
+                if teacher not in done:
+                    later.append(job)
+                    continue
+                job = replace(job, teacher_digest=done[teacher])
+            digest = run.store.stage_result(job.key())
+            if digest is not None and run.store.has(digest):
+                done[job.name] = digest
+        if len(later) == len(waiting):
+            break
+        waiting = later
+    return done
+
+
+def _text(run: Run, name: str, event: EpochReport | str) -> str:
+    if isinstance(event, str):
+        return event
+    epochs = run.config.models[name].training.epochs
+    metric = run.config.metric.name.rpartition(":")[2]
+    return (
+        f"epoch {event.epoch + 1} of {epochs}, loss {event.loss:.4f}, "
+        f"validation {metric} {event.metric:.4f}, {event.seconds:.1f} s"
+    )

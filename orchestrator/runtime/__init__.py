@@ -1,0 +1,1 @@
+"""Artifacts to running modules: rebuilt without data, then executed eager, lowered or compiled."""

@@ -1,0 +1,136 @@
+"""Artifacts compiled ahead of time by AOTInductor, cached in the store beside the artifact.
+
+A compiled form is native code: it is loaded only from a store whose writers are trusted, after its files
+are checked against their recorded sha256, and it belongs to one version of torch and one kind of CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config as inductor_config
+from torch import Tensor, nn
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.export import Dim
+
+from orchestrator.errors import CorruptArtifactError, ExecutionError
+from orchestrator.models.build import example_rows
+from orchestrator.runtime.int8 import quiet
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
+
+PACKAGE = "model.pt2"
+_VERSION = 1
+"""Raise when the way of compiling changes: older compiled forms are then left alone."""
+_MOST_ROWS = 2**16
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    store: Store, digest: str, *, threads: int, batch: int, allowed: Collection[str] = ()
+) -> Callable[[Tensor], Tensor]:
+    """The compiled form for this machine, from the store when it is there, else compiled now (about 10 s).
+
+    Raises:
+        ExecutionError: there is no C++ compiler, or it cannot compile the model.
+    """
+    facts = target_facts(threads, batch)
+    target = target_key(facts)
+    try:
+        folder = store.compiled(digest, target)
+    except CorruptArtifactError as error:
+        # A cache: what is damaged is compiled again, and `publish_folder` replaces it.
+        log.warning("compiling again: %s", error)
+        folder = None
+    if folder is None:
+        module = rebuild(store, digest, allowed=allowed).module
+        manifest = store.manifest(digest)
+        example = example_rows(manifest.signature, max(batch, 2))
+        with tempfile.TemporaryDirectory() as scratch:
+            compile_to(Path(scratch) / PACKAGE, module, example, threads)
+            folder = store.publish_folder(digest, target, Path(scratch), facts)
+    return _open(folder / PACKAGE)
+
+
+def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> None:
+    """Compile an eval-mode module for any batch size into a `.pt2` package.
+
+    Args:
+        path: of the package.
+        module: float32 or bfloat16 inside.
+        example: rows to trace and tune with, at least two.
+        threads: that the code is generated for.
+
+    Raises:
+        ExecutionError: there is no C++ compiler, or the model cannot be compiled.
+    """
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise ExecutionError("no C++ compiler was found", "aoti", "install g++, or run eager")
+    # freezing: weights are folded and packed at compile time (torch 2.13: faster on convolutions).
+    settings = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
+    try:
+        with quiet(), torch.no_grad(), inductor_config.patch(settings):
+            rows = Dim("rows", min=1, max=_MOST_ROWS)
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: rows},))
+            aoti_compile_and_package(program, package_path=str(path))
+    except Exception as error:
+        # Tracing, generating and compiling raise many types; to the user they are one failure.
+        raise ExecutionError(
+            f"AOTInductor cannot compile the model ({type(error).__name__}: {str(error).strip()[:300]})",
+            "aoti",
+            "see that g++ works (`orchestrator doctor`), or run eager",
+        ) from error
+
+
+def target_facts(threads: int, batch: int) -> dict[str, Any]:
+    """What a compiled form depends on besides the artifact."""
+    return {
+        "version": _VERSION,
+        "execution": "aoti",
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "cpu": _cpu_flags(),
+        "threads": threads,
+        "batch": batch,
+    }
+
+
+def target_key(facts: dict[str, Any]) -> str:
+    """Folder name of a compiled form, readable at its start."""
+    mixed = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
+    version, isa = facts["torch"].split("+")[0], facts["isa"].lower()
+    return f"aoti-torch{version}-{isa}-t{facts['threads']}-b{facts['batch']}-{mixed}"
+
+
+@functools.cache
+def _cpu_flags() -> str:
+    """Digest of the CPU's instruction sets: generated code uses all that the machine has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return hashlib.sha256(" ".join(sorted(flags.partition(":")[2].split())).encode()).hexdigest()[:16]
+
+
+def _open(path: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        loaded: Callable[[Tensor], Tensor] = aoti_load_package(str(path))
+    except (RuntimeError, OSError) as error:
+        raise ExecutionError(
+            "the compiled form cannot be loaded",
+            str(error).strip()[:200],
+            "remove its folder; it is compiled anew",
+        ) from error
+    return loaded

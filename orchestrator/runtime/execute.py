@@ -1,0 +1,135 @@
+"""Run an artifact: eager, lowered to int8 kernels, or compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orchestrator.config.measure import Execution
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import DynamicInt8, StaticInt8
+from orchestrator.errors import DataError, ExecutionError
+from orchestrator.models.build import example_rows
+from orchestrator.runtime import compiled, int8
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+
+LARGEST_BATCH = 1024
+"""More rows are run in pieces, to bound the memory of activations."""
+
+
+class Executable:
+    """A loaded artifact: raw rows in, outputs out. Not for concurrent calls."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], signature: Signature, threads: int) -> None:
+        """Wrap `forward`; use `load`."""
+        self.signature = signature
+        self.threads = threads
+        self._forward = forward
+
+    def __call__(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Outputs float32 [B, K] of raw rows [B, *input_shape] of the signature's type, B >= 1.
+
+        Sets this process's torch threads to the executable's.
+
+        Raises:
+            DataError: the rows are not of the signature's shape and type.
+        """
+        signature = self.signature
+        if inputs.shape[1:] != signature.input_shape or str(inputs.dtype) != signature.input_dtype:
+            raise DataError(
+                "the rows do not fit the model",
+                f"{inputs.dtype} {list(inputs.shape)}",
+                f"give {signature.input_dtype} [B, {', '.join(map(str, signature.input_shape))}]",
+            )
+        if len(inputs) == 0:
+            return np.zeros((0, signature.outputs), np.float32)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            if len(inputs) <= LARGEST_BATCH:
+                return self._run(inputs)
+            pieces = range(0, len(inputs), LARGEST_BATCH)
+            return np.concatenate([self._run(inputs[i : i + LARGEST_BATCH]) for i in pieces])
+
+    def _run(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        # A read-only memory map must be copied: torch has no read-only tensors.
+        rows = np.require(inputs, requirements=("C", "W"))
+        outputs: NDArray[np.float32] = self._forward(torch.from_numpy(rows)).numpy()
+        return outputs
+
+
+def executions(manifest: Draft) -> tuple[Execution, ...]:
+    """How an artifact can run, the simplest first."""
+    if any(isinstance(step, StaticInt8 | DynamicInt8) for step in manifest.plan):
+        return ("lowered",)
+    return ("eager", "aoti")
+
+
+def load(
+    store: Store,
+    digest: str,
+    execution: Execution,
+    *,
+    threads: int = 1,
+    batch: int = 32,
+    allowed: Collection[str] = (),
+) -> Executable:
+    """Make an artifact ready to run.
+
+    Args:
+        store: where the artifact is, and where its compiled form is kept.
+        digest: of the artifact.
+        execution: one of `executions(manifest)`.
+        threads: torch threads of each call.
+        batch: rows that the kernels are tuned for; every batch size works.
+        allowed: import paths that an imported model's factory may come from.
+
+    Raises:
+        ExecutionError: the artifact does not run in this execution, or this machine cannot compile it.
+        ModelError: the factory is not allowed.
+        CorruptArtifactError: a file is damaged.
+    """
+    manifest = store.manifest(digest)
+    if execution not in executions(manifest):
+        raise ExecutionError(
+            f"the artifact does not run as {execution}",
+            digest[:12],
+            f"it runs as: {', '.join(executions(manifest))}",
+        )
+    torch.set_num_threads(threads)
+    if execution == "aoti":
+        forward = compiled.load(store, digest, threads=threads, batch=batch, allowed=allowed)
+        return Executable(forward, manifest.signature, threads)
+    module = rebuild(store, digest, allowed=allowed).module
+    return of_module(module, manifest.signature, execution, threads=threads, batch=batch)
+
+
+def of_module(
+    module: nn.Module, signature: Signature, execution: Execution, *, threads: int = 1, batch: int = 32
+) -> Executable:
+    """A module in memory as an eager or lowered executable.
+
+    Raises:
+        ExecutionError: `execution` is neither.
+    """
+    if execution == "aoti":
+        raise ExecutionError("only a stored artifact can be compiled", execution)
+    forward: nn.Module = module
+    if isinstance(module, torch.fx.GraphModule):
+        forward = int8.lower(module, example_rows(signature, max(batch, 2)))
+    elif execution == "lowered":
+        raise ExecutionError("only an int8 graph can be lowered", type(module).__name__)
+    return Executable(forward, signature, threads)
+
+
+def predict(executable: Executable, inputs: NDArray[np.generic], batch: int = 256) -> NDArray[np.float32]:
+    """Outputs float32 [N, K] of raw rows [N, ...], `batch` rows at a time."""
+    if len(inputs) == 0:
+        return executable(inputs)
+    return np.concatenate([executable(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])

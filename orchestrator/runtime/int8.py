@@ -1,0 +1,231 @@
+"""int8 graphs (PT2E, X86 quantizer): made, read back without data, and lowered to oneDNN kernels.
+
+Lowering here differs from `torchao.quantization.pt2e.lowering.lower_pt2e_quantized_to_x86` (0.18) in
+two ways: the batch stays dynamic, and a `view` after a channels-last convolution becomes a `reshape`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+# Else torchao tries CUDA libraries that a CPU build of torch cannot load, and says so on standard error.
+os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(lambda record: "skipping import of cpp" not in record.msg.lower())
+
+import torch
+from torch import Tensor, fx, nn
+from torch._export.utils import _is_cia_op
+from torch._inductor.constant_folding import constant_fold
+from torch._inductor.fx_passes.freezing_patterns import freezing_passes
+from torch.export import Dim
+from torch.nn import functional
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+from torchao.utils import should_reduce_range
+
+from orchestrator.errors import CompressionError, CorruptArtifactError
+
+Mode = Literal["static", "dynamic"]
+
+EXAMPLE_ROWS = 8
+"""Rows of the example that a graph is traced with; the batch is dynamic, but 0 and 1 would be specialised."""
+
+_ARGUMENTS = (
+    torch.ops.quantized_decomposed.quantize_per_tensor.default,
+    torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+)
+_FROM_SIGNATURE = ("preprocess.", "rescale.")
+
+
+class _RowLinear(nn.Linear):
+    """A linear that sees rows [N, C] whatever its input's rank: lowering fuses only those (pytorch#116492)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return functional.linear(x, self.weight, self.bias)
+        rows = functional.linear(x.reshape(-1, self.in_features), self.weight, self.bias)
+        return rows.reshape(*x.shape[:-1], self.out_features)
+
+
+def reduce_range() -> bool:
+    """Whether this CPU lacks VNNI, so that activations must keep to 7 bits."""
+    return bool(should_reduce_range(torch.device("cpu")))
+
+
+def quantize(
+    module: nn.Module, mode: Mode, narrow: bool, example: Tensor, calibrate: Callable[[nn.Module], object]
+) -> fx.GraphModule:
+    """The module's graph with int8 weights and quantize/dequantize pairs around convolutions and linears.
+
+    It computes what the lowered graph computes, slowly: lower it before running or timing it. The graph's
+    form depends on neither weights nor data, so a rebuild from any weights has the same nodes.
+
+    Args:
+        module: a float module in eval mode; it is changed, give a copy.
+        mode: `static` quantizes convolutions and linears, `dynamic` linears alone (there are no
+            dynamic convolution kernels).
+        narrow: keep activations to 7 bits, for CPUs without VNNI.
+        example: rows to trace with, at least two.
+        calibrate: called with the prepared graph; runs rows through it.
+
+    Raises:
+        CompressionError: the module cannot be exported, or nothing in it can be quantized.
+    """
+    for part in module.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = _RowLinear
+    config = x86.get_default_x86_inductor_quantization_config(
+        is_dynamic=mode == "dynamic", reduce_range=narrow
+    )
+    quantizer = x86.X86InductorQuantizer()
+    if mode == "static":
+        quantizer.set_global(config)
+    else:
+        quantizer.set_module_type_qconfig(nn.Linear, config)
+    with quiet():
+        prepared = prepare_pt2e(export(module, example).module(), quantizer)
+        with torch.no_grad():
+            calibrate(prepared)
+        graph: fx.GraphModule = convert_pt2e(prepared)
+    if not any("_frozen_param" in str(node.target) for node in graph.graph.nodes):
+        kinds = "convolution or linear" if mode == "static" else "linear"
+        raise CompressionError(
+            f"int8 ({mode}) would quantize nothing: no {kinds} was found in", _name_of(module)
+        )
+    _drop_checks(graph)
+    return graph
+
+
+def export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The module as an exported program for any batch size.
+
+    Raises:
+        CompressionError: the module's code cannot be traced whole.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            # strict: else the quantizer finds nn.Linear modules only, and skips functional.linear silently.
+            return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=True)
+    except Exception as error:
+        raise CompressionError(
+            f"torch.export cannot trace the model ({type(error).__name__}: {str(error).strip()[:300]})",
+            _name_of(module),
+            "avoid data-dependent control flow and a fixed batch size in its forward",
+        ) from error
+
+
+def arguments(graph: fx.GraphModule) -> list[list[Any]]:
+    """Scale, zero point and range of each quantize/dequantize call, in the graph's order: plain JSON."""
+    return [[node.name, *node.args[1:5]] for node in _calls(graph)]
+
+
+def tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors that the graph reads, by name: what must be saved. Scaling comes from the signature."""
+    state = graph.state_dict(keep_vars=True)
+    state.update(graph.named_buffers())
+    names = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    return {
+        name: state[name].detach()
+        for name in sorted(names)
+        if name in state and not name.startswith(_FROM_SIGNATURE)
+    }
+
+
+def restore(graph: fx.GraphModule, recorded: list[list[Any]], saved: Mapping[str, Tensor]) -> None:
+    """Overwrite a graph's quantization arguments and tensors with recorded ones, in place.
+
+    Raises:
+        CorruptArtifactError: they are of another graph.
+    """
+    calls, own = list(_calls(graph)), tensors(graph)
+    if [node.name for node in calls] != [row[0] for row in recorded] or own.keys() != saved.keys():
+        raise CorruptArtifactError(
+            "the recorded int8 graph is not the one this version of torch and torchao builds",
+            f"torch {torch.__version__}",
+            "use the versions it was made with, or compress again",
+        )
+    for node, (_, *values) in zip(calls, recorded, strict=True):
+        node.args = (node.args[0], *values, *node.args[5:])
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
+            raise CorruptArtifactError("a stored tensor does not fit the rebuilt graph", name)
+        tensor.copy_(saved[name])
+    graph.recompile()
+
+
+def lower(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
+    """The quantized graph with oneDNN's int8 kernels in place of quantize, float kernel, dequantize.
+
+    Takes any batch size from 1 on. About a second, no compiler; not picklable and not exportable.
+    """
+    with quiet(), torch.no_grad():
+        program = torch.export.export(graph, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=True)
+        lowered: fx.GraphModule = program.run_decompositions(_composite_only()).module()
+        _drop_checks(lowered)
+        _transposes_to_permutes(lowered.graph)
+        freezing_passes(lowered, (example,))
+        constant_fold(lowered)
+        _views_to_reshapes(lowered.graph)
+        lowered.graph.eliminate_dead_code()
+        lowered.graph.lint()
+        lowered.recompile()
+    return lowered
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the tracer's deprecation warnings about its own code from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@functools.cache
+def _composite_only() -> dict[Any, Any]:
+    """The default decompositions of composite operators: the others would hide patterns from lowering."""
+    table = dict(torch.export.default_decompositions())
+    return {operator: rule for operator, rule in table.items() if _is_cia_op(operator)}
+
+
+def _calls(graph: fx.GraphModule) -> Iterator[fx.Node]:
+    return (node for node in graph.graph.nodes if node.target in _ARGUMENTS)
+
+
+def _drop_checks(graph: fx.GraphModule) -> None:
+    """Remove export's run-time checks of the input: they cost more than a small layer at batch 1."""
+    for node in list(graph.graph.nodes):
+        check = node.target is torch.ops.aten._assert_tensor_metadata.default
+        if (check or str(node.target) == "_guards_fn") and not node.users:
+            graph.graph.erase_node(node)
+    graph._forward_pre_hooks.clear()
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _transposes_to_permutes(graph: fx.Graph) -> None:
+    """`t` as the `permute` that the lowering patterns look for."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.t.default:
+            with graph.inserting_before(node):
+                permuted = graph.call_function(torch.ops.aten.permute.default, (node.args[0], [1, 0]))
+            permuted.meta = dict(node.meta)
+            node.replace_all_uses_with(permuted)
+            graph.erase_node(node)
+
+
+def _views_to_reshapes(graph: fx.Graph) -> None:
+    """Lowered convolutions give channels-last memory, of which a `view` to rows is impossible."""
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
+
+
+def _name_of(module: nn.Module) -> str:
+    return type(getattr(module, "body", module)).__name__

@@ -1,0 +1,147 @@
+"""Manifest + weights -> module: the recorded decisions of its plan are replayed, no data is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.config.base import Settings
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import (
+    Bf16,
+    ChannelPruning,
+    DynamicInt8,
+    MagnitudePruning,
+    Recovery,
+    StaticInt8,
+)
+from orchestrator.errors import CorruptArtifactError, ModelError
+from orchestrator.models.build import build, example_rows
+from orchestrator.runtime import int8
+from orchestrator.runtime.bf16 import to_bf16
+from orchestrator.runtime.channels import cut, dependency_graph, tracing
+from orchestrator.store.artifacts import Manifest
+from orchestrator.store.store import Store
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """An artifact as a module in eval mode."""
+
+    module: nn.Module
+    """For int8 the quantize/dequantize graph: lower it before running it."""
+    manifest: Manifest
+
+
+def rebuild(store: Store, digest: str, *, allowed: Collection[str] = ()) -> Rebuilt:
+    """Build the artifact's module anew and load its weights: bit-equal to the one that was saved.
+
+    Args:
+        store: where the artifact is.
+        digest: of the artifact.
+        allowed: import paths that an imported model's factory may come from; the manifest decides nothing.
+
+    Raises:
+        ModelError: the factory is not allowed or cannot be called.
+        CorruptArtifactError: files are damaged, or weights and recorded decisions do not fit.
+    """
+    manifest = store.manifest(digest)
+    saved = store.tensors(digest)
+    # A fixed seed: some factories draw random numbers, and none of theirs may reach the result.
+    module: nn.Module = build(manifest.model, manifest.signature, allowed=allowed, seed=0).eval()
+    for step, decision in zip(manifest.plan, manifest.decisions, strict=True):
+        module = replay(step, module, decision, manifest.signature)
+    load_tensors(module, saved, _recorded(manifest))
+    return Rebuilt(module, manifest)
+
+
+def load_tensors(module: nn.Module, saved: Mapping[str, Tensor], recorded: list[list[Any]] | None) -> None:
+    """Put saved tensors (and, for int8, quantization arguments) into a module of the right form.
+
+    Raises:
+        CorruptArtifactError: they do not fit.
+    """
+    if recorded is not None:
+        assert isinstance(module, torch.fx.GraphModule)
+        int8.restore(module, recorded, saved)
+        return
+    try:
+        module.load_state_dict(dict(saved), strict=True)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise CorruptArtifactError(
+            "the weights do not fit the rebuilt model", first, "was its code changed since?"
+        ) from error
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """What must be saved of a module: for an int8 graph only what it reads, else its state."""
+    if isinstance(module, torch.fx.GraphModule):
+        return int8.tensors(module)
+    return {name: tensor.detach() for name, tensor in module.state_dict().items()}
+
+
+@singledispatch
+def replay(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:
+    """Give `module` the form that `step` gave the original; weights come later. It may be changed.
+
+    Args:
+        step: settings; each class registers its function here.
+        module: a fresh one, all earlier steps replayed.
+        decision: what `compression.plan.apply_step` recorded for the step.
+        signature: of the model.
+    """
+    raise ModelError("no replay is registered for the step", type(step).__name__)
+
+
+@replay.register(MagnitudePruning)
+@replay.register(Recovery)
+def _(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
+    """Only weights changed, and they are loaded afterwards."""
+    return module
+
+
+@replay.register
+def _(
+    step: ChannelPruning, module: nn.Module, decision: Mapping[str, Any], signature: Signature
+) -> nn.Module:  # noqa: ARG001
+    try:
+        with tracing(module):
+            graph = dependency_graph(module, signature)
+            for name, outputs, channels in decision["history"]:
+                cut(graph, module.get_submodule(name), outputs, channels)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise CorruptArtifactError("the recorded pruning does not fit the model", str(error)[:200]) from error
+    return module
+
+
+@replay.register
+def _(step: Bf16, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
+    return to_bf16(module)
+
+
+@replay.register(StaticInt8)
+@replay.register(DynamicInt8)
+def _(
+    step: StaticInt8 | DynamicInt8, module: nn.Module, decision: Mapping[str, Any], signature: Signature
+) -> nn.Module:
+    example = example_rows(signature, int8.EXAMPLE_ROWS)
+    mode: int8.Mode = "static" if isinstance(step, StaticInt8) else "dynamic"
+    return int8.quantize(module, mode, bool(decision["reduce_range"]), example, _run_once(example))
+
+
+def _run_once(example: Tensor) -> Callable[[nn.Module], object]:
+    """Observers want to have seen one batch; what they saw is overwritten."""
+    return lambda prepared: prepared(example)
+
+
+def _recorded(manifest: Manifest) -> list[list[Any]] | None:
+    if manifest.plan and isinstance(manifest.plan[-1], StaticInt8 | DynamicInt8):
+        recorded: list[list[Any]] = manifest.decisions[-1]["arguments"]
+        return recorded
+    return None

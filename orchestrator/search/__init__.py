@@ -1,0 +1,1 @@
+"""The search: which plan gives the fastest variant that keeps the promise."""

@@ -1,0 +1,93 @@
+"""What a trial brought, and what the sampler is told about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.config.measure import Execution
+from orchestrator.search.space import Config
+
+PARENT = -1
+"""Trial number of the row that describes the parent itself."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial. Which numbers hold is said by `status`; the others are 0.
+
+    `evaluated`: all but the latency. `ok`: all. `failed`: none; `reason` says why.
+    """
+
+    number: int
+    name: str
+    execution: Execution
+    config: Config = field(default_factory=dict)
+    digest: str = ""
+    status: Literal["evaluated", "ok", "failed"] = "evaluated"
+    metric: float = 0.0
+    """Raw value on the validation part, measured in `execution`."""
+    drop: float = 0.0
+    """How much worse than the parent on the validation part; below 0 when better."""
+    drop_bound: float = 0.0
+    """Upper confidence bound of `drop`, by the promise's own test."""
+    violation: float = 0.0
+    """The constraint: `drop - max_drop`; feasible when <= 0."""
+    bytes: int = 0
+    latency_ms: float = 0.0
+    """Median over blocks at the settings' batch and threads."""
+    latency_ci: tuple[float, float] = (0.0, 0.0)
+    speedup: float = 0.0
+    """The parent's eager latency over this one, measured interleaved."""
+    speedup_ci: tuple[float, float] = (0.0, 0.0)
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def feasible(self) -> bool:
+        """Finished, and within the allowed drop on the validation part."""
+        return self.ok and self.violation <= 0
+
+    def failed(self, reason: str) -> TrialRow:
+        """This trial, marked failed."""
+        return TrialRow(
+            self.number, self.name, self.execution, self.config, status="failed", reason=reason or "unknown"
+        )
+
+    def measured(
+        self,
+        latency_ms: float,
+        latency_ci: tuple[float, float],
+        speedup: float,
+        speedup_ci: tuple[float, float],
+    ) -> TrialRow:
+        """This trial with its latency; failed when a number is not finite and positive."""
+        numbers = (self.metric, latency_ms, *latency_ci, speedup, *speedup_ci)
+        if not all(math.isfinite(number) for number in numbers) or latency_ms <= 0:
+            return self.failed(f"a measured number is not finite and positive: {numbers}")
+        return dataclasses.replace(
+            self,
+            status="ok",
+            latency_ms=latency_ms,
+            latency_ci=latency_ci,
+            speedup=speedup,
+            speedup_ci=speedup_ci,
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def objectives(row: TrialRow) -> tuple[float, float]:
+    """(minus the drop: up, natural log of the latency in ms: down) of an `ok` row.
+
+    Minus the drop is the metric up to a constant, whichever direction the metric has; the log makes a
+    factor of two count alike at every speed, as in the front's hypervolume.
+    """
+    return -row.drop, math.log(row.latency_ms)

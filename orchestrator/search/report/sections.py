@@ -1,0 +1,339 @@
+"""The report's sections. Each returns HTML, or nothing when the run has no such part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.search.report import text
+from orchestrator.search.report.plots import SERIES
+from orchestrator.search.report.schema import Details, TrialPoint
+from orchestrator.search.report.text import safe
+
+_KINDS = {"parallel": "parallel", "sequential": "cascade", "weighted_mix": "weighted mix"}
+
+
+def metric_name(summary: Mapping[str, Any]) -> str:
+    """Name of the run's metric."""
+    for group in ("models", "ensembles"):
+        for item in summary.get(group, {}).values():
+            return str(item["metric"]["name"])
+    return "accuracy"
+
+
+def header(summary: Mapping[str, Any], details: Details) -> str:
+    """Title, one line about the run, and the facts to remember."""
+    search = summary.get("search") or {}
+    parts = [
+        _count(len(summary.get("models", {})), "model"),
+        _count(int(search.get("trials") or 0), "search trial"),
+        _count(len(summary.get("ensembles", {})), "ensemble"),
+        f"{text.duration(summary['seconds'])} of work",
+    ]
+    line = ", ".join(part for part in parts if part)
+    tiles = "".join(
+        f'<div class="tile"><div class="label">{label}</div><div class="value">{value}</div>'
+        f'<div class="note">{note}</div></div>'
+        for label, value, note in _tiles(summary, details)
+    )
+    return (
+        f'<header><h1>{safe(summary["run"])}</h1><p class="lead">{safe(line)}</p></header>'
+        f'\n<div class="tiles">{tiles}</div>'
+    )
+
+
+def promise(summary: Mapping[str, Any]) -> str:
+    """Whether a variant keeps the promise, in one sentence."""
+    search = summary.get("search")
+    if not search:
+        return ""
+    chosen = search.get("chosen")
+    head = f"The promise holds: {safe(chosen['name'])} was chosen." if chosen else "No variant was chosen."
+    return (
+        f'<div class="promise {"kept" if chosen else "broken"}" role="status">'
+        f"<p><strong>{head}</strong> {_sentence(search.get('reason', ''))}</p></div>"
+    )
+
+
+def notes(details: Details) -> str:
+    items = "".join(f"<li>{safe(note)}</li>" for note in details.get("notes", []))
+    return f"<section><h2>Notes</h2><ul>{items}</ul></section>" if items else ""
+
+
+def models(summary: Mapping[str, Any], details: Details) -> str:
+    """Every model, the chosen variant and every ensemble."""
+    name = metric_name(summary)
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [
+        (key, "model", item) for key, item in summary.get("models", {}).items()
+    ]
+    chosen = (summary.get("search") or {}).get("chosen")
+    if chosen:
+        rows.append((str(chosen["name"]), "chosen variant", chosen))
+    rows += [
+        (key, _KINDS.get(item["kind"], item["kind"]), item)
+        for key, item in summary.get("ensembles", {}).items()
+    ]
+    if not rows:
+        return ""
+    better = max if details.get("larger_is_better", True) else min
+    best = better(item["metric"]["value"] for _, _, item in rows)
+    classify = any(item.get("nll") is not None for _, _, item in rows)
+    head = ["", text.metric_label(name), "latency", "bytes"] + (["NLL", "ECE"] if classify else []) + ["cost"]
+    body = "".join(
+        _model_row(key, kind, item, name, classify, item["metric"]["value"] == best)
+        for key, kind, item in rows
+    )
+    return (
+        "<section><h2>Models and ensembles</h2>"
+        f'<p class="caption">Measured on the test part, with 95&nbsp;% intervals. {_latency_caption(rows)} '
+        "Cost is the expected share of all members&rsquo; operations that one row needs. The best value is bold.</p>"
+        f"{_table(head, body)}</section>"
+    )
+
+
+def front(summary: Mapping[str, Any], details: Details, drawn: bool) -> str:
+    """The search: chart and table of trials."""
+    search = summary.get("search")
+    if not search:
+        return ""
+    trials = details.get("trials", [])
+    failed = sum(trial.get("status") == "failed" for trial in trials)
+    chart = _chart("front", "Metric against latency of every trial; the table below has the numbers") if drawn else ""
+    return (
+        "<section><h2>Search</h2>"
+        f'<p class="caption">Each point is one compressed variant in the execution it would be served in. Quality '
+        "is on the validation part, latency measured beside its parent in eager fp32. The front is what no other "
+        f"variant beats in quality, latency and bytes at once.{_failed_text(failed)}</p>"
+        f"{chart}{_trial_table(search, trials, metric_name(summary))}</section>"
+    )
+
+
+def comparison(drawn: bool) -> str:
+    if not drawn:
+        return ""
+    return (
+        "<section><h2>Ensembles against every single model</h2>"
+        '<p class="caption">Test part, 95&nbsp;% intervals. The dashed line marks the best single model.</p>'
+        f"{_chart('comparison', 'Metric with interval of every model and ensemble, as in the table above')}</section>"
+    )
+
+
+def combination(details: Details) -> str:
+    """How ensembles come to their answers: cascade exits and mix weights."""
+    parts = [
+        _bar(name, shares, details.get("stages", {}).get(name) or [f"stage {i + 1}" for i in range(len(shares))])
+        for name, shares in details.get("exits", {}).items()
+    ]
+    parts += [
+        _bar(name, list(weights.values()), list(weights)) for name, weights in details.get("weights", {}).items()
+    ]
+    if not parts:
+        return ""
+    return (
+        "<section><h2>How the ensembles decide</h2>"
+        '<p class="caption">A cascade: share of the test rows that each stage answers. '
+        f"A weighted mix: the weight of each member.</p>{''.join(parts)}</section>"
+    )
+
+
+def training(drawn: bool) -> str:
+    if not drawn:
+        return ""
+    return (
+        '<section><h2>Training</h2><div class="pair">'
+        f"{_chart('loss', 'Training loss by epoch')}{_chart('metric', 'Validation metric by epoch')}</div></section>"
+    )
+
+
+def serving(summary: Mapping[str, Any]) -> str:
+    """What real requests saw."""
+    served = summary.get("serving") or {}
+    if not served:
+        return ""
+    name = metric_name(summary)
+    body = "".join(
+        f"<tr><td>{safe(key)}<small><code>{safe(item.get('url', ''))}</code></small></td>"
+        + _cells(
+            f"{item.get('requests', 0):,}",
+            f"{item.get('errors', 0):,}",
+            text.milliseconds(item.get("p50_ms")),
+            text.milliseconds(item.get("p99_ms")),
+            text.number(item.get("per_s")),
+            text.metric(item.get("accuracy"), "accuracy" if name in text.SHARES else name),
+        )
+        + "</tr>"
+        for key, item in served.items()
+    )
+    head = ["", "requests", "errors", "median", "99th percentile", "requests/s", "accuracy"]
+    return (
+        "<section><h2>Serving</h2>"
+        '<p class="caption">Real HTTP requests, answers compared with in-process ones.</p>'
+        f"{_table(head, body)}</section>"
+    )
+
+
+def facts(summary: Mapping[str, Any]) -> str:
+    """Data and machine."""
+    parts = []
+    for title, values in (("Data", summary.get("data")), ("Machine", summary.get("machine"))):
+        if values:
+            rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in text.facts(values))
+            parts.append(f"<div><h2>{title}</h2><dl>{rows}</dl></div>")
+    return f'<section><div class="pair">{"".join(parts)}</div></section>' if parts else ""
+
+
+def run_file(details: Details) -> str:
+    config = details.get("config")
+    if not config:
+        return ""
+    return (
+        "<section><details><summary>Run file, with every default</summary>"
+        f"<pre><code>{safe(config)}</code></pre></details></section>"
+    )
+
+
+def _tiles(summary: Mapping[str, Any], details: Details) -> list[tuple[str, str, str]]:
+    name, found = metric_name(summary), []
+    better = max if details.get("larger_is_better", True) else min
+    for label, group in (("Best single model", "models"), ("Best ensemble", "ensembles")):
+        items = summary.get(group, {})
+        if items:
+            key = better(items, key=lambda key: items[key]["metric"]["value"])
+            quality = items[key]["metric"]
+            note = f"{safe(key)}, {text.metric_label(name)} {text.metric_interval(quality.get('ci'), name)}"
+            found.append((label, text.metric(quality["value"], name), note))
+    found += _chosen_tile(summary, details)
+    served = summary.get("serving") or {}
+    if served:
+        key = min(served, key=lambda key: served[key]["p50_ms"])
+        rate = text.number(served[key].get("per_s"))
+        found.append(("Fastest served", text.milliseconds(served[key]["p50_ms"]), f"{safe(key)}, {rate} requests/s"))
+    return found
+
+
+def _chosen_tile(summary: Mapping[str, Any], details: Details) -> list[tuple[str, str, str]]:
+    """Speed and size of the chosen variant against its parent."""
+    chosen = (summary.get("search") or {}).get("chosen")
+    if not chosen:
+        return []
+    trial = next((item for item in details.get("trials", []) if item["name"] == chosen["name"]), {})
+    parent = details.get("parent", {})
+    said = []
+    if trial.get("bytes") and parent.get("bytes"):
+        said.append(f"{trial['bytes'] / parent['bytes']:.0%} of the bytes")
+    speedup = trial.get("speedup")
+    value = f"{text.number(speedup)}\u00d7 as fast" if speedup else safe(chosen["name"])
+    return [("Chosen variant", value, ", ".join([safe(chosen["name"]), *said]))]
+
+
+def _model_row(
+    key: str, kind: str, item: Mapping[str, Any], name: str, classify: bool, best: bool
+) -> str:
+    quality, latency = item["metric"], item.get("latency_ms") or {}
+    cells = [
+        _stacked(text.metric(quality["value"], name), text.metric_interval(quality.get("ci"), name)),
+        _stacked(text.milliseconds(latency.get("median")), text.interval(latency.get("ci"))),
+        text.size(item.get("bytes")),
+    ]
+    if classify:
+        cells += [text.number(item.get("nll")), text.number(item.get("ece"))]
+    cost = item.get("mean_cost")
+    cells.append(text.NONE if cost is None else f"{100 * cost:.0f}\u00a0%")
+    execution = f", {safe(latency['execution'])}" if latency.get("execution") else ""
+    return (
+        f'<tr{" class=best" if best else ""}><td>{safe(key)}<small>{safe(kind)}{execution}</small></td>'
+        f"{_cells(*cells)}</tr>"
+    )
+
+
+def _latency_caption(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Batch and threads, when all rows share them."""
+    settings = {
+        (latency.get("batch"), latency.get("threads"))
+        for _, _, item in rows
+        if (latency := item.get("latency_ms"))
+    }
+    if len(settings) != 1:
+        return ""
+    batch, threads = settings.pop()
+    return f"Latency is the median at batch {batch} on {_count(int(threads or 1), 'thread')}."
+
+
+def _trial_table(search: Mapping[str, Any], trials: Sequence[TrialPoint], name: str) -> str:
+    if not trials:
+        return ""
+    on_front = {point["name"] for point in search.get("front") or []}
+    chosen = (search.get("chosen") or {}).get("name")
+    body = "".join(_trial_row(trial, name, on_front, chosen) for trial in trials)
+    head = ["", text.metric_label(name), "latency", "speed-up", "bytes"]
+    return f"<details><summary>All {len(trials)} trials</summary>{_table(head, body)}</details>"
+
+
+def _trial_row(trial: TrialPoint, name: str, on_front: set[str], chosen: str | None) -> str:
+    label = safe(trial["name"])
+    if trial.get("status") == "failed":
+        reason = safe(trial.get("reason", ""))
+        return (
+            f'<tr><td>{label}<span class="tag failed">failed</span></td>'
+            f'<td class="wide" colspan="4">{reason}</td></tr>'
+        )
+    if trial["name"] == chosen:
+        label += '<span class="tag chosen">chosen</span>'
+    elif trial["name"] in on_front:
+        label += '<span class="tag">front</span>'
+    speedup = trial.get("speedup")
+    return (
+        f"<tr><td>{label}<small>{safe(trial.get('execution', ''))}</small></td>"
+        + _cells(
+            text.metric(trial.get("metric"), name),
+            _stacked(text.milliseconds(trial.get("latency_ms")), text.interval(trial.get("latency_ci"))),
+            f"{text.number(speedup)}\u00d7" if speedup else text.NONE,
+            text.size(trial.get("bytes")),
+        )
+        + "</tr>"
+    )
+
+
+def _bar(name: str, shares: Sequence[float], labels: Sequence[str]) -> str:
+    colors = [f"var({SERIES[index % len(SERIES)]})" for index in range(len(shares))]
+    pieces = "".join(
+        f'<span style="flex:{max(share, 0.0):.6f};background:{color}"></span>'
+        for share, color in zip(shares, colors, strict=True)
+    )
+    key = "".join(
+        f'<li><i style="background:{color}"></i>{safe(label)} <b>{100 * share:.1f}\u00a0%</b></li>'
+        for label, share, color in zip(labels, shares, colors, strict=True)
+    )
+    return f'<h3>{safe(name)}</h3><div class="bar" aria-hidden="true">{pieces}</div><ul class="key">{key}</ul>'
+
+
+def _table(head: Sequence[str], body: str) -> str:
+    titles = "".join(
+        f'<th scope="col"{" class=num" if index else ""}>{title}</th>' for index, title in enumerate(head)
+    )
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _chart(identifier: str, description: str) -> str:
+    return f'<div class="chart" id="{identifier}" role="img" aria-label="{description}"></div>'
+
+
+def _cells(*values: str) -> str:
+    return "".join(f'<td class="num">{value}</td>' for value in values)
+
+
+def _stacked(value: str, below: str) -> str:
+    return f"{value}<small>{below}</small>" if below else value
+
+
+def _sentence(reason: str) -> str:
+    said = safe(reason.strip())
+    return f"{said[:1].upper()}{said[1:]}{'' if said.endswith('.') or not said else '.'}"
+
+
+def _failed_text(failed: int) -> str:
+    return f" {_count(failed, 'trial')} failed; the table says why." if failed else ""
+
+
+def _count(count: int, what: str) -> str:
+    return "" if count == 0 else f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,113 @@
+"""An Optuna study that is asked and told in batches, so that its suggestions do not depend on timing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import optuna
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from orchestrator.config.search import SearchSettings
+from orchestrator.errors import SearchError
+from orchestrator.search.objectives import TrialRow, objectives
+from orchestrator.search.space import Config, anchors, grid, suggest, variant_key
+
+_TRIES = 20
+"""Duplicates of known variants that are thrown away before an untried one is taken from the grid."""
+
+
+class Suggestion(NamedTuple):
+    """One trial to run; `number` counts distinct variants from 0."""
+
+    number: int
+    config: Config
+
+
+class BatchStudy:
+    """Suggestions in batches of fixed size, each batch from the results of all earlier ones.
+
+    The samplers see two objectives (metric up, log latency down) and one constraint (the drop on the
+    validation part). A variant is suggested once: a repeated one is told FAIL, which no sampler learns from.
+    """
+
+    def __init__(self, settings: SearchSettings, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._settings = settings
+        self._study = optuna.create_study(
+            directions=["maximize", "minimize"], sampler=_sampler(settings, seed)
+        )
+        self._seen: set[str] = set()
+        self._open: dict[int, optuna.Trial] = {}
+        self._asked = 0
+        self._grid = grid(settings)
+        if self._grid is not None:
+            random.Random(seed).shuffle(self._grid)
+        for config in anchors(settings):
+            self._study.enqueue_trial(config)
+
+    def ask(self) -> list[Suggestion]:
+        """The next batch; shorter at the end, empty when the budget or the space is used up.
+
+        Raises:
+            SearchError: the last batch was not told yet.
+        """
+        if self._open:
+            raise SearchError("a batch was asked for before the last one was told", sorted(self._open))
+        batch: list[Suggestion] = []
+        for _ in range(min(self._settings.batch, self._settings.trials - self._asked)):
+            suggestion = self._next()
+            if suggestion is None:
+                break
+            batch.append(suggestion)
+        return batch
+
+    def tell(self, rows: Sequence[TrialRow]) -> None:
+        """The whole batch's results; told in trial order, whatever order they come in.
+
+        Raises:
+            SearchError: they are not exactly the trials of the batch.
+        """
+        if {row.number for row in rows} != set(self._open):
+            raise SearchError("results do not match the batch", sorted(row.number for row in rows))
+        for row in sorted(rows, key=lambda row: row.number):
+            trial = self._open.pop(row.number)
+            if not row.ok:
+                self._study.tell(trial, state=TrialState.FAIL)
+                continue
+            trial.set_constraint("max_drop", row.violation)
+            self._study.tell(trial, objectives(row))
+
+    def _next(self) -> Suggestion | None:
+        for _ in range(_TRIES):
+            found = self._ask_once()
+            if found is not None:
+                return found
+        for config in self._grid or ():
+            if variant_key(config, self._settings) not in self._seen:
+                self._study.enqueue_trial(config)
+                return self._ask_once()
+        return None
+
+    def _ask_once(self) -> Suggestion | None:
+        trial = self._study.ask()
+        config = suggest(trial, self._settings)
+        key = variant_key(config, self._settings)
+        if key in self._seen:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return None
+        self._seen.add(key)
+        self._open[self._asked] = trial
+        self._asked += 1
+        return Suggestion(self._asked - 1, config)
+
+
+def _sampler(settings: SearchSettings, seed: int) -> BaseSampler:
+    """TPE: Watanabe 2023 (https://arxiv.org/abs/2304.11127); NSGA-II: Deb et al. 2002."""
+    if settings.sampler == "random":
+        return RandomSampler(seed=seed)
+    if settings.sampler == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=max(2, settings.batch))
+    return TPESampler(seed=seed, n_startup_trials=min(10, max(settings.batch, settings.trials // 3)))

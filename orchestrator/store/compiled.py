@@ -1,0 +1,86 @@
+"""Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from orchestrator.config.base import Settings, canonical
+from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
+from orchestrator.store.blobs import Blobs
+from orchestrator.store.names import Digest, check_digest, check_segment
+
+ENTRY = "entry.json"
+
+
+class Entry(Settings):
+    """What `entry.json` holds."""
+
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the compiler's user notes: versions, instruction set, threads, batch."""
+    files: dict[str, Digest]
+
+
+def folder_key(digest: str, target: str) -> str:
+    """Key of the folder of one compiled form."""
+    return f"compiled/{check_digest(digest)}/{check_segment(target)}"
+
+
+def publish(blobs: Blobs, digest: str, target: str, source: Path, facts: Mapping[str, Any]) -> Path:
+    """Copy the files of the folder `source` into the store at once; an undamaged earlier form is kept.
+
+    Returns:
+        The folder in the store.
+    """
+    key = folder_key(digest, target)
+    try:
+        names = sorted(path for path in source.rglob("*") if path.is_file())
+        files = {path.relative_to(source).as_posix(): path.read_bytes() for path in names}
+    except OSError as error:
+        raise StoreError("cannot read the compiled files", source, "compile again") from error
+    entry = Entry(
+        facts=dict(facts), files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    )
+    if not blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())}):
+        try:
+            find(blobs, digest, target)
+        except CorruptArtifactError:
+            blobs.delete_folder(key)
+            blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())})
+    return blobs.path(key)
+
+
+def find(blobs: Blobs, digest: str, target: str) -> Path | None:
+    """The folder of a compiled form with every file verified; None when there is none.
+
+    Raises:
+        CorruptArtifactError: a file is damaged, missing or foreign.
+    """
+    key = folder_key(digest, target)
+    try:
+        entry = Entry.model_validate_json(blobs.get(f"{key}/{ENTRY}"))
+    except NotFoundError:
+        if blobs.list(key):
+            raise _corrupt(key, ENTRY) from None
+        return None
+    except ValidationError as error:
+        raise _corrupt(key, ENTRY) from error
+    present = {name.removeprefix(f"{key}/") for name in blobs.list(key)} - {ENTRY}
+    for name in sorted(present ^ set(entry.files)):
+        raise _corrupt(key, name)
+    for name in sorted(present):
+        if hashlib.sha256(blobs.get(f"{key}/{name}")).hexdigest() != entry.files[name]:
+            raise _corrupt(key, name)
+    return blobs.path(key)
+
+
+def _corrupt(key: str, name: str) -> CorruptArtifactError:
+    return CorruptArtifactError(
+        "a compiled file is damaged, missing or foreign",
+        f"{key}/{name}",
+        "remove that folder and run again: it is compiled anew",
+    )

@@ -1,0 +1,60 @@
+"""Cached outputs of an artifact, `predictions/<digest>/<key>.parquet`: one row a sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from orchestrator.errors import CorruptArtifactError, StoreError
+from orchestrator.store.blobs import Blobs
+from orchestrator.store.names import check_digest, check_segment
+
+
+def put(blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64], outputs: NDArray[np.float32]) -> None:
+    """Store outputs float32 [N, K] of the samples `ids` int64 [N], in place of older ones.
+
+    Raises:
+        StoreError: the shapes do not fit together.
+    """
+    if outputs.ndim != 2 or ids.shape != outputs.shape[:1] or outputs.shape[1] < 1:
+        raise StoreError("predictions need ids [N] and outputs [N, K]", f"{ids.shape} and {outputs.shape}")
+    values = pa.array(np.ascontiguousarray(outputs, dtype=np.float32).reshape(-1))
+    table = pa.table(
+        {
+            "id": pa.array(np.ascontiguousarray(ids, dtype=np.int64)),
+            "outputs": pa.FixedSizeListArray.from_arrays(values, outputs.shape[1]),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    blobs.put(_key(digest, key), sink.getvalue().to_pybytes())
+
+
+def get(
+    blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64] | None = None
+) -> NDArray[np.float32] | None:
+    """A fresh float32 [N, K]; None when there is nothing, or it is of other samples than `ids`.
+
+    Raises:
+        CorruptArtifactError: the file is damaged.
+    """
+    name = _key(digest, key)
+    if not blobs.exists(name):
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(blobs.get(name)), page_checksum_verification=True)
+        found = table.column("id").to_numpy()
+        lists = table.column("outputs").combine_chunks()
+        outputs = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
+        outputs = outputs.reshape(len(found), lists.type.list_size)
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+        raise CorruptArtifactError(
+            "stored predictions are damaged", name, "remove that file and run again"
+        ) from error
+    return outputs if ids is None or np.array_equal(found, ids) else None
+
+
+def _key(digest: str, key: str) -> str:
+    return f"predictions/{check_digest(digest)}/{check_segment(key)}.parquet"

@@ -1,0 +1,99 @@
+"""Image augmentation as a pure function of (seed, sample id, view).
+
+Nothing is drawn from a random stream, so a row looks the same in view v in every epoch, worker, restart
+and arm of a comparison, and a teacher's outputs on the V views can be computed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.config.signature import Signature
+from orchestrator.config.training import Augment
+from orchestrator.errors import ConfigError
+
+
+def active(settings: Augment) -> bool:
+    """Whether any view differs from the plain rows."""
+    return settings.flip or settings.crop > 0
+
+
+def views(settings: Augment) -> int:
+    """Number of distinct views: 1 when nothing is augmented."""
+    return settings.views if active(settings) else 1
+
+
+def check_augment(settings: Augment, signature: Signature) -> None:
+    """Refuse an augmentation that the rows cannot take.
+
+    Raises:
+        ConfigError: rows are not images, or the crop is as large as the image.
+    """
+    if not active(settings):
+        return
+    if len(signature.input_shape) != 3:
+        raise ConfigError(
+            "flip and crop need images", f"rows of shape {signature.input_shape}", "remove them"
+        )
+    smallest = min(signature.input_shape[1:])
+    if settings.crop >= smallest:
+        raise ConfigError(
+            f"crop must be smaller than the image ({smallest} pixels)", settings.crop, "choose fewer pixels"
+        )
+
+
+def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment, seed: int) -> Tensor:
+    """Flip and crop a batch.
+
+    Args:
+        images: [B, C, H, W] of any type.
+        ids: stable sample ids [B]: what decides each row's flip and offset, besides seed and view.
+        view: number of the view.
+        settings: what to do; `crop` pixels of reflected border are added before the cut.
+        seed: of the run.
+
+    Returns:
+        [B, C, H, W] of the same type, contiguous; `images` itself when there is nothing to do.
+    """
+    if not active(settings):
+        return images
+    batch, channels, height, width = images.shape
+    bits = hash_rows(seed, ids, view)
+    span = 2 * settings.crop + 1
+    top = ((bits >> np.uint64(8)) & np.uint64(0xFFFFFF)) * np.uint64(span) >> np.uint64(24)
+    left = ((bits >> np.uint64(40)) & np.uint64(0xFFFFFF)) * np.uint64(span) >> np.uint64(24)
+    rows = _source(top, height, settings.crop)
+    columns = _source(left, width, settings.crop)
+    if settings.flip:
+        mirrored = torch.from_numpy((bits & np.uint64(1)).astype(bool))
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width)
+    flat = images.reshape(batch, channels, height * width)
+    gathered = flat.gather(2, pixels.to(images.device).expand(batch, channels, height * width))
+    return gathered.view(batch, channels, height, width)
+
+
+def hash_rows(seed: int, ids: NDArray[np.int64], view: int) -> NDArray[np.uint64]:
+    """64 well-mixed bits a row from (seed, id, view), by SplitMix64 (Steele et al. 2014)."""
+    start = _mix(np.array([seed], dtype=np.uint64))
+    return _mix(_mix(start ^ ids.astype(np.int64).view(np.uint64)) ^ np.uint64(view))
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed: NDArray[Any] = value + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def _source(offset: NDArray[np.uint64], size: int, pad: int) -> Tensor:
+    """Source positions [B, size] of a cut at `offset` in a line that was padded by reflection."""
+    positions = torch.from_numpy(offset.astype(np.int64))[:, None] + torch.arange(size) - pad
+    positions = positions.abs()
+    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)

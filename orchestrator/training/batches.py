@@ -1,0 +1,134 @@
+"""Batches cut from arrays in memory, and the teacher's outputs that go with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.config.training import Augment
+from orchestrator.data.dataset import Part
+from orchestrator.errors import TrainingError
+from orchestrator.training.augment import augment, views
+
+Teacher = Callable[[Tensor], Tensor] | NDArray[Any]
+"""A function of raw rows [B, ...] -> outputs [B, K] (already in eval mode, on the training's device), or the
+outputs themselves: [N, K] of the plain rows, or [V, N, K] of every view."""
+
+TEACHER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: Tensor
+    targets: Tensor
+    teacher: Tensor | None
+    share: float
+    """This rank's rows times world, over the step's rows: makes the mean over ranks the mean over rows."""
+
+
+def wrap_array(array: NDArray[Any]) -> Tensor:
+    """The array as a tensor without a copy; a read-only memory map stays one, so never write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def spread(inputs: Tensor, device: torch.device, channels_last: bool) -> Tensor:
+    """A batch on the device, images in the memory format that the convolutions want."""
+    if channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs.to(device, non_blocking=True)
+
+
+def order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The epoch's row order: a function of seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def steps_of(rows: int, batch_size: int) -> int:
+    """Optimizer steps an epoch."""
+    return -(-rows // batch_size)
+
+
+class Rows:
+    """The rows a model is trained on."""
+
+    def __init__(
+        self, part: Part, settings: Augment, seed: int, batch_size: int, teacher: Teacher | None
+    ) -> None:
+        self.inputs = wrap_array(part.inputs)
+        self.targets = wrap_array(part.targets)
+        self.ids = np.asarray(part.ids, dtype=np.int64)
+        self.settings, self.seed = settings, seed
+        self.steps = steps_of(len(part.ids), batch_size)
+        self._teacher = teacher
+        self._outputs: dict[int, Tensor] = {}
+
+    def epoch(
+        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int
+    ) -> Iterator[Batch]:
+        """This rank's batches of an epoch.
+
+        The epoch is cut into steps of nearly equal size, so that no row is dropped and no tiny last batch
+        disturbs the batch statistics; each step is dealt to the ranks row by row.
+        """
+        view = epoch % views(self.settings)
+        teacher = self._teacher_outputs(view, device, channels_last)
+        for step in np.array_split(order(len(self.ids), self.seed, epoch), self.steps):
+            mine = step[rank::world]
+            index = torch.from_numpy(mine)
+            inputs = self.inputs.index_select(0, index)
+            inputs = augment(inputs, self.ids[mine], view, self.settings, self.seed)
+            yield Batch(
+                inputs=spread(inputs, device, channels_last),
+                targets=self.targets.index_select(0, index).to(device),
+                teacher=None if teacher is None else teacher.index_select(0, index).to(device),
+                share=len(mine) * world / len(step),
+            )
+
+    def _teacher_outputs(self, view: int, device: torch.device, channels_last: bool) -> Tensor | None:
+        """All rows' outputs in one view, computed once, in row order: the same after a restart."""
+        if self._teacher is None or view in self._outputs:
+            return self._outputs.get(view)
+        if callable(self._teacher):
+            self._outputs[view] = self.outputs_of(self._teacher, view, device, channels_last)
+        else:
+            self._outputs[view] = self._given_outputs(self._teacher, view)
+        return self._outputs[view]
+
+    def _given_outputs(self, outputs: NDArray[Any], view: int) -> Tensor:
+        wanted = (views(self.settings), len(self.ids))
+        if outputs.ndim == 2 and wanted[0] == 1:
+            outputs = outputs[None]
+        if outputs.ndim != 3 or outputs.shape[0] <= view or outputs.shape[1] != wanted[1]:
+            raise TrainingError(
+                f"the teacher's outputs must be [views, rows, outputs] with {wanted[0]} views of {wanted[1]} "
+                "rows; they are",
+                list(outputs.shape),
+            )
+        return wrap_array(np.ascontiguousarray(outputs[view], dtype=np.float32))
+
+    def outputs_of(
+        self,
+        teacher: Callable[[Tensor], Tensor],
+        view: int,
+        device: torch.device | None = None,
+        channels_last: bool = False,
+    ) -> Tensor:
+        """A teacher's float32 outputs [N, K] on all rows in one view, on the CPU, in row order."""
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(self.ids), TEACHER_BATCH):
+                piece = slice(start, start + TEACHER_BATCH)
+                inputs = augment(self.inputs[piece], self.ids[piece], view, self.settings, self.seed)
+                parts.append(
+                    teacher(spread(inputs, device or torch.device("cpu"), channels_last)).float().cpu()
+                )
+        return torch.cat(parts)

@@ -1,0 +1,153 @@
+"""A training job as plain data, its key, and the claim that keeps one name for one configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.base import canonical, fingerprint
+from orchestrator.config.measure import Metric
+from orchestrator.config.run import ModelEntry
+from orchestrator.data.load import open_cached
+from orchestrator.errors import ConfigError, TrainingError
+
+VERSION = 1
+"""Of the training code: raise it when equal settings give other weights, so that old results are left."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One model to train. Plain data: it crosses process boundaries."""
+
+    name: str
+    entry: ModelEntry
+    data_folder: str
+    """Cache folder of the data set, readable on every node."""
+    store: str
+    """Root of the store, reachable from every node."""
+    seed: int
+    metric: Metric
+    allowed: tuple[str, ...] = ()
+    teacher_digest: str | None = None
+    """An artifact to distil from; not given when the teacher is another job of the same call."""
+    transfer_folder: str | None = None
+    """Cache folder of the transfer set that `entry.training.transfer` describes."""
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values; `from_plain` reads them."""
+        return {**vars(self), "entry": self.entry.plain(), "metric": self.metric.plain()}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> TrainJob:
+        """The job that `plain` was made of."""
+        return cls(
+            **{
+                **values,
+                "entry": ModelEntry.model_validate(values["entry"]),
+                "metric": Metric.model_validate(values["metric"]),
+                "allowed": tuple(values["allowed"]),
+            }
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the weights, but which artifact the teacher is."""
+        entry, resources = self.entry, self.entry.resources
+        if entry.model is None:
+            raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
+        transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
+        return {
+            "stage": "train",
+            "version": VERSION,
+            "model": entry.model.plain(),
+            "training": entry.training.plain(),
+            "metric": self.metric.plain(),
+            "seed": self.seed,
+            "data": open_cached(Path(self.data_folder)).digest,
+            "transfer": transfer,
+            "teacher": self.teacher_digest or entry.teacher,
+            "threads": resources.cpus,
+            "workers": list(resources.span),
+            "strategy": resources.strategy,
+            "gpu": resources.gpus > 0,
+        }
+
+    def key(self) -> str:
+        """Of the stage in the store: settings and teacher's digest."""
+        return fingerprint(self.settings())
+
+
+def run_name(job: TrainJob) -> str:
+    """Name of the Ray Train run: stable, so that the same job resumes."""
+    return f"{job.name}-{job.key()[:12]}"
+
+
+def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
+    """Keep the job's name for its settings: `<storage>/<name>.json`.
+
+    Args:
+        job: to be trained.
+        storage: folder of the training runs.
+        fresh: forget what was trained under this name before, checkpoints included. Finished artifacts
+            stay in the store, and equal settings find them again.
+
+    Raises:
+        ConfigError: the name was used with other settings.
+    """
+    file = storage / f"{job.name}.json"
+    settings = json.loads(canonical(job.settings()))
+    if fresh:
+        for folder in storage.glob(f"{job.name}-{'[0-9a-f]' * 12}"):
+            shutil.rmtree(folder)
+    elif file.exists():
+        changed = _difference(_read(file), settings)
+        if changed is not None:
+            raise ConfigError(
+                f"model '{job.name}' was trained in this run with other settings",
+                changed,
+                "take another run name, or pass --fresh to train it anew",
+            )
+        return
+    storage.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".tmp")
+    part.write_bytes(canonical(settings))
+    part.replace(file)
+
+
+def drop_damaged(folder: Path) -> bool:
+    """Remove a run whose list of checkpoints cannot be read; Ray overwrites that file in place.
+
+    Returns:
+        Whether there was such a run. It starts over, and ends with the same weights.
+    """
+    record = folder / "checkpoint_manager_snapshot.json"
+    if not record.exists():
+        return False
+    try:
+        json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        shutil.rmtree(folder)
+        return True
+    return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("the record of an earlier training cannot be read", file, "pass --fresh") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _difference(before: Any, after: Any, path: str = "") -> str | None:
+    """The first place where two plain values differ, as `a.b: old -> new`."""
+    if before == after:
+        return None
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            found = _difference(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+            if found is not None:
+                return found
+    return f"{path}: {before!r} -> {after!r}"

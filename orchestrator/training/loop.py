@@ -1,0 +1,304 @@
+"""The one training loop: plain torch, a loss is a parameter, and a stopped run goes on bit-equal."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import deterministic
+
+from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Signature
+from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.data.dataset import Part
+from orchestrator.errors import ConfigError, TrainingError
+from orchestrator.measure.quality import larger_is_better, score
+from orchestrator.training import sharding
+from orchestrator.training.augment import check_augment
+from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
+from orchestrator.training.losses import Loss, loss_settings, make_loss
+from orchestrator.training.optim import make_optimizer, rate
+from orchestrator.training.sharding import Strategy
+from orchestrator.training.state import EpochReport, TrainState
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 512
+CHECK_EVERY = 20
+"""Steps between looks at the loss; each look waits for an accelerator."""
+
+
+def train(
+    module: nn.Module,
+    train: Part,
+    validation: Part,
+    settings: Training,
+    *,
+    signature: Signature,
+    metric: Metric,
+    seed: int,
+    threads: int | None = None,
+    device: str | torch.device = "cpu",
+    teacher: Teacher | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    state: TrainState | None = None,
+    rank: int = 0,
+    world: int = 1,
+    strategy: Strategy = "ddp",
+    allowed: Collection[str] = (),
+) -> Iterator[EpochReport]:
+    """Train a module in place, one report an epoch.
+
+    At its end the module holds the result: with `settings.patience` the weights of the epoch with the best
+    validation metric, without it those of the **last** epoch (the schedule has come to rest there). With
+    FSDP the module stays sharded: take `state.weights`.
+
+    Args:
+        module: raw rows in, logits [B, K] or regression values [B, T] in raw units out.
+        train: rows to learn from; for distillation a class below 0 or a NaN target means "no label".
+        validation: rows for the metric of each report and for early stopping.
+        settings: how to train; `settings.batch_size` counts the rows of all ranks together.
+        signature: of the model.
+        metric: what early stopping follows.
+        seed: decides row order, augmentation and dropout.
+        threads: torch threads while training; as they are when not given. They change the weights.
+        device: where to train; the module is moved there.
+        teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
+            [N, K] without augmentation, else [V, N, K].
+        masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
+        state: where to start, brought up to date before each report: save it to go on later.
+        rank: of this process; a process group of `world` ranks must exist if world > 1.
+        world: number of data-parallel processes.
+        strategy: how to be data-parallel.
+        allowed: import paths that a custom loss or metric may come from.
+
+    Raises:
+        TrainingError: the loss is not finite, or the rows cannot be cut as asked.
+        ConfigError: loss or augmentation does not fit the data.
+    """
+    place = _Place(torch.device(device), threads, seed, rank, world, strategy)
+    run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
+    run.prepare(train, signature, teacher, masks or {})
+    try:
+        while not run.state.finished:
+            with place.quiet_torch(run.state.epoch):
+                report = run.epoch()
+            yield report
+        sharding.fill_model(module, run.state.weights)
+    finally:
+        if run.images_last:
+            set_memory_format(module, torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run happens, and torch's global switches while it does."""
+
+    device: torch.device
+    threads: int | None
+    seed: int
+    rank: int
+    world: int
+    strategy: Strategy
+
+    @contextmanager
+    def quiet_torch(self, epoch: int) -> Iterator[None]:
+        """Seed, threads and deterministic kernels for one epoch; all as before afterwards.
+
+        The seed is a function of (seed, epoch, rank), so no random state needs saving.
+        """
+        threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(_mixed_seed(self.seed, epoch, self.rank))
+                torch.set_num_threads(self.threads or threads)
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                # Deterministic mode would otherwise fill each fresh tensor with NaN first.
+                deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+                yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+class _Run:
+    """One training run: everything that lives as long as it does."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        validation: Part,
+        settings: Training,
+        place: _Place,
+        metric: Metric,
+        allowed: frozenset[str],
+        state: TrainState,
+    ) -> None:
+        self.module, self.validation, self.settings = module, validation, settings
+        self.place, self.metric, self.allowed, self.state = place, metric, allowed, state
+        sharded = place.world > 1 and place.strategy == "fsdp"
+        self.images_last = settings.channels_last and validation.inputs.ndim == 4 and not sharded
+
+    def prepare(
+        self, train: Part, signature: Signature, teacher: Teacher | None, masks: Mapping[str, Tensor]
+    ) -> None:
+        """Check the request; put module, optimizer and masks where they belong, and load the state."""
+        settings, place = self.settings, self.place
+        check_augment(settings.augment, signature)
+        chosen = loss_settings(settings, signature)
+        if isinstance(chosen, DistillationLoss) and teacher is None:
+            raise ConfigError("a distillation loss needs a teacher", fix="name a teacher")
+        self.loss: Loss = make_loss(chosen, signature, self.allowed)
+        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher)
+        self._check_rows(len(train.ids))
+        if masks and place.world > 1 and place.strategy == "fsdp":
+            raise TrainingError("pruning masks cannot be kept under FSDP", fix="use strategy ddp")
+        self.module.to(place.device)
+        if self.images_last:
+            set_memory_format(self.module, torch.channels_last)
+        self.network = sharding.wrap(self.module, place.strategy, place.world, place.device)
+        if settings.compile and compiler_works(place.device.type):
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        self.optimizer = make_optimizer(self.module, settings)
+        if self.state.epoch:
+            sharding.fill_model(self.module, self.state.model)
+            sharding.fill_optimizer(self.module, self.optimizer, self.state.optimizer)
+        parameters = dict(self.module.named_parameters())
+        self.pruned = [(parameters[name], ~mask.to(place.device)) for name, mask in masks.items()]
+        self._keep_zeros()
+
+    def _check_rows(self, rows: int) -> None:
+        if rows == 0 or len(self.validation.ids) == 0:
+            raise TrainingError("the train and validation parts need at least one row each", rows)
+        if rows // self.rows.steps < self.place.world:
+            raise TrainingError(
+                f"a step of {rows // self.rows.steps} rows cannot be shared by the workers",
+                self.place.world,
+                "use fewer workers or a larger batch_size",
+            )
+
+    def epoch(self) -> EpochReport:
+        """One epoch and its validation; the state is then that of its end."""
+        started = time.perf_counter()
+        number = self.state.epoch
+        loss, lr = self._learn(number)
+        value = score(self.metric, self._evaluate(), self.validation.targets, allowed=self.allowed)
+        report = EpochReport(number, loss, float(value), lr, time.perf_counter() - started)
+        self._advance(report)
+        return report
+
+    def _learn(self, epoch: int) -> tuple[float, float]:
+        """All steps of an epoch -> mean loss over all ranks' rows, last learning rate."""
+        settings, place = self.settings, self.place
+        self.network.train()
+        total = torch.zeros((), device=place.device)
+        lr = 0.0
+        batches = self.rows.epoch(epoch, place.device, self.images_last, place.rank, place.world)
+        for step, batch in enumerate(batches):
+            lr = rate(settings, epoch * self.rows.steps + step, settings.epochs * self.rows.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            with self._autocast():
+                outputs = self.network(batch.inputs)
+            loss = self.loss(outputs.float(), batch.targets, batch.teacher) * batch.share
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if settings.grad_clip is not None:
+                nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
+            self.optimizer.step()
+            self._keep_zeros()
+            total += loss.detach()
+            # Only the summed loss is the same on all ranks: a lone rank must not leave the others waiting.
+            if place.world == 1 and step % CHECK_EVERY == 0:
+                self._check_finite(total.item(), epoch)
+        mean = sharding.sum_over_ranks(total, place.world).item() / (self.rows.steps * place.world)
+        self._check_finite(mean, epoch)
+        return mean, lr
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is not finite in epoch {epoch + 1} of {self.settings.epochs}",
+                loss,
+                "lower lr, set grad_clip (1.0), lengthen warmup, or train with precision fp32",
+            )
+
+    def _keep_zeros(self) -> None:
+        with torch.no_grad():
+            for parameter, dead in self.pruned:
+                parameter.masked_fill_(dead, 0.0)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.place.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bf16"
+        )
+
+    def _evaluate(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """Outputs [N, K] on the validation part, in the training's precision; ranks share the rows."""
+        world, rows = self.place.world, len(self.validation.ids)
+        sharding.share_buffers(self.module, world)
+        self.network.eval()
+        inputs = wrap_array(self.validation.inputs)
+        # Every rank takes equally many rows (some twice): FSDP needs equally many calls on all.
+        mine = torch.arange(-(-rows // world) * world).remainder(rows)[self.place.rank :: world]
+        parts = []
+        with torch.no_grad(), self._autocast():
+            for piece in torch.split(mine, EVALUATION_BATCH):
+                batch = spread(inputs.index_select(0, piece), self.place.device, self.images_last)
+                parts.append(self.network(batch).float())
+        gathered = torch.stack(sharding.gather_rows(torch.cat(parts), world), dim=1)
+        outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
+            gathered.flatten(0, 1)[:rows].cpu().numpy()
+        )
+        return outputs
+
+    def _advance(self, report: EpochReport) -> None:
+        """The state at the end of an epoch: curve, weights, best weights, whether to go on."""
+        state, patience = self.state, self.settings.patience
+        state.curve.append(report)
+        state.epoch = report.epoch + 1
+        state.model = sharding.model_tensors(self.module)
+        state.optimizer = sharding.optimizer_tensors(self.module, self.optimizer)
+        sign = 1.0 if larger_is_better(self.metric) else -1.0
+        best = None if state.best_epoch is None else sign * state.curve[state.best_epoch].metric
+        if best is None or sign * report.metric > best:
+            state.best_epoch = report.epoch
+            if patience is not None:
+                state.best = state.model
+        stale = report.epoch - (state.best_epoch or 0)
+        state.finished = state.epoch >= self.settings.epochs or (patience is not None and stale >= patience)
+
+
+def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out 4-D weights as NCHW or NHWC; values stay."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+
+
+def _mixed_seed(seed: int, epoch: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@functools.cache
+def compiler_works(device_type: str) -> bool:
+    """Whether `torch.compile` finds what it needs here; says so once if not."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(8, device=device_type))
+    except (RuntimeError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        log.warning("torch.compile does not work here, training goes on without it: %s", first)
+        return False
+    return True

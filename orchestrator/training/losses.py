@@ -1,0 +1,151 @@
+"""Losses: one settings class, one function. A loss is a parameter of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.config.imports import resolve
+from orchestrator.config.signature import Signature
+from orchestrator.config.training import (
+    CrossEntropy,
+    CustomLoss,
+    DistillationLoss,
+    LossSettings,
+    MeanSquaredError,
+    Training,
+)
+from orchestrator.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""`(outputs [B, K], targets [B] or [B, T], teacher outputs [B, K] or None) -> scalar`."""
+
+
+def loss_settings(training: Training, signature: Signature) -> LossSettings:
+    """The loss of a training run: the one it names, or the task's own."""
+    if training.loss is not None:
+        return training.loss
+    return CrossEntropy() if signature.task == "classification" else MeanSquaredError()
+
+
+@singledispatch
+def make_loss(settings: object, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    """The loss that `settings` describe.
+
+    Args:
+        settings: one of `orchestrator.config.training.LossSettings`.
+        signature: of the model; its `target_std` scales regression losses.
+        allowed: import paths that a custom loss may come from.
+
+    Raises:
+        ConfigError: the loss does not fit the task.
+        ModelError: a custom loss is not allowed or cannot be imported.
+    """
+    raise ConfigError("no such loss", type(settings).__name__, "register it with make_loss.register")
+
+
+@make_loss.register
+def _(settings: CrossEntropy, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    _needs("classification", signature, "cross_entropy")
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        return functional.cross_entropy(outputs, targets, label_smoothing=settings.label_smoothing)
+
+    return loss
+
+
+@make_loss.register
+def _(settings: MeanSquaredError, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    _needs("regression", signature, "mse")
+    deviation = _deviation(signature)
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        return _scaled_error(outputs, targets, deviation).mean()
+
+    return loss
+
+
+@make_loss.register
+def _(settings: DistillationLoss, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    """Hinton et al. 2015, section 2 (https://arxiv.org/abs/1503.02531).
+
+    `T^2` keeps the size of the soft term's gradient when the temperature changes. A row without a label
+    (class below 0, or a NaN target) takes the teacher's term with full weight.
+    """
+    if signature.task == "classification":
+        rows_of = _soft_classes(settings.temperature)
+    else:
+        rows_of = _soft_values(_deviation(signature))
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:
+        if teacher is None:
+            raise ConfigError("a distillation loss needs the teacher's outputs", fix="name a teacher")
+        soft, hard, labelled = rows_of(outputs, targets, teacher)
+        mixed = settings.weight * soft + (1 - settings.weight) * hard
+        return torch.where(labelled, mixed, soft).mean()
+
+    return loss
+
+
+@make_loss.register
+def _(settings: CustomLoss, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    """The user's own function, on outputs and targets in raw units."""
+    function = resolve(settings.loss, allowed)
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        value = function(outputs, targets, **settings.kwargs)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            raise ConfigError("a custom loss must return a scalar tensor", settings.loss)
+        return value
+
+    return loss
+
+
+_Rows = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`(outputs, targets, teacher) -> (soft [B], hard [B], labelled [B])`."""
+
+
+def _soft_classes(temperature: float) -> _Rows:
+    def rows(outputs: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        student_log = functional.log_softmax(outputs / temperature, dim=1)
+        teacher_log = functional.log_softmax(teacher / temperature, dim=1)
+        divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
+        labelled = targets >= 0
+        hard = functional.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
+        return temperature**2 * divergence, hard, labelled
+
+    return rows
+
+
+def _soft_values(deviation: Tensor) -> _Rows:
+    def rows(outputs: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        labelled = ~targets.isnan().any(dim=1)
+        # NaN must not reach the graph: where() would still pass its gradient on as NaN.
+        known = torch.where(labelled[:, None], targets, outputs.detach())
+        soft = _scaled_error(outputs, teacher, deviation).mean(dim=1)
+        hard = _scaled_error(outputs, known, deviation).mean(dim=1)
+        return soft, hard, labelled
+
+    return rows
+
+
+def _deviation(signature: Signature) -> Tensor:
+    """Each target's deviation [T]; 1 for a constant target."""
+    deviation = torch.tensor(signature.target_std)
+    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+def _scaled_error(outputs: Tensor, targets: Tensor, deviation: Tensor) -> Tensor:
+    """Squared error in units of each target's deviation (the mean cancels out)."""
+    return ((outputs - targets) / deviation.to(outputs.device)).square()
+
+
+def _needs(task: str, signature: Signature, loss: str) -> None:
+    if signature.task != task:
+        raise ConfigError(
+            f"loss {loss} needs task {task}", signature.task, "leave 'loss' out for the default"
+        )

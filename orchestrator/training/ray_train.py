@@ -1,0 +1,300 @@
+"""Training on Ray: each model its own `TorchTrainer` run, as many at once as the cluster holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.config.training import Resources
+from orchestrator.errors import OrchestratorError, ResourceError, TrainingError
+from orchestrator.store.store import Store
+from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
+from orchestrator.training.ray_worker import work
+from orchestrator.training.state import EpochReport
+
+__all__ = ["TrainJob", "train_models"]
+
+log = logging.getLogger(__name__)
+
+_v2: Any = ray.train  # At run time these are the classes of Train V2; type checkers see those of V1.
+_trainer: Any = TorchTrainer
+
+OnEvent = Callable[[str, EpochReport | str], None]
+POLL_S = 0.2
+# Ray Train answers a report only at the controller's next look, by default every 2 s.
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+def train_models(
+    jobs: Sequence[TrainJob], *, storage: Path, on_event: OnEvent, fresh: bool = False
+) -> dict[str, str]:
+    """Train models concurrently; a finished one is looked up, an interrupted one goes on.
+
+    A job starts when its cores and accelerators are free and its teacher, if that is a job too, is done. Each
+    is its own fault domain: when one fails the others go on. Ray must be connected.
+
+    Args:
+        jobs: names must differ.
+        storage: folder for checkpoints that all nodes reach.
+        on_event: called in this thread with the job's name and each epoch's report, or a line of text.
+        fresh: forget settings and checkpoints kept under these names.
+
+    Returns:
+        Name -> digest of the artifact, in the order of `jobs`.
+
+    Raises:
+        ResourceError: the cluster can never run one of the jobs; nothing was started.
+        ConfigError: a name was used with other settings; nothing was started.
+        TrainingError: jobs failed; names all of them. The others are in the store.
+    """
+    storage = storage.resolve()
+    totals = _totals()
+    workers = {job.name: _check_resources(job, totals) for job in jobs}
+    for job in jobs:
+        claim(job, storage, fresh)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return _Schedule(jobs, workers, totals, storage, on_event).run()
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What the cluster has, and the most that one node has."""
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+    node_gpus: float
+
+
+def _totals() -> _Totals:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cpus = [float(node.get("CPU", 0)) for node in nodes]
+    gpus = [float(node.get("GPU", 0)) for node in nodes]
+    return _Totals(sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))
+
+
+def _check_resources(job: TrainJob, totals: _Totals) -> int:
+    """How many workers the job can have at most.
+
+    Raises:
+        ResourceError: fewer than it needs at least; with the numbers.
+    """
+    resources = job.entry.resources
+    least, most = resources.span
+    fix = f"set models.{job.name}.resources lower, or join a larger cluster"
+    for kind, each, node, total in (
+        ("CPUs", resources.cpus, totals.node_cpus, totals.cpus),
+        ("GPUs", resources.gpus, totals.node_gpus, totals.gpus),
+    ):
+        if each > node or least * each > total:
+            raise ResourceError(
+                f"model '{job.name}' can never be placed: it needs {least} workers with {each:g} {kind} each; "
+                f"the cluster has {total:g} {kind} and its largest node",
+                f"{node:g}",
+                fix,
+            )
+        if each:
+            most = min(most, int(total // each))
+    return most
+
+
+class _Schedule:
+    """Starts each job when it fits and its teacher is done; runs in the caller's thread."""
+
+    def __init__(
+        self,
+        jobs: Sequence[TrainJob],
+        workers: Mapping[str, int],
+        totals: _Totals,
+        storage: Path,
+        on_event: OnEvent,
+    ) -> None:
+        self.jobs, self.workers, self.totals = jobs, workers, totals
+        self.storage, self.on_event = storage, on_event
+        self.running: dict[str, Resources] = {}
+        self.digests: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.done: queue.SimpleQueue[tuple[str, str | OrchestratorError]] = queue.SimpleQueue()
+
+    def run(self) -> dict[str, str]:
+        """Until every job is done or has failed."""
+        names = {job.name for job in self.jobs}
+        teachers = {job.entry.teacher for job in self.jobs}
+        # Others wait for teachers, so they go first; else the caller's order holds.
+        pending = sorted(self.jobs, key=lambda job: job.name not in teachers)
+        mailbox = _mailbox()
+        while pending or self.running:
+            pending = [job for job in pending if not self._start(job, names, mailbox)]
+            self._deliver(mailbox)
+            self._collect()
+        self._deliver(mailbox)
+        ray.kill(mailbox)
+        if self.failures:
+            told = "; ".join(f"{name}: {message}" for name, message in self.failures.items())
+            raise TrainingError(f"training failed for {len(self.failures)} of {len(self.jobs)} models", told)
+        return {job.name: self.digests[job.name] for job in self.jobs}
+
+    def _start(self, job: TrainJob, names: set[str], mailbox: ray.actor.ActorHandle[Any]) -> bool:
+        """Start the job or give it up, if it is time; whether it is no longer pending."""
+        teacher = job.entry.teacher
+        if teacher in names and job.teacher_digest is None:
+            if teacher in self.failures:
+                self._fail(job.name, f"its teacher '{teacher}' failed")
+                return True
+            if teacher not in self.digests:
+                return False
+            job = replace(job, teacher_digest=self.digests[teacher])
+        if not self._fits(job):
+            return False
+        self.running[job.name] = job.entry.resources
+        # Daemon threads: an interrupted driver must not wait for fits that it cannot stop.
+        arguments = (job, self.workers[job.name], self.storage, mailbox, self.done)
+        threading.Thread(target=_fit_in_thread, args=arguments, daemon=True, name=f"fit-{job.name}").start()
+        return True
+
+    def _fits(self, job: TrainJob) -> bool:
+        cpus, gpus = self._need(job.name, job.entry.resources)
+        used = [self._need(name, resources) for name, resources in self.running.items()]
+        return (
+            cpus + sum(need[0] for need in used) <= self.totals.cpus
+            and gpus + sum(need[1] for need in used) <= self.totals.gpus
+        )
+
+    def _need(self, name: str, resources: Resources) -> tuple[float, float]:
+        return self.workers[name] * resources.cpus, self.workers[name] * resources.gpus
+
+    def _deliver(self, mailbox: ray.actor.ActorHandle[Any]) -> None:
+        messages: list[tuple[str, Any]] = ray.get(mailbox.take.remote())
+        for name, content in messages:
+            self.on_event(name, content if isinstance(content, str) else EpochReport(**content))
+
+    def _collect(self) -> None:
+        """Wait a little for the next job that ends."""
+        try:
+            name, result = self.done.get(timeout=POLL_S)
+        except queue.Empty:
+            return
+        del self.running[name]
+        if isinstance(result, str):
+            self.digests[name] = result
+        else:
+            self._fail(name, str(result))
+
+    def _fail(self, name: str, message: str) -> None:
+        self.failures[name] = message
+        self.on_event(name, f"failed: {message}")
+
+
+class _Mailbox:
+    """Takes the workers' reports until the driver fetches them."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+
+    def put(self, name: str, content: Any) -> None:
+        """Add a message."""
+        self._messages.append((name, content))
+
+    def take(self) -> list[tuple[str, Any]]:
+        """All messages since the last call."""
+        taken, self._messages = self._messages, []
+        return taken
+
+
+def _mailbox() -> ray.actor.ActorHandle[Any]:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(_Mailbox)
+    actor: ray.actor.ActorHandle[Any] = remote.options(num_cpus=0, scheduling_strategy=here).remote()
+    return actor
+
+
+def _fit_in_thread(
+    job: TrainJob,
+    workers: int,
+    storage: Path,
+    mailbox: ray.actor.ActorHandle[Any],
+    done: queue.SimpleQueue[tuple[str, str | OrchestratorError]],
+) -> None:
+    try:
+        store = Store(job.store)
+        known = store.stage_result(job.key())
+        digest = known or store.stage(job.key(), lambda: _fit(job, workers, storage, mailbox))
+        text = "trained before, taken from the store" if known else "trained"
+        mailbox.put.remote(job.name, f"{text}: {digest[:12]}")
+        done.put((job.name, digest))
+    except OrchestratorError as error:
+        done.put((job.name, error))
+    except Exception as error:
+        # The schedule waits for every thread: whatever happened must reach it.
+        log.debug("fit of %s failed", job.name, exc_info=True)
+        done.put((job.name, TrainingError(f"{type(error).__name__}: {_last_line(error)}")))
+
+
+def _fit(job: TrainJob, workers: int, storage: Path, mailbox: ray.actor.ActorHandle[Any]) -> str:
+    """One `TorchTrainer` run; under its stable name it goes on where an earlier one stopped.
+
+    Raises:
+        TrainingError: it failed after its retries, or would fail again.
+    """
+    if drop_damaged(storage / run_name(job)):
+        mailbox.put.remote(job.name, "the record of its checkpoints was damaged, training starts over")
+    resources = job.entry.resources
+    least, most = resources.span
+    each: dict[str, float] = {"CPU": resources.cpus}
+    if resources.gpus:
+        each["GPU"] = resources.gpus
+    trainer = _trainer(
+        work,
+        train_loop_config={"job": job.plain(), "mailbox": mailbox},
+        scaling_config=_v2.ScalingConfig(
+            num_workers=least if least == most else (least, max(least, workers)),
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=each,
+        ),
+        run_config=_v2.RunConfig(
+            name=run_name(job),
+            storage_path=str(storage),
+            # Two: while one is deleted the other is whole.
+            checkpoint_config=_v2.CheckpointConfig(num_to_keep=2),
+            failure_config=_v2.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures + 2
+            ),
+            logging_config=_v2.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except _v2.TrainingFailedError as error:
+        raise TrainingError(
+            f"its workers failed {resources.max_failures + 1} times",
+            _last_line(error),
+            "run again to go on from the last epoch; see the workers' logs",
+        ) from error
+    except RayError as error:
+        raise TrainingError(
+            "Ray Train's controller failed", _last_line(error), "run again, or with --fresh"
+        ) from error
+    answer = result.return_value
+    if not isinstance(answer, dict):
+        raise TrainingError("the worker gave no result", answer, "run again")
+    if "error" in answer:
+        raise TrainingError(*answer["error"])
+    return str(answer["digest"])
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

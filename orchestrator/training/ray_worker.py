@@ -1,0 +1,229 @@
+"""What one Ray Train worker does: the loop, a checkpoint an epoch, and at the end the artifact."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.config.base import fingerprint
+from orchestrator.data.dataset import Dataset, Part
+from orchestrator.data.load import open_cached
+from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
+from orchestrator.measure.machine import machine
+from orchestrator.models.build import build
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+from orchestrator.training.augment import views
+from orchestrator.training.batches import Rows
+from orchestrator.training.job import TrainJob
+from orchestrator.training.loop import train
+from orchestrator.training.state import EpochReport, TrainState
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+SEND_TIMEOUT_S = 5.0
+
+
+def work(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one model; every rank runs this.
+
+    A failure that would come again after a restart (a bad setting, a loss that explodes) is returned, so that
+    Ray spends its retries on dead workers alone.
+
+    Args:
+        config: `job` (`TrainJob.plain`) and `mailbox` (handle of the actor that takes reports).
+
+    Returns:
+        `{"digest": ...}` on rank 0, or `{"error": [what, value, fix]}`.
+    """
+    job = TrainJob.from_plain(config["job"])
+    try:
+        return {"digest": _train(job, config["mailbox"])}
+    except OrchestratorError as error:
+        return {"error": [error.what, error.value, error.fix]}
+
+
+def _train(job: TrainJob, mailbox: ray.actor.ActorHandle[Any]) -> str:
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    entry, resources = job.entry, job.entry.resources
+    assert entry.model is not None  # checked by TrainJob.settings
+    torch.set_num_threads(resources.cpus)
+    device = ray.train.torch.get_device() if resources.gpus else torch.device("cpu")
+    dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
+    rows = _train_rows(job, dataset)
+    state = _last_state()
+    module = build(entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
+    reports = train(
+        module,
+        rows,
+        dataset.part("validation"),
+        entry.training,
+        signature=dataset.signature,
+        metric=job.metric,
+        seed=job.seed,
+        threads=resources.cpus,
+        device=device,
+        teacher=None if state.finished else _teacher_outputs(job, store, rows, device, rank, world),
+        state=state,
+        rank=rank,
+        world=world,
+        strategy=resources.strategy,
+        allowed=job.allowed,
+    )
+    for report in reports:
+        _report(job.name, report, state, rank, mailbox)
+    return _store_result(job, store, dataset, state, world, device) if rank == 0 else ""
+
+
+def _train_rows(job: TrainJob, dataset: Dataset) -> Part:
+    """The rows to learn from; of a transfer set all labels are struck out."""
+    if job.transfer_folder is None:
+        return dataset.part("train")
+    transfer = open_cached(Path(job.transfer_folder))
+    if transfer.signature.input_shape != dataset.signature.input_shape:
+        raise DataError(
+            f"the transfer set's rows must have the shape {list(dataset.signature.input_shape)}",
+            list(transfer.signature.input_shape),
+        )
+    part = transfer.part("train")
+    if dataset.signature.task == "classification":
+        targets: NDArray[Any] = np.full(len(part), -1, dtype=np.int64)
+    else:
+        targets = np.full((len(part), dataset.signature.outputs), np.nan, dtype=np.float32)
+    return Part(part.inputs, targets, part.ids)
+
+
+def _last_state() -> TrainState:
+    """Where an earlier attempt stopped. A damaged checkpoint costs time, not the run: it starts over."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainState()
+    with checkpoint.as_directory() as folder:
+        try:
+            return TrainState.load(folder)
+        except CorruptArtifactError as error:
+            log.warning("%s; training starts over", error)
+            return TrainState()
+
+
+def _teacher_outputs(
+    job: TrainJob, store: Store, rows: Part, device: torch.device, rank: int, world: int
+) -> NDArray[np.float32] | None:
+    """The teacher's outputs [V, N, K] on the rows in every view: from the store, or computed by rank 0."""
+    if job.teacher_digest is None:
+        return None
+    training = job.entry.training
+    used = min(views(training.augment), training.epochs)
+    if rank == 0:
+        _keep_teacher_outputs(job, store, rows, device, used)
+    if world > 1:
+        torch.distributed.barrier()
+    found = [
+        store.predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids) for view in range(used)
+    ]
+    kept = [outputs for outputs in found if outputs is not None]
+    if len(kept) != used:
+        raise DataError("the teacher's outputs are not in the store", job.teacher_digest, "run again")
+    return np.stack(kept)
+
+
+def _keep_teacher_outputs(job: TrainJob, store: Store, rows: Part, device: torch.device, used: int) -> None:
+    assert job.teacher_digest is not None
+    missing = [
+        view
+        for view in range(used)
+        if store.predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids) is None
+    ]
+    if not missing:
+        return
+    training = job.entry.training
+    teacher = rebuild(store, job.teacher_digest, allowed=job.allowed).module.to(device)
+    cut = Rows(rows, training.augment, job.seed, training.batch_size, None)
+    for view in missing:
+        outputs = cut.outputs_of(teacher, view, device, training.channels_last).numpy()
+        store.put_predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids, outputs)
+
+
+def _view_key(job: TrainJob, rows: Part, view: int) -> str:
+    """Names the rows, their view, and all that a teacher's last bits depend on."""
+    facts = {
+        "rows": job.settings()["transfer"] or job.settings()["data"],
+        "augment": job.entry.training.augment.plain(),
+        "seed": job.seed,
+        "threads": job.entry.resources.cpus,
+        "gpu": job.entry.resources.gpus > 0,
+        "channels_last": job.entry.training.channels_last,
+        "torch": torch.__version__,
+        "isa": machine()["isa"],
+        "count": len(rows),
+    }
+    return f"train-view{view}-{fingerprint(facts)[:24]}"
+
+
+def _report(
+    name: str, report: EpochReport, state: TrainState, rank: int, mailbox: ray.actor.ActorHandle[Any]
+) -> None:
+    """One epoch to the driver, and the checkpoint from rank 0; every rank must call."""
+    if rank > 0:
+        ray.train.report(report.plain())
+        return
+    # Waiting for the delivery keeps the order; a lost driver must not end the training.
+    ray.wait([mailbox.put.remote(name, report.plain())], timeout=SEND_TIMEOUT_S)
+    with TemporaryDirectory() as folder:
+        state.save(folder)
+        ray.train.report(
+            report.plain(),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"{CHECKPOINT}-{report.epoch:06d}",
+        )
+
+
+def _store_result(
+    job: TrainJob, store: Store, dataset: Dataset, state: TrainState, world: int, device: torch.device
+) -> str:
+    """Put the artifact and its training curve into the store."""
+    assert job.entry.model is not None
+    training, resources = job.entry.training, job.entry.resources
+    what = {
+        "training": training.plain(),
+        "metric": job.metric.plain(),
+        "threads": resources.cpus,
+        "world": world,
+        "strategy": resources.strategy if world > 1 else None,
+        "precision": training.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "isa": machine()["isa"],
+        "torch": torch.__version__,
+    }
+    draft = Draft(
+        model=job.entry.model,
+        signature=dataset.signature,
+        plan=(),
+        decisions=(),
+        parents=() if job.teacher_digest is None else (job.teacher_digest,),
+        data=dataset.digest,
+        seed=job.seed,
+        what=what,
+    )
+    digest = store.put_artifact(draft, state.weights)
+    best = state.best_epoch if training.patience is not None else len(state.curve) - 1
+    record = {
+        "kind": "training",
+        "name": job.name,
+        "kept_epoch": best,
+        "epochs": [report.plain() for report in state.curve],
+    }
+    store.add_record(digest, record)
+    return digest

@@ -1,0 +1,130 @@
+"""What a training run is at an epoch boundary: enough to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orchestrator.errors import CorruptArtifactError
+
+TENSORS = "state.safetensors"
+FACTS = "state.json"
+_GROUPS = ("model", "optimizer", "best")
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch, in plain Python numbers."""
+
+    epoch: int
+    """From 0."""
+    loss: float
+    """Mean over the epoch's rows."""
+    metric: float
+    """Of the validation part, as `measure.quality.score` gives it (of an error metric, less is better)."""
+    lr: float
+    """Of the last step."""
+    seconds: float
+    """Training and validation together."""
+
+    def plain(self) -> dict[str, float | int]:
+        """As plain values, for records and messages."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """One line for people."""
+        return (
+            f"epoch {self.epoch + 1}: loss {self.loss:.4f}, validation {self.metric:.4f}, "
+            f"lr {self.lr:.2g}, {self.seconds:.1f} s"
+        )
+
+
+@dataclass
+class TrainState:
+    """Whole (never sharded) CPU tensors and plain values; `train` brings it up to date before each report.
+
+    Neither a random state nor a schedule is kept: both are pure functions of (seed, epoch, rank) and step.
+    """
+
+    epoch: int = 0
+    """Finished epochs."""
+    finished: bool = False
+    """All epochs are done, or the run stopped early."""
+    model: dict[str, Tensor] = field(default_factory=dict)
+    """`state_dict` after the last finished epoch."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """`<parameter>/<slot>`, such as `body.0.weight/momentum_buffer`."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """`state_dict` of the best epoch; kept only when the run has a patience."""
+    best_epoch: int | None = None
+    curve: list[EpochReport] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The result: the best epoch's weights when the run has a patience, else the last epoch's."""
+        return self.best or self.model
+
+    def save(self, folder: str | Path) -> None:
+        """Write the state into a folder: tensors first, then the facts with the tensors' sha256.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        # Right after the best epoch both are the same tensors, which are written once.
+        groups = tuple(group for group in _GROUPS if group != "best" or self.best is not self.model)
+        tensors = {f"{group}:{name}": t for group in groups for name, t in getattr(self, group).items()}
+        save_file(tensors, place / TENSORS)
+        facts = {
+            "schema": 1,
+            "epoch": self.epoch,
+            "finished": self.finished,
+            "best_epoch": self.best_epoch,
+            "best_is_last": self.best is self.model,
+            "curve": [report.plain() for report in self.curve],
+            "sha256": _sha256(place / TENSORS),
+        }
+        (place / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TrainState:
+        """Read a state that `save` wrote.
+
+        Raises:
+            CorruptArtifactError: a file is missing, cut short, or not what was written.
+        """
+        place = Path(folder)
+        try:
+            facts: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
+            if facts["sha256"] != _sha256(place / TENSORS):
+                raise ValueError("sha256 differs")
+            tensors = load_file(place / TENSORS)
+            state = cls(
+                epoch=facts["epoch"],
+                finished=facts["finished"],
+                best_epoch=facts["best_epoch"],
+                curve=[EpochReport(**report) for report in facts["curve"]],
+            )
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CorruptArtifactError(
+                f"training checkpoint cannot be read ({error})", place, "train again with --fresh"
+            ) from error
+        for name, tensor in tensors.items():
+            group, _, key = name.partition(":")
+            getattr(state, group)[key] = tensor
+        if facts["best_is_last"]:
+            state.best = state.model
+        return state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from deployments.drive import Answer, Composed, answer, drive, everyone, fetch, settle
+from orchestrator.config.ensemble import Member, Parallel, Sequential
+from orchestrator.ensemble.tree import predict
+from orchestrator.errors import DeadlineError, MemberFailedError, OverloadedError, QuorumError
+from tests.deployments.models import CASCADE, FEATURES, MIX, PARALLEL, A, B, spec
+
+T = TypeVar("T")
+
+INPUTS = np.random.default_rng(0).integers(0, 256, (6, 1, 2, 3), dtype=np.uint8)
+
+
+def logits(inputs: np.ndarray, scale: float) -> np.ndarray:
+    """A stand-in for a model: some rows are sure, some are not."""
+    margin = (inputs.reshape(len(inputs), -1).astype(np.float32).mean(axis=1) - 127) * scale
+    return np.stack([margin, -margin], axis=1)
+
+
+IN_PROCESS: dict[Member, Callable[[np.ndarray], np.ndarray]] = {
+    A: lambda inputs: logits(inputs, 0.03),
+    B: lambda inputs: logits(inputs, -0.2),
+}
+
+
+class Remote:
+    """A member that answers after a while, and notes what happens to it."""
+
+    def __init__(self, member: Member, after_s: float = 0.0, error: Exception | None = None) -> None:
+        self.member, self.after_s, self.error = member, after_s, error
+        self.rows: list[int] = []
+        self.cancelled = 0
+
+    async def __call__(self, inputs: np.ndarray) -> np.ndarray:
+        self.rows.append(len(inputs))
+        try:
+            await asyncio.sleep(self.after_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return IN_PROCESS[self.member](inputs)
+
+
+def run(wait: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(wait, 10))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        PARALLEL,
+        CASCADE,
+        MIX,
+        Parallel(members=(CASCADE, MIX, B)),
+        Sequential(stages=(MIX, A), thresholds=(0.9,)),
+    ],
+    ids=["parallel", "cascade", "mix", "nested", "nested cascade"],
+)
+def test_driven_answers_are_the_in_process_ones(tree: Any) -> None:
+    driven = run(drive(spec(tree), {A: Remote(A), B: Remote(B)}, INPUTS, 5))
+    expected = predict(tree, IN_PROCESS, INPUTS, "classification")
+    np.testing.assert_array_equal(driven.outputs, expected.outputs)
+    np.testing.assert_array_equal(driven.stages, expected.stages)
+    for member, rows in expected.members.items():
+        np.testing.assert_array_equal(driven.members[member], rows)
+
+
+def test_members_of_a_parallel_ensemble_are_asked_at_the_same_time() -> None:
+    async def test() -> float:
+        start = asyncio.get_running_loop().time()
+        await drive(spec(), {A: Remote(A, 0.2), B: Remote(B, 0.2)}, INPUTS, 5)
+        return asyncio.get_running_loop().time() - start
+
+    assert run(test()) < 0.35
+
+
+def test_a_later_stage_gets_only_the_unsure_rows() -> None:
+    first, second = Remote(A), Remote(B)
+    prediction = run(drive(spec(CASCADE), {A: first, B: second}, INPUTS, 5))
+    unsure = int((prediction.stages == 1).sum())
+    assert 0 < unsure < 6
+    assert (first.rows, second.rows) == ([6], [unsure])
+
+
+def test_past_the_deadline_everything_is_cancelled() -> None:
+    slow = {A: Remote(A, 30), B: Remote(B, 30)}
+    with pytest.raises(DeadlineError, match=r"in time: 0\.05 s"):
+        run(drive(spec(), slow, INPUTS, 0.05))
+    assert [remote.cancelled for remote in slow.values()] == [1, 1]
+
+
+def test_a_failing_member_is_named_and_the_others_are_cancelled() -> None:
+    remotes = {A: Remote(A, 30), B: Remote(B, error=MemberFailedError("out of memory"))}
+    with pytest.raises(QuorumError, match=r"b \(out of memory\)"):
+        run(drive(spec(), remotes, INPUTS, 5))
+    assert remotes[A].cancelled == 1
+
+
+@pytest.mark.parametrize(
+    "output", [np.full((6, 2), np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(6, np.float32)]
+)
+def test_an_unsound_output_is_a_failure(output: np.ndarray) -> None:
+    async def poisoned(_: np.ndarray) -> np.ndarray:
+        return output
+
+    with pytest.raises(QuorumError, match=r"a \("):
+        run(drive(spec(), {A: poisoned, B: Remote(B)}, INPUTS, 5))
+
+
+def test_a_cancelled_caller_cancels_the_members() -> None:
+    remotes = {A: Remote(A, 30), B: Remote(B, 30)}
+
+    async def test() -> None:
+        task = asyncio.create_task(drive(spec(), remotes, INPUTS, 60))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(test())
+    assert [remote.cancelled for remote in remotes.values()] == [1, 1]
+
+
+def test_answers_by_their_name_in_the_protocol() -> None:
+    found = answer(predict(CASCADE, IN_PROCESS, INPUTS, "classification"), spec(CASCADE))
+    assert found.members == ("a", "b")
+    assert (found.weight_epoch, found.degraded) == (3, False)
+    assert found.outputs["probabilities"].dtype == np.float32
+    np.testing.assert_allclose(found.outputs["probabilities"].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found.outputs["label"], found.outputs["probabilities"].argmax(axis=1))
+    sure = predict(Sequential(stages=(A, B), thresholds=(0.0,)), IN_PROCESS, INPUTS, "classification")
+    assert answer(sure, spec(CASCADE)).members == ("a",)
+    values = answer(predict(MIX, IN_PROCESS, INPUTS, "regression"), spec(MIX, FEATURES))
+    assert list(values.outputs) == ["values"]
+
+
+class Response:
+    """A `DeploymentResponse` as `fetch` sees it."""
+
+    def __init__(self, wait: Awaitable[Any]) -> None:
+        self.wait = wait
+        self.cancelled = False
+
+    def __await__(self) -> Any:
+        return self.wait.__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+async def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (RayTaskError("predict", "Traceback\nboom", OverloadedError("full", 3)), OverloadedError, "full: 3"),
+        (RayTaskError("predict", "Traceback\nboom", KeyError("x")), MemberFailedError, "failed: boom"),
+        (ActorDiedError(), MemberFailedError, "could not be reached"),
+        (BackPressureError(7, 5), MemberFailedError, "could not be reached"),
+    ],
+)
+def test_errors_of_a_remote_call(error: Exception, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        run(fetch(Response(fail(error))))
+    assert type(caught.value) is kind
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_cancelled_wait_cancels_the_remote_work() -> None:
+    async def test() -> None:
+        response = Response(asyncio.sleep(30))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(fetch(response), 0.02)
+        assert response.cancelled
+
+    run(test())
+
+
+def test_everyone_names_the_first_failure_and_gives_up_on_the_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.drive.READY_S", 0.05)
+    with pytest.raises(OverloadedError):
+        run(everyone([fail(OverloadedError("full")), asyncio.sleep(30)]))
+    with pytest.raises(MemberFailedError, match="not ready within"):
+        run(everyone([asyncio.sleep(30)]))
+    run(everyone([asyncio.sleep(0), asyncio.sleep(0)]))
+
+
+def test_settle_returns_results_in_order() -> None:
+    async def test() -> None:
+        results = await settle([asyncio.sleep(0.02, "a"), asyncio.sleep(0, "b")])
+        assert results == ["a", "b"]
+        late, early = await settle([asyncio.sleep(30), fail(KeyError())])
+        assert isinstance(late, asyncio.CancelledError)
+        assert isinstance(early, KeyError)
+
+    run(test())
+
+
+class Method:
+    def __init__(self, function: Callable[..., Awaitable[Any]]) -> None:
+        self.function = function
+
+    def remote(self, *args: Any) -> Response:
+        return Response(self.function(*args))
+
+
+class Handle:
+    """A `DeploymentHandle` of a member."""
+
+    def __init__(self, member: Member, ready: Exception | None = None) -> None:
+        self.predict = Method(Remote(member))
+        self.ready = Method(lambda: fail(ready) if ready else asyncio.sleep(0))
+
+
+def test_composed_answers_and_says_which_member_is_not_ready() -> None:
+    handles: list[Any] = [Handle(A), Handle(B)]
+    composed = Composed(spec(MIX), handles)
+    found = run(composed.predict(INPUTS, 5))
+    assert isinstance(found, Answer)
+    expected = predict(MIX, IN_PROCESS, INPUTS, "classification")
+    np.testing.assert_array_equal(found.outputs["probabilities"], expected.probs)
+    run(composed.ready())
+    handles[1] = Handle(B, ActorDiedError())
+    with pytest.raises(MemberFailedError, match="member b is not ready"):
+        run(Composed(spec(MIX), handles).ready())

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments import protocol
+from tests.deployments.models import FEATURES, IMAGES, spec
+
+IMAGE_MODEL = protocol.describe(spec(signature=IMAGES))
+FEATURE_MODEL = protocol.describe(spec(signature=FEATURES))
+PIXELS = list(range(12))
+ROWS = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3)
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "input", "shape": [2, 1, 2, 3], "datatype": "UINT8", "data": PIXELS}
+    return {key: value for key, value in (tensor | changes).items() if value is not None}
+
+
+def features(data: Any, shape: Any = (2, 3)) -> dict[str, Any]:
+    return {"name": "input", "shape": list(shape), "datatype": "FP32", "data": data}
+
+
+def body(*inputs: Any, **more: Any) -> bytes:
+    return json.dumps({"inputs": list(inputs)} | more).encode()
+
+
+def refusal(
+    text: bytes, model: protocol.Model = IMAGE_MODEL, header: str | None = None
+) -> protocol.ProtocolError:
+    with pytest.raises(protocol.ProtocolError) as caught:
+        protocol.decode(text, header, model)
+    return caught.value
+
+
+def test_metadata_of_a_classification_and_a_regression() -> None:
+    assert IMAGE_MODEL.metadata() == {
+        "name": "small",
+        "versions": [IMAGE_MODEL.version],
+        "platform": "orchestrator_ensemble",
+        "inputs": [{"name": "input", "datatype": "UINT8", "shape": [-1, 1, 2, 3]}],
+        "outputs": [
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]},
+            {"name": "label", "datatype": "INT64", "shape": [-1]},
+        ],
+    }
+    metadata = FEATURE_MODEL.metadata()
+    assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3]}]
+    assert metadata["outputs"] == [{"name": "values", "datatype": "FP32", "shape": [-1, 2]}]
+
+
+def test_the_version_names_the_spec() -> None:
+    changed = spec().model_copy(update={"weight_epoch": 4})
+    assert len(IMAGE_MODEL.version) == 12
+    assert protocol.describe(spec()).version == IMAGE_MODEL.version
+    assert protocol.describe(changed).version != IMAGE_MODEL.version
+
+
+@pytest.mark.parametrize("data", [PIXELS, ROWS.tolist()], ids=["flat", "nested"])
+def test_json_images(data: Any) -> None:
+    request = protocol.decode(body(image(data=data)), None, IMAGE_MODEL)
+    assert request.rows.dtype == np.uint8
+    np.testing.assert_array_equal(request.rows, ROWS)
+    assert request.id is None
+    assert request.timeout_s is None
+
+
+def test_json_features_may_mix_whole_and_broken_numbers() -> None:
+    request = protocol.decode(body(features([[1, 2.5, -3], [0, 1e-3, 4]])), None, FEATURE_MODEL)
+    assert request.rows.dtype == np.float32
+    np.testing.assert_array_equal(request.rows, np.array([[1, 2.5, -3], [0, 1e-3, 4]], np.float32))
+
+
+def binary(raw: bytes, size: Any, **changes: Any) -> tuple[bytes, str]:
+    header = body(image(data=None, parameters={"binary_data_size": size}, **changes))
+    return header + raw, str(len(header))
+
+
+def test_binary_images() -> None:
+    text, header = binary(ROWS.tobytes(), 12)
+    request = protocol.decode(text, header, IMAGE_MODEL)
+    np.testing.assert_array_equal(request.rows, ROWS)
+
+
+def test_a_header_length_without_binary_tensors_is_legal() -> None:
+    text = body(image())
+    assert len(protocol.decode(text, str(len(text)), IMAGE_MODEL).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (image(name="x"), "takes one input, 'input'"),
+        (image(name=None), "needs a name"),
+        (image(name=7), "needs a name: 7"),
+        ("input", "must be a JSON object"),
+        (image(datatype="FP32"), "datatype must be UINT8: 'FP32'"),
+        (image(datatype=None), "datatype must be UINT8"),
+        (image(shape=None), "shape must be a list"),
+        (image(shape=12), "shape must be a list"),
+        (image(shape=[12]), "shape must be [rows >= 1, 1, 2, 3]: [12]"),
+        (image(shape=[2, 3, 2, 1]), "shape must be"),
+        (image(shape=[-2, 1, 2, 3]), "shape must be"),
+        (image(shape=[0, 1, 2, 3], data=[]), "shape must be"),
+        (image(shape=[2.0, 1, 2, 3]), "whole numbers"),
+        (image(shape=[True, 1, 2, 3]), "whole numbers"),
+        (image(shape=[10**4000, 1, 2, 3]), "shape must be"),
+        (image(shape=[2**31 - 1, 1, 2, 3]), "the data has: 12"),
+        (image(shape=[3, 1, 2, 3]), "the shape needs 18 numbers, the data has: 12"),
+        (image(data=None), "has no data: input"),
+        (image(data="AAAA"), "data must be a list"),
+        (image(data=[]), "the data has: 0"),
+        (image(data=PIXELS[:-1]), "the data has: 11"),
+        (image(data=[*PIXELS[:-1], True]), "whole numbers: True"),
+        (image(data=[*PIXELS[:-1], "7"]), "whole numbers: '7'"),
+        (image(data=[*PIXELS[:-1], None]), "whole numbers: None"),
+        (image(data=[*PIXELS[:-1], 1.5]), "whole numbers: 1.5"),
+        (image(data=[*PIXELS[:-1], 256]), "0..255: 256"),
+        (image(data=[*PIXELS[:-1], -1]), "0..255: -1"),
+        (image(data=[*PIXELS[:-1], 10**30]), "0..255"),
+        (image(data=[*PIXELS[:-1], {}]), "whole numbers: {}"),
+        (image(data=ROWS.reshape(2, 1, 3, 2).tolist()), "shape [2, 1, 2, 3] at axis: 2"),
+        (image(data=ROWS.reshape(2, 6).tolist()), "at axis: 1"),
+        (image(data=[ROWS[0].tolist(), 3]), "at axis: 1"),
+        (image(data=[[[[0, 1, 2], [3, 4]]], [[[6, 7, 8], [9, 10, 11]]]]), "at axis: 3"),
+        (image(data=[[ROWS.tolist()]]), "at axis: 0"),
+        (image(parameters=3), "parameters of an input must be a JSON object"),
+        (image(parameters={"binary_data_size": 12}), "both data and binary_data_size"),
+        (image(data=None, parameters={"shared_memory_region": "r"}), "has no data"),
+    ],
+)
+def test_bad_tensors(tensor: Any, says: str) -> None:
+    error = refusal(body(tensor))
+    assert error.status == 400
+    assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([1, 2, 3, 4, 5, True], "must be numbers: True"),
+        ([1, 2, 3, 4, 5, "6"], "must be numbers: '6'"),
+        ([1, 2, 3, 4, 5, 1e39], "finite"),
+        ([1, 2, 3, 4, 5, 10**400], "32-bit float"),
+        ([[1, 2, 3], [4, 5]], "at axis: 1"),
+    ],
+)
+def test_bad_features(data: Any, says: str) -> None:
+    assert says in str(refusal(body(features(data)), FEATURE_MODEL))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_json_has_no_nan_and_no_infinity(number: str) -> None:
+    text = body(features([1, 2, 3, 4, 5, 77])).replace(b"77", number.encode())
+    assert refusal(text, FEATURE_MODEL).status == 400
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_binary_has_no_nan_and_no_infinity_either(value: float) -> None:
+    rows = np.array([[0, value, 1]], np.float32)
+    tensor = features(None, (1, 3)) | {"parameters": {"binary_data_size": 12}}
+    del tensor["data"]
+    header = body(tensor)
+    assert "finite" in str(refusal(header + rows.tobytes(), FEATURE_MODEL, str(len(header))))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"inputs": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[]", "the request must be a JSON object"),
+        (b"null", "the request must be a JSON object"),
+        (b"{}", "inputs must be a list"),
+        (b'{"inputs": {}}', "inputs must be a list"),
+        (b'{"inputs": []}', "takes one input"),
+        (body(image(), image()), "inputs has the same name twice"),
+        (body(image(), image(name="more")), "takes one input, 'input'"),
+        (body(image(), id=7), "id must be a string"),
+        (body(image(), parameters=[]), "parameters must be a JSON object"),
+        (body(image(), parameters={"binary_data_output": 1}), "binary_data_output must be true or false"),
+        (body(image(), parameters={"timeout": -1}), "timeout"),
+        (body(image(), parameters={"timeout": True}), "timeout"),
+        (body(image(), outputs={}), "outputs must be a list"),
+        (body(image(), outputs=["label"]), "must be a JSON object"),
+        (body(image(), outputs=[{"name": "logits"}]), "known: probabilities, label"),
+        (body(image(), outputs=[{"name": "label"}, {"name": "label"}]), "same name twice"),
+        (body(image(), outputs=[{"name": "label", "parameters": {"binary_data": "yes"}}]), "true or false"),
+        (
+            body(image(), outputs=[{"name": "label", "parameters": {"classification": 3}}]),
+            "not supported: 'classification'",
+        ),
+    ],
+)
+def test_bad_requests(text: bytes, says: str) -> None:
+    error = refusal(text)
+    assert error.status == 400
+    assert says in str(error)
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("header", ["-1", "x", "", "1.5", "²", "9" * 30, "0", "1000"])
+def test_bad_header_lengths(header: str) -> None:
+    text, _ = binary(ROWS.tobytes(), 12)
+    assert refusal(text, header=header).status == 400
+
+
+@pytest.mark.parametrize(
+    ("raw", "size", "says"),
+    [
+        (bytes(12), 11, "binary_data_size must be 12"),
+        (bytes(12), True, "binary_data_size must be 12"),
+        (bytes(12), "12", "binary_data_size must be 12"),
+        (bytes(12), -12, "binary_data_size must be 12"),
+        (bytes(11), 12, "has 11 bytes behind its header"),
+        (bytes(13), 12, "has 13 bytes behind its header"),
+    ],
+)
+def test_bad_binary_sizes(raw: bytes, size: Any, says: str) -> None:
+    text, header = binary(raw, size)
+    assert says in str(refusal(text, header=header))
+
+
+def test_bytes_that_no_input_claims() -> None:
+    header = body(image())
+    assert "no input claims" in str(refusal(header + b"1234", header=str(len(header))))
+
+
+VALUES = {
+    "probabilities": np.array([[0.25, 0.75], [0.5, 0.5]], np.float32),
+    "label": np.array([1, 0]),
+}
+FACTS = {"weight_epoch": 3, "degraded": False, "members": "a,b"}
+
+
+def answer(text: bytes) -> tuple[dict[str, Any], protocol.Reply]:
+    reply = protocol.encode(IMAGE_MODEL, protocol.decode(text, None, IMAGE_MODEL), VALUES, FACTS)
+    end = int(reply.headers.get(protocol.HEADER_LENGTH, len(reply.body)))
+    return json.loads(reply.body[:end]), reply
+
+
+def test_a_json_answer() -> None:
+    found, reply = answer(body(image()))
+    assert reply.headers == {"Content-Type": "application/json"}
+    assert found == {
+        "model_name": "small",
+        "model_version": IMAGE_MODEL.version,
+        "parameters": FACTS,
+        "outputs": [
+            {"name": "probabilities", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 0.5, 0.5]},
+            {"name": "label", "datatype": "INT64", "shape": [2], "data": [1, 0]},
+        ],
+    }
+
+
+def test_the_id_comes_back() -> None:
+    assert answer(body(image(), id="é\ud800"))[0]["id"] == "é\ud800"
+
+
+def test_output_selection_and_order() -> None:
+    found, _ = answer(body(image(), outputs=[{"name": "label"}]))
+    assert [output["name"] for output in found["outputs"]] == ["label"]
+    found, _ = answer(body(image(), outputs=[{"name": "label"}, {"name": "probabilities"}]))
+    assert [output["name"] for output in found["outputs"]] == ["label", "probabilities"]
+    found, _ = answer(body(image(), outputs=[]))
+    assert len(found["outputs"]) == 2
+
+
+def test_binary_answers() -> None:
+    found, reply = answer(body(image(), parameters={"binary_data_output": True}))
+    end = int(reply.headers[protocol.HEADER_LENGTH])
+    sizes = [output["parameters"]["binary_data_size"] for output in found["outputs"]]
+    assert sizes == [16, 16]
+    assert reply.body[end:] == VALUES["probabilities"].tobytes() + VALUES["label"].astype("<i8").tobytes()
+    assert all("data" not in output for output in found["outputs"])
+
+
+def test_one_output_may_be_binary_and_the_other_json() -> None:
+    wanted = [{"name": "label", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
+    found, reply = answer(body(image(), outputs=wanted))
+    end = int(reply.headers[protocol.HEADER_LENGTH])
+    assert reply.body[end:] == VALUES["label"].astype("<i8").tobytes()
+    assert found["outputs"][1]["data"] == [0.25, 0.75, 0.5, 0.5]
+
+
+def test_the_clients_timeout_is_in_microseconds() -> None:
+    request = protocol.decode(body(image(), parameters={"timeout": 1_500_000}), None, IMAGE_MODEL)
+    assert request.timeout_s == 1.5
+
+
+def test_errors_keep_their_status_through_pickle() -> None:
+    error = pickle.loads(pickle.dumps(protocol.TooLargeError("too long", 7)))
+    assert error.status == 413
+    assert str(error) == "too long: 7"

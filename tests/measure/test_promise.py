@@ -1,0 +1,142 @@
+"""The promise's tests: by hand, against brute force, and by simulation of their error rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.config.measure import Metric
+from orchestrator.config.search import Promise
+from orchestrator.measure.intervals import normal_quantile
+from orchestrator.measure.promise import _tango_statistic, non_inferior, tango_upper_drop
+
+ACCURACY = Metric(name="accuracy")
+
+
+def outputs_of(predicted: np.ndarray[Any, Any], classes: int = 3) -> np.ndarray[Any, Any]:
+    return np.asarray(np.eye(classes)[predicted] * 4)
+
+
+def paired(lost: int, won: int, rows: int) -> tuple[Any, Any, Any]:
+    """(variant outputs, parent outputs, targets) with these discordant rows, the rest right in both."""
+    targets = np.zeros(rows, dtype=np.int64)
+    variant, parent = targets.copy(), targets.copy()
+    variant[:lost] = 1
+    parent[lost : lost + won] = 1
+    return outputs_of(variant), outputs_of(parent), targets
+
+
+@pytest.mark.parametrize("rows", [10, 100, 1000])
+def test_no_discordant_row_bounds_the_drop_by_the_known_formula(rows: int) -> None:
+    z = normal_quantile(0.95)
+    assert tango_upper_drop(0, 0, rows, 0.95) == pytest.approx(z * z / (rows + z * z), abs=1e-12)
+
+
+def test_limits_are_where_the_score_statistic_meets_the_quantile() -> None:
+    # Both limits of the two-sided 95 % interval are one-sided bounds at 97.5 %.
+    upper = tango_upper_drop(12, 2, 44, 0.975)
+    lower = -tango_upper_drop(2, 12, 44, 0.975)
+    assert lower < 10 / 44 < upper
+    assert _tango_statistic(12, 2, 44, upper) == pytest.approx(-normal_quantile(0.975), abs=1e-6)
+    assert _tango_statistic(12, 2, 44, lower) == pytest.approx(normal_quantile(0.975), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "rows", "drop"), [(5, 2, 60, 0.1), (0, 4, 30, 0.05), (7, 7, 90, 0.2)]
+)
+def test_nuisance_parameter_is_the_maximum_likelihood_one(
+    lost: int, won: int, rows: int, drop: float
+) -> None:
+    q = np.linspace(1e-9, (1 - drop) / 2 - 1e-9, 400_001)
+    likelihood = lost * np.log(q + drop) + won * np.log(q) + (rows - lost - won) * np.log(1 - 2 * q - drop)
+    best = q[likelihood.argmax()]
+    expected = (lost - won - rows * drop) / math.sqrt(rows * (2 * best + drop * (1 - drop)))
+    assert _tango_statistic(lost, won, rows, drop) == pytest.approx(expected, abs=1e-3)
+
+
+def test_bound_rises_with_losses_and_confidence_and_falls_with_rows() -> None:
+    assert tango_upper_drop(3, 1, 200, 0.95) < tango_upper_drop(4, 1, 200, 0.95)
+    assert tango_upper_drop(3, 1, 200, 0.95) < tango_upper_drop(3, 1, 200, 0.99)
+    assert tango_upper_drop(3, 1, 400, 0.95) < tango_upper_drop(3, 1, 200, 0.95)
+
+
+def test_verdict_says_why() -> None:
+    kept = non_inferior(ACCURACY, *paired(0, 0, 144), Promise(max_drop=0.03))
+    assert kept.holds
+    assert kept.drop == 0.0
+    assert kept.rows == 144
+    assert kept.bound == pytest.approx(0.0184, abs=1e-4)
+    assert kept.reason == (
+        "accuracy drops by 0.0000 on 144 rows and at 95% confidence by at most 0.0184, "
+        "which is within the allowed 0.03"
+    )
+    broken = non_inferior(ACCURACY, *paired(5, 1, 144), Promise(max_drop=0.03))
+    assert not broken.holds
+    assert broken.drop == pytest.approx(4 / 144)
+    assert "more than the allowed" in broken.reason
+    assert broken.plain()["test"] == "paired score test (Tango 1998)"
+
+
+def test_few_rows_cannot_keep_a_promise() -> None:
+    assert not non_inferior(ACCURACY, *paired(0, 0, 50), Promise(max_drop=0.03)).holds
+    assert not non_inferior(ACCURACY, *paired(0, 0, 5000), Promise(max_drop=0.0)).holds
+
+
+def test_a_better_variant_keeps_even_a_promise_of_no_drop() -> None:
+    found = non_inferior(ACCURACY, *paired(2, 40, 200), Promise(max_drop=0.0))
+    assert found.holds
+    assert found.bound < 0
+
+
+@pytest.mark.parametrize(
+    ("lost_share", "won_share", "rows"), [(0.03, 0.0, 300), (0.06, 0.03, 150), (0.2, 0.17, 500)]
+)
+def test_accuracy_promise_is_wrongly_kept_at_most_about_five_times_in_a_hundred(
+    lost_share: float, won_share: float, rows: int
+) -> None:
+    """At the edge of the hypothesis (true drop = max_drop) the test may accept 5 %: 4000 studies."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(rows, [lost_share, won_share, 1 - lost_share - won_share], size=4000)
+    bounds: dict[tuple[int, int], float] = {}
+    accepted = 0
+    for lost, won, _ in counts.tolist():
+        if (lost, won) not in bounds:
+            bounds[lost, won] = tango_upper_drop(lost, won, rows, 0.95)
+        accepted += bounds[lost, won] <= lost_share - won_share
+    assert accepted / 4000 <= 0.065
+
+
+def test_bootstrap_promise_covers_the_true_rise_of_the_error() -> None:
+    """One-sided 95 % bounds of an error that truly rises by 0.1 must lie above 0.1 about 95 times in 100."""
+    rng = np.random.default_rng(0)
+    metric, promise, covered = Metric(name="mae"), Promise(max_drop=0.1), 0
+    for study in range(60):
+        targets = np.zeros((80, 1), dtype=np.float32)
+        parent = 1 + rng.exponential(size=(80, 1))
+        variant = parent + 0.1 + 0.2 * rng.normal(size=(80, 1))
+        verdict = non_inferior(metric, variant, parent, targets, promise, seed=study)
+        assert verdict.test == "paired bootstrap"
+        covered += verdict.bound >= 0.1
+    assert covered >= 52
+
+
+def test_errors_are_worse_when_they_rise() -> None:
+    targets = np.zeros((40, 2), dtype=np.float32)
+    worse, better = targets + 2.0, targets + 1.0
+    assert non_inferior(
+        Metric(name="rmse"), worse, better, targets, Promise(max_drop=0.5)
+    ).drop == pytest.approx(1.0)
+    assert non_inferior(Metric(name="rmse"), better, worse, targets, Promise(max_drop=0.5)).holds
+
+
+def test_identical_predictions_on_few_rows_do_not_prove_a_macro_f1_promise() -> None:
+    targets = np.arange(60) % 3
+    same = outputs_of(targets)
+    promise = Promise(max_drop=0.02)
+    assert not non_inferior(Metric(name="macro_f1"), same, same, targets, promise).holds
+    targets = np.arange(600) % 3
+    same = outputs_of(targets)
+    assert non_inferior(Metric(name="macro_f1"), same, same, targets, promise).holds

@@ -1,0 +1,137 @@
+"""A made-up run that looks like a real one, for the report."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from orchestrator.search.report import Details
+
+PRECISIONS = ("fp32", "bf16", "int8_static", "int8_dynamic")
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def quality(value: float, spread: float = 0.011) -> dict[str, Any]:
+    ci = [value - spread, min(1.0, value + spread * 0.8)]
+    return {
+        "metric": {"name": "accuracy", "value": value, "ci": ci},
+        "accuracy": value,
+        "accuracy_ci": ci,
+        "nll": 1.2 * (1 - value) + 0.02,
+        "ece": 0.4 * (1 - value),
+    }
+
+
+def latency(median: float, execution: str) -> dict[str, Any]:
+    ci = [0.98 * median, 1.03 * median]
+    return {"batch": 32, "threads": 1, "execution": execution, "median": median, "ci": ci}
+
+
+def trials() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    speed = {"fp32": 2.4, "bf16": 7.5, "int8_static": 6.9, "int8_dynamic": 1.6}
+    loss = {"fp32": 0.0, "bf16": 0.0007, "int8_static": 0.004, "int8_dynamic": 0.001}
+    for index, (amount, precision) in enumerate((a, p) for a in (0.0, 0.25, 0.5, 0.65) for p in PRECISIONS):
+        name = f"whole-{precision}" if not amount else f"p{100 * amount:g}-lamp-t4-{precision}"
+        if amount == 0.65 and precision == "int8_dynamic":
+            reason = "cannot quantize: no linear layer is left whole. Prune less."
+            found.append({"name": name, "config": {}, "status": "failed", "reason": reason})
+            continue
+        ratio = speed[precision] * (1 - amount) ** -1.4
+        found.append(
+            {
+                "name": name,
+                "config": {"amount": amount, "precision": precision},
+                "execution": "lowered" if "int8" in precision else "aoti",
+                "metric": 0.986 - loss[precision] - 0.05 * amount**3 + 0.001 * math.sin(index),
+                "latency_ms": 24.9 / ratio,
+                "latency_ci": (24.3 / ratio, 25.9 / ratio),
+                "speedup": ratio,
+                "bytes": round(1.1e6 * (1 - amount) ** 1.9 * {"fp32": 1, "bf16": 0.5}.get(precision, 0.27)),
+                "status": "ok",
+                "reason": "",
+            }
+        )
+    return found
+
+
+def summary() -> dict[str, Any]:
+    points = trials()
+    chosen = next(point for point in points if point["name"] == "p50-lamp-t4-bf16")
+    front_names = ["whole-bf16", "p25-lamp-t4-bf16", "p50-lamp-t4-bf16", "p65-lamp-t4-bf16", "p65-lamp-t4-int8_static"]
+    return {
+        "schema": 1,
+        "run": "digits",
+        "seconds": 203.4,
+        "machine": {
+            "cpu": "Intel Xeon (AMX)",
+            "cores": 2,
+            "isa": ["avx512f", "avx512_vnni", "amx_bf16", "amx_int8"],
+            "memory_bytes": 8_200_000_000,
+            "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0", "torchao": "0.18.0"},
+        },
+        "data": {
+            "source": "embedded digits",
+            "digest": "ab12" * 16,
+            "parts": {
+                "train": {"rows": 1077, "class_counts": [108, 109, 106, 110, 108, 109, 109, 107, 104, 107]},
+                "validation": {"rows": 144},
+                "contract": {"rows": 144},
+                "test": {"rows": 360},
+            },
+        },
+        "models": {
+            "teacher": {**quality(0.983), "params": 275_000, "bytes": 1_104_000, "latency_ms": latency(24.9, "eager")},
+            "small-a": {**quality(0.961, 0.016), "params": 21_000, "bytes": 88_000, "latency_ms": latency(1.31, "eager")},
+            "small-b": {**quality(0.956, 0.017), "params": 21_000, "bytes": 88_000, "latency_ms": latency(1.29, "eager")},
+        },
+        "search": {
+            "trials": len(points),
+            "front": [
+                {"name": name, "digest": "0" * 64, **quality(0.98), "latency_ms": latency(2.0, "aoti"), "bytes": 1}
+                for name in front_names
+            ],
+            "chosen": {
+                "name": chosen["name"],
+                "digest": "1" * 64,
+                **quality(0.981),
+                "latency_ms": latency(chosen["latency_ms"], "aoti"),
+                "bytes": chosen["bytes"],
+                "verdict": {"holds": True},
+            },
+            "reason": "p50-lamp-t4-bf16 runs 19.79 times as fast as its parent (interval 19.10 to 20.41) and takes 13% "
+            "of its bytes; on the contract part the promise holds (accuracy drops by 0.0000 on 144 rows and at 95% "
+            "confidence by at most 0.0185, which is within the allowed 0.03)",
+        },
+        "ensembles": {
+            "panel": {"kind": "parallel", **quality(0.984), "bytes": 1_280_000, "latency_ms": latency(27.5, "eager"), "mean_cost": 1.0},
+            "cascade": {"kind": "sequential", **quality(0.982), "bytes": 1_192_000, "latency_ms": latency(4.2, "eager"), "mean_cost": 0.21},
+            "mix": {"kind": "weighted_mix", **quality(0.987, 0.009), "bytes": 1_280_000, "latency_ms": latency(27.6, "eager"), "mean_cost": 1.0},
+        },
+        "serving": {
+            name: {"url": f"http://127.0.0.1:8000/v2/models/{name}", "requests": 64, "errors": 0, "p50_ms": p50, "p99_ms": 3 * p50, "per_s": 900 / p50, "accuracy": 0.984}
+            for name, p50 in (("panel", 4.1), ("cascade", 2.7), ("mix", 4.2))
+        },
+    }  # fmt: skip
+
+
+def details() -> Details:
+    curves = {
+        name: [
+            {"epoch": epoch, "loss": scale * math.exp(-epoch / 5) + 0.03, "metric": top - 0.6 * math.exp(-epoch / 3)}
+            for epoch in range(1, 21)
+        ]
+        for name, scale, top in (("teacher", 2.1, 0.985), ("small-a", 2.4, 0.962), ("small-b", 2.5, 0.957))
+    }
+    made: Details = {
+        "curves": curves,  # type: ignore[typeddict-item]
+        "trials": trials(),  # type: ignore[typeddict-item]
+        "parent": {"name": "teacher", "metric": 0.986, "latency_ms": 24.9, "latency_ci": (24.4, 25.6), "bytes": 1_104_000},
+        "max_drop": 0.03,
+        "exits": {"cascade": [0.86, 0.14]},
+        "stages": {"cascade": ["small-a", "teacher"]},
+        "weights": {"mix": {"teacher": 0.62, "chosen": 0.23, "small-a": 0.15}},
+        "config": "name: digits\nseed: 0\ndata:\n  kind: embedded\n  name: digits\n",
+        "notes": ["small-b was restarted once after its worker died."],
+    }
+    return made

@@ -1,0 +1,205 @@
+"""Training on a small local Ray: teachers, faults, resume, several workers, refusals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.config.data import CustomData
+from orchestrator.config.measure import Metric
+from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.run import ModelEntry
+from orchestrator.config.training import CustomLoss, DistillationLoss, Resources, Training
+from orchestrator.data.load import load
+from orchestrator.errors import ConfigError, ResourceError, TrainingError
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
+from orchestrator.training.ray_train import TrainJob, train_models
+from orchestrator.training.state import EpochReport
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+HERE = "tests.training.test_ray_train"
+ROWS = f"{HERE}:rows"
+MODEL = Mlp(kwargs=MlpKwargs(widths=(16,)))
+TRAINING = Training(epochs=3, batch_size=16, lr=0.05)
+
+
+def rows(seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, 200)
+    centres = np.random.default_rng(9).normal(size=(3, 6)) * 2
+    return (centres[labels] + random.normal(size=(200, 6))).astype(np.float32), labels
+
+
+def dies_once(outputs: Tensor, targets: Tensor, marker: str) -> Tensor:
+    """Kills the process in the second epoch, and no other time."""
+    steps = Path(marker)
+    count = int(steps.read_text()) + 1 if steps.exists() else 1
+    steps.write_text(str(count))
+    if count == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return functional.cross_entropy(outputs, targets)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.getcwd())
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+class World:
+    """A store, a data set and a place for checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.storage = folder, folder / "runs"
+        self.store = Store(folder / "store")
+        data = CustomData(dataset=ROWS)
+        self.data = load(data, seed=0, cache=folder / "cache", allowed=(ROWS,))
+        self.events: list[tuple[str, EpochReport | str]] = []
+
+    def job(self, name: str, training: Training = TRAINING, **entry: Any) -> TrainJob:
+        allowed = (training.loss.loss,) if isinstance(training.loss, CustomLoss) else ()
+        return TrainJob(
+            name=name,
+            entry=ModelEntry(model=MODEL, training=training, **entry),
+            data_folder=str(self.data.folder),
+            store=str(self.folder / "store"),
+            seed=entry.pop("seed", 0),
+            metric=Metric(),
+            allowed=allowed,
+        )
+
+    def train(self, *jobs: TrainJob, **options: Any) -> dict[str, str]:
+        self.events.clear()
+        return train_models(
+            list(jobs), storage=self.storage, on_event=lambda *event: self.events.append(event), **options
+        )
+
+    def epochs(self, name: str) -> list[int]:
+        return [event.epoch for who, event in self.events if who == name and isinstance(event, EpochReport)]
+
+    def record(self, digest: str) -> dict[str, Any]:
+        return next(record for record in self.store.records(digest) if record["kind"] == "training")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def distilled(**changes: Any) -> Training:
+    return TRAINING.model_copy(update={"loss": DistillationLoss(), **changes})
+
+
+def test_a_student_waits_for_its_teacher_and_a_second_call_trains_nothing(world: World) -> None:
+    jobs = [world.job("student", distilled(), teacher="teacher"), world.job("teacher")]
+    digests = world.train(*jobs)
+
+    assert list(digests) == ["student", "teacher"]
+    assert world.store.manifest(digests["student"]).parents == (digests["teacher"],)
+    what = world.store.manifest(digests["teacher"]).what
+    assert {"threads": 1, "world": 1, "precision": "fp32", "torch": torch.__version__}.items() <= what.items()
+    assert what["isa"]
+    assert world.epochs("teacher") == world.epochs("student") == [0, 1, 2]
+    assert [epoch["epoch"] for epoch in world.record(digests["teacher"])["epochs"]] == [0, 1, 2]
+    test = world.data.part("test")
+    for digest in digests.values():
+        module = rebuild(world.store, digest).module
+        with torch.no_grad():
+            answers = module(torch.from_numpy(np.array(test.inputs))).argmax(dim=1).numpy()
+        assert (answers == test.targets).mean() > 0.85
+
+    begun = time.monotonic()
+    assert world.train(*jobs) == digests
+    assert time.monotonic() - begun < 3
+    assert world.epochs("teacher") == []
+
+    with pytest.raises(ConfigError, match=r"'teacher' was trained .* training.epochs: 3 -> 4.*--fresh"):
+        world.train(world.job("teacher", TRAINING.model_copy(update={"epochs": 4})))
+
+
+def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(world: World, tmp_path: Path) -> None:
+    def training(marker: str) -> Training:
+        loss = CustomLoss(loss=f"{HERE}:dies_once", kwargs={"marker": str(tmp_path / marker)})
+        return TRAINING.model_copy(update={"loss": loss, "batch_size": 16})
+
+    (tmp_path / "calm").write_text("1000")
+    digests = world.train(world.job("calm", training("calm")), world.job("killed", training("killed")))
+
+    assert int((tmp_path / "killed").read_text()) > 12
+    assert world.epochs("killed") == [0, 1, 2]  # the finished epoch is not repeated
+    calm, killed = (world.store.tensors(digests[name]) for name in ("calm", "killed"))
+    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+def test_one_failure_leaves_the_others_and_is_named(world: World) -> None:
+    explodes = TRAINING.model_copy(update={"lr": 1e30, "warmup": 0.0})
+    jobs = [
+        world.job("wild", explodes),
+        world.job("pupil", distilled(), teacher="wild"),
+        world.job("calm"),
+    ]
+    with pytest.raises(TrainingError, match=r"2 of 3.*wild: the loss is not finite.*pupil: its teacher"):
+        world.train(*jobs)
+    assert world.epochs("calm") == [0, 1, 2]
+    assert world.store.stage_result(jobs[2].key()) is not None
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_learn_like_one(world: World, strategy: str) -> None:
+    alone = world.train(world.job("alone"))["alone"]
+    resources = Resources.model_validate({"workers": 2, "strategy": strategy})
+    both = world.train(world.job("both", resources=resources))["both"]
+
+    what = world.store.manifest(both).what
+    assert (what["world"], what["strategy"]) == (2, strategy)
+    one, two = world.store.tensors(alone), world.store.tensors(both)
+    # The same rows in the same steps: the gradients differ by rounding alone.
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+    metrics = [[e["metric"] for e in world.record(digest)["epochs"]] for digest in (alone, both)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("resources", "numbers"),
+    [
+        ({"cpus": 64}, r"64 CPUs each; the cluster has 2 CPUs and its largest node: 2"),
+        ({"workers": 3}, r"3 workers with 1 CPUs each"),
+        ({"gpus": 1}, r"1 GPUs each; the cluster has 0 GPUs"),
+    ],
+)
+def test_an_impossible_request_is_refused_at_once(
+    world: World, resources: dict[str, Any], numbers: str
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ResourceError, match=numbers):
+        world.train(world.job("calm"), world.job("huge", resources=Resources.model_validate(resources)))
+    assert time.monotonic() - begun < 2
+    assert world.events == []
