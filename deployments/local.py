@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import logging
 import signal
 import socket
 import threading
@@ -15,7 +16,9 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
 from deployments.build import build_app
@@ -25,8 +28,10 @@ from orchestrator.errors import ClusterError, PortInUseError, ServingError
 APPLICATION = "orchestrator-local"
 """Name in Serve; not that of `serve.yaml`, which belongs to whoever deployed it."""
 NAMESPACE = "orchestrator"
-PORT_FREE_S = 10.0
-"""Serve's proxy gives its port back a moment after its shutdown."""
+STOP_S = 60.0
+"""Longest wait for Serve to stop."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -153,15 +158,27 @@ def _start(application: Application, host: str, port: int) -> None:
 
 
 def _stop(host: str, port: int) -> None:
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    deadline = time.monotonic() + PORT_FREE_S
+    """Stop Serve and wait until its port is free.
+
+    `serve.shutdown` silently does nothing when the controller is too busy to answer within 5 s, so the
+    outcome is looked at, and it is called again.
+    """
+    deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:
-        try:
-            check_port(host, port)
-        except ServingError:
-            time.sleep(0.1)
-        else:
+        serve.shutdown()
+        if _stopped(host, port):
             return
+        time.sleep(0.2)
+    logger.warning("Ray Serve did not stop within %g s; 'serve shutdown' stops it", STOP_S)
+
+
+def _stopped(host: str, port: int) -> bool:
+    try:
+        status = serve.status()
+        check_port(host, port)
+    except (ServingError, RayError, RayServeException):
+        return False
+    return not status.applications and not status.proxies
 
 
 def _wait_ready(address: str, port: int, ready_s: float) -> None:
@@ -196,7 +213,9 @@ def _reason(status: ApplicationStatusOverview) -> str:
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("orchestrator.errors.")]
     unready = [
-        f"{name} is {part.status}" for name, part in status.deployments.items() if part.status != "HEALTHY"
+        f"{name} is {part.status.value}"
+        for name, part in status.deployments.items()
+        if part.status != "HEALTHY"
     ]
     if own:
         return own[-1].split(": ", 1)[-1]

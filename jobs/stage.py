@@ -14,7 +14,7 @@ from orchestrator.pipeline.run import execute_file
 def main(until: str, text: str) -> None:
     """Parse the arguments and run the pipeline up to a stage.
 
-    Finished stages are in the store, so a job that was stopped or killed continues when it is submitted again.
+    Finished stages are in the store: a job that was stopped or killed continues when it is submitted again.
     """
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--config", required=True, help="run file, or 'digits' for the embedded one")

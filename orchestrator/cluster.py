@@ -61,7 +61,6 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = _join_address()
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     try:
         if address is None:
             _start_local(cpus)
@@ -70,13 +69,12 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        _restore(before)
 
 
 def _start_local(cpus: int | None) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # Ray turns token mode on by itself, and would write a token file that a later `ray start` trips over.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         ray.init(
             address="local",
@@ -88,7 +86,7 @@ def _start_local(cpus: int | None) -> None:
             log_to_driver=bool(os.environ.get("ORCHESTRATOR_WORKER_LOGS")),
             runtime_env={"env_vars": worker_environment()},
         )
-    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+    except Exception as error:  # Ray raises bare Exceptions when a part of it does not come up
         raise ClusterError(
             "Ray could not start on this machine", _first_line(error), "run 'orchestrator doctor'"
         ) from error
@@ -117,18 +115,10 @@ def _train_environment() -> Mapping[str, str]:
 
 
 def _object_store_bytes() -> int:
-    """Half of the shared memory that is free, at most 512 MiB: rows are memory-mapped files, not Ray objects."""
+    """Half of the free shared memory, at most 512 MiB: rows are memory-mapped files, not Ray objects."""
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.exists() else LOCAL_OBJECT_STORE_BYTES
     return max(80 * 2**20, min(LOCAL_OBJECT_STORE_BYTES, free // 2))
-
-
-def _restore(before: Mapping[str, str | None]) -> None:
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def _first_line(error: BaseException) -> str:

@@ -185,8 +185,8 @@ def _cluster() -> Iterator[Finding]:
     """Resources of a running cluster, asked in another process: joining one changes this process."""
     address = os.environ.get("RAY_ADDRESS", "auto")
     question = (
-        "import json, ray; ray.init(address=%r, logging_level='ERROR', log_to_driver=False);"
-        "print(json.dumps(ray.cluster_resources()))" % address
+        f"import json, ray; ray.init(address={address!r}, logging_level='ERROR', log_to_driver=False);"
+        "print(json.dumps(ray.cluster_resources()))"
     )
     if address == "auto" and not _listening(6379):
         yield Finding("cluster", "ok", "none is running; runs start their own on this machine")

@@ -47,7 +47,7 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
 
 
 def zeros(module: nn.Module) -> float:
-    """Share of the weights of convolutions and linears that are zero; for an int8 graph of its int8 weights."""
+    """Share of the weights of convolutions and linears that are zero (of an int8 graph: its int8 weights)."""
     if isinstance(module, fx.GraphModule):
         weights = [tensor for tensor in int8.tensors(module).values() if tensor.dtype == torch.int8]
     else:

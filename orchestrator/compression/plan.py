@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ def check_plan(plan: Sequence[Step]) -> None:
     Raises:
         CompressionError: names the two steps.
     """
-    for earlier, later in zip(plan, plan[1:], strict=False):
+    for earlier, later in itertools.pairwise(plan):
         if later.stage <= earlier.stage:
             raise CompressionError(
                 f"'{later.kind}' cannot follow '{earlier.kind}'",

@@ -202,7 +202,7 @@ def _refuse_unprunable(module: nn.Module) -> None:
 
 
 def _output_layers(graph: DependencyGraph) -> Iterator[nn.Module]:
-    """The layers whose channels are the model's outputs: back from the graph's ends to the first with weights."""
+    """The layers whose channels are the model's outputs: from the graph's ends back to the first weights."""
     nodes = [node for node in graph.module2node.values() if not node.outputs]
     seen = set(map(id, nodes))
     while nodes:

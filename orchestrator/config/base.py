@@ -13,7 +13,11 @@ class Settings(BaseModel):
     """Base of all settings: immutable, compared by value, unknown keys refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="constants",
     )
 
     def plain(self) -> dict[str, Any]:

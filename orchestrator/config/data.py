@@ -40,7 +40,10 @@ class DataBase(Settings):
     limit: int | None = Field(None, ge=20)
     """Use only the first rows of each file: for quick trials."""
     transform: ImportPath | None = None
-    """`fn(inputs: np.ndarray) -> np.ndarray`, applied once to the decoded rows before they are cached."""
+    """`fn(inputs: np.ndarray) -> np.ndarray`, applied once to the decoded rows before they are cached.
+
+    It is called with some rows at a time, so each row must be treated by itself.
+    """
 
 
 class EmbeddedData(DataBase):

@@ -49,6 +49,21 @@ class Space(Settings):
     temperature: Numbers = Choice(values=(1.0, 4.0))
     """Of the distillation that recovers a pruned model."""
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Space:
+        low, high = _ends(self.amount)
+        if low < 0 or high >= 1:
+            raise ValueError(f"amount is a share of channels: 0 <= amount < 1, got {low:g} to {high:g}")
+        if _ends(self.temperature)[0] <= 0:
+            raise ValueError(f"temperature must be > 0, got {_ends(self.temperature)[0]:g}")
+        return self
+
+
+def _ends(numbers: Uniform | Choice) -> tuple[float, float]:
+    if isinstance(numbers, Choice):
+        return min(numbers.values), max(numbers.values)
+    return numbers.low, numbers.high
+
 
 class Promise(Settings):
     """The chosen variant is not worse than its parent by more than `max_drop`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from numpy.lib.format import open_memmap
 from orchestrator.config.base import canonical, fingerprint
 from orchestrator.config.data import PARTS, DataSettings, PartName
 from orchestrator.config.signature import Signature
-from orchestrator.data.dataset import Array, Part
+from orchestrator.data.dataset import Array, Part, as_float32
 from orchestrator.data.source import Source, class_names, encode
 from orchestrator.data.split import cut, free_shares, shuffled
 from orchestrator.errors import DataError
@@ -125,8 +126,7 @@ def _plan(
 
 
 def _finite_targets(source: Source) -> Array:
-    with np.errstate(over="ignore"):
-        values = source.values().astype("<f4")
+    values = as_float32(source.values())
     wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(wrong):
         raise DataError(
@@ -187,10 +187,14 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
     A write to a mapped page that the disk has no room for would kill the process instead.
     """
     array: Array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        size = path.stat().st_size
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                # Some file systems cannot reserve; then nothing is lost but this check.
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
     return array
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from orchestrator.data.dataset import Array
+from orchestrator.data.dataset import Array, as_float32
 from orchestrator.data.source import nearest
 from orchestrator.errors import DataError
 
@@ -128,8 +128,7 @@ def tensor_rows(column: pa.Array, first_row: int, origin: str) -> Array:
     else:
         values = _nested(column, first_row, origin)
     if values.dtype != np.uint8 or values.ndim == 2:
-        rows: Array = values.reshape(len(values), -1).astype(np.float32)
-        return rows
+        return as_float32(values.reshape(len(values), -1))
     if values.ndim == 3:
         return np.expand_dims(values, 1)
     if values.ndim > 4:

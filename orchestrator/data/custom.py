@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.config.data import CustomData
 from orchestrator.config.imports import resolve
-from orchestrator.data.dataset import Array
+from orchestrator.data.dataset import Array, as_float32
 from orchestrator.errors import DataError, OrchestratorError
 
 BLOCK_ROWS = 4096
@@ -100,7 +100,7 @@ class CustomSource:
         if inputs.dtype == np.uint8 and inputs.ndim == 4:
             return inputs
         if inputs.dtype.kind in "iuf" and inputs.ndim == 2:
-            return inputs.astype(np.float32)
+            return as_float32(inputs)
         raise DataError(
             f"{self.name} returned inputs of an unsupported shape or type",
             f"{inputs.dtype} {list(inputs.shape)}",
@@ -133,7 +133,7 @@ def transformer(path: str | None, allowed: Collection[str]) -> Any:
         if changed.dtype == np.uint8 and changed.ndim == 4:
             return changed
         if changed.dtype.kind in "iuf" and changed.ndim == 2:
-            return changed.astype(np.float32)
+            return as_float32(changed)
         raise DataError(
             "the transform must return uint8 [N, C, H, W] or numbers [N, F]",
             f"{path} returned {changed.dtype} {list(changed.shape)}",

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.data import PartName
 from orchestrator.config.signature import Signature
 
 Array = NDArray[Any]
+
+
+def as_float32(values: Array) -> Array:
+    """`float32` of any numbers; what it cannot hold becomes infinite, and is refused as such later on."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
 
 from orchestrator.config.data import Image
 from orchestrator.data.dataset import Array
@@ -56,6 +57,10 @@ class Decoder:
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 image.load()
                 return self._pixels(image, place)
+        except UnidentifiedImageError as error:
+            raise DataError(
+                f"the bytes in {place} are no image", fix=f"supported are {', '.join(FORMATS)}"
+            ) from error
         except _DAMAGED as error:
             raise DataError(
                 f"the image in {place} cannot be decoded",

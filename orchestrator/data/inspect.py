@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as Pillow
 
@@ -24,7 +25,9 @@ from orchestrator.data.source import Source, class_names
 from orchestrator.data.templates import IMAGE_MODELS, MIXES, SEARCH, TABULAR_MODELS, VOTES
 from orchestrator.errors import DataError
 
-TARGET_NAMES = ("label", "labels", "target", "class", "y", "category")
+LABEL_NAMES = ("label", "labels", "class", "category")
+"""Names of a column that can hold nothing but classes."""
+TARGET_NAMES = (*LABEL_NAMES, "target", "y")
 """Names of a target column; without one of them the last column is taken."""
 ID_NAMES = ("id", "index", "idx", "row_id", "unnamed: 0")
 SAMPLE = 64
@@ -151,14 +154,14 @@ def _parquet(path: Path) -> Finding:
     )
 
 
-def _target_column(schema: object, origin: str) -> str:
-    names: list[str] = schema.names  # type: ignore[attr-defined]
+def _target_column(schema: pa.Schema, origin: str) -> str:
+    names: list[str] = schema.names
     lower = {name.lower(): name for name in reversed(names)}
     for usual in TARGET_NAMES:
         if usual in lower:
             return lower[usual]
     last = next((name for name in reversed(names) if not name.startswith("__index_level_")), None)
-    if last is None or kind_of(schema.field(last).type) not in ("number", "text"):  # type: ignore[attr-defined]
+    if last is None or kind_of(schema.field(last).type) not in ("number", "text"):
         raise DataError(f"no target column is found in {origin}", ", ".join(names), "name one 'label'")
     return last
 
@@ -166,15 +169,17 @@ def _target_column(schema: object, origin: str) -> str:
 def _task_of(path: Path, target: str) -> tuple[Task, str, float]:
     """Task, a comment on the target column, and its deviation.
 
-    Text is a class; integers are classes when they run from 0 without gaps and repeat often.
+    Text is a class; integers are classes when they repeat often, and run from 0 without gaps or stand in
+    a column that is called so.
     """
     column = pq.read_table(path, columns=[target]).column(0)
     kind = kind_of(column.type)
-    if kind == "text" or str(column.type) == "bool" or "int" in str(column.type):
+    if kind == "text" or pa.types.is_boolean(column.type) or pa.types.is_integer(column.type):
         labels = label_rows(column, target, path.name)
         distinct = sorted(set(labels.tolist()))
         few = len(distinct) <= min(MOST_CLASSES, max(2, len(labels) // 5))
-        if labels.dtype == object or (few and distinct == list(range(len(distinct)))):
+        gapless = distinct == list(range(len(distinct)))
+        if labels.dtype == object or (few and (gapless or target.lower() in LABEL_NAMES)):
             classes = class_names(labels, (), path.name)
             return "classification", f"{len(classes)} classes: {_short(list(classes))}", 1.0
     if kind != "number":
@@ -193,9 +198,12 @@ def _image_settings(sample: list[bytes], origin: str) -> tuple[Image, int, str]:
                 sizes.add((image.height, image.width))
                 modes.add(image.mode)
         except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"row {number} of {origin} holds no image", error) from error
+            raise DataError(
+                f"row {number} of {origin} holds no image", fix=f"supported are {', '.join(FORMATS)}"
+            ) from error
     shortest = min(min(size) for size in sizes)
-    seen = f"images of {_short([f'{height}x{width}' for height, width in sorted(sizes)])}, {_short(sorted(modes))}"
+    spoken = [f"{height}x{width}" for height, width in sorted(sizes)]
+    seen = f"images of {_short(spoken)} (height x width), {_short(sorted(modes))}"
     resize = None
     if len(sizes) > 1 or max(max(size) for size in sizes) > LARGEST_SIDE:
         side = RESIZED if shortest >= RESIZED else 32
@@ -212,11 +220,14 @@ def _image_lines(image: Image) -> list[str]:
 def _input_lines(inputs: tuple[str, ...], kind: str) -> list[str]:
     if kind != "number":
         return [f"input: {json.dumps(inputs[0])}"]
-    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in inputs)
-    wrapped = textwrap.wrap(listed, 90, break_long_words=False, break_on_hyphens=False)
-    return [f"features: [{wrapped[0]}{']' if len(wrapped) == 1 else ''}"] + [
-        f"  {line}{']' if line is wrapped[-1] else ''}" for line in wrapped[1:]
-    ]
+    lines = ["features: ["]
+    for name in inputs:
+        item = json.dumps(name, ensure_ascii=False)
+        if len(lines[-1]) + len(item) > 90:
+            lines.append("  ")
+        lines[-1] += item + ", "
+    lines[-1] = lines[-1].removesuffix(", ") + "]"
+    return [line.rstrip() for line in lines]
 
 
 def _siblings(path: Path) -> list[str]:

@@ -50,7 +50,7 @@ def load(settings: DataSettings, *, seed: int, cache: Path, allowed: Collection[
         ModelError: `dataset` or `transform` is not allowed or cannot be imported.
     """
     if isinstance(settings, EmbeddedData):
-        with as_file(files("orchestrator.data") / "embedded" / f"{settings.name}.parquet") as path:
+        with as_file(files("orchestrator.data.embedded") / f"{settings.name}.parquet") as path:
             shipped = ParquetData(
                 train=str(path), task=settings.task, shares=settings.shares, limit=settings.limit
             )

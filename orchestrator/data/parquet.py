@@ -22,7 +22,7 @@ from orchestrator.data.columns import (
     require,
     tensor_rows,
 )
-from orchestrator.data.dataset import Array
+from orchestrator.data.dataset import Array, as_float32
 from orchestrator.data.images import Decoder
 from orchestrator.errors import DataError
 
@@ -90,7 +90,7 @@ class ParquetSource:
 
     def _decode(self, batch: pa.RecordBatch, first_row: int) -> Array:
         if self._kind == "number":
-            return number_rows([batch.column(name) for name in self._inputs]).astype(np.float32)
+            return as_float32(number_rows([batch.column(name) for name in self._inputs]))
         column = batch.column(self._inputs[0])
         if self._kind == "tensor":
             return tensor_rows(column, first_row, self.name)
@@ -124,6 +124,4 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise DataError(
-            f"cannot read the data as Parquet ({reason})", path, "check that the file is whole"
-        ) from error
+        raise DataError(f"cannot read as Parquet ({reason})", path, "check that the file is whole") from error

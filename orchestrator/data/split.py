@@ -46,11 +46,13 @@ def cut(
     if rows < LEAST_ROWS:
         raise DataError(f"too few rows in {origin}", rows, f"at least {LEAST_ROWS} are needed")
     order = shuffled(rows, seed)
-    names = list(shares)
+    names, wanted = list(shares), list(shares.values())
+    numbers = np.arange(len(names))
     part_of = np.empty(rows, dtype=np.int64)
     if labels is None:
-        part_of[order] = np.repeat(np.arange(len(names)), apportion(rows, list(shares.values())))
+        part_of[order] = np.repeat(numbers, apportion(rows, wanted))
     else:
+        owed = [0.0] * len(names)
         ordered = labels[order]
         for label, name in enumerate(classes):
             members = order[ordered == label]
@@ -61,9 +63,9 @@ def cut(
                     f"{len(members)} rows",
                     f"give every class at least {len(names)} rows, or name files for some of the parts",
                 )
-            part_of[members] = np.repeat(
-                np.arange(len(names)), apportion(len(members), list(shares.values()))
-            )
+            counts = apportion(len(members), wanted, owed)
+            owed = [owed[k] + len(members) * wanted[k] - counts[k] for k in numbers]
+            part_of[members] = np.repeat(numbers, counts)
     ordered_parts = part_of[order]
     return {name: order[ordered_parts == number] for number, name in enumerate(names)}
 
@@ -77,15 +79,20 @@ def shuffled(rows: int, seed: int) -> Array:
     return np.argsort(np.random.Generator(np.random.PCG64(seed)).random(rows), kind="stable")
 
 
-def apportion(rows: int, shares: Sequence[float]) -> list[int]:
+def apportion(rows: int, shares: Sequence[float], owed: Sequence[float] | None = None) -> list[int]:
     """Whole numbers that sum to `rows`, by largest remainder, each at least 1.
 
-    `rows` must be at least the number of shares; the shares sum to 1.
+    Args:
+        rows: at least as many as there are shares.
+        shares: they sum to 1.
+        owed: rows that earlier classes rounded away from each share, added to the remainders; without
+            it many small classes would all round the same way.
     """
     quotas = [round(rows * share, 9) for share in shares]
     counts = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(shares)), key=lambda k: counts[k] - quotas[k])
-    for k in by_remainder[: rows - sum(counts)]:
+    claims = [k for k in range(len(shares)) if quotas[k] > counts[k]]
+    claims.sort(key=lambda k: counts[k] - quotas[k] - (owed[k] if owed else 0.0))
+    for k in claims[: rows - sum(counts)]:
         counts[k] += 1
     while 0 in counts:
         counts[counts.index(max(counts))] -= 1

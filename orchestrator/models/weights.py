@@ -108,7 +108,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if wrong:
         raise ModelError(
             "the weights have other shapes than the model",
-            _some("", wrong)[0].lstrip(),
+            "; ".join(wrong[:SHOWN]),
             "check kwargs and the number of outputs",
         )
     module.load_state_dict({places[name]: tensor for name, tensor in given.items()})

@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
-from orchestrator.measure.artifacts import measure_artifacts
+from orchestrator.measure.artifacts import Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
 from orchestrator.measure.latency import compare
 from orchestrator.measure.machine import machine, machine_fingerprint
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def evaluate(run: Run, models: dict[str, str], found: Found | None, specs: dict[str, Spec]) -> Evaluation:
-    """Figures of everything on the test part; latencies are measured once and then taken from their records."""
+    """Figures of everything on the test part; a latency is measured once, then taken from its record."""
     baseline = found.parent.digest if found else next(iter(models.values()))
     summary = {name: _model(run, name, digest) for name, digest in models.items()}
     for name, latency in _model_latencies(run, models, baseline).items():
@@ -116,7 +116,7 @@ def _latency(run: Run, execution: str, median: float, ci: tuple[float, float]) -
 
 
 def _model_latencies(run: Run, models: Mapping[str, str], baseline: str) -> dict[str, Figures]:
-    subjects = [(digest, "eager") for digest in models.values()]
+    subjects: list[Subject] = [(digest, "eager") for digest in models.values()]
     records = measure_artifacts(run.store, baseline, subjects, run.config.latency, allowed=run.allowed)
     return {name: _shown(record) for name, record in zip(models, records, strict=True)}
 
@@ -138,6 +138,9 @@ def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     digests = {member.digest for member in members}
     return {
         "kind": spec.tree.kind,
+        "members": {
+            member.name: _quality(run, run.outputs(member, "test"))["metric"]["value"] for member in members
+        },
         **_quality(run, prediction.outputs),
         "bytes": sum(run.store.artifact_bytes(digest) for digest in digests),
         "mean_cost": mean_cost(prediction, macs),
@@ -168,7 +171,7 @@ def _cost(run: Run, digest: str) -> Cost:
 
 
 def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
-    """Latency of each ensemble walked in this process, beside the baseline; recorded under the spec's digest."""
+    """Latency of each ensemble walked in this process, recorded under the spec's digest."""
     settings = run.config.latency
     here = {
         "fingerprint": machine_fingerprint(machine()),
@@ -177,14 +180,16 @@ def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str
     }
     keys = {name: fingerprint(spec.plain()) for name, spec in specs.items()}
     known = {
-        name: next((record for record in run.store.records(key) if here.items() <= record.items()), None)
+        name: record
         for name, key in keys.items()
+        for record in run.store.records(key)[:1]
+        if here.items() <= record.items()
     }
-    if any(record is None for record in known.values()):
+    if len(known) < len(specs):
         known = {name: {**record, **here} for name, record in _measure_specs(run, specs, baseline).items()}
         for name, record in known.items():
             run.store.add_record(keys[name], {"kind": "latency", "time": time.time(), **record})
-    return {name: _shown(record) for name, record in known.items() if record is not None}
+    return {name: _shown(known[name]) for name in specs}
 
 
 def _measure_specs(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:

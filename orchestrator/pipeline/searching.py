@@ -14,7 +14,6 @@ from orchestrator.errors import SearchError
 from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Subject, recorded_latency
 from orchestrator.measure.promise import Verdict, non_inferior
-from orchestrator.measure.quality import larger_is_better
 from orchestrator.pipeline.context import Run
 from orchestrator.search.choose import choose
 from orchestrator.search.objectives import TrialRow
@@ -177,6 +176,6 @@ def _line(row: TrialRow, trials: int, run: Run) -> str:
     if row.status == "failed":
         return f"{head} failed: {row.reason}"
     if row.status == "evaluated":
-        arrow = "" if larger_is_better(run.config.metric) else " (smaller is better)"
-        return f"{head}: {run.config.metric.name} {row.metric:.4f}{arrow}, drop {row.drop:+.4f}, {row.bytes:,} bytes"
+        metric = run.config.metric.name.rpartition(":")[2]
+        return f"{head}: {metric} {row.metric:.4f}, drop {row.drop:+.4f}, {row.bytes:,} bytes"
     return f"{head}: {row.latency_ms:.3f} ms, {row.speedup:.2f} times the parent's speed"

@@ -20,6 +20,7 @@ from orchestrator.pipeline.searching import Found
 from orchestrator.pipeline.training import curves
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.report import Details
+from orchestrator.search.report.schema import TrialPoint
 
 SCHEMA = 1
 TABLE_WIDTH = 118
@@ -73,16 +74,25 @@ def details(
         "notes": [],
     }
     if found is not None and run.config.search is not None:
-        more["trials"] = [_point(row) for row in found.rows]  # type: ignore[typeddict-item]
-        more["parent"] = _point(found.parent)  # type: ignore[typeddict-item]
+        more["trials"] = [_point(row) for row in found.rows]
+        more["parent"] = _point(found.parent)
         more["max_drop"] = run.config.search.promise.max_drop
     return more
 
 
-def _point(row: TrialRow) -> dict[str, Any]:
-    names = ("name", "config", "execution", "metric", "latency_ms", "latency_ci", "speedup", "bytes")
-    plain = row.plain()
-    return {**{name: plain[name] for name in names}, "status": row.status, "reason": row.reason}
+def _point(row: TrialRow) -> TrialPoint:
+    return TrialPoint(
+        name=row.name,
+        config=dict(row.config),
+        execution=row.execution,
+        metric=row.metric,
+        latency_ms=row.latency_ms,
+        latency_ci=row.latency_ci,
+        speedup=row.speedup,
+        bytes=row.bytes,
+        status=row.status,
+        reason=row.reason,
+    )
 
 
 def print_table(summary: dict[str, Any], folder: Path) -> None:
@@ -92,7 +102,7 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
         console = Console(width=TABLE_WIDTH)
     latency = next(iter(summary["models"].values()))["latency_ms"]
     table = Table(
-        title=f"{summary['run']}: test figures; latency at batch {latency['batch']}, {latency['threads']} thread(s)",
+        title=_title(summary['run'], latency),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -134,3 +144,7 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
         yield "chosen", chosen["name"], chosen
     for name, figures in summary["ensembles"].items():
         yield "ensemble", name, figures
+
+
+def _title(run: str, latency: dict[str, Any]) -> str:
+    return f"{run}: test figures; latency of {latency['batch']} rows on {latency['threads']} thread(s)"

@@ -6,31 +6,29 @@ two ways: the batch stays dynamic, and a `view` after a channels-last convolutio
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-# Else torchao tries CUDA libraries that a CPU build of torch cannot load, and says so on standard error.
-os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).addFilter(lambda record: "skipping import of cpp" not in record.msg.lower())
-
 import torch
 from torch import Tensor, fx, nn
-from torch._export.utils import _is_cia_op
 from torch._inductor.constant_folding import constant_fold
 from torch._inductor.fx_passes.freezing_patterns import freezing_passes
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-from torchao.utils import should_reduce_range
 
 from orchestrator.errors import CompressionError, CorruptArtifactError
+from orchestrator.runtime.torchao_names import (
+    X86InductorQuantizer,
+    convert_pt2e,
+    get_default_x86_inductor_quantization_config,
+    prepare_pt2e,
+    should_reduce_range,
+)
 
 Mode = Literal["static", "dynamic"]
 
@@ -45,7 +43,7 @@ _FROM_SIGNATURE = ("preprocess.", "rescale.")
 
 
 class _RowLinear(nn.Linear):
-    """A linear that sees rows [N, C] whatever its input's rank: lowering fuses only those (pytorch#116492)."""
+    """A linear that sees rows [N, C] whatever its input's rank: lowering fuses no others (pytorch#116492)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 2:
@@ -81,10 +79,8 @@ def quantize(
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
-    config = x86.get_default_x86_inductor_quantization_config(
-        is_dynamic=mode == "dynamic", reduce_range=narrow
-    )
-    quantizer = x86.X86InductorQuantizer()
+    config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)
+    quantizer = X86InductorQuantizer()
     if mode == "static":
         quantizer.set_global(config)
     else:
@@ -163,12 +159,14 @@ def restore(graph: fx.GraphModule, recorded: list[list[Any]], saved: Mapping[str
 def lower(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     """The quantized graph with oneDNN's int8 kernels in place of quantize, float kernel, dequantize.
 
-    Takes any batch size from 1 on. About a second, no compiler; not picklable and not exportable.
+    Takes any batch size from 1 on. A second or less, no compiler; not picklable and not exportable.
     """
     with quiet(), torch.no_grad():
-        program = torch.export.export(graph, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=True)
-        lowered: fx.GraphModule = program.run_decompositions(_composite_only()).module()
-        _drop_checks(lowered)
+        # Traced with a symbolic batch and without composite operators, which would hide the patterns.
+        # (Exporting again gives the same graph in three times the time.)
+        mode, rows = _any_batch(example)
+        with mode:
+            lowered: fx.GraphModule = make_fx(graph)(rows)
         _transposes_to_permutes(lowered.graph)
         freezing_passes(lowered, (example,))
         constant_fold(lowered)
@@ -187,11 +185,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@functools.cache
-def _composite_only() -> dict[Any, Any]:
-    """The default decompositions of composite operators: the others would hide patterns from lowering."""
-    table = dict(torch.export.default_decompositions())
-    return {operator: rule for operator, rule in table.items() if _is_cia_op(operator)}
+def _any_batch(example: Tensor) -> tuple[FakeTensorMode, Tensor]:
+    """A stand-in for `example` whose first size is a symbol, and the mode it lives in."""
+    # duck_shape would take the batch for any other size that happens to be equal.
+    mode = FakeTensorMode(shape_env=ShapeEnv(duck_shape=False), allow_non_fake_inputs=True)
+    sizes = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (example.ndim - 1)
+    rows = mode.from_tensor(example, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+    return mode, rows
 
 
 def _calls(graph: fx.GraphModule) -> Iterator[fx.Node]:

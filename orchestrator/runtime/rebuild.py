@@ -87,7 +87,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @singledispatch
-def replay(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:
+def replay(
+    step: Settings,
+    module: nn.Module,  # noqa: ARG001
+    decision: Mapping[str, Any],  # noqa: ARG001
+    signature: Signature,  # noqa: ARG001
+) -> nn.Module:
     """Give `module` the form that `step` gave the original; weights come later. It may be changed.
 
     Args:
@@ -108,8 +113,11 @@ def _(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature:
 
 @replay.register
 def _(
-    step: ChannelPruning, module: nn.Module, decision: Mapping[str, Any], signature: Signature
-) -> nn.Module:  # noqa: ARG001
+    step: ChannelPruning,  # noqa: ARG001
+    module: nn.Module,
+    decision: Mapping[str, Any],
+    signature: Signature,
+) -> nn.Module:
     try:
         with tracing(module):
             graph = dependency_graph(module, signature)

@@ -40,9 +40,7 @@ def choose(
     return Choice(candidate, verdict, f"{reason}; on the contract part the promise holds ({verdict.reason})")
 
 
-def preselect(
-    rows: Sequence[TrialRow], parent: TrialRow, promise: Promise
-) -> tuple[TrialRow | None, str]:
+def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> tuple[TrialRow | None, str]:
     """The fastest variant that keeps the drop on validation and is measurably better than its parent.
 
     Variants whose upper confidence bound of the drop already keeps the promise on validation come

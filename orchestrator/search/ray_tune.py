@@ -6,9 +6,11 @@ again from its start and finished trials answer at once. Ray's pickled experimen
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +121,11 @@ class BatchSearch(Searcher):
                 else:
                     self._end(suggestion, outcome)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config for Tune; None while the batch's other trials run, FINISHED at the end."""
         self.advance()
         if self.finished:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation lacks the word.
         if not self._waiting:
             return None
         self._running[trial_id] = self._waiting.pop(0)
@@ -180,7 +182,7 @@ class BatchSearch(Searcher):
         return {}
 
 
-class _FailureReasons(tune.Callback):  # type: ignore[misc]
+class _FailureReasons(tune.Callback):
     """Tells the searcher why a trial failed, which Tune does not."""
 
     def __init__(self, search: BatchSearch) -> None:
@@ -210,7 +212,10 @@ def drive(
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     storage.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="search-", dir=storage, ignore_cleanup_errors=True) as folder:
+    with (
+        _quiet_tune(),
+        tempfile.TemporaryDirectory(prefix="search-", dir=storage, ignore_cleanup_errors=True) as folder,
+    ):
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": settings.cpus, "gpu": settings.gpus}),
             param_space=dict(shared),
@@ -232,16 +237,29 @@ def drive(
         ).fit()
 
 
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune warns of result files that were switched off and repeats every failure that a row tells."""
+    logger = logging.getLogger("ray.tune")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _fitting(settings: SearchSettings) -> int:
     """How many trials the whole cluster holds at once."""
     has = ray.cluster_resources()
-    fitting = int(has.get("CPU", 0)) // settings.cpus
+    cores, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    fitting = int(cores) // settings.cpus
     if settings.gpus > 0:
-        fitting = min(fitting, int(has.get("GPU", 0) / settings.gpus))
+        fitting = min(fitting, int(gpus / settings.gpus))
     if fitting < 1:
         raise ResourceError(
             "a search trial needs more than the cluster has",
-            f"{settings.cpus} cores and {settings.gpus:g} GPUs of {has.get('CPU', 0):g} and {has.get('GPU', 0):g}",
+            f"{settings.cpus} of {cores:g} cores, {settings.gpus:g} of {gpus:g} GPUs",
             "lower search.cpus or search.gpus",
         )
     return fitting
@@ -255,5 +273,7 @@ def _last_line(error_file: str | None) -> str:
     """The exception's own line at the end of the traceback that Tune wrote."""
     if error_file is None or not Path(error_file).exists():
         return "the trial's process failed"
-    lines = [line.strip() for line in Path(error_file).read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in Path(error_file).read_text(errors="replace").splitlines() if line.strip()
+    ]
     return lines[-1][:_LONGEST_REASON] if lines else "the trial's process failed"

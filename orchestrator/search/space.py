@@ -18,6 +18,7 @@ from orchestrator.config.steps import (
     Precision,
     Recovery,
     StaticInt8,
+    Step,
 )
 from orchestrator.config.training import DistillationLoss
 from orchestrator.errors import SearchError
@@ -27,7 +28,11 @@ Config = dict[str, float | str]
 
 _DIGITS = 6
 _LARGEST_GRID = 10_000
-_PRECISION_STEPS = {"bf16": Bf16(), "int8_static": StaticInt8(), "int8_dynamic": DynamicInt8()}
+_PRECISION_STEPS: dict[str, Step] = {
+    "bf16": Bf16(),
+    "int8_static": StaticInt8(),
+    "int8_dynamic": DynamicInt8(),
+}
 
 
 def suggest(trial: optuna.Trial, settings: SearchSettings) -> Config:

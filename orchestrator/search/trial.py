@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
 
 from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.base import Settings, fingerprint
@@ -44,6 +46,8 @@ class TrialJob(Settings):
     metric: Metric
     seed: int
     allowed: tuple[ImportPath, ...] = ()
+    what: dict[str, str] = Field(default_factory=lambda: _here())
+    """Library version and instruction set of the driver: another one is another search."""
 
 
 class Outcome(Settings):
@@ -101,6 +105,7 @@ def trial_key(job: TrialJob, config: Config) -> str:
         "confidence": search.promise.confidence,
         "seed": job.seed,
         "threads": [search.cpus, search.latency.threads],
+        "what": job.what,
     }
     return fingerprint(what)
 
@@ -139,6 +144,10 @@ def prediction_key(part: str, data_digest: str, execution: Execution, threads: i
     return f"{part}-{data_digest[:16]}-{execution}-{threads}"
 
 
+def _here() -> dict[str, str]:
+    return {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
+
+
 def _is_gone(store: Store, outcome: Outcome) -> bool:
     return bool(outcome.digest) and not store.has(outcome.digest)
 
@@ -156,6 +165,8 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
             validation=dataset.part("validation"),
             seed=job.seed,
             threads=search.cpus,
+            data=job.data_digest,
+            metric=job.metric,
             allowed=job.allowed,
         )
         digest = apply_plan(store, job.parent, plan, context)
@@ -176,8 +187,10 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
     )
 
 
-def _outputs(store: Store, job: TrialJob, dataset: Dataset, digest: str, execution: Execution) -> np.ndarray:
-    """float32 [N, K] on the validation part, in this execution, from the store when it has them."""
+def _outputs(
+    store: Store, job: TrialJob, dataset: Dataset, digest: str, execution: Execution
+) -> NDArray[np.float32]:
+    """Float32 [N, K] on the validation part, in this execution, from the store when it has them."""
     latency = job.search.latency
     key = prediction_key("validation", job.data_digest, execution, latency.threads)
     cached = store.predictions(digest, key)

@@ -26,6 +26,7 @@ from orchestrator.store.names import check_key
 TEMPORARY = ".tmp"
 """Folder for what is being written; no key reaches it, because no key's part begins with a dot."""
 
+_LIST_TRIES = 20
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -95,8 +96,13 @@ class Blobs:
         """Sorted keys of the files below `folder`; none when the folder does not exist."""
         selector = fs.FileSelector(check_key(folder), allow_not_found=True, recursive=recursive)
         with _explained("cannot list", self.path(folder)):
-            infos = self._files.get_file_info(selector)
-        return sorted(str(info.path) for info in infos if info.type == fs.FileType.File)
+            for _ in range(_LIST_TRIES):
+                # pyarrow looks twice: a folder that another process makes (or one that it removes) in between
+                # is reported as an error even so.
+                with contextlib.suppress(FileNotFoundError):
+                    infos = self._files.get_file_info(selector)
+                    return sorted(str(info.path) for info in infos if info.type == fs.FileType.File)
+        raise StoreError("cannot list a folder that others keep changing", self.path(folder), "run again")
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file, in place of an older one if there is one."""

@@ -42,6 +42,8 @@ def publish(blobs: Blobs, digest: str, target: str, source: Path, facts: Mapping
         files = {path.relative_to(source).as_posix(): path.read_bytes() for path in names}
     except OSError as error:
         raise StoreError("cannot read the compiled files", source, "compile again") from error
+    if not files:
+        raise StoreError("there are no compiled files", source, "compile again")
     entry = Entry(
         facts=dict(facts), files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     )

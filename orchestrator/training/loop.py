@@ -214,7 +214,7 @@ class _Run:
                 outputs = self.network(batch.inputs)
             loss = self.loss(outputs.float(), batch.targets, batch.teacher) * batch.share
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if settings.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
             self.optimizer.step()

@@ -15,12 +15,12 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config.training import Resources
 from orchestrator.errors import OrchestratorError, ResourceError, TrainingError
 from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
+from orchestrator.training.mailbox import Mailbox, open_mailbox
 from orchestrator.training.ray_worker import work
 from orchestrator.training.state import EpochReport
 
@@ -80,7 +80,7 @@ class _Totals:
 
 
 def _totals() -> _Totals:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = [float(node.get("CPU", 0)) for node in nodes]
     gpus = [float(node.get("GPU", 0)) for node in nodes]
     return _Totals(sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))
@@ -101,7 +101,7 @@ def _check_resources(job: TrainJob, totals: _Totals) -> int:
     ):
         if each > node or least * each > total:
             raise ResourceError(
-                f"model '{job.name}' can never be placed: it needs {least} workers with {each:g} {kind} each; "
+                f"model '{job.name}' can never be placed: it needs {least} x {each:g} {kind}; "
                 f"the cluster has {total:g} {kind} and its largest node",
                 f"{node:g}",
                 fix,
@@ -124,6 +124,7 @@ class _Schedule:
     ) -> None:
         self.jobs, self.workers, self.totals = jobs, workers, totals
         self.storage, self.on_event = storage, on_event
+        self.mailbox: Mailbox | None = None
         self.running: dict[str, Resources] = {}
         self.digests: dict[str, str] = {}
         self.failures: dict[str, str] = {}
@@ -135,19 +136,20 @@ class _Schedule:
         teachers = {job.entry.teacher for job in self.jobs}
         # Others wait for teachers, so they go first; else the caller's order holds.
         pending = sorted(self.jobs, key=lambda job: job.name not in teachers)
-        mailbox = _mailbox()
         while pending or self.running:
-            pending = [job for job in pending if not self._start(job, names, mailbox)]
-            self._deliver(mailbox)
-            self._collect()
-        self._deliver(mailbox)
-        ray.kill(mailbox)
+            pending = [job for job in pending if not self._start(job, names)]
+            self._deliver()
+            if self.running:
+                self._collect()
+        self._deliver()
+        if self.mailbox is not None:
+            ray.kill(self.mailbox)
         if self.failures:
             told = "; ".join(f"{name}: {message}" for name, message in self.failures.items())
             raise TrainingError(f"training failed for {len(self.failures)} of {len(self.jobs)} models", told)
         return {job.name: self.digests[job.name] for job in self.jobs}
 
-    def _start(self, job: TrainJob, names: set[str], mailbox: ray.actor.ActorHandle[Any]) -> bool:
+    def _start(self, job: TrainJob, names: set[str]) -> bool:
         """Start the job or give it up, if it is time; whether it is no longer pending."""
         teacher = job.entry.teacher
         if teacher in names and job.teacher_digest is None:
@@ -157,13 +159,26 @@ class _Schedule:
             if teacher not in self.digests:
                 return False
             job = replace(job, teacher_digest=self.digests[teacher])
+        known = self._known(job)
+        if known is not None:
+            self.digests[job.name] = known
+            self.on_event(job.name, f"trained before, taken from the store: {known[:12]}")
+            return True
         if not self._fits(job):
             return False
+        self.mailbox = self.mailbox or open_mailbox()
         self.running[job.name] = job.entry.resources
         # Daemon threads: an interrupted driver must not wait for fits that it cannot stop.
-        arguments = (job, self.workers[job.name], self.storage, mailbox, self.done)
+        arguments = (job, self.workers[job.name], self.storage, self.mailbox, self.done)
         threading.Thread(target=_fit_in_thread, args=arguments, daemon=True, name=f"fit-{job.name}").start()
         return True
+
+    def _known(self, job: TrainJob) -> str | None:
+        """The finished job's artifact; a damaged record is left to the job itself to report."""
+        try:
+            return Store(job.store).stage_result(job.key())
+        except OrchestratorError:
+            return None
 
     def _fits(self, job: TrainJob) -> bool:
         cpus, gpus = self._need(job.name, job.entry.resources)
@@ -176,8 +191,10 @@ class _Schedule:
     def _need(self, name: str, resources: Resources) -> tuple[float, float]:
         return self.workers[name] * resources.cpus, self.workers[name] * resources.gpus
 
-    def _deliver(self, mailbox: ray.actor.ActorHandle[Any]) -> None:
-        messages: list[tuple[str, Any]] = ray.get(mailbox.take.remote())
+    def _deliver(self) -> None:
+        if self.mailbox is None:
+            return
+        messages: list[tuple[str, Any]] = ray.get(self.mailbox.take.remote())
         for name, content in messages:
             self.on_event(name, content if isinstance(content, str) else EpochReport(**content))
 
@@ -188,8 +205,10 @@ class _Schedule:
         except queue.Empty:
             return
         del self.running[name]
+        self._deliver()  # what it reported comes before how it ended
         if isinstance(result, str):
             self.digests[name] = result
+            self.on_event(name, f"trained: {result[:12]}")
         else:
             self._fail(name, str(result))
 
@@ -198,43 +217,16 @@ class _Schedule:
         self.on_event(name, f"failed: {message}")
 
 
-class _Mailbox:
-    """Takes the workers' reports until the driver fetches them."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[str, Any]] = []
-
-    def put(self, name: str, content: Any) -> None:
-        """Add a message."""
-        self._messages.append((name, content))
-
-    def take(self) -> list[tuple[str, Any]]:
-        """All messages since the last call."""
-        taken, self._messages = self._messages, []
-        return taken
-
-
-def _mailbox() -> ray.actor.ActorHandle[Any]:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote(_Mailbox)
-    actor: ray.actor.ActorHandle[Any] = remote.options(num_cpus=0, scheduling_strategy=here).remote()
-    return actor
-
-
 def _fit_in_thread(
     job: TrainJob,
     workers: int,
     storage: Path,
-    mailbox: ray.actor.ActorHandle[Any],
+    mailbox: Mailbox,
     done: queue.SimpleQueue[tuple[str, str | OrchestratorError]],
 ) -> None:
     try:
         store = Store(job.store)
-        known = store.stage_result(job.key())
-        digest = known or store.stage(job.key(), lambda: _fit(job, workers, storage, mailbox))
-        text = "trained before, taken from the store" if known else "trained"
-        mailbox.put.remote(job.name, f"{text}: {digest[:12]}")
-        done.put((job.name, digest))
+        done.put((job.name, store.stage(job.key(), lambda: _fit(job, workers, storage, mailbox))))
     except OrchestratorError as error:
         done.put((job.name, error))
     except Exception as error:
@@ -243,7 +235,7 @@ def _fit_in_thread(
         done.put((job.name, TrainingError(f"{type(error).__name__}: {_last_line(error)}")))
 
 
-def _fit(job: TrainJob, workers: int, storage: Path, mailbox: ray.actor.ActorHandle[Any]) -> str:
+def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
     """One `TorchTrainer` run; under its stable name it goes on where an earlier one stopped.
 
     Raises:
@@ -272,7 +264,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: ray.actor.ActorHan
             failure_config=_v2.FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=resources.max_failures + 2
             ),
-            logging_config=_v2.LoggingConfig(log_level="ERROR"),
+            logging_config=_v2.LoggingConfig(log_level="INFO"),
         ),
     )
     try:

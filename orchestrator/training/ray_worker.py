@@ -27,6 +27,7 @@ from orchestrator.training.augment import views
 from orchestrator.training.batches import Rows
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
+from orchestrator.training.mailbox import Mailbox
 from orchestrator.training.state import EpochReport, TrainState
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         return {"error": [error.what, error.value, error.fix]}
 
 
-def _train(job: TrainJob, mailbox: ray.actor.ActorHandle[Any]) -> str:
+def _train(job: TrainJob, mailbox: Mailbox) -> str:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     entry, resources = job.entry, job.entry.resources
@@ -172,9 +173,7 @@ def _view_key(job: TrainJob, rows: Part, view: int) -> str:
     return f"train-view{view}-{fingerprint(facts)[:24]}"
 
 
-def _report(
-    name: str, report: EpochReport, state: TrainState, rank: int, mailbox: ray.actor.ActorHandle[Any]
-) -> None:
+def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbox: Mailbox) -> None:
     """One epoch to the driver, and the checkpoint from rank 0; every rank must call."""
     if rank > 0:
         ray.train.report(report.plain())

@@ -32,7 +32,7 @@ Predict = Callable[[np.ndarray, float], Awaitable[Answer]]
 
 
 async def answers(rows: np.ndarray, _timeout_s: float) -> Answer:
-    outputs = {
+    outputs: dict[str, np.ndarray] = {
         "probabilities": np.full((len(rows), 2), 0.5, np.float32),
         "label": np.zeros(len(rows), np.int64),
     }

@@ -77,9 +77,10 @@ def test_the_own_model_learns_the_own_data() -> None:
     model = build(ImportedModel(factory="own:model"), signature(), allowed=("own:model",), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(6):
-        for chosen in torch.arange(320).split(32):
+        for start in range(0, 320, 32):
+            chosen = slice(start, start + 32)
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images[chosen]), targets[chosen]).backward()
+            torch.autograd.backward(torch.nn.functional.cross_entropy(model(images[chosen]), targets[chosen]))
             optimizer.step()
     hits = model.eval()(images[320:]).argmax(1) == targets[320:]
     assert hits.float().mean() > 0.6
@@ -96,5 +97,8 @@ def test_transformers_models_are_built_from_a_configuration(factory: str) -> Non
 
 
 def test_a_timm_model_is_built_by_name() -> None:
-    pytest.importorskip("timm", exc_type=ImportError)
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        pytest.skip(f"timm cannot be imported: {error}")
     checked("timm_net:create", (3, 32, 32))

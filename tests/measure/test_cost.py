@@ -52,7 +52,7 @@ def test_a_stem_stride_of_two_needs_a_quarter() -> None:
 
 def test_the_module_is_left_as_it_was() -> None:
     model = build(SMALL["resnet"], signature(DIGITS), seed=0)
-    model.body[1].eval()
+    model.get_submodule("body.1").eval()
     modes = [part.training for part in model.modules()]
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     count(model, signature(DIGITS))

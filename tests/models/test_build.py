@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.config.model import Mlp, MlpKwargs, ResNet, ResNetKwargs, Vit, VitKwargs
+from orchestrator.config.model import (
+    Cnn,
+    Mlp,
+    MlpKwargs,
+    ModelSettings,
+    ResNet,
+    ResNet9,
+    ResNetKwargs,
+    Vit,
+    VitKwargs,
+)
 from orchestrator.errors import ModelError
 from orchestrator.models.build import build, example_rows
 from tests.models.toys import COLOUR, DIGITS, FITTING, ROWS, SMALL, rows, signature
@@ -26,9 +36,9 @@ def test_forward_gives_one_finite_row_of_outputs_for_each_input_row(
     assert model.eval()(rows(shape, 1)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_default_settings_build_for_digits(name: str) -> None:
-    model = build(type(SMALL[name])(), signature(DIGITS), seed=0).eval()
+@pytest.mark.parametrize("settings", [Mlp(), Cnn(), ResNet(), ResNet9(), Vit()])
+def test_default_settings_build_for_digits(settings: ModelSettings) -> None:
+    model = build(settings, signature(DIGITS), seed=0).eval()
     assert model(rows(DIGITS, 2)).shape == (2, 10)
 
 

@@ -28,7 +28,7 @@ def test_an_allowed_factory_builds_a_scaled_model_by_seed() -> None:
     )
     assert first.training
     assert first(rows(DIGITS, 3)).shape == (3, 10)
-    assert torch.equal(first.body[1].weight, again.body[1].weight)
+    assert torch.equal(first.get_parameter("body.1.weight"), again.get_parameter("body.1.weight"))
 
 
 def test_an_imported_regression_answers_in_raw_units() -> None:
@@ -38,8 +38,8 @@ def test_an_imported_regression_answers_in_raw_units() -> None:
         allowed=(f"{TOYS}:flat",),
         seed=0,
     )
-    torch.nn.init.zeros_(model.body[3].weight)
-    torch.nn.init.zeros_(model.body[3].bias)
+    torch.nn.init.zeros_(model.get_parameter("body.3.weight"))
+    torch.nn.init.zeros_(model.get_parameter("body.3.bias"))
     assert torch.equal(model(rows(ROWS, 1)), torch.tensor([[100.0, 200.0]]))
 
 

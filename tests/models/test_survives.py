@@ -75,14 +75,15 @@ def test_a_pruning_is_replayed_from_its_history_to_equal_bits(name: str) -> None
 
 def test_pruning_a_vit_keeps_heads_and_cuts_positions_with_their_channels() -> None:
     model = build(SMALL["vit"], signature(DIGITS), seed=0).eval()
-    patches, positions = model.body.patches.weight.detach().clone(), model.body.positions.detach().clone()
+    patches = model.get_parameter("body.patches.weight").detach().clone()
+    positions = model.get_parameter("body.positions").detach().clone()
     pruner(model, rows(DIGITS, 2)).step()
-    kept = [
-        next(i for i, row in enumerate(patches) if torch.equal(row, left))
-        for left in model.body.patches.weight
-    ]
+    left = model.get_parameter("body.patches.weight")
+    kept = [next(i for i, row in enumerate(patches) if torch.equal(row, filter)) for filter in left]
     assert len(kept) == 12
-    assert torch.equal(model.body.positions, positions[..., kept])
-    attention = model.body.blocks[0].attention
-    assert (attention.query.in_features, attention.query.out_features) == (12, 24)
-    assert (attention.out.in_features, attention.out.out_features) == (24, 12)
+    assert torch.equal(model.get_parameter("body.positions"), positions[..., kept])
+    shapes = {
+        name: list(model.get_parameter(f"body.blocks.0.attention.{name}.weight").shape)
+        for name in ("query", "key", "value", "out")
+    }
+    assert shapes == {"query": [24, 12], "key": [24, 12], "value": [24, 12], "out": [12, 24]}

@@ -62,7 +62,7 @@ class Wrapped(nn.Module):
 def test_a_network_with_a_part_called_body_is_not_confused(prefix: str) -> None:
     source, target = Wrapped(), Served(signature(DIGITS), Wrapped())
     load_into(target, {prefix + name: tensor for name, tensor in source.state_dict().items()})
-    assert torch.equal(target.body.body.weight, source.body.weight)
+    assert torch.equal(target.get_parameter("body.body.weight"), source.body.weight)
 
 
 def test_half_precision_weights_are_cast() -> None:

@@ -6,8 +6,14 @@ import math
 from typing import Any
 
 from orchestrator.search.report import Details
+from orchestrator.search.report.schema import Epoch, TrialPoint
 
 PRECISIONS = ("fp32", "bf16", "int8_static", "int8_dynamic")
+REASON = (
+    "p50-lamp-t4-bf16 runs 19.79 times as fast as its parent (interval 19.10 to 20.41) and takes 13% of its "
+    "bytes; on the contract part the promise holds (accuracy drops by 0.0000 on 144 rows and at 95% "
+    "confidence by at most 0.0185, which is within the allowed 0.03)"
+)
 HOSTILE = "</script><script>alert(1)</script>"
 
 
@@ -27,8 +33,40 @@ def latency(median: float, execution: str) -> dict[str, Any]:
     return {"batch": 32, "threads": 1, "execution": execution, "median": median, "ci": ci}
 
 
-def trials() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def model(value: float, spread: float, params: int, median: float) -> dict[str, Any]:
+    size = 4 * params + 4000
+    return {
+        **quality(value, spread),
+        "params": params,
+        "bytes": size,
+        "latency_ms": latency(median, "eager"),
+    }
+
+
+def ensemble(kind: str, value: float, median: float, cost: float) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        **quality(value),
+        "bytes": 1_280_000,
+        "latency_ms": latency(median, "eager"),
+        "mean_cost": cost,
+    }
+
+
+def served(name: str, p50: float) -> dict[str, Any]:
+    return {
+        "url": f"http://127.0.0.1:8000/v2/models/{name}",
+        "requests": 64,
+        "errors": 0,
+        "p50_ms": p50,
+        "p99_ms": 3 * p50,
+        "per_s": 900 / p50,
+        "accuracy": 0.984,
+    }
+
+
+def trials() -> list[TrialPoint]:
+    found: list[TrialPoint] = []
     speed = {"fp32": 2.4, "bf16": 7.5, "int8_static": 6.9, "int8_dynamic": 1.6}
     loss = {"fp32": 0.0, "bf16": 0.0007, "int8_static": 0.004, "int8_dynamic": 0.001}
     for index, (amount, precision) in enumerate((a, p) for a in (0.0, 0.25, 0.5, 0.65) for p in PRECISIONS):
@@ -58,7 +96,13 @@ def trials() -> list[dict[str, Any]]:
 def summary() -> dict[str, Any]:
     points = trials()
     chosen = next(point for point in points if point["name"] == "p50-lamp-t4-bf16")
-    front_names = ["whole-bf16", "p25-lamp-t4-bf16", "p50-lamp-t4-bf16", "p65-lamp-t4-bf16", "p65-lamp-t4-int8_static"]
+    front_names = [
+        "whole-bf16",
+        "p25-lamp-t4-bf16",
+        "p50-lamp-t4-bf16",
+        "p65-lamp-t4-bf16",
+        "p65-lamp-t4-int8_static",
+    ]
     return {
         "schema": 1,
         "run": "digits",
@@ -81,16 +125,13 @@ def summary() -> dict[str, Any]:
             },
         },
         "models": {
-            "teacher": {**quality(0.983), "params": 275_000, "bytes": 1_104_000, "latency_ms": latency(24.9, "eager")},
-            "small-a": {**quality(0.961, 0.016), "params": 21_000, "bytes": 88_000, "latency_ms": latency(1.31, "eager")},
-            "small-b": {**quality(0.956, 0.017), "params": 21_000, "bytes": 88_000, "latency_ms": latency(1.29, "eager")},
+            "teacher": model(0.983, 0.011, 275_000, 24.9),
+            "small-a": model(0.961, 0.016, 21_000, 1.31),
+            "small-b": model(0.956, 0.017, 21_000, 1.29),
         },
         "search": {
             "trials": len(points),
-            "front": [
-                {"name": name, "digest": "0" * 64, **quality(0.98), "latency_ms": latency(2.0, "aoti"), "bytes": 1}
-                for name in front_names
-            ],
+            "front": [{"name": name, "digest": "0" * 64, **quality(0.98)} for name in front_names],
             "chosen": {
                 "name": chosen["name"],
                 "digest": "1" * 64,
@@ -99,34 +140,47 @@ def summary() -> dict[str, Any]:
                 "bytes": chosen["bytes"],
                 "verdict": {"holds": True},
             },
-            "reason": "p50-lamp-t4-bf16 runs 19.79 times as fast as its parent (interval 19.10 to 20.41) and takes 13% "
-            "of its bytes; on the contract part the promise holds (accuracy drops by 0.0000 on 144 rows and at 95% "
-            "confidence by at most 0.0185, which is within the allowed 0.03)",
+            "reason": REASON,
         },
         "ensembles": {
-            "panel": {"kind": "parallel", **quality(0.984), "bytes": 1_280_000, "latency_ms": latency(27.5, "eager"), "mean_cost": 1.0},
-            "cascade": {"kind": "sequential", **quality(0.982), "bytes": 1_192_000, "latency_ms": latency(4.2, "eager"), "mean_cost": 0.21},
-            "mix": {"kind": "weighted_mix", **quality(0.987, 0.009), "bytes": 1_280_000, "latency_ms": latency(27.6, "eager"), "mean_cost": 1.0},
+            "panel": ensemble("parallel", 0.984, 27.5, 1.0),
+            "cascade": ensemble("sequential", 0.982, 4.2, 0.21),
+            "mix": ensemble("weighted_mix", 0.987, 27.6, 1.0),
         },
         "serving": {
-            name: {"url": f"http://127.0.0.1:8000/v2/models/{name}", "requests": 64, "errors": 0, "p50_ms": p50, "p99_ms": 3 * p50, "per_s": 900 / p50, "accuracy": 0.984}
-            for name, p50 in (("panel", 4.1), ("cascade", 2.7), ("mix", 4.2))
+            "panel": served("panel", 4.1),
+            "cascade": served("cascade", 2.7),
+            "mix": served("mix", 4.2),
         },
-    }  # fmt: skip
+    }
+
+
+def curve(scale: float, top: float) -> list[Epoch]:
+    return [
+        {
+            "epoch": epoch,
+            "loss": scale * math.exp(-epoch / 5) + 0.03,
+            "metric": top - 0.6 * math.exp(-epoch / 3),
+        }
+        for epoch in range(1, 21)
+    ]
 
 
 def details() -> Details:
-    curves = {
-        name: [
-            {"epoch": epoch, "loss": scale * math.exp(-epoch / 5) + 0.03, "metric": top - 0.6 * math.exp(-epoch / 3)}
-            for epoch in range(1, 21)
-        ]
-        for name, scale, top in (("teacher", 2.1, 0.985), ("small-a", 2.4, 0.962), ("small-b", 2.5, 0.957))
-    }
-    made: Details = {
-        "curves": curves,  # type: ignore[typeddict-item]
-        "trials": trials(),  # type: ignore[typeddict-item]
-        "parent": {"name": "teacher", "metric": 0.986, "latency_ms": 24.9, "latency_ci": (24.4, 25.6), "bytes": 1_104_000},
+    return {
+        "curves": {
+            "teacher": curve(2.1, 0.985),
+            "small-a": curve(2.4, 0.962),
+            "small-b": curve(2.5, 0.957),
+        },
+        "trials": trials(),
+        "parent": {
+            "name": "teacher",
+            "metric": 0.986,
+            "latency_ms": 24.9,
+            "latency_ci": (24.4, 25.6),
+            "bytes": 1_104_000,
+        },
         "max_drop": 0.03,
         "exits": {"cascade": [0.86, 0.14]},
         "stages": {"cascade": ["small-a", "teacher"]},
@@ -134,4 +188,3 @@ def details() -> Details:
         "config": "name: digits\nseed: 0\ndata:\n  kind: embedded\n  name: digits\n",
         "notes": ["small-b was restarted once after its worker died."],
     }
-    return made

@@ -33,7 +33,8 @@ def test_front_equals_brute_force(seed: int) -> None:
     found = front(points)
     assert set(found) == brute_force(points)
     assert len(found) == len(set(found))
-    assert [points[index].latency_ms for index in found] == sorted(points[index].latency_ms for index in found)
+    latencies = [points[index].latency_ms for index in found]
+    assert latencies == sorted(latencies)
 
 
 def test_equal_points_do_not_dominate_each_other() -> None:

@@ -33,7 +33,12 @@ def test_without_distillation_there_is_no_temperature() -> None:
 
 
 def test_plan_has_pruning_recovery_at_the_temperature_and_precision() -> None:
-    config: space.Config = {"amount": 0.5, "criterion": "fpgm", "temperature": 2.0, "precision": "int8_static"}
+    config: space.Config = {
+        "amount": 0.5,
+        "criterion": "fpgm",
+        "temperature": 2.0,
+        "precision": "int8_static",
+    }
     settings = SearchSettings()
     pruning, recovery, quantization = space.plan_of(config, settings)
     assert pruning == ChannelPruning(amount=0.5, criterion="fpgm")
@@ -81,8 +86,8 @@ def test_equal_variants_have_equal_keys_and_others_do_not() -> None:
 
 
 def test_grid_counts_a_step_and_gives_up_on_a_continuum() -> None:
-    stepped = SearchSettings(space=Space(amount=Uniform(low=0.1, high=0.4, step=0.1), temperature=Choice(values=(1,))))
-    configs = space.grid(stepped)
+    stepped = Space(amount=Uniform(low=0.1, high=0.4, step=0.1), temperature=Choice(values=(1,)))
+    configs = space.grid(SearchSettings(space=stepped))
     assert configs is not None
     assert sorted({float(config["amount"]) for config in configs}) == [0.1, 0.2, 0.3, 0.4]
     assert space.grid(SearchSettings(space=Space(amount=Uniform(low=0, high=0.4)))) is None
@@ -103,3 +108,16 @@ def test_names_are_short_and_readable() -> None:
     assert space.name_of({"amount": 0.0, "precision": "bf16"}) == "whole-bf16"
     full: space.Config = {"amount": 0.25, "criterion": "l2", "temperature": 4.0, "precision": "int8_static"}
     assert space.name_of(full) == "p25-l2-t4-int8_static"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"amount": Choice(values=(0.5, 1.0))}, "0 <= amount < 1"),
+        ({"amount": Uniform(low=-0.1, high=0.5)}, "0 <= amount < 1"),
+        ({"temperature": Choice(values=(0.0, 4.0))}, "temperature must be > 0"),
+    ],
+)
+def test_a_space_that_no_plan_could_hold_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Space.model_validate(change)

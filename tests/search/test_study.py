@@ -17,11 +17,11 @@ from tests.search.rows import evaluated
 def result(suggestion: Suggestion) -> TrialRow:
     """A made-up trade-off: pruning loses accuracy and time, each precision has its price."""
     amount = float(suggestion.config["amount"])
+    precision = str(suggestion.config["precision"])
     price = {"fp32": 0.0, "bf16": 0.001, "int8_static": 0.01, "int8_dynamic": 0.02}
-    latency = (1 - amount) * {"fp32": 4.0, "bf16": 2.0, "int8_static": 1.5, "int8_dynamic": 3.0}[
-        str(suggestion.config["precision"])
-    ]
-    row = evaluated(suggestion.number, suggestion.config, drop=0.05 * amount**2 + price[str(suggestion.config["precision"])])
+    whole = {"fp32": 4.0, "bf16": 2.0, "int8_static": 1.5, "int8_dynamic": 3.0}
+    latency = (1 - amount) * whole[precision]
+    row = evaluated(suggestion.number, suggestion.config, drop=0.05 * amount**2 + price[precision])
     if suggestion.config.get("criterion") == "fpgm" and amount == 0.5:
         return row.failed("cannot be pruned")
     return row.measured(latency, (latency, latency), 4 / latency, (4 / latency, 4 / latency))
@@ -96,7 +96,9 @@ def test_tpe_keeps_to_the_constraint_more_than_random() -> None:
     space = Space(amount=Uniform(low=0.05, high=0.95), criterion=("l2",), precision=("fp32",))
 
     def feasible(sampler: str) -> int:
-        settings = SearchSettings.model_validate({"trials": 40, "batch": 4, "sampler": sampler, "space": space})
+        settings = SearchSettings.model_validate(
+            {"trials": 40, "batch": 4, "sampler": sampler, "space": space}
+        )
         found = [config for seed in range(3) for config in run(settings, seed)[20:]]
         return sum(result(Suggestion(0, config)).feasible for config in found)
 

@@ -164,3 +164,14 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         local_root("s3://bucket/store")
     with pytest.raises(StoreError, match="not a valid file://"):
         local_root("file://host/path")
+
+
+def test_listing_a_folder_that_appears_meanwhile(blobs: Blobs) -> None:
+    def work(number: int) -> None:
+        for turn in range(100):
+            if number == 0:
+                blobs.put(f"f/{turn}/x", b"")
+            else:
+                assert len(blobs.list(f"f/{turn}", recursive=False)) in (0, 1)
+
+    assert in_processes(3, work) == [0, 0, 0]

@@ -115,7 +115,7 @@ def test_a_waiting_process_tries_itself_after_a_failure(store: Store, tmp_path: 
         time.sleep(0.3)
         raise KeyError("mine")
 
-    pid = forked(lambda: store.stage("k", fail))  # type: ignore[arg-type,return-value]
+    pid = forked(lambda: store.stage("k", fail))
     _await(tmp_path / "begun")
     assert store.stage("k", lambda: "mine") == "mine"
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
@@ -128,7 +128,7 @@ def test_a_killed_holders_stage_is_taken_over_at_once(store: Store, tmp_path: Pa
         time.sleep(60)
         return "late"
 
-    pid = forked(lambda: store.stage("k", hang))  # type: ignore[arg-type,return-value]
+    pid = forked(lambda: store.stage("k", hang))
     _await(tmp_path / "begun")
     with pytest.raises(StoreLockedError, match=f"process {pid} on .* is working on this.*stage k"):
         store.stage("k", _never, wait_s=0.05)
@@ -153,7 +153,7 @@ def test_four_processes_take_over_a_dead_holder_once(store: Store, tmp_path: Pat
             time.sleep(0.05)
             return "value"
 
-        assert in_processes(4, lambda _: store.stage(f"k{turn}", compute) and None) == [0] * 4  # noqa: B023
+        assert in_processes(4, lambda _: store.stage(f"k{turn}", compute)) == [0] * 4  # noqa: B023
         assert (tmp_path / f"log{turn}").read_text() == "x"
 
 

@@ -52,7 +52,7 @@ def test_an_empty_folder_becomes_a_store_only_when_asked(tmp_path: Path) -> None
 def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     for create in (True, False):
-        with pytest.raises(ForeignStoreError, match="not a store and not empty.*choose an empty") as caught:
+        with pytest.raises(ForeignStoreError, match=r"not a store and not empty.*choose an empty") as caught:
             Store(tmp_path, create=create)
         assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
@@ -87,7 +87,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(os, "mkdir", refuse)
-    with pytest.raises(StoreError, match="permission denied.*check who owns the store"):
+    with pytest.raises(StoreError, match=r"permission denied.*check who owns the store"):
         Store(tmp_path / "new/store")
 
 

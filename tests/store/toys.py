@@ -58,7 +58,7 @@ def files_below(root: Path) -> list[str]:
     return sorted(str(path) for path in paths if path.parts[0] != ".tmp")
 
 
-def in_processes(count: int, work: Callable[[int], None], timeout_s: float = 60.0) -> list[int]:
+def in_processes(count: int, work: Callable[[int], object], timeout_s: float = 60.0) -> list[int]:
     """Run `work(number)` in `count` processes that begin together; their exit codes."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(count)
@@ -78,7 +78,7 @@ def in_processes(count: int, work: Callable[[int], None], timeout_s: float = 60.
     return [process.exitcode if process.exitcode is not None else -1 for process in processes]
 
 
-def forked(work: Callable[[], None]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Start `work` in a forked process; its process id. It exits with 0, or with 1 after an exception."""
     pid = os.fork()
     if pid == 0:

@@ -70,7 +70,7 @@ def cluster() -> Iterator[None]:
             log_to_driver=False,
         )
         yield
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 class World:
@@ -190,9 +190,9 @@ def test_two_workers_learn_like_one(world: World, strategy: str) -> None:
 @pytest.mark.parametrize(
     ("resources", "numbers"),
     [
-        ({"cpus": 64}, r"64 CPUs each; the cluster has 2 CPUs and its largest node: 2"),
-        ({"workers": 3}, r"3 workers with 1 CPUs each"),
-        ({"gpus": 1}, r"1 GPUs each; the cluster has 0 GPUs"),
+        ({"cpus": 64}, r"1 x 64 CPUs; the cluster has 2 CPUs and its largest node: 2"),
+        ({"workers": 3}, r"3 x 1 CPUs"),
+        ({"gpus": 1}, r"1 x 1 GPUs; the cluster has 0 GPUs"),
     ],
 )
 def test_an_impossible_request_is_refused_at_once(

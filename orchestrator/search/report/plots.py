@@ -39,7 +39,7 @@ def front_figure(search: Mapping[str, Any], details: Details, name: str) -> Figu
         _cloud(chosen, name, "chosen", "--chosen", size_px=17, symbol="star"),
     ]
     everything = [*trials, *([parent] if parent else [])]
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {
             **_log_axis([trial["latency_ms"] for trial in everything]),
             "title": {"text": "latency, ms (log scale)"},
@@ -134,7 +134,12 @@ def _cloud(
             "width": 0,
             "color": color,
         },
-        "marker": {"size": size_px, "symbol": symbol, "color": color, "line": {"width": 1.5, "color": "--surface"}},
+        "marker": {
+            "size": size_px,
+            "symbol": symbol,
+            "color": color,
+            "line": {"width": 1.5, "color": "--surface"},
+        },
         "text": [
             f"<b>{safe(trial['name'])}</b><br>{metric(trial['metric'], name)}"
             f"<br>{milliseconds(trial['latency_ms'])}, {size(trial.get('bytes'))}"
@@ -179,10 +184,14 @@ def _dots(rows: Sequence[tuple[str, Mapping[str, Any], str, str]], kind: str, na
             "width": 0,
             "color": color,
         },
-        "marker": {"size": 12, "color": color, "line": {"width": 1.5, "color": "--surface"}},
+        "marker": _marker(12, color),
         "text": [metric(value, name) for value in values],
         "hovertemplate": "<b>%{y}</b><br>%{text}<extra></extra>",
     }
+
+
+def _marker(size_px: int, color: str) -> dict[str, Any]:
+    return {"size": size_px, "color": color, "line": {"width": 1.5, "color": "--surface"}}
 
 
 def _metric_axis(name: str, part: str) -> dict[str, Any]:

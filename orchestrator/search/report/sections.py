@@ -48,7 +48,7 @@ def promise(summary: Mapping[str, Any]) -> str:
     if not search:
         return ""
     chosen = search.get("chosen")
-    head = f"The promise holds: {safe(chosen['name'])} was chosen." if chosen else "No variant was chosen."
+    head = "The promise holds:" if chosen else "No variant was chosen:"
     return (
         f'<div class="promise {"kept" if chosen else "broken"}" role="status">'
         f"<p><strong>{head}</strong> {_sentence(search.get('reason', ''))}</p></div>"
@@ -57,7 +57,7 @@ def promise(summary: Mapping[str, Any]) -> str:
 
 def notes(details: Details) -> str:
     items = "".join(f"<li>{safe(note)}</li>" for note in details.get("notes", []))
-    return f"<section><h2>Notes</h2><ul>{items}</ul></section>" if items else ""
+    return _section("Notes", "", f'<ul class="notes">{items}</ul>') if items else ""
 
 
 def models(summary: Mapping[str, Any], details: Details) -> str:
@@ -83,12 +83,12 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
         _model_row(key, kind, item, name, classify, item["metric"]["value"] == best)
         for key, kind, item in rows
     )
-    return (
-        "<section><h2>Models and ensembles</h2>"
-        f'<p class="caption">Measured on the test part, with 95&nbsp;% intervals. {_latency_caption(rows)} '
-        "Cost is the expected share of all members&rsquo; operations that one row needs. The best value is bold.</p>"
-        f"{_table(head, body)}</section>"
+    caption = (
+        f"Measured on the test part, with 95&nbsp;% intervals. {_latency_caption(rows)} "
+        "Cost is the expected share of all members&rsquo; operations that one row needs. "
+        f"The row with the best {text.metric_label(name)} is bold."
     )
+    return _section("Models and ensembles", caption, _table(head, body))
 
 
 def front(summary: Mapping[str, Any], details: Details, drawn: bool) -> str:
@@ -98,51 +98,46 @@ def front(summary: Mapping[str, Any], details: Details, drawn: bool) -> str:
         return ""
     trials = details.get("trials", [])
     failed = sum(trial.get("status") == "failed" for trial in trials)
-    chart = _chart("front", "Metric against latency of every trial; the table below has the numbers") if drawn else ""
-    return (
-        "<section><h2>Search</h2>"
-        f'<p class="caption">Each point is one compressed variant in the execution it would be served in. Quality '
-        "is on the validation part, latency measured beside its parent in eager fp32. The front is what no other "
-        f"variant beats in quality, latency and bytes at once.{_failed_text(failed)}</p>"
-        f"{chart}{_trial_table(search, trials, metric_name(summary))}</section>"
+    caption = (
+        "Each point is one compressed variant in the execution it would be served in. Quality is on the "
+        "validation part, latency was measured beside its parent in eager fp32. The front is what no other "
+        f"variant beats in quality, latency and bytes at once.{_failed_text(failed)}"
     )
+    chart = _chart("front", "Metric against latency of every trial; the table below has the numbers")
+    table = _trial_table(search, trials, metric_name(summary))
+    return _section("Search", caption, (chart if drawn else "") + table)
 
 
 def comparison(drawn: bool) -> str:
     if not drawn:
         return ""
-    return (
-        "<section><h2>Ensembles against every single model</h2>"
-        '<p class="caption">Test part, 95&nbsp;% intervals. The dashed line marks the best single model.</p>'
-        f"{_chart('comparison', 'Metric with interval of every model and ensemble, as in the table above')}</section>"
+    return _section(
+        "Ensembles against every single model",
+        "Test part, 95&nbsp;% intervals. The dashed line marks the best single model.",
+        _chart("comparison", "Metric with interval of every model and ensemble, as in the table above"),
     )
 
 
 def combination(details: Details) -> str:
     """How ensembles come to their answers: cascade exits and mix weights."""
-    parts = [
-        _bar(name, shares, details.get("stages", {}).get(name) or [f"stage {i + 1}" for i in range(len(shares))])
+    stages, weights = details.get("stages", {}), details.get("weights", {})
+    bars = [
+        _bar(name, shares, stages.get(name) or [f"stage {place + 1}" for place in range(len(shares))])
         for name, shares in details.get("exits", {}).items()
     ]
-    parts += [
-        _bar(name, list(weights.values()), list(weights)) for name, weights in details.get("weights", {}).items()
-    ]
-    if not parts:
-        return ""
-    return (
-        "<section><h2>How the ensembles decide</h2>"
-        '<p class="caption">A cascade: share of the test rows that each stage answers. '
-        f"A weighted mix: the weight of each member.</p>{''.join(parts)}</section>"
+    bars += [_bar(name, list(mix.values()), list(mix)) for name, mix in weights.items()]
+    caption = (
+        "Of a cascade: the share of the test rows that each stage answers. "
+        "Of a weighted mix: the weight of each member."
     )
+    return _section("How the ensembles decide", caption, "".join(bars)) if bars else ""
 
 
 def training(drawn: bool) -> str:
     if not drawn:
         return ""
-    return (
-        '<section><h2>Training</h2><div class="pair">'
-        f"{_chart('loss', 'Training loss by epoch')}{_chart('metric', 'Validation metric by epoch')}</div></section>"
-    )
+    charts = _chart("loss", "Training loss by epoch") + _chart("metric", "Validation metric by epoch")
+    return _section("Training", "", f'<div class="pair">{charts}</div>')
 
 
 def serving(summary: Mapping[str, Any]) -> str:
@@ -165,11 +160,8 @@ def serving(summary: Mapping[str, Any]) -> str:
         for key, item in served.items()
     )
     head = ["", "requests", "errors", "median", "99th percentile", "requests/s", "accuracy"]
-    return (
-        "<section><h2>Serving</h2>"
-        '<p class="caption">Real HTTP requests, answers compared with in-process ones.</p>'
-        f"{_table(head, body)}</section>"
-    )
+    caption = "Real HTTP requests; the answers were compared with in-process ones."
+    return _section("Serving", caption, _table(head, body))
 
 
 def facts(summary: Mapping[str, Any]) -> str:
@@ -206,8 +198,8 @@ def _tiles(summary: Mapping[str, Any], details: Details) -> list[tuple[str, str,
     served = summary.get("serving") or {}
     if served:
         key = min(served, key=lambda key: served[key]["p50_ms"])
-        rate = text.number(served[key].get("per_s"))
-        found.append(("Fastest served", text.milliseconds(served[key]["p50_ms"]), f"{safe(key)}, {rate} requests/s"))
+        note = f"{safe(key)}, median answer; {text.number(served[key].get('per_s'))} requests/s"
+        found.append(("Fastest served", text.milliseconds(served[key]["p50_ms"]), note))
     return found
 
 
@@ -216,19 +208,16 @@ def _chosen_tile(summary: Mapping[str, Any], details: Details) -> list[tuple[str
     chosen = (summary.get("search") or {}).get("chosen")
     if not chosen:
         return []
-    trial = next((item for item in details.get("trials", []) if item["name"] == chosen["name"]), {})
-    parent = details.get("parent", {})
-    said = []
-    if trial.get("bytes") and parent.get("bytes"):
-        said.append(f"{trial['bytes'] / parent['bytes']:.0%} of the bytes")
+    empty: TrialPoint = {}
+    trial = next((item for item in details.get("trials", []) if item["name"] == chosen["name"]), empty)
+    own, before = trial.get("bytes"), details.get("parent", empty).get("bytes")
+    said = [f"{own / before:.0%} of the bytes"] if own and before else []
     speedup = trial.get("speedup")
     value = f"{text.number(speedup)}\u00d7 as fast" if speedup else safe(chosen["name"])
     return [("Chosen variant", value, ", ".join([safe(chosen["name"]), *said]))]
 
 
-def _model_row(
-    key: str, kind: str, item: Mapping[str, Any], name: str, classify: bool, best: bool
-) -> str:
+def _model_row(key: str, kind: str, item: Mapping[str, Any], name: str, classify: bool, best: bool) -> str:
     quality, latency = item["metric"], item.get("latency_ms") or {}
     cells = [
         _stacked(text.metric(quality["value"], name), text.metric_interval(quality.get("ci"), name)),
@@ -241,7 +230,7 @@ def _model_row(
     cells.append(text.NONE if cost is None else f"{100 * cost:.0f}\u00a0%")
     execution = f", {safe(latency['execution'])}" if latency.get("execution") else ""
     return (
-        f'<tr{" class=best" if best else ""}><td>{safe(key)}<small>{safe(kind)}{execution}</small></td>'
+        f"<tr{' class=best' if best else ''}><td>{safe(key)}<small>{safe(kind)}{execution}</small></td>"
         f"{_cells(*cells)}</tr>"
     )
 
@@ -304,7 +293,13 @@ def _bar(name: str, shares: Sequence[float], labels: Sequence[str]) -> str:
         f'<li><i style="background:{color}"></i>{safe(label)} <b>{100 * share:.1f}\u00a0%</b></li>'
         for label, share, color in zip(labels, shares, colors, strict=True)
     )
-    return f'<h3>{safe(name)}</h3><div class="bar" aria-hidden="true">{pieces}</div><ul class="key">{key}</ul>'
+    bar = f'<div class="bar" aria-hidden="true">{pieces}</div>'
+    return f'<h3>{safe(name)}</h3>{bar}<ul class="key">{key}</ul>'
+
+
+def _section(title: str, caption: str, body: str) -> str:
+    said = f'<p class="caption">{caption}</p>' if caption else ""
+    return f"<section><h2>{title}</h2>{said}{body}</section>"
 
 
 def _table(head: Sequence[str], body: str) -> str:
@@ -328,7 +323,7 @@ def _stacked(value: str, below: str) -> str:
 
 def _sentence(reason: str) -> str:
     said = safe(reason.strip())
-    return f"{said[:1].upper()}{said[1:]}{'' if said.endswith('.') or not said else '.'}"
+    return said if said.endswith(".") or not said else f"{said}."
 
 
 def _failed_text(failed: int) -> str:

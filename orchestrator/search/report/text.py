@@ -49,9 +49,7 @@ def metric_interval(ci: Sequence[float] | None, name: str) -> str:
         return ""
     low, high = ci
     return (
-        f"{100 * low:.1f} to {100 * high:.1f}"
-        if name in SHARES
-        else f"{number(low, 3)} to {number(high, 3)}"
+        f"{100 * low:.1f} to {100 * high:.1f}" if name in SHARES else f"{number(low, 3)} to {number(high, 3)}"
     )
 
 

@@ -1,0 +1,60 @@
+"""The form of every benchmark's output (docs/architecture.md) and its command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.measure.machine import machine
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A claim: a figure measured side by side with its reference in one run."""
+
+    value: float
+    goal: float
+
+    def plain(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"value": self.value, "goal": self.goal, "met": self.value >= self.goal}
+
+
+Result = tuple[list[dict[str, Any]], dict[str, Ratio]]
+"""Rows, and ratios by name."""
+
+
+def main(name: str, text: str, measure: Callable[[], Result]) -> None:
+    """Run a benchmark and print its rows; with `--json FILE` write them too."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    arguments = parser.parse_args()
+    rows, ratios = measure()
+    document = {
+        "benchmark": name,
+        "machine": machine(),
+        "git": _commit(),
+        "rows": rows,
+        "ratios": {key: ratio.plain() for key, ratio in ratios.items()},
+    }
+    for row in rows:
+        print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
+    for key, ratio in ratios.items():
+        print(f"{key}: {ratio.value:.2f} (goal {ratio.goal:g}: {'met' if ratio.plain()['met'] else 'not met'})")
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

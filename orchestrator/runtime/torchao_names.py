@@ -1,0 +1,34 @@
+"""The few names used of torchao, imported without its noise.
+
+Its wheel tries CUDA libraries that a CPU build of torch cannot load and says so, and it logs a
+deprecation that only its authors can mend.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
+_noisy = {name: logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
+_levels = {name: logger.level for name, logger in _noisy.items()}
+for _logger in _noisy.values():
+    _logger.setLevel(logging.ERROR)
+
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  # noqa: E402
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa: E402
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+)
+from torchao.utils import should_reduce_range  # noqa: E402
+
+for _name, _level in _levels.items():
+    _noisy[_name].setLevel(_level)
+
+__all__ = [
+    "X86InductorQuantizer",
+    "convert_pt2e",
+    "get_default_x86_inductor_quantization_config",
+    "prepare_pt2e",
+    "should_reduce_range",
+]

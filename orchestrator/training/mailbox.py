@@ -1,0 +1,38 @@
+"""How reports of workers reach the driver: a small actor that the driver empties.
+
+Its module imports nothing heavy, so that the actor starts fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Mailbox = ActorHandle[Any]
+
+
+class _Mailbox:
+    """Takes messages until the driver fetches them."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+
+    def put(self, name: str, content: Any) -> None:
+        """Add a message."""
+        self._messages.append((name, content))
+
+    def take(self) -> list[tuple[str, Any]]:
+        """All messages since the last call."""
+        taken, self._messages = self._messages, []
+        return taken
+
+
+def open_mailbox() -> Mailbox:
+    """A mailbox on the driver's node: it is lost only with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(_Mailbox)
+    mailbox: Mailbox = remote.options(num_cpus=0, scheduling_strategy=here).remote()
+    return mailbox

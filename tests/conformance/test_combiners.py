@@ -1,0 +1,195 @@
+"""What every kind of ensemble node promises, whatever it does inside. A new kind adds its line to `TREES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Ensemble, Member, Node, children
+from orchestrator.config.measure import Metric
+from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.tree import Ask, Outcome, Prediction, predict, replay, walk
+from orchestrator.measure.metrics import log_softmax, score
+from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel, values
+
+TABLE, TARGETS = outputs(rows=80, classes=3)
+VALUES, TRUTH = values(rows=80)
+
+TREES: dict[str, Ensemble] = {
+    "parallel": parallel(A, B, C),
+    "weighted_mix": mix(A, B, C, weights=(0.2, 0.3, 0.5)),
+    "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
+    "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
+    "mix_of_cascades": mix(
+        cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
+    ),
+    "deep": parallel(
+        cascade(A, parallel(B, mix(C, D, weights=(0.5, 0.5))), thresholds=(0.8,)),
+        mix(A, D, weights=(1.0, 0.0)),
+    ),
+}
+REGRESSION = {name: TREES[name] for name in ("parallel", "weighted_mix")}
+KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
+    # Trees that must answer exactly as one of their members.
+    "equal members": lambda one: parallel(one, one),
+    "all weight on one": lambda one: mix(D, one, B, weights=(0.0, 1.0, 0.0)),
+    "all leave at once": lambda one: cascade(one, D, thresholds=(0.0,)),
+    "none leaves": lambda one: cascade(D, B, one, thresholds=(2.0, 2.0)),
+    "nested": lambda one: cascade(D, mix(one, B, weights=(1.0, 0.0)), thresholds=(2.0,)),
+}
+
+
+def every(trees: dict[str, Ensemble]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("tree", trees.values(), ids=trees.keys())
+
+
+@every(TREES)
+def test_shapes_types_and_probabilities(tree: Ensemble) -> None:
+    found = replay(tree, TABLE, "classification")
+    assert found.probs is not None
+    assert found.outputs.shape == found.probs.shape == (80, 3)
+    assert found.outputs.dtype == found.probs.dtype == np.float32
+    assert found.stages.shape == (80,)
+    assert (found.probs >= 0).all()
+    np.testing.assert_allclose(found.probs.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.exp(found.outputs), found.probs, atol=1e-6)
+    assert all(mask.shape == (80,) for mask in found.members.values())
+
+
+@every(REGRESSION)
+def test_regression_shapes_and_range(tree: Ensemble) -> None:
+    found = replay(tree, VALUES, "regression")
+    assert found.outputs.shape == (80, 2)
+    assert found.outputs.dtype == np.float32
+    asked = np.stack([VALUES[member] for member in found.members])
+    assert (found.outputs >= asked.min(axis=0) - 1e-4).all()
+    assert (found.outputs <= asked.max(axis=0) + 1e-4).all()
+
+
+@every(TREES)
+def test_a_row_s_answer_does_not_depend_on_the_others(tree: Ensemble) -> None:
+    whole = replay(tree, TABLE, "classification")
+    order = np.random.default_rng(0).permutation(80)
+    turned = replay(tree, {member: output[order] for member, output in TABLE.items()}, "classification")
+    np.testing.assert_array_equal(turned.outputs, whole.outputs[order])
+    np.testing.assert_array_equal(turned.stages, whole.stages[order])
+    for row in (0, 17, 79):
+        alone = predict(tree, lookup(TABLE), np.array([row]), "classification")
+        np.testing.assert_array_equal(alone.outputs[0], whole.outputs[row])
+
+
+@pytest.mark.parametrize("classes", [(2, 0, 1), (1, 0, 2)])
+@every(TREES)
+def test_renaming_the_classes_renames_the_answer(tree: Ensemble, classes: tuple[int, ...]) -> None:
+    whole = replay(tree, TABLE, "classification")
+    turned = replay(tree, {member: output[:, classes] for member, output in TABLE.items()}, "classification")
+    np.testing.assert_allclose(turned.outputs, whole.outputs[:, classes], atol=1e-6)
+
+
+REORDERED: list[tuple[Ensemble, Ensemble]] = [
+    (parallel(A, B, C), parallel(C, A, B)),
+    (mix(A, B, weights=(0.2, 0.8)), mix(B, A, weights=(0.8, 0.2))),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), REORDERED)
+def test_the_members_order_does_not_matter_where_it_must_not(one: Ensemble, other: Ensemble) -> None:
+    expected = replay(one, TABLE, "classification").scores
+    np.testing.assert_allclose(replay(other, TABLE, "classification").scores, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", KEEPS_ONE.values(), ids=KEEPS_ONE.keys())
+def test_a_tree_that_uses_one_member_is_that_member(make: Callable[[Member], Ensemble]) -> None:
+    expected = log_softmax(TABLE[A])
+    np.testing.assert_allclose(replay(make(A), TABLE, "classification").scores, expected, rtol=0, atol=1e-14)
+
+
+def test_nested_equals_flattened() -> None:
+    def scores(tree: Ensemble) -> Floats:
+        return replay(tree, TABLE, "classification").scores
+
+    flat = scores(parallel(A, B, C, D))
+    np.testing.assert_allclose(scores(parallel(parallel(A, B), parallel(C, D))), flat, atol=1e-12)
+    np.testing.assert_allclose(scores(mix(A, B, C, D, weights=(0.25,) * 4)), flat, atol=1e-12)
+    nested = mix(mix(A, B, weights=(0.5, 0.5)), mix(C, D, weights=(0.1, 0.9)), weights=(0.4, 0.6))
+    np.testing.assert_allclose(
+        scores(nested), scores(mix(A, B, C, D, weights=(0.2, 0.2, 0.06, 0.54))), atol=1e-12
+    )
+    front = cascade(A, cascade(B, C, thresholds=(0.8,)), thresholds=(0.6,))
+    np.testing.assert_array_equal(scores(front), scores(cascade(A, B, C, thresholds=(0.6, 0.8))))
+
+
+@every(TREES)
+def test_log_probabilities_feed_every_metric_like_probabilities(tree: Ensemble) -> None:
+    found = replay(tree, TABLE, "classification")
+    assert found.probs is not None
+    expected = -np.log(found.probs[np.arange(80), TARGETS]).mean()
+    assert score(Metric(name="nll"), found.outputs, TARGETS) == pytest.approx(expected, abs=1e-5)
+    assert score(Metric(), found.outputs, TARGETS) == (found.probs.argmax(axis=1) == TARGETS).mean()
+
+
+def answer(ask: Ask) -> Outcome:
+    return Outcome(TABLE[ask.member][ask.rows])
+
+
+@every(TREES)
+def test_answers_worked_out_in_any_order_and_between_other_walks_give_the_same(tree: Ensemble) -> None:
+    """Three walks over their own rows take turns at random; each round's answers are made in random order."""
+    rng = np.random.default_rng(1)
+    pieces = np.split(np.arange(80), [13, 50])
+    walks = [walk(tree, len(piece), "classification") for piece in pieces]
+    asked = {number: next(steps) for number, steps in enumerate(walks)}
+    done: dict[int, Prediction] = {}
+    while asked:
+        number = int(rng.choice(list(asked)))
+        asks, outcomes = asked[number], {}
+        for place in rng.permutation(len(asks)):
+            own = asks[place]
+            outcomes[int(place)] = answer(Ask(own.member, pieces[number][own.rows]))
+        try:
+            asked[number] = walks[number].send(tuple(outcomes[place] for place in range(len(asks))))
+        except StopIteration as stop:
+            done[number] = stop.value
+            del asked[number]
+    together = np.concatenate([done[number].outputs for number in range(3)])
+    np.testing.assert_array_equal(
+        together, predict(tree, lookup(TABLE), np.arange(80), "classification").outputs
+    )
+
+
+@every(TREES)
+def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None:
+    steps, seen = walk(tree, 80, "classification"), np.zeros((4, 80), dtype=int)
+    asks = next(steps)
+    while True:
+        for ask in asks:
+            assert len(ask.rows)
+            assert (np.diff(ask.rows) > 0).all()
+            seen["abcd".index(ask.member.name), ask.rows] += 1
+        try:
+            asks = steps.send(tuple(answer(ask) for ask in asks))
+        except StopIteration as stop:
+            found: Prediction = stop.value
+            break
+    assert seen.max() == 1
+    for member, mask in found.members.items():
+        np.testing.assert_array_equal(seen["abcd".index(member.name)] == 1, mask)
+
+
+def unfitted(node: Node) -> Node:
+    """The tree without what was fitted."""
+    field = "stages" if node.kind == "sequential" else "members"
+    cleared = {"weighted_mix": {"weights": None}, "sequential": {"thresholds": None}}.get(node.kind, {})
+    below = tuple(unfitted(child) for child in children(node))
+    return node.model_copy(update={field: below, **cleared}) if below else node
+
+
+@every(TREES)
+def test_every_kind_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
+    found = fit(unfitted(tree), TABLE, TARGETS, Metric(), "classification")
+    assert replay(found, TABLE, "classification").outputs.shape == (80, 3)
+    # A fitted tree survives the store: JSON and back is the same tree.
+    assert type(found).model_validate_json(found.model_dump_json()) == found

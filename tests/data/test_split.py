@@ -1,0 +1,131 @@
+"""Parts: seeded, stratified, disjoint, complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.config.data import PARTS, EmbeddedData, Shares
+from orchestrator.data.load import load
+from orchestrator.data.split import apportion, cut, free_shares
+from orchestrator.errors import DataError
+from tests.data import toy
+
+
+def test_shares_without_a_test_file() -> None:
+    shares = free_shares(Shares(), ())
+    assert shares == pytest.approx(
+        {"train": 0.6, "validation": 0.08, "calibration": 0.04, "contract": 0.08, "test": 0.2}
+    )
+
+
+def test_named_files_leave_their_shares_to_the_others() -> None:
+    shares = free_shares(Shares(), ("validation", "test"))
+    assert shares == pytest.approx({"train": 0.75 / 0.9, "calibration": 0.05 / 0.9, "contract": 0.1 / 0.9})
+
+
+@pytest.mark.parametrize("rows", [5, 6, 7, 25, 100, 1001])
+def test_apportion_is_within_one_row_of_the_share(rows: int) -> None:
+    shares = list(free_shares(Shares(), ()).values())
+    counts = apportion(rows, shares)
+    assert sum(counts) == rows
+    assert min(counts) >= 1
+    if rows >= 25:
+        assert all(abs(count - rows * share) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+def test_largest_remainder_wins() -> None:
+    assert apportion(10, [0.66, 0.24, 0.1]) == [7, 2, 1]
+    assert apportion(10, [0.61, 0.29, 0.1]) == [6, 3, 1]
+
+
+def test_cut_is_stratified_and_depends_on_the_seed() -> None:
+    labels = np.repeat([0, 1], [900, 100])
+    shares = free_shares(Shares(), ())
+    parts = cut(1000, labels, shares, seed=0, origin="x", classes=("a", "b"))
+    for name, rows in parts.items():
+        assert np.bincount(labels[rows]).tolist() == [round(900 * shares[name]), round(100 * shares[name])]
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(1000))
+    again = cut(1000, labels, shares, seed=0, origin="x", classes=("a", "b"))
+    other = cut(1000, labels, shares, seed=1, origin="x", classes=("a", "b"))
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+    assert not np.array_equal(parts["test"], other["test"])
+
+
+def test_many_small_classes_do_not_all_round_the_same_way() -> None:
+    labels = np.arange(700) % 100
+    shares = free_shares(Shares(), frozenset(["test"]))
+    parts = cut(700, labels, shares, seed=0, origin="x", classes=[str(label) for label in range(100)])
+    assert all(np.bincount(labels[rows], minlength=100).min() >= 1 for rows in parts.values())
+    labels = np.arange(700) % 20
+    parts = cut(700, labels, shares, seed=0, origin="x", classes=[str(label) for label in range(20)])
+    assert {name: len(rows) for name, rows in parts.items()} == {
+        "train": 525,
+        "validation": 70,
+        "calibration": 35,
+        "contract": 70,
+    }
+
+
+def test_the_first_rows_of_a_part_are_a_fair_sample() -> None:
+    labels = np.repeat([0, 1], 500)
+    parts = cut(1000, labels, free_shares(Shares(), ()), seed=0, origin="x", classes=("a", "b"))
+    assert 0.35 < labels[parts["train"][:100]].mean() < 0.65
+
+
+def test_regression_cut_needs_no_classes() -> None:
+    parts = cut(200, None, free_shares(Shares(), ()), seed=3, origin="x")
+    assert {name: len(rows) for name, rows in parts.items()} == {
+        "train": 120,
+        "validation": 16,
+        "calibration": 8,
+        "contract": 16,
+        "test": 40,
+    }
+
+
+def test_a_class_too_small_and_too_few_rows() -> None:
+    labels = np.repeat([0, 1], [96, 4])
+    with pytest.raises(DataError, match=r"class 'rare' of x is too small to split into 5 parts.*4 rows"):
+        cut(100, labels, free_shares(Shares(), ()), seed=0, origin="x", classes=("common", "rare"))
+    with pytest.raises(DataError, match="too few rows in x: 19"):
+        cut(19, None, free_shares(Shares(), ()), seed=0, origin="x")
+
+
+def test_named_files_become_parts(tmp_path: Path) -> None:
+    train = toy.image_file(tmp_path / "train.parquet", toy.pixels(60))
+    toy.image_file(tmp_path / "val.parquet", toy.pixels(9, seed=1))
+    images = toy.pixels(12, seed=2)
+    toy.image_file(tmp_path / "test.parquet", images)
+    settings = toy.settings(train, validation="val.parquet", test="test.parquet", limit=50)
+    dataset = load(settings, seed=0, cache=tmp_path / "cache")
+    assert tuple(dataset.parts) == PARTS
+    rows = dataset.facts["rows"]
+    assert (rows["validation"], rows["test"]) == (9, 12)
+    assert rows["train"] + rows["calibration"] + rows["contract"] == 50
+    # Ids go on behind the whole train file, whatever the limit.
+    assert sorted(dataset.part("validation").ids) == list(range(60, 69))
+    test = dataset.part("test")
+    assert sorted(test.ids) == list(range(69, 81))
+    assert np.array_equal(test.inputs, images.transpose(0, 3, 1, 2)[np.asarray(test.ids) - 69])
+
+
+def test_digests_follow_rows_and_seed_not_places(tmp_path: Path) -> None:
+    path = toy.image_file(tmp_path / "a.parquet")
+    first = load(toy.settings(path), seed=0, cache=tmp_path / "one")
+    again = load(toy.settings(path), seed=0, cache=tmp_path / "two")
+    (tmp_path / "moved").mkdir()
+    moved = load(toy.settings(path.rename(tmp_path / "moved" / "b.parquet")), seed=0, cache=tmp_path / "one")
+    assert first.digest == again.digest == moved.digest
+    assert first.facts["row_digests"] == again.facts["row_digests"]
+    other = load(EmbeddedData(), seed=0, cache=tmp_path / "one")
+    seeded = load(EmbeddedData(), seed=1, cache=tmp_path / "one")
+    assert len({first.digest, other.digest, seeded.digest}) == 3
+    changed = toy.pixels()
+    changed[7, 0, 0, 0] ^= 1
+    third = load(toy.settings(toy.image_file(path, changed)), seed=0, cache=tmp_path / "one")
+    assert third.digest != first.digest
+    differing = [k for k in PARTS if third.facts["row_digests"][k] != first.facts["row_digests"][k]]
+    assert len(differing) == 1

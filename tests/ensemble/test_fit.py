@@ -1,0 +1,100 @@
+"""Names bound to artifacts, and trees fitted bottom-up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Member, Node, Sequential, WeightedMix
+from orchestrator.config.measure import Metric
+from orchestrator.ensemble.fit import bind, fit
+from orchestrator.ensemble.tree import replay
+from orchestrator.ensemble.weights import likelihood_weights
+from orchestrator.errors import EnsembleError
+from orchestrator.measure.metrics import log_softmax, score
+from tests.ensemble.toys import MEMBERS, A, B, C, D, cascade, mix, outputs, parallel, values
+
+TABLE, TARGETS = outputs(rows=300)
+ACCURACY = Metric()
+
+
+def fitted(tree: Node) -> Node:
+    return fit(tree, TABLE, TARGETS, ACCURACY, "classification")
+
+
+def test_names_become_artifacts_and_ensembles() -> None:
+    known: dict[str, Node] = {"x": A, "pair": parallel(A, B)}
+    found = bind(cascade(Member(name="x"), mix(Member(name="pair"), C)), known)
+    assert found == cascade(A, mix(parallel(A, B), C))
+    with pytest.raises(EnsembleError, match=r"no member of that name: y\. known here: x, pair"):
+        bind(parallel(Member(name="y"), A), known)
+
+
+def test_a_mix_is_fitted_on_its_members() -> None:
+    found = fitted(mix(*MEMBERS))
+    assert isinstance(found, WeightedMix)
+    assert found.weights == likelihood_weights([log_softmax(TABLE[member]) for member in MEMBERS], TARGETS)
+
+
+def test_given_values_are_kept() -> None:
+    tree = cascade(mix(A, B, weights=(0.1, 0.9)), D, thresholds=(0.4,))
+    assert fitted(tree) == tree
+    assert fitted(parallel(A, B)) == parallel(A, B)
+
+
+def test_a_parent_is_fitted_on_its_fitted_children() -> None:
+    found = fitted(mix(cascade(A, C, tolerance=0.02), D))
+    assert isinstance(found, WeightedMix)
+    assert isinstance(found.members[0], Sequential)
+    inner = replay(found.members[0], TABLE, "classification").scores
+    assert found.weights == likelihood_weights([inner, log_softmax(TABLE[D])], TARGETS)
+
+
+def test_a_fitted_cascade_keeps_the_last_stage_s_metric_when_it_is_walked() -> None:
+    found = fitted(cascade(A, B, mix(A, C, D)))
+    assert isinstance(found, Sequential)
+    walked = replay(found, TABLE, "classification")
+    last = replay(found.stages[-1], TABLE, "classification")
+    assert score(ACCURACY, walked.outputs, TARGETS) >= score(ACCURACY, last.outputs, TARGETS)
+    assert (walked.stages < 2).any()
+
+
+def test_outputs_are_found_by_artifact_whatever_the_leaf_is_called() -> None:
+    alias = Member(name="chosen", digest=D.digest)
+    assert fitted(mix(A, parallel(alias, B))).model_dump() == {
+        **fitted(mix(A, parallel(D, B))).model_dump(),
+        "members": (A.model_dump(), parallel(alias, B).model_dump()),
+    }
+    with pytest.raises(EnsembleError, match="no outputs to fit the ensemble on: e"):
+        fitted(parallel(A, Member(name="e", digest="e" * 64)))
+
+
+def test_regression_is_mixed_by_squared_error_and_not_cascaded() -> None:
+    table, truth = values()
+    found = fit(mix(*MEMBERS), table, truth, Metric(name="rmse"), "regression")
+    assert isinstance(found, WeightedMix)
+    assert found.weights is not None
+    assert found.weights[3] == max(found.weights)
+    mixed = score(
+        Metric(name="rmse"),
+        replay(found, table, "regression").outputs / truth.std(axis=0),
+        truth / truth.std(axis=0),
+    )
+    best = min(
+        score(Metric(name="rmse"), table[m] / truth.std(axis=0), truth / truth.std(axis=0)) for m in MEMBERS
+    )
+    assert mixed <= best
+    with pytest.raises(EnsembleError, match="use parallel or weighted_mix"):
+        fit(cascade(A, B), table, truth, Metric(name="rmse"), "regression")
+
+
+def test_a_single_target_may_be_a_plain_column() -> None:
+    table, truth = values(targets=1)
+    column = fit(mix(A, B), table, truth[:, 0], Metric(name="mae"), "regression")
+    assert column == fit(mix(A, B), table, truth, Metric(name="mae"), "regression")
+
+
+def test_fitting_again_gives_the_same_tree() -> None:
+    tree = cascade(A, mix(cascade(A, B), C, D))
+    assert fitted(tree) == fitted(tree)
+    assert np.isfinite(replay(fitted(tree), TABLE, "classification").outputs).all()

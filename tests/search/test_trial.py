@@ -1,0 +1,130 @@
+"""A trial over the real store, data and steps, on a model that nobody trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.data import EmbeddedData
+from orchestrator.config.measure import Metric
+from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.steps import Recovery
+from orchestrator.config.training import Training
+from orchestrator.data.load import load
+from orchestrator.errors import CompressionError
+from orchestrator.models.build import build
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.search import trial
+from orchestrator.search.objectives import PARENT
+from orchestrator.search.space import Config
+from orchestrator.search.trial import TrialJob
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+
+WHOLE: Config = {"amount": 0.0, "precision": "fp32"}
+PRUNED: Config = {"amount": 0.5, "criterion": "l2", "temperature": 4.0, "precision": "fp32"}
+INT8: Config = {**PRUNED, "precision": "int8_static"}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TrialJob:
+    folder = tmp_path_factory.mktemp("trial")
+    dataset = load(EmbeddedData(limit=300), seed=0, cache=folder / "cache")
+    settings = Mlp(kwargs=MlpKwargs(widths=(32, 32)))
+    module = build(settings, dataset.signature, seed=0)
+    draft = Draft(
+        model=settings,
+        signature=dataset.signature,
+        plan=(),
+        decisions=(),
+        parents=(),
+        data=dataset.digest,
+        seed=0,
+    )
+    parent = Store(folder / "store").put_artifact(draft, tensors_of(module))
+    recovery = Recovery(training=Training(epochs=1, batch_size=64, lr=0.02))
+    return TrialJob(
+        search=SearchSettings(recovery=recovery, compiled=False),
+        parent=parent,
+        store=str(folder / "store"),
+        data_folder=str(dataset.folder),
+        data_digest=dataset.digest,
+        metric=Metric(),
+        seed=0,
+    )
+
+
+def test_a_job_crosses_processes_as_plain_values(job: TrialJob) -> None:
+    assert TrialJob.model_validate(job.plain()) == job
+
+
+def test_the_unchanged_variant_is_the_parent_without_a_drop(job: TrialJob) -> None:
+    outcome = trial.evaluate(job, WHOLE)
+    parent = trial.parent_row(job, "teacher")
+    assert outcome.digest == job.parent == parent.digest
+    assert outcome.metric == parent.metric
+    assert outcome.drop == 0
+    assert 0 < outcome.drop_bound < 0.2
+    assert (parent.number, parent.execution, parent.name) == (PARENT, "eager", "teacher")
+
+
+def test_a_trial_is_run_once_and_then_known(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(job.store)
+    assert trial.known(store, job, INT8) is None
+    outcome = trial.evaluate(job, INT8)
+    assert outcome.failure == ""
+    assert outcome.bytes == store.artifact_bytes(outcome.digest) < store.artifact_bytes(job.parent)
+    assert store.manifest(outcome.digest).plan[-1].kind == "int8_static"
+    monkeypatch.setattr(trial, "apply_plan", lambda *_: pytest.fail("computed again"))
+    assert trial.evaluate(job, INT8) == outcome
+    assert trial.known(store, job, INT8) == outcome
+    other = job.model_copy(update={"seed": 1})
+    assert trial.known(store, other, INT8) is None
+
+
+def test_a_row_carries_the_constraint(job: TrialJob) -> None:
+    outcome = trial.evaluate(job, PRUNED)
+    row = trial.row_of(4, PRUNED, outcome, job)
+    assert (row.number, row.name, row.execution, row.status) == (4, "p50-l2-t4-fp32", "eager", "evaluated")
+    assert row.violation == pytest.approx(outcome.drop - job.search.promise.max_drop)
+    assert row.bytes < trial.parent_row(job, "teacher").bytes
+
+
+def test_a_step_that_does_not_fit_is_a_failed_row(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise CompressionError("no channel can be removed", "mlp", "prune less")
+
+    monkeypatch.setattr(trial, "apply_plan", refuse)
+    config: Config = {**PRUNED, "amount": 0.25}
+    outcome = trial.evaluate(job, config)
+    row = trial.row_of(0, config, outcome, job)
+    assert row.status == "failed"
+    assert row.reason == "no channel can be removed: mlp. prune less."
+    # It would fail again, so it is known.
+    assert trial.known(Store(job.store), job, config) == outcome
+
+
+def test_an_error_that_may_pass_is_raised_and_not_kept(
+    job: TrialJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(trial, "apply_plan", crash)
+    config: Config = {**PRUNED, "criterion": "lamp"}
+    with pytest.raises(MemoryError):
+        trial.evaluate(job, config)
+    assert trial.known(Store(job.store), job, config) is None
+
+
+def test_a_removed_artifact_is_made_again(job: TrialJob, tmp_path: Path) -> None:
+    outcome = trial.evaluate(job, PRUNED)
+    store = Store(job.store)
+    folder = store.root / "artifacts" / outcome.digest
+    folder.rename(tmp_path / "moved")
+    assert trial.known(store, job, PRUNED) is None
+    again = trial.evaluate(job, PRUNED)
+    assert again.digest == outcome.digest
+    assert store.has(outcome.digest)

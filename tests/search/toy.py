@@ -1,0 +1,33 @@
+"""A trial for Tune that needs no torch: its worker starts in a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from orchestrator.config.base import fingerprint
+
+
+def toy_trial(config: dict[str, Any]) -> None:
+    """Sleeps for a random time, leaves its outcome in a file; some fail, some die once."""
+    folder = Path(config.pop("folder"))
+    time.sleep(random.Random(os.urandom(4)).uniform(0, 0.3))
+    started = folder / f"{fingerprint(config)}.started"
+    died = started.exists()
+    started.touch()
+    if config["precision"] == "int8_dynamic" and config["amount"] == 0:
+        raise ValueError("no linear layer is left")
+    if config["precision"] == "int8_static" and config["amount"] == 0 and not died:
+        os._exit(1)
+    amount = float(config["amount"])
+    outcome: dict[str, Any] = {"digest": "ab" * 32, "metric": 0.9, "drop": 0.05 * amount**2, "bytes": 100}
+    if config["precision"] == "fp32" and amount == 0.25:
+        outcome = {"failure": "cannot be pruned"}
+    (folder / f"{fingerprint(config)}.json").write_text(json.dumps(outcome))
+    tune.report({"ended": 1.0})

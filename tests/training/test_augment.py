@@ -1,0 +1,73 @@
+"""Augmentation: pure, exact against a plain version, and really varied."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.config.training import Augment
+from orchestrator.errors import ConfigError
+from orchestrator.training.augment import augment, check_augment, hash_rows, views
+from tests.training.toy import FEATURES, IMAGES
+
+IDS = np.arange(64, dtype=np.int64) * 7919
+IMAGE_ROWS = torch.randint(0, 256, (64, 3, 8, 10), dtype=torch.uint8, generator=torch.manual_seed(0))
+BOTH = Augment(flip=True, crop=2, views=4)
+
+
+def plainly(images: NDArray[np.uint8], ids: NDArray[np.int64], view: int, seed: int) -> NDArray[np.uint8]:
+    """Row by row, as the settings describe it."""
+    cut = []
+    for image, bits in zip(images, hash_rows(seed, ids, view), strict=True):
+        top = (int(bits) >> 8 & 0xFFFFFF) * 5 >> 24
+        left = (int(bits) >> 40) * 5 >> 24
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")[:, top : top + 8, left : left + 10]
+        cut.append(padded[:, :, ::-1] if int(bits) & 1 else padded)
+    return np.stack(cut)
+
+
+def test_equals_the_plain_version() -> None:
+    got = augment(IMAGE_ROWS, IDS, 1, BOTH, 3).numpy()
+    np.testing.assert_array_equal(got, plainly(IMAGE_ROWS.numpy(), IDS, 1, 3))
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    whole = augment(IMAGE_ROWS, IDS, 2, BOTH, 3)
+    picked = [40, 3, 17]
+    alone = augment(IMAGE_ROWS[picked], IDS[picked], 2, BOTH, 3)
+    assert torch.equal(whole[picked], alone)
+    assert torch.equal(whole, augment(IMAGE_ROWS, IDS, 2, BOTH, 3))
+
+
+def test_views_seeds_and_ids_differ() -> None:
+    base = augment(IMAGE_ROWS, IDS, 0, BOTH, 3)
+    assert not torch.equal(base, augment(IMAGE_ROWS, IDS, 1, BOTH, 3))
+    assert not torch.equal(base, augment(IMAGE_ROWS, IDS, 0, BOTH, 4))
+    assert not torch.equal(base, augment(IMAGE_ROWS, IDS + 1, 0, BOTH, 3))
+
+
+def test_flips_are_half_and_offsets_uniform() -> None:
+    bits = hash_rows(5, np.arange(20_000, dtype=np.int64), 0)
+    assert abs(np.mean(bits & np.uint64(1)) - 0.5) < 0.02
+    for shift in (8, 40):
+        offsets = ((bits >> np.uint64(shift)) & np.uint64(0xFFFFFF)) * np.uint64(9) >> np.uint64(24)
+        counts = np.bincount(offsets.astype(int), minlength=9)
+        assert len(counts) == 9
+        assert counts.min() > 20_000 / 9 * 0.9
+
+
+def test_nothing_to_do_gives_the_images_back() -> None:
+    assert augment(IMAGE_ROWS, IDS, 1, Augment(views=4), 0) is IMAGE_ROWS
+    assert views(Augment(views=4)) == 1
+    assert views(BOTH) == 4
+
+
+def test_what_cannot_be_augmented_is_refused() -> None:
+    with pytest.raises(ConfigError, match="need images"):
+        check_augment(Augment(flip=True), FEATURES)
+    with pytest.raises(ConfigError, match="smaller than the image"):
+        check_augment(Augment(crop=8), IMAGES)
+    check_augment(Augment(), FEATURES)
+    check_augment(Augment(crop=7), IMAGES)

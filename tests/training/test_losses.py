@@ -1,0 +1,100 @@
+"""Losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from orchestrator.config.training import CrossEntropy, DistillationLoss, MeanSquaredError, Training
+from orchestrator.errors import ConfigError
+from orchestrator.training.losses import loss_settings, make_loss
+from tests.training.toy import FEATURES, VALUES
+
+TWO = FEATURES.model_copy(update={"outputs": 2, "classes": ("a", "b")})
+LOG3 = math.log(3)
+
+
+def test_the_task_decides_the_default() -> None:
+    assert loss_settings(Training(), FEATURES) == CrossEntropy()
+    assert loss_settings(Training(), VALUES) == MeanSquaredError()
+    assert loss_settings(Training(loss=CrossEntropy(label_smoothing=0.1)), FEATURES) != CrossEntropy()
+
+
+def test_cross_entropy_with_smoothing() -> None:
+    loss = make_loss(CrossEntropy(label_smoothing=0.2), TWO)
+    # Probabilities 3/4 and 1/4; the smoothed target is 0.9 and 0.1.
+    value = loss(torch.tensor([[LOG3, 0.0]]), torch.tensor([0]), None)
+    assert value.item() == pytest.approx(-0.9 * math.log(0.75) - 0.1 * math.log(0.25))
+
+
+def test_squared_error_counts_in_deviations_of_each_target() -> None:
+    loss = make_loss(MeanSquaredError(), VALUES)  # deviations 50 and 0.1
+    value = loss(torch.tensor([[150.0, -5.0]]), torch.tensor([[100.0, -4.8]]), None)
+    assert value.item() == pytest.approx((1**2 + 2**2) / 2, rel=1e-5)
+
+
+def test_a_constant_target_is_no_division_by_zero() -> None:
+    constant = VALUES.model_copy(update={"target_std": (0.0, 1.0)})
+    value = make_loss(MeanSquaredError(), constant)(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2), None)
+    assert value.item() == pytest.approx(2.0)
+
+
+class TestDistillation:
+    temperature, weight = 2.0, 0.75
+    student = torch.tensor([[0.0, 0.0]])
+    teacher = torch.tensor([[2 * LOG3, 0.0]])  # at temperature 2: probabilities 3/4 and 1/4
+    soft = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    hard = math.log(2)
+
+    def _loss(self, rows: int, labels: list[int]) -> float:
+        loss = make_loss(DistillationLoss(temperature=self.temperature, weight=self.weight), TWO)
+        value = loss(self.student.expand(rows, 2), torch.tensor(labels), self.teacher.expand(rows, 2))
+        return value.item()
+
+    def test_mixes_the_teachers_and_the_labels_term(self) -> None:
+        assert self._loss(1, [1]) == pytest.approx(0.75 * self.soft + 0.25 * self.hard)
+
+    def test_a_row_without_a_label_takes_the_teachers_term_alone(self) -> None:
+        labelled = 0.75 * self.soft + 0.25 * self.hard
+        assert self._loss(1, [-1]) == pytest.approx(self.soft)
+        assert self._loss(2, [1, -1]) == pytest.approx((labelled + self.soft) / 2)
+
+    def test_regression_mixes_squared_errors_and_skips_missing_targets(self) -> None:
+        loss = make_loss(DistillationLoss(weight=0.75), VALUES)
+        outputs = torch.tensor([[150.0, -5.0]] * 2, requires_grad=True)
+        teacher = torch.tensor([[100.0, -5.0]] * 2)  # scaled error 1 and 0: mean 1/2
+        targets = torch.tensor([[150.0, -4.8], [math.nan, -4.8]])  # 0 and 2: mean 2
+        value = loss(outputs, targets, teacher)
+        assert value.item() == pytest.approx(((0.75 * 0.5 + 0.25 * 2) + 0.5) / 2, rel=1e-5)
+        value.backward()
+        assert outputs.grad is not None
+        assert outputs.grad.isfinite().all()
+
+    def test_the_gradient_of_the_soft_term_keeps_its_size(self) -> None:
+        """The reason for T^2 (section 2 of the paper): high temperatures still teach."""
+        sizes = []
+        for temperature in (10.0, 100.0):
+            student = torch.zeros(1, 2, requires_grad=True)
+            loss = make_loss(DistillationLoss(temperature=temperature, weight=1.0), TWO)
+            loss(student, torch.tensor([0]), torch.tensor([[1.0, 0.0]])).backward()
+            assert student.grad is not None
+            sizes.append(student.grad.norm().item())
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+
+    def test_without_the_teachers_outputs_it_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="teacher"):
+            make_loss(DistillationLoss(), TWO)(self.student, torch.tensor([0]), None)
+
+
+def test_a_loss_of_the_other_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs task regression"):
+        make_loss(MeanSquaredError(), FEATURES)
+    with pytest.raises(ConfigError, match="needs task classification"):
+        make_loss(CrossEntropy(), VALUES)
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no such loss"):
+        make_loss(Training(), FEATURES)
