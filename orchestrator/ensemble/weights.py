@@ -18,7 +18,10 @@ from orchestrator.ensemble.combine import Floats
 from orchestrator.errors import EnsembleError
 
 GAP = 1e-9
-"""Largest distance from the optimum, in nats a row, that counts as solved."""
+"""Distance from the optimum, in nats a row, at which the solver stops."""
+ENOUGH = 1e-6
+"""Distance that is still accepted where nearly equal members leave no digits to come closer."""
+STEPS = 200
 DECIMALS = 10
 """Weights are rounded to this many: sums taken in another order then give the same weights."""
 
@@ -37,7 +40,7 @@ def likelihood_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64])
     # Each row scaled by its best member: changes the likelihood by a constant and keeps exp in range.
     odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
     weights = np.full(len(scores), 1 / len(scores))
-    for _ in range(200):
+    for _ in range(STEPS):
         mixed = odds @ weights
         shares = odds / mixed[:, None]
         gradient = -shares.mean(axis=0)
@@ -46,6 +49,8 @@ def likelihood_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64])
         hessian = shares.T @ shares / len(shares)
         target = simplex_minimum(hessian, gradient - hessian @ weights)
         weights = _line_search(odds, weights, target - weights, gradient)
+    if duality_gap(weights, gradient) <= ENOUGH:
+        return _finished(weights)
     raise EnsembleError("the mix weights did not converge", duality_gap(weights, gradient))
 
 

@@ -264,7 +264,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
             failure_config=_v2.FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=resources.max_failures + 2
             ),
-            logging_config=_v2.LoggingConfig(log_level="INFO"),
+            logging_config=_v2.LoggingConfig(log_level="ERROR"),
         ),
     )
     try:

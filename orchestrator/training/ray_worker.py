@@ -13,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from orchestrator.config.base import fingerprint
 from orchestrator.data.dataset import Dataset, Part
@@ -20,7 +21,6 @@ from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
-from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.augment import views
@@ -150,11 +150,24 @@ def _keep_teacher_outputs(job: TrainJob, store: Store, rows: Part, device: torch
     if not missing:
         return
     training = job.entry.training
-    teacher = rebuild(store, job.teacher_digest, allowed=job.allowed).module.to(device)
+    teacher = _teacher(job, store, job.teacher_digest).to(device)
     cut = Rows(rows, training.augment, job.seed, training.batch_size, None)
     for view in missing:
         outputs = cut.outputs_of(teacher, view, device, training.channels_last).numpy()
         store.put_predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids, outputs)
+
+
+def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
+    """An uncompressed artifact in eval mode.
+
+    `runtime.rebuild` could load any, but importing its quantization takes seconds of every worker's start.
+    """
+    manifest = store.manifest(digest)
+    if manifest.plan:
+        raise DataError("a teacher must be an uncompressed model", digest, "distil from the plan's parent")
+    module = build(manifest.model, manifest.signature, allowed=job.allowed, seed=0)
+    module.load_state_dict(store.tensors(digest))
+    return module.eval()
 
 
 def _view_key(job: TrainJob, rows: Part, view: int) -> str:

@@ -62,6 +62,7 @@ def test_every_model_ensemble_and_trial_is_there(page: Page) -> None:
     assert "The promise holds" in page.text
     assert "was restarted once" in page.text
     assert "torch 2.13.0" in page.text
+    assert "8.20\u00a0GB" in page.text
 
 
 def test_the_figures_hold_front_parent_chosen_and_promise(page: Page) -> None:

@@ -106,9 +106,7 @@ def test_a_step_that_does_not_fit_is_a_failed_row(job: TrialJob, monkeypatch: py
     assert trial.known(Store(job.store), job, config) == outcome
 
 
-def test_an_error_that_may_pass_is_raised_and_not_kept(
-    job: TrialJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_that_may_pass_is_raised_not_kept(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> str:
         raise MemoryError
 

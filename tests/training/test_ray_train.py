@@ -44,12 +44,14 @@ def rows(seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return (centres[labels] + random.normal(size=(200, 6))).astype(np.float32), labels
 
 
-def dies_once(outputs: Tensor, targets: Tensor, marker: str) -> Tensor:
-    """Kills the process in the second epoch, and no other time."""
+def dies_once(outputs: Tensor, targets: Tensor, marker: str, storage: str) -> Tensor:
+    """Kills the process in the second epoch, when Ray knows of the first one's checkpoint; no other time."""
     steps = Path(marker)
     count = int(steps.read_text()) + 1 if steps.exists() else 1
     steps.write_text(str(count))
     if count == 12:
+        while not list(Path(storage).glob("killed-*/checkpoint_manager_snapshot.json")):
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return functional.cross_entropy(outputs, targets)
 
@@ -146,13 +148,14 @@ def test_a_student_waits_for_its_teacher_and_a_second_call_trains_nothing(world:
 
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(world: World, tmp_path: Path) -> None:
     def training(marker: str) -> Training:
-        loss = CustomLoss(loss=f"{HERE}:dies_once", kwargs={"marker": str(tmp_path / marker)})
-        return TRAINING.model_copy(update={"loss": loss, "batch_size": 16})
+        kwargs = {"marker": str(tmp_path / marker), "storage": str(world.storage)}
+        loss = CustomLoss(loss=f"{HERE}:dies_once", kwargs=kwargs)
+        return TRAINING.model_copy(update={"loss": loss})
 
     (tmp_path / "calm").write_text("1000")
     digests = world.train(world.job("calm", training("calm")), world.job("killed", training("killed")))
 
-    assert int((tmp_path / "killed").read_text()) > 12
+    assert int((tmp_path / "killed").read_text()) == 12 + 2 * 8  # steps of epochs 2 and 3 after the kill
     assert world.epochs("killed") == [0, 1, 2]  # the finished epoch is not repeated
     calm, killed = (world.store.tensors(digests[name]) for name in ("calm", "killed"))
     assert all(torch.equal(calm[name], killed[name]) for name in calm)

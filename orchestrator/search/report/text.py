@@ -89,6 +89,8 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{str(key).replace('_', ' ')}"
         if isinstance(value, Mapping):
             found += _mapping(name, value)
+        elif str(key).endswith("bytes") and isinstance(value, (int, float)):
+            found.append((safe(name.removesuffix(" bytes")), size(value)))
         elif isinstance(value, (list, tuple)):
             found.append((safe(name), _listed(value)))
         elif value is not None and value != "":
@@ -98,7 +100,7 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _mapping(name: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A mapping of plain values takes one line, a deeper one a line each."""
-    if all(isinstance(item, (int, float, bool)) for item in value.values()) and value:
+    if all(isinstance(item, (int, float, str)) for item in value.values()) and value:
         return [(safe(name), ", ".join(f"{safe(key)} {_plain(item)}" for key, item in value.items()))]
     return facts(value, f"{name} \u00b7 ")
 

@@ -1,0 +1,238 @@
+"""Small models, rows and stored parents that the tests of compression and runtime share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from orchestrator.compression.plan import Context, State
+from orchestrator.config.model import (
+    Cnn,
+    CnnKwargs,
+    ImportedModel,
+    Mlp,
+    MlpKwargs,
+    ModelSettings,
+    ResNet,
+    ResNet9,
+    ResNet9Kwargs,
+    ResNetKwargs,
+    Vit,
+    VitKwargs,
+)
+from orchestrator.config.signature import Signature
+from orchestrator.data.dataset import Part
+from orchestrator.models.build import build
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+
+CLASSES = 5
+
+MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
+    "mlp": (Mlp(kwargs=MlpKwargs(widths=(32, 16))), (12,)),
+    "cnn": (Cnn(kwargs=CnnKwargs(channels=(8, 16), hidden=16)), (1, 8, 8)),
+    "resnet": (ResNet(kwargs=ResNetKwargs(depth=8, width=8)), (3, 16, 16)),
+    "resnet9": (ResNet9(kwargs=ResNet9Kwargs(width=8)), (3, 16, 16)),
+    "vit": (Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)), (3, 16, 16)),
+}
+
+
+def signature(shape: tuple[int, ...], task: str = "classification") -> Signature:
+    """Images where `shape` has three sizes, else feature rows."""
+    scale: dict[str, Any] = {"mean": (120.0,) * shape[0], "std": (60.0,) * shape[0]}
+    if task == "regression":
+        scale |= {"target_mean": (3.0,) * CLASSES, "target_std": (2.0,) * CLASSES}
+    return Signature(
+        task="regression" if task == "regression" else "classification",
+        input_shape=shape,
+        input_dtype="uint8" if len(shape) == 3 else "float32",
+        outputs=CLASSES,
+        **scale,
+    )
+
+
+def rows(shape: tuple[int, ...], count: int = 64, seed: int = 0) -> Part:
+    """Rows whose class is seen in their mean."""
+    random = np.random.default_rng(seed)
+    targets = random.integers(0, CLASSES, count)
+    values = random.normal(60 + 30 * targets.reshape(-1, *(1 for _ in shape)), 40, (count, *shape)).clip(0, 255)
+    inputs = values.astype(np.uint8 if len(shape) == 3 else np.float32)
+    return Part(inputs, targets, np.arange(count))
+
+
+def model(settings: ModelSettings, of: Signature, allowed: tuple[str, ...] = ()) -> nn.Module:
+    """In eval mode, with batch statistics as if it had been trained."""
+    module = build(settings, of, seed=1, allowed=allowed).eval()
+    generator = torch.Generator().manual_seed(2)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (part.running_mean, -0.2, 0.2),
+                (part.running_var, 0.5, 1.5),
+                (part.weight, 0.5, 1.5),
+                (part.bias, -0.2, 0.2),
+            ):
+                assert tensor is not None
+                tensor.data.uniform_(low, high, generator=generator)
+    return module
+
+
+def toy(name: str) -> tuple[nn.Module, Signature, ModelSettings]:
+    """One of `MODELS`."""
+    settings, shape = MODELS[name]
+    return model(settings, signature(shape)), signature(shape), settings
+
+
+def imported(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, Signature, ModelSettings]:
+    """A module of this file, as a user's own model."""
+    settings, of = ImportedModel(factory=f"{__name__}:{name}"), signature(shape)
+    return model(settings, of, (settings.factory,)), of, settings
+
+
+def put(store: Store, module: nn.Module, of: Signature, settings: ModelSettings) -> str:
+    """Store a model as if it had been trained."""
+    return store.put_artifact(
+        Draft(model=settings, signature=of, data="toy", seed=1), tensors_of(module)
+    )
+
+
+def context(shape: tuple[int, ...], **changes: Any) -> Context:
+    """Rows for every step."""
+    part = rows(shape)
+    return Context(**{"seed": 0, "calibration": part.inputs, "train": part, "validation": part} | changes)
+
+
+def state(module: nn.Module, of: Signature) -> State:
+    """A model before the first step of a plan."""
+    return State(module, of, lambda: module)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, CLASSES]."""
+        out: Tensor = self.head(functional.relu(self.second(functional.relu(self.first(x)))))
+        return out
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 8, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, F] -> [B, CLASSES]."""
+        out: Tensor = self.head(self.lstm(x.unsqueeze(-1))[0][:, -1])
+        return out
+
+
+class Functional(nn.Module):
+    """A linear without a module, on rows of tokens [B, T, C]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, width) * 0.2)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, CLASSES]."""
+        out: Tensor = self.head(functional.relu(functional.linear(x, self.weight)))
+        return out
+
+
+class Tokens(nn.Module):
+    """Linears on three-dimensional inputs."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(side, 16)
+        self.second = nn.Linear(16, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1, S, S] -> [B, CLASSES]."""
+        out: Tensor = self.head(self.second(functional.relu(self.first(x.flatten(1, 2)))).mean(1))
+        return out
+
+
+def tied(signature: Signature) -> nn.Module:
+    """Model factory."""
+    return Tied(signature.input_shape[0])
+
+
+def recurrent(signature: Signature) -> nn.Module:  # noqa: ARG001
+    """Model factory."""
+    return Recurrent()
+
+
+def functional_linear(signature: Signature) -> nn.Module:
+    """Model factory."""
+    return Functional(signature.input_shape[0])
+
+
+def tokens(signature: Signature) -> nn.Module:
+    """Model factory."""
+    return Tokens(signature.input_shape[1])
+
+
+def grouped(signature: Signature) -> nn.Module:
+    """Model factory: grouped and depthwise convolutions and a group norm."""
+    return nn.Sequential(
+        nn.Conv2d(signature.input_shape[0], 16, 3, padding=1),
+        nn.GroupNorm(2, 16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, CLASSES),
+    )
+
+
+def convolutions_only(signature: Signature) -> nn.Module:
+    """Model factory: no linear layer."""
+    return nn.Sequential(
+        nn.Conv2d(signature.input_shape[0], 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, CLASSES, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+def one_linear(signature: Signature) -> nn.Module:
+    """Model factory: nothing but the output layer."""
+    return nn.Linear(signature.input_shape[0], CLASSES)
+
+
+def branching(signature: Signature) -> nn.Module:
+    """Model factory: its forward depends on the data, so it cannot be exported."""
+    return _Branching(signature.input_shape[0])
+
+
+class _Branching(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x)
+        return out if float(out.sum()) > 0 else -out

@@ -1,0 +1,178 @@
+"""What every compression step keeps to, on every kind of model it supports.
+
+A new step is one line in `STEPS`; a step that cannot work on a model says so in `UNSUPPORTED`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.config.steps import (
+    Bf16,
+    ChannelPruning,
+    DynamicInt8,
+    MagnitudePruning,
+    Recovery,
+    StaticInt8,
+    Step,
+)
+from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.runtime.execute import executions, load, of_module
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.store.store import Store
+from tests.compression import toys
+
+STEPS: dict[str, Step] = {
+    "prune_channels": ChannelPruning(amount=0.5),
+    "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
+    "prune_magnitude": MagnitudePruning(amount=0.5),
+    "recover": Recovery(training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())),
+    "bf16": Bf16(),
+    "int8_static": StaticInt8(rows=32),
+    "int8_dynamic": DynamicInt8(),
+}
+MODELS = ("mlp", "cnn", "resnet", "vit")
+UNSUPPORTED: dict[tuple[str, str], str] = {}
+"""(step, model) -> why."""
+
+CASES = [(step, model) for step in STEPS for model in MODELS if (step, model) not in UNSUPPORTED]
+BATCHES = (1, 3, 8, 33)
+
+LOADER = """
+import json, sys
+import numpy as np
+from orchestrator.runtime.execute import executions, load
+from orchestrator.store.store import Store
+
+store = Store(sys.argv[1], create=False)
+outputs = {}
+for digest, rows in json.load(open(sys.argv[2])).items():
+    executable = load(store, digest, executions(store.manifest(digest))[0], batch=8)
+    outputs[digest] = executable(np.load(rows))
+np.savez(sys.argv[3], **outputs)
+"""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One step applied to one model."""
+
+    before: nn.Module
+    after: State
+    digest: str
+    outputs: NDArray[np.float32]
+    """Of the module that the step made, before it was ever saved."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("steps") / "store")
+
+
+@pytest.fixture(scope="module")
+def applied(store: Store) -> dict[tuple[str, str], Applied]:
+    torch.set_num_threads(1)
+    found = {}
+    for step, model in CASES:
+        module, signature, settings = toys.toy(model)
+        context = toys.context(signature.input_shape)
+        parent = toys.put(store, module, signature, settings)
+        after = run_step(STEPS[step], toys.state(module, signature), context)
+        executable = of_module(after.module, signature, _first(after.plan), batch=8)
+        outputs = executable(toys.rows(signature.input_shape, 33, seed=5).inputs)
+        digest = apply_plan(store, parent, (STEPS[step],), context)
+        found[step, model] = Applied(module, after, digest, outputs)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    store: Store, applied: dict[tuple[str, str], Applied], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, NDArray[np.float32]]:
+    """Outputs of every artifact, loaded in another process."""
+    folder = tmp_path_factory.mktemp("fresh")
+    wanted = {}
+    for (_, model), case in applied.items():
+        rows = folder / f"{model}.npy"
+        np.save(rows, toys.rows(toys.MODELS[model][1], 33, seed=5).inputs)
+        wanted[case.digest] = str(rows)
+    (folder / "wanted.json").write_text(json.dumps(wanted))
+    command = [sys.executable, "-c", LOADER, str(store.root), str(folder / "wanted.json"), str(folder / "o.npz")]
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(command, check=True, cwd=root)
+    return dict(np.load(folder / "o.npz"))
+
+
+def _first(plan: tuple[Step, ...]) -> str:
+    return "lowered" if plan[-1].kind.startswith("int8") else "eager"
+
+
+@pytest.mark.parametrize(("step", "model"), CASES)
+def test_input_is_never_changed(applied: dict[tuple[str, str], Applied], step: str, model: str) -> None:
+    case = applied[step, model]
+    original, _, _ = toys.toy(model)
+    kept = case.before.state_dict()
+    assert case.after.module is not case.before
+    assert not case.before.training
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(kept[name], tensor), name
+
+
+@pytest.mark.parametrize(("step", "model"), CASES)
+def test_is_deterministic(
+    store: Store, applied: dict[tuple[str, str], Applied], step: str, model: str
+) -> None:
+    """The stored artifact comes from a second application, on a rebuilt parent."""
+    case, manifest = applied[step, model], store.manifest(applied[step, model].digest)
+    assert manifest.decisions == case.after.decisions
+    stored, mine = store.tensors(case.digest), tensors_of(case.after.module)
+    assert stored.keys() == mine.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(stored[name], tensor), name
+
+
+@pytest.mark.parametrize(("step", "model"), CASES)
+def test_any_batch_size_gives_the_same_shape(
+    store: Store, applied: dict[tuple[str, str], Applied], step: str, model: str
+) -> None:
+    case = applied[step, model]
+    manifest = store.manifest(case.digest)
+    executable = load(store, case.digest, executions(manifest)[0], batch=8)
+    inputs = toys.rows(manifest.signature.input_shape, 33, seed=5).inputs
+    for batch in BATCHES:
+        outputs = executable(inputs[:batch])
+        assert outputs.shape == (batch, toys.CLASSES)
+        assert outputs.dtype == np.float32
+        assert np.isfinite(outputs).all()
+        if step != "int8_dynamic":
+            # Kernels round differently by batch, and an int8 tie may then fall the other way.
+            error = np.linalg.norm(outputs - case.outputs[:batch]) / np.linalg.norm(outputs)
+            assert error < 0.02, batch
+
+
+@pytest.mark.parametrize(("step", "model"), CASES)
+def test_fresh_process_is_bit_equal(
+    applied: dict[tuple[str, str], Applied], fresh: dict[str, NDArray[np.float32]], step: str, model: str
+) -> None:
+    case = applied[step, model]
+    assert np.array_equal(fresh[case.digest], case.outputs)
+
+
+@pytest.mark.parametrize(("step", "model"), CASES)
+def test_bytes_are_those_on_disk(
+    store: Store, applied: dict[tuple[str, str], Applied], step: str, model: str
+) -> None:
+    digest = applied[step, model].digest
+    folder = store.root / "artifacts" / digest
+    assert store.artifact_bytes(digest) == sum(path.stat().st_size for path in folder.iterdir())
