@@ -26,7 +26,7 @@ Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
 
 T = TypeVar("T")
 
-READY_S = 2.0
+READY_S = 5.0
 """A part that does not say within this time that it is ready is not."""
 
 

@@ -197,7 +197,7 @@ def _wait_ready(address: str, port: int, ready_s: float) -> None:
 
 
 def _ready(address: str, port: int) -> bool:
-    connection = http.client.HTTPConnection(address, port, timeout=5)
+    connection = http.client.HTTPConnection(address, port, timeout=10)
     try:
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == 200

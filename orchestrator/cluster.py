@@ -28,6 +28,8 @@ _QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Workers are niced by 15 otherwise, and starve beside anything else that runs.
+    "RAY_worker_niceness": "0",
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
 }
 

@@ -65,6 +65,7 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
         measure=measurer,
         on_event=lambda row: run.progress("search", _line(row, settings.trials, run)),
         storage=run.folder / "tune",
+        connect=run.cluster,
     )
     measurer.close()
     finished = [row for row in rows if row.ok]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,24 +82,6 @@ class TrialRow:
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
         return dataclasses.asdict(self)
-
-
-def with_records(rows: Sequence[TrialRow], records: Sequence[Mapping[str, Any]]) -> list[TrialRow]:
-    """Rows with their latency records (`orchestrator.measure.artifacts.measure_artifacts`), in one order.
-
-    A record with `error` marks its row failed.
-    """
-    return [
-        row.failed(str(record["error"]))
-        if "error" in record
-        else row.measured(
-            float(record["median_ms"]),
-            (float(record["ci"][0]), float(record["ci"][1])),
-            float(record["ratio"]),
-            (float(record["ratio_ci"][0]), float(record["ratio_ci"][1])),
-        )
-        for row, record in zip(rows, records, strict=True)
-    ]
 
 
 def objectives(row: TrialRow) -> tuple[float, float]:

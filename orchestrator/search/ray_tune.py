@@ -20,7 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import ResourceError
+from orchestrator.errors import ResourceError, SearchError
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.space import Config
 from orchestrator.search.study import BatchStudy, Suggestion
@@ -46,9 +46,15 @@ _ENVIRONMENT = {
 
 
 def run_search(
-    job: TrialJob, parent: TrialRow, *, measure: Measure, on_event: OnEvent, storage: Path
+    job: TrialJob,
+    parent: TrialRow,
+    *,
+    measure: Measure,
+    on_event: OnEvent,
+    storage: Path,
+    connect: Callable[[], object] = lambda: None,
 ) -> list[TrialRow]:
-    """Run the whole search on the connected cluster.
+    """Run the whole search on the cluster.
 
     Args:
         job: what to search and where the parent and the rows lie; its paths must hold on every node.
@@ -56,22 +62,29 @@ def run_search(
         measure: adds latencies to a batch of rows.
         on_event: told of every trial's progress.
         storage: folder for Tune's own files, removed at the end.
+        connect: joins the cluster; called only when a trial has to run, so that a finished search needs none.
 
     Returns:
         Every trial in order of its number; failed ones carry their reason.
 
     Raises:
+        SearchError: the parent was not measured.
         ResourceError: the cluster can never hold one trial.
     """
+    if not parent.ok:
+        raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
     store = Store(job.store)
     search = BatchSearch(
         BatchStudy(job.search, job.seed),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=lambda config: known(store, job, config),
-        measure=lambda rows: measure(rows) if parent.ok else rows,
+        measure=measure,
         on_event=on_event,
     )
-    drive(search, tune_trial, {"job": job.plain()}, job.search, storage)
+    search.advance()
+    if not search.finished:
+        connect()
+        drive(search, tune_trial, {"job": job.plain()}, job.search, storage)
     return search.rows
 
 
@@ -206,9 +219,6 @@ def drive(
         ResourceError: the cluster can never hold one trial.
     """
     at_once = min(settings.batch, _fitting(settings))
-    search.advance()
-    if search.finished:
-        return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     storage.mkdir(parents=True, exist_ok=True)

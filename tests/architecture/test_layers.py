@@ -13,8 +13,8 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.measure.bench_actor", 3),
     ("orchestrator.training.ray_train", 3),
     ("orchestrator.training.ray_worker", 3),
+    ("orchestrator.training.mailbox", 3),
     ("orchestrator.search.ray_tune", 3),
-    ("orchestrator.search.ray_searcher", 3),
     ("orchestrator.cluster", 3),
     ("orchestrator.store", 1),
     ("orchestrator.data", 1),
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.submit", 6),
     ("orchestrator.doctor", 6),
     ("orchestrator.cli", 6),
+    ("orchestrator.__main__", 6),
     ("jobs", 6),
     ("benchmarks", 6),
     ("orchestrator", 0),
@@ -45,7 +46,8 @@ def layer(module: str) -> float:
 
 
 def folder(module: str) -> str:
-    return ".".join(module.split(".")[:2])
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "orchestrator" else parts[0]
 
 
 @pytest.mark.parametrize("module", KNOWN)

@@ -60,7 +60,9 @@ def rows(shape: tuple[int, ...], count: int = 64, seed: int = 0) -> Part:
     """Rows whose class is seen in their mean."""
     random = np.random.default_rng(seed)
     targets = random.integers(0, CLASSES, count)
-    values = random.normal(60 + 30 * targets.reshape(-1, *(1 for _ in shape)), 40, (count, *shape)).clip(0, 255)
+    values = random.normal(60 + 30 * targets.reshape(-1, *(1 for _ in shape)), 40, (count, *shape)).clip(
+        0, 255
+    )
     inputs = values.astype(np.uint8 if len(shape) == 3 else np.float32)
     return Part(inputs, targets, np.arange(count))
 
@@ -96,9 +98,7 @@ def imported(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, Signature, M
 
 def put(store: Store, module: nn.Module, of: Signature, settings: ModelSettings) -> str:
     """Store a model as if it had been trained."""
-    return store.put_artifact(
-        Draft(model=settings, signature=of, data="toy", seed=1), tensors_of(module)
-    )
+    return store.put_artifact(Draft(model=settings, signature=of, data="toy", seed=1), tensors_of(module))
 
 
 def context(shape: tuple[int, ...], **changes: Any) -> Context:

@@ -46,6 +46,8 @@ MODELS = ("mlp", "cnn", "resnet", "vit")
 UNSUPPORTED: dict[tuple[str, str], str] = {}
 """(step, model) -> why."""
 
+pytestmark = pytest.mark.slow
+
 CASES = [(step, model) for step in STEPS for model in MODELS if (step, model) not in UNSUPPORTED]
 BATCHES = (1, 3, 8, 33)
 
@@ -108,7 +110,14 @@ def fresh(
         np.save(rows, toys.rows(toys.MODELS[model][1], 33, seed=5).inputs)
         wanted[case.digest] = str(rows)
     (folder / "wanted.json").write_text(json.dumps(wanted))
-    command = [sys.executable, "-c", LOADER, str(store.root), str(folder / "wanted.json"), str(folder / "o.npz")]
+    command = [
+        sys.executable,
+        "-c",
+        LOADER,
+        str(store.root),
+        str(folder / "wanted.json"),
+        str(folder / "o.npz"),
+    ]
     root = Path(__file__).resolve().parents[2]
     subprocess.run(command, check=True, cwd=root)
     return dict(np.load(folder / "o.npz"))

@@ -74,10 +74,12 @@ class Harness:
         return found
 
     def run(self) -> list[TrialRow]:
+        self.search.advance()
         drive(self.search, toy_trial, {"folder": str(self.folder)}, self.settings, self.folder / "tune")
         return self.search.rows
 
 
+@pytest.mark.slow
 def test_equal_searches_failures_and_restart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One long test: each search through Tune costs seconds."""
     first = Harness(tmp_path / "one")

@@ -13,12 +13,14 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.steps import Recovery
 from orchestrator.config.training import Training
 from orchestrator.data.load import load
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, SearchError
 from orchestrator.models.build import build
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
-from orchestrator.search.objectives import PARENT
+from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.ray_tune import run_search
 from orchestrator.search.space import Config
+from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -26,6 +28,15 @@ from orchestrator.store.store import Store
 WHOLE: Config = {"amount": 0.0, "precision": "fp32"}
 PRUNED: Config = {"amount": 0.5, "criterion": "l2", "temperature": 4.0, "precision": "fp32"}
 INT8: Config = {**PRUNED, "precision": "int8_static"}
+SMALL = {
+    "amount": {"kind": "choice", "values": [0.0, 0.5]},
+    "criterion": ["l2"],
+    "precision": ["fp32", "bf16"],
+}
+
+
+def measured(row: TrialRow) -> TrialRow:
+    return row.measured(1.0 + row.number, (0.9, 1.1), 1.0, (0.9, 1.1))
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +137,33 @@ def test_a_removed_artifact_is_made_again(job: TrialJob, tmp_path: Path) -> None
     again = trial.evaluate(job, PRUNED)
     assert again.digest == outcome.digest
     assert store.has(outcome.digest)
+
+
+def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> None:
+    """All its trials are in the store: no Ray is running here, and none is started."""
+    small = SearchSettings.model_validate({**job.search.plain(), "trials": 6, "batch": 3, "space": SMALL})
+    known = job.model_copy(update={"search": small})
+    parent = trial.parent_row(job, "teacher").measured(1.0, (1.0, 1.0), 1.0, (1.0, 1.0))
+    study = BatchStudy(small, known.seed)
+    while batch := study.ask():
+        outcomes = [trial.evaluate(known, suggestion.config) for suggestion in batch]
+        study.tell(
+            [
+                measured(trial.row_of(suggestion.number, suggestion.config, outcome, known))
+                for suggestion, outcome in zip(batch, outcomes, strict=True)
+            ]
+        )
+    rows = run_search(
+        known,
+        parent,
+        measure=lambda rows: [measured(row) for row in rows],
+        on_event=lambda _: None,
+        storage=tmp_path,
+        connect=lambda: pytest.fail("asked for a cluster"),
+    )
+    assert [row.number for row in rows] == list(range(len(rows)))
+    assert all(row.ok for row in rows)
+    with pytest.raises(SearchError, match="no latency"):
+        run_search(
+            known, parent.failed("cannot run"), measure=list, on_event=lambda _: None, storage=tmp_path
+        )

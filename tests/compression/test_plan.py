@@ -1,0 +1,161 @@
+"""Plans: order, shared prefixes, recovery with the parent as teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.compression.plan import apply_plan, check_plan, plan_key
+from orchestrator.config.steps import Bf16, ChannelPruning, MagnitudePruning, Recovery, StaticInt8, Step
+from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.errors import CompressionError
+from orchestrator.runtime.execute import load
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
+from tests.compression import toys
+
+SHAPE = (12,)
+RECOVERY = Recovery(training=Training(epochs=2, batch_size=32, lr=0.02, loss=DistillationLoss()))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def parent(store: Store) -> str:
+    module, signature, settings = toys.toy("mlp")
+    return toys.put(store, module, signature, settings)
+
+
+def divergence(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return functional.kl_div(outputs, wanted, reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        (Bf16(), ChannelPruning(amount=0.5)),
+        (RECOVERY, ChannelPruning(amount=0.5)),
+        (ChannelPruning(amount=0.5), MagnitudePruning(amount=0.5)),
+        (Bf16(), StaticInt8()),
+    ],
+)
+def test_wrong_order_is_refused(plan: tuple[Step, ...]) -> None:
+    with pytest.raises(CompressionError, match=f"'{plan[1].kind}' cannot follow '{plan[0].kind}'"):
+        check_plan(plan)
+
+
+def test_the_parents_own_steps_count(store: Store, parent: str) -> None:
+    quantized = apply_plan(store, parent, (Bf16(),), toys.context(SHAPE))
+    with pytest.raises(CompressionError, match="'prune_channels' cannot follow 'bf16'"):
+        apply_plan(store, quantized, (ChannelPruning(amount=0.5),), toys.context(SHAPE))
+
+
+def test_an_empty_plan_is_the_parent(store: Store, parent: str) -> None:
+    assert apply_plan(store, parent, (), toys.context(SHAPE)) == parent
+
+
+def test_plans_share_their_common_beginning(store: Store, parent: str) -> None:
+    epochs: list[EpochReport] = []
+    context = toys.context(SHAPE, on_epoch=epochs.append)
+    start = (ChannelPruning(amount=0.5), RECOVERY)
+    cast = apply_plan(store, parent, (*start, Bf16()), context)
+    assert len(epochs) == 2
+    assert len(store.digests()) == 4
+    recovered = apply_plan(store, parent, start, context)
+    assert apply_plan(store, parent, (*start, Bf16()), context) == cast
+    assert len(epochs) == 2
+    assert store.manifest(recovered).plan == start
+    assert store.manifest(cast).parents == (parent,)
+    assert store.manifest(cast).seed == 0
+
+
+def test_a_lost_artifact_is_computed_again(store: Store, parent: str) -> None:
+    """A second store finds the same digest: nothing of time, path or process is inside."""
+    plan = (ChannelPruning(amount=0.5), RECOVERY)
+    digest = apply_plan(store, parent, plan, toys.context(SHAPE))
+    other = Store(store.root.parent / "other")
+    module, signature, settings = toys.toy("mlp")
+    assert toys.put(other, module, signature, settings) == parent
+    assert apply_plan(other, parent, plan, toys.context(SHAPE)) == digest
+
+
+def test_everything_that_decides_is_in_the_key() -> None:
+    plan = (ChannelPruning(amount=0.5),)
+    keys = {
+        plan_key("a", plan, "d", 0, 1),
+        plan_key("b", plan, "d", 0, 1),
+        plan_key("a", (Bf16(),), "d", 0, 1),
+        plan_key("a", plan, "e", 0, 1),
+        plan_key("a", plan, "d", 1, 1),
+        plan_key("a", plan, "d", 0, 2),
+    }
+    assert len(keys) == 6
+    assert plan_key("a", plan, "d", 0, 1) in keys
+
+
+def test_recovery_brings_the_parents_outputs_back(store: Store, parent: str) -> None:
+    settings = Training(epochs=20, batch_size=16, lr=0.02, loss=DistillationLoss(weight=1.0, temperature=1.0))
+    prune = ChannelPruning(amount=0.5)
+    context = toys.context(SHAPE)
+    pruned = apply_plan(store, parent, (prune,), context)
+    recovered = apply_plan(store, parent, (prune, Recovery(training=settings)), context)
+    inputs = toys.rows(SHAPE).inputs
+    wanted, worse, better = (
+        torch.from_numpy(load(store, digest, "eager")(inputs)).log_softmax(1)
+        for digest in (parent, pruned, recovered)
+    )
+    assert divergence(better, wanted) < 0.5 * divergence(worse, wanted)
+
+
+def test_recovery_keeps_pruned_weights_at_zero(store: Store, parent: str) -> None:
+    plan = (MagnitudePruning(amount=0.6), RECOVERY)
+    digest = apply_plan(store, parent, plan, toys.context(SHAPE))
+    before = rebuild(store, apply_plan(store, parent, plan[:1], toys.context(SHAPE))).module.state_dict()
+    after = rebuild(store, digest).module.state_dict()
+    zeros = 0
+    for name, tensor in before.items():
+        if name.endswith("weight"):
+            assert torch.equal(after[name] == 0, tensor == 0), name
+            assert not torch.equal(after[name], tensor)
+            zeros += int((tensor == 0).sum())
+    assert zeros > 0
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_recovery_without_rows_is_refused(store: Store, parent: str, missing: str) -> None:
+    with pytest.raises(CompressionError, match="needs train and validation rows"):
+        apply_plan(store, parent, (RECOVERY,), toys.context(SHAPE, **{missing: None}))
+
+
+def test_the_callers_torch_is_left_alone(store: Store, parent: str) -> None:
+    torch.manual_seed(7)
+    threads, expected = torch.get_num_threads(), torch.rand(3)
+    torch.manual_seed(7)
+    apply_plan(
+        store, parent, (ChannelPruning(amount=0.5, criterion="random"),), toys.context(SHAPE, threads=2)
+    )
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_seed_gives_another_random_choice(store: Store, parent: str) -> None:
+    plan = (ChannelPruning(amount=0.5, criterion="random"),)
+    first, second = (apply_plan(store, parent, plan, toys.context(SHAPE, seed=seed)) for seed in (0, 1))
+    one, two = (store.manifest(digest).decisions[0]["history"] for digest in (first, second))
+    assert one != two
+
+
+def test_a_read_only_calibration_map_is_fine(store: Store, parent: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", toys.rows(SHAPE).inputs)
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    digest = apply_plan(store, parent, (StaticInt8(),), toys.context(SHAPE, calibration=rows))
+    assert store.manifest(digest).decisions[0]["rows"] == 64

@@ -1,0 +1,173 @@
+"""int8 and bf16: what is quantized, what stays float, and that files really shrink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+
+from orchestrator.compression.audit import audit, coverage
+from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.config.model import ResNet9, ResNet9Kwargs
+from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
+from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_rows
+from orchestrator.runtime import int8
+from orchestrator.runtime.execute import of_module
+from orchestrator.store.store import Store
+from tests.compression import toys
+
+
+def quantized(name: str, step: StaticInt8 | DynamicInt8) -> tuple[State, fx.GraphModule]:
+    module, signature, _ = toys.toy(name) if name in toys.MODELS else toys.imported(name, _shape(name))
+    state = run_step(step, toys.state(module, signature), toys.context(signature.input_shape))
+    assert isinstance(state.module, fx.GraphModule)
+    return state, state.module
+
+
+def _shape(name: str) -> tuple[int, ...]:
+    return {"functional_linear": (12,), "tokens": (1, 8, 8)}[name]
+
+
+def operators(graph: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+
+
+def test_scaling_stays_float() -> None:
+    _, graph = quantized("cnn", StaticInt8())
+    calls = operators(graph)
+    first = next(i for i, call in enumerate(calls) if "quantize_per_tensor" in call)
+    assert [call for call in calls[:first] if "dequantize_per_channel" not in call] == [
+        "aten.to.dtype",
+        "aten.sub.Tensor",
+        "aten.div.Tensor",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "resnet9", "vit", "functional_linear", "tokens"])
+def test_static_covers_every_convolution_and_linear(name: str) -> None:
+    state, graph = quantized(name, StaticInt8())
+    found = coverage(graph, state.signature)
+    assert found["share"] == 1.0
+    assert found["left"] == 0
+
+
+def test_dynamic_covers_linears_and_leaves_convolutions_as_they_are() -> None:
+    state, graph = quantized("cnn", DynamicInt8())
+    found = coverage(graph, state.signature)
+    assert (found["kernels"], found["left"]) == (2, 2)
+    # 8x8x9 + 4x4x8x16x9 multiply-accumulates of convolutions against 2x2x16x16 + 16x5 of linears.
+    convolutions, linears = 8 * 8 * 9 * 8 + 4 * 4 * 8 * 16 * 9, 2 * 2 * 16 * 16 + 16 * toys.CLASSES
+    assert found["share"] == pytest.approx(linears / (convolutions + linears))
+    assert not any("conv" in call and "choose_qparams" in call for call in operators(graph))
+
+
+def test_lowered_graph_has_no_view_and_no_checks() -> None:
+    state, graph = quantized("cnn", StaticInt8())
+    calls = operators(int8.lower(graph, example_rows(state.signature, 8)))
+    assert not any(call.startswith(("aten.view", "aten._assert")) for call in calls)
+    assert any(call.startswith("onednn.qconv") for call in calls)
+
+
+def test_batch_and_side_of_equal_size_are_not_confused() -> None:
+    """Traced with 8 rows of 8x8 pixels."""
+    state, graph = quantized("cnn", StaticInt8())
+    lowered = int8.lower(graph, example_rows(state.signature, 8))
+    inputs = torch.from_numpy(toys.rows((1, 8, 8)).inputs)
+    with torch.no_grad():
+        for batch in (1, 3, 8, 33):
+            assert torch.allclose(lowered(inputs[:batch]), graph(inputs[:batch]), atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [StaticInt8(), DynamicInt8()])
+def test_accuracy_of_int8_is_near_the_parents(step: StaticInt8 | DynamicInt8) -> None:
+    module, signature, _ = toys.toy("resnet")
+    state, _ = quantized("resnet", step)
+    inputs = toys.rows((3, 16, 16)).inputs
+    wanted = of_module(module, signature, "eager")(inputs)
+    got = of_module(state.module, signature, "lowered")(inputs)
+    assert np.linalg.norm(got - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("kind", ["int8_static", "bf16"])
+def test_regression_ends_in_raw_float_units(kind: str) -> None:
+    settings, shape = toys.MODELS["mlp"]
+    signature = toys.signature(shape, "regression")
+    module = toys.model(settings, signature)
+    step = StaticInt8() if kind == "int8_static" else Bf16()
+    state = run_step(step, toys.state(module, signature), toys.context(shape))
+    inputs = toys.rows(shape).inputs
+    wanted = of_module(module, signature, "eager")(inputs)
+    got = of_module(state.module, signature, "lowered" if kind == "int8_static" else "eager")(inputs)
+    assert np.abs(got - wanted).max() < 0.05 * np.ptp(wanted)
+
+
+def test_bytes_shrink_as_the_types_say(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    settings = ResNet9(kwargs=ResNet9Kwargs(width=16))
+    signature = toys.signature((3, 16, 16))
+    module = toys.model(settings, signature)
+    parent = toys.put(store, module, signature, settings)
+    sizes = {
+        step.kind: store.artifact_bytes(apply_plan(store, parent, (step,), toys.context((3, 16, 16))))
+        for step in (Bf16(), StaticInt8())
+    }
+    full = store.artifact_bytes(parent)
+    assert full / sizes["bf16"] > 1.9
+    assert full / sizes["int8_static"] > 3.8
+
+
+def test_bf16_keeps_scaling_norms_and_outputs_in_float32() -> None:
+    module, signature, _ = toys.toy("resnet")
+    state = run_step(Bf16(), toys.state(module, signature), toys.context((3, 16, 16)))
+    for part in state.module.modules():
+        wanted = torch.bfloat16 if isinstance(part, nn.Conv2d | nn.Linear) else torch.float32
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            assert not tensor.is_floating_point() or tensor.dtype == wanted
+    assert state.module(example_rows(signature, 2)).dtype == torch.float32
+
+
+def test_pruned_zeros_stay_zero_in_int8(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("mlp")
+    parent = toys.put(store, module, signature, settings)
+    digest = apply_plan(store, parent, (MagnitudePruning(amount=0.5), StaticInt8()), toys.context((12,)))
+    facts = audit(store, digest)
+    assert facts["zeros"] >= 0.5
+    assert facts["int8"]["share"] == 1.0
+
+
+def test_audit_tells_what_pruning_saved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("resnet")
+    parent = toys.put(store, module, signature, settings)
+    plan = (ChannelPruning(amount=0.5),)
+    digest = apply_plan(store, parent, plan, toys.context((3, 16, 16)))
+    before, after = audit(store, parent), audit(store, digest)
+    assert before["int8"] is None
+    assert after["macs"] < 0.35 * before["macs"]
+    assert after["params"] < 0.35 * before["params"]
+    assert after["bytes"] == store.artifact_bytes(digest) < before["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "sentence"),
+    [
+        ("convolutions_only", (3, 8, 8), "would quantize nothing"),
+        ("branching", (12,), "cannot trace the model"),
+    ],
+)
+def test_dynamic_int8_refuses(factory: str, shape: tuple[int, ...], sentence: str) -> None:
+    module, signature, _ = toys.imported(factory, shape)
+    with pytest.raises(CompressionError, match=sentence):
+        run_step(DynamicInt8(), toys.state(module, signature), toys.context(shape))
+
+
+@pytest.mark.parametrize("rows", [None, np.zeros((0, 12), np.float32)])
+def test_static_int8_needs_calibration_rows(rows: np.ndarray | None) -> None:
+    module, signature, _ = toys.toy("mlp")
+    with pytest.raises(CompressionError, match="needs calibration rows"):
+        run_step(StaticInt8(), toys.state(module, signature), toys.context((12,), calibration=rows))

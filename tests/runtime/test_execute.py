@@ -1,0 +1,143 @@
+"""Executables: eager, lowered and compiled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.compression.plan import apply_plan
+from orchestrator.config.measure import Execution
+from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8
+from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
+from orchestrator.runtime import compiled, execute
+from orchestrator.runtime.execute import executions, load, predict
+from orchestrator.store.store import Store
+from tests.compression import toys
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def made(store: Store, name: str = "mlp", plan: Plan = ()) -> str:
+    module, signature, settings = toys.toy(name)
+    parent = toys.put(store, module, signature, settings)
+    return apply_plan(store, parent, plan, toys.context(signature.input_shape))
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        ((), ("eager", "aoti")),
+        ((Bf16(),), ("eager", "aoti")),
+        ((StaticInt8(),), ("lowered",)),
+        ((DynamicInt8(),), ("lowered",)),
+    ],
+)
+def test_executions_and_the_refusal_of_others(
+    store: Store, plan: Plan, expected: tuple[Execution, ...]
+) -> None:
+    digest = made(store, plan=plan)
+    assert executions(store.manifest(digest)) == expected
+    other: Execution = "eager" if "lowered" in expected else "lowered"
+    with pytest.raises(ExecutionError, match=f"it runs as: {expected[0]}"):
+        load(store, digest, other)
+
+
+def test_eager_is_the_module_itself(store: Store) -> None:
+    module, _, _ = toys.toy("cnn")
+    inputs = toys.rows((1, 8, 8)).inputs
+    outputs = load(store, made(store, "cnn"), "eager")(inputs)
+    with torch.no_grad():
+        assert np.array_equal(outputs, module(torch.from_numpy(inputs)).numpy())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.zeros((2, 11), np.float32), np.zeros((2, 12), np.float64), np.zeros(12, np.float32)],
+)
+def test_rows_that_do_not_fit_are_refused(store: Store, rows: np.ndarray[Any, Any]) -> None:
+    executable = load(store, made(store), "eager")
+    with pytest.raises(DataError, match="the rows do not fit the model"):
+        executable(rows)
+
+
+def test_no_rows_give_no_outputs(store: Store) -> None:
+    executable = load(store, made(store), "eager")
+    empty = np.zeros((0, 12), np.float32)
+    assert executable(empty).shape == predict(executable, empty).shape == (0, toys.CLASSES)
+
+
+def test_large_batches_are_run_in_pieces(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable = load(store, made(store), "eager")
+    inputs = toys.rows((12,)).inputs
+    whole = executable(inputs)
+    monkeypatch.setattr(execute, "LARGEST_BATCH", 10)
+    assert np.allclose(executable(inputs), whole, atol=1e-5)
+    assert np.allclose(predict(executable, inputs, batch=7), whole, atol=1e-5)
+
+
+def test_memory_maps_and_strided_rows_are_fine(store: Store, tmp_path: Path) -> None:
+    executable = load(store, made(store), "eager")
+    inputs = toys.rows((12,)).inputs
+    np.save(tmp_path / "rows.npy", inputs)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert np.array_equal(executable(mapped), executable(inputs))
+    assert np.array_equal(executable(mapped[::2]), executable(np.ascontiguousarray(inputs[::2])))
+
+
+def test_threads_are_those_asked_for(store: Store) -> None:
+    digest = made(store)
+    two = load(store, digest, "eager", threads=2)
+    one = load(store, digest, "eager", threads=1)
+    inputs = toys.rows((12,)).inputs
+    two(inputs)
+    assert torch.get_num_threads() == 2
+    one(inputs)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [(), (Bf16(),)])
+def test_compiled_once_for_any_batch(store: Store, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = made(store, "cnn", plan)
+    eager, first = load(store, digest, "eager"), load(store, digest, "aoti", batch=8)
+    inputs = toys.rows((1, 8, 8)).inputs
+    for batch in (1, 3, 8, 33, 64):
+        error = np.abs(first(inputs[:batch]) - eager(inputs[:batch])).max()
+        assert error < (0.05 if plan else 1e-4), batch
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "compile_to", _refuse)
+        again = load(store, digest, "aoti", batch=8)
+    assert np.array_equal(again(inputs), first(inputs))
+    (folder,) = (store.root / "compiled" / digest).iterdir()
+    assert folder.name.startswith(f"aoti-torch{torch.__version__.split('+')[0]}-")
+    # A damaged form is not loaded but compiled again.
+    (folder / compiled.PACKAGE).write_bytes(b"not a package")
+    with pytest.raises(CorruptArtifactError):
+        store.compiled(digest, folder.name)
+    assert np.array_equal(load(store, digest, "aoti", batch=8)(inputs), first(inputs))
+
+
+def _refuse(*args: object) -> None:
+    raise AssertionError(f"compiled again: {args}")
+
+
+def test_without_a_compiler_aoti_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = made(store)
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # noqa: ARG005
+    with pytest.raises(ExecutionError, match="no C\\+\\+ compiler"):
+        load(store, digest, "aoti")
+
+
+def test_the_target_of_a_compiled_form_tells_what_it_depends_on() -> None:
+    names = {
+        compiled.target_key(compiled.target_facts(threads, batch)) for threads in (1, 2) for batch in (1, 32)
+    }
+    assert len(names) == 4
