@@ -22,7 +22,6 @@ from orchestrator.store.store import Store
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._convolution_pointwise")
 _LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
 _PRODUCTS = ("aten.mm", "aten.addmm")
-_INT8 = ("onednn.qconv", "onednn.qlinear")
 
 
 def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[str, Any]:
@@ -88,7 +87,7 @@ class _Counter(fx.Interpreter):
         """One node of the graph."""
         result = super().run_node(n)
         name = str(n.target)
-        if n.op == "call_function" and name.startswith(_INT8):
+        if n.op == "call_function" and name.startswith(int8.KERNELS):
             self.counts.kernels += 1
         elif n.op == "call_function":
             args, _ = self.fetch_args_kwargs_from_env(n)
@@ -108,7 +107,7 @@ def _count(graph: fx.GraphModule, rows: Tensor) -> _Counts:
 def _macs(name: str, args: tuple[Any, ...], result: Any) -> int:
     operator = name.rsplit(".", 1)[0]
     if operator in _CONVOLUTIONS:
-        return int(result.numel()) * (args[1].numel() // args[1].shape[0])
+        return int(result.numel()) * int(args[1].numel() // args[1].shape[0])
     if operator in _LINEARS:
         return int(result.numel()) * int(args[0].shape[-1])
     if operator in _PRODUCTS:

@@ -77,8 +77,11 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
             f"amount {step.amount}, round_to {step.round_to}",
             "raise amount or lower round_to",
         )
-    widths = sum(len(group.scores) * group.blocks for group in found)
-    decision = {"history": history, "channels": widths, "removed": sum(len(row[2]) for row in history)}
+    decision = {
+        "history": history,
+        "channels": sum(len(group.scores) * group.blocks for group in found),
+        "removed": sum(map(len, chosen.values())),
+    }
     return state.after(step, module, decision)
 
 

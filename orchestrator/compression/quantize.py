@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
@@ -36,6 +36,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
 
     narrow = int8.reduce_range()
     graph = int8.quantize(copy_of(state.module), "static", narrow, example, calibrate)
+    _check_kernels(graph, example)
     decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
     return state.after(step, graph, decision)
 
@@ -54,6 +55,7 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     graph = int8.quantize(
         copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example)
     )
+    _check_kernels(graph, example)
     return state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
 
 
@@ -61,3 +63,10 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
 def cast_bf16(step: Bf16, state: State, context: Context) -> State:  # noqa: ARG001
     """Weights and arithmetic in bfloat16; scaling, normalization and outputs stay float32."""
     return state.after(step, to_bf16(copy_of(state.module)), {})
+
+
+def _check_kernels(graph: fx.GraphModule, example: Tensor) -> None:
+    """Lower the graph once: what cannot run in int8 fails here, not when it is served."""
+    calls = [str(node.target) for node in int8.lower(graph, example).graph.nodes]
+    if not any(call.startswith(int8.KERNELS) for call in calls):
+        raise CompressionError("no int8 kernel would run in the lowered graph", type(graph).__name__)

@@ -90,7 +90,8 @@ def run_step(step: Step, state: State, context: Context) -> State:
     threads = torch.get_num_threads()
     torch.set_num_threads(context.threads)
     try:
-        with torch.random.fork_rng(devices=()):
+        # A caller's inference mode would make tensors that autograd refuses.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(context.seed)
             after = apply_step(step, state, context)
         _check_outputs(step, after)

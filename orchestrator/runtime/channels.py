@@ -21,7 +21,7 @@ def tracing(module: nn.Module) -> Iterator[None]:
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), quiet():
+        with torch.enable_grad(), quiet():
             yield
     finally:
         # By name: cutting replaces the parameters.

@@ -52,11 +52,13 @@ def rebuild(store: Store, digest: str, *, allowed: Collection[str] = ()) -> Rebu
     """
     manifest = store.manifest(digest)
     saved = store.tensors(digest)
-    # A fixed seed: some factories draw random numbers, and none of theirs may reach the result.
-    module: nn.Module = build(manifest.model, manifest.signature, allowed=allowed, seed=0).eval()
-    for step, decision in zip(manifest.plan, manifest.decisions, strict=True):
-        module = replay(step, module, decision, manifest.signature)
-    load_tensors(module, saved, _recorded(manifest))
+    # Replaying needs autograd, whatever mode the caller is in.
+    with torch.inference_mode(False):
+        # A fixed seed: some factories draw random numbers, and none of theirs may reach the result.
+        module: nn.Module = build(manifest.model, manifest.signature, allowed=allowed, seed=0).eval()
+        for step, decision in zip(manifest.plan, manifest.decisions, strict=True):
+            module = replay(step, module, decision, manifest.signature)
+        load_tensors(module, saved, _recorded(manifest))
     return Rebuilt(module, manifest)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.compression import export as export_module
 from orchestrator.compression.export import export
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.steps import Bf16, Plan, StaticInt8
@@ -50,7 +49,7 @@ def test_int8_pt2_holds_no_float_weights(store: Store, tmp_path: Path) -> None:
 def test_onnx_without_its_packages_is_one_sentence(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(CompressionError, match="pip install onnx"):
         export(store, made(store), tmp_path / "model.onnx", "onnx")
 

@@ -29,7 +29,7 @@ def quantized(name: str, step: StaticInt8 | DynamicInt8) -> tuple[State, fx.Grap
 
 
 def _shape(name: str) -> tuple[int, ...]:
-    return {"functional_linear": (12,), "tokens": (1, 8, 8)}[name]
+    return {"functional_linear": (12,), "tokens": (1, 8, 8), "relu_sum": (3, 8, 8)}[name]
 
 
 def operators(graph: fx.GraphModule) -> list[str]:
@@ -47,7 +47,9 @@ def test_scaling_stays_float() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "resnet9", "vit", "functional_linear", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "resnet", "resnet9", "vit", "functional_linear", "tokens", "relu_sum"]
+)
 def test_static_covers_every_convolution_and_linear(name: str) -> None:
     state, graph = quantized(name, StaticInt8())
     found = coverage(graph, state.signature)
@@ -70,6 +72,17 @@ def test_lowered_graph_has_no_view_and_no_checks() -> None:
     calls = operators(int8.lower(graph, example_rows(state.signature, 8)))
     assert not any(call.startswith(("aten.view", "aten._assert")) for call in calls)
     assert any(call.startswith("onednn.qconv") for call in calls)
+
+
+def test_max_pooling_stays_in_int8_and_is_exact() -> None:
+    state, graph = quantized("cnn", StaticInt8())
+    lowered = int8.lower(graph, example_rows(state.signature, 8))
+    calls = operators(lowered)
+    assert calls.count("quantized.max_pool2d.default") == 2
+    assert not any("dequantize" in call for call in calls)
+    inputs = torch.from_numpy(toys.rows((1, 8, 8)).inputs)
+    with torch.no_grad():
+        assert torch.allclose(lowered(inputs), graph(inputs), atol=1e-5)
 
 
 def test_batch_and_side_of_equal_size_are_not_confused() -> None:
@@ -164,6 +177,15 @@ def test_dynamic_int8_refuses(factory: str, shape: tuple[int, ...], sentence: st
     module, signature, _ = toys.imported(factory, shape)
     with pytest.raises(CompressionError, match=sentence):
         run_step(DynamicInt8(), toys.state(module, signature), toys.context(shape))
+
+
+def test_what_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: object) -> None:
+        raise AssertionError(len(args))
+
+    monkeypatch.setattr(int8, "freezing_passes", failing)
+    with pytest.raises(CompressionError, match="cannot be lowered \\(AssertionError: 2\\)"):
+        quantized("mlp", StaticInt8())
 
 
 @pytest.mark.parametrize("rows", [None, np.zeros((0, 12), np.float32)])

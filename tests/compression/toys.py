@@ -104,7 +104,8 @@ def put(store: Store, module: nn.Module, of: Signature, settings: ModelSettings)
 def context(shape: tuple[int, ...], **changes: Any) -> Context:
     """Rows for every step."""
     part = rows(shape)
-    return Context(**{"seed": 0, "calibration": part.inputs, "train": part, "validation": part} | changes)
+    given: dict[str, Any] = {"seed": 0, "calibration": part.inputs, "train": part, "validation": part}
+    return Context(**given | changes)
 
 
 def state(module: nn.Module, of: Signature) -> State:
@@ -216,6 +217,24 @@ def convolutions_only(signature: Signature) -> nn.Module:
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
+
+
+class _ReluSum(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.first(x))
+        out: Tensor = self.head((x + functional.relu(self.second(x))).mean((2, 3)))
+        return out
+
+
+def relu_sum(signature: Signature) -> nn.Module:
+    """Model factory: a residual sum of a ReLU's output."""
+    return _ReluSum(signature.input_shape[0])
 
 
 def one_linear(signature: Signature) -> nn.Module:

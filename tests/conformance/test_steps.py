@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.config.measure import Execution
 from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
@@ -123,7 +124,7 @@ def fresh(
     return dict(np.load(folder / "o.npz"))
 
 
-def _first(plan: tuple[Step, ...]) -> str:
+def _first(plan: tuple[Step, ...]) -> Execution:
     return "lowered" if plan[-1].kind.startswith("int8") else "eager"
 
 

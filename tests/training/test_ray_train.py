@@ -92,7 +92,7 @@ class World:
             entry=ModelEntry(model=MODEL, training=training, **entry),
             data_folder=str(self.data.folder),
             store=str(self.folder / "store"),
-            seed=entry.pop("seed", 0),
+            seed=0,
             metric=Metric(),
             allowed=allowed,
         )
