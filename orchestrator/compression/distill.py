@@ -39,7 +39,7 @@ def recover(step: Recovery, state: State, context: Context) -> State:
         metric=metric,
         seed=context.seed,
         threads=context.threads,
-        teacher=_teacher(state) if isinstance(step.training.loss, DistillationLoss) else None,
+        teacher=_teacher(step, state) if isinstance(step.training.loss, DistillationLoss) else None,
         masks=state.masks,
         allowed=context.allowed,
     )
@@ -51,7 +51,9 @@ def recover(step: Recovery, state: State, context: Context) -> State:
     return state.after(step, module.eval(), {"epochs": epochs})
 
 
-def _teacher(state: State) -> Teacher:
+def _teacher(step: Recovery, state: State) -> Teacher:
+    if state.parent_outputs is not None:
+        return state.parent_outputs(step.training)
     module = state.parent().eval()
 
     def outputs(rows: Tensor) -> Tensor:

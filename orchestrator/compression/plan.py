@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 # Imported for their registration with `apply_step`.
 from orchestrator.compression import distill, prune, quantize  # noqa: F401
 from orchestrator.compression.step import Context, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
 from orchestrator.config.steps import Plan, Step
+from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.teacher import TeacherCache
 
 __all__ = ["Context", "State", "apply_plan", "apply_step", "check_plan", "plan_key", "run_step"]
 
@@ -100,10 +104,11 @@ class _Job:
         state = State(
             previous.module,
             manifest.signature,
-            lambda: rebuild(store, self.parent, allowed=context.allowed).module,
-            manifest.plan,
-            manifest.decisions,
-            masks_of(previous.module, manifest.plan),
+            parent=self._parent,
+            parent_outputs=self._parent_outputs,
+            plan=manifest.plan,
+            decisions=manifest.decisions,
+            masks=masks_of(previous.module, manifest.plan),
         )
         state = run_step(self.step, state, context)
         draft = Draft(
@@ -117,6 +122,22 @@ class _Job:
             what={**manifest.what, "compression": _what(context.threads)},
         )
         return store.put_artifact(draft, tensors_of(state.module))
+
+    def _parent(self) -> nn.Module:
+        return rebuild(self.store, self.parent, allowed=self.context.allowed).module
+
+    def _parent_outputs(self, training: Training) -> NDArray[Any]:
+        context = self.context
+        if context.train is None:
+            raise CompressionError("recovery needs train rows", fix="give the data a train part")
+        cache = TeacherCache(
+            self.store, self.parent, self.data, context.train, training, context.seed, context.threads
+        )
+        cache.fill(self._parent)
+        outputs = cache.outputs()
+        if outputs is None:
+            raise CompressionError("the parent's outputs vanished from the store", self.parent, "run again")
+        return outputs
 
 
 def _what(threads: int) -> dict[str, Any]:

@@ -16,10 +16,14 @@ from orchestrator.config.base import Settings
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Step
+from orchestrator.config.training import Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import example_rows
 from orchestrator.training.state import EpochReport
+
+ParentOutputs = Callable[[Training], NDArray[Any]]
+"""From a training to the parent's outputs [V, N, K] on the train rows in every view."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class State:
     signature: Signature
     parent: Callable[[], nn.Module]
     """Builds the model that the plan started from: the teacher of a recovery."""
+    parent_outputs: ParentOutputs | None = None
+    """Its outputs on the train rows, kept in the store; without it a recovery runs the parent itself."""
     plan: tuple[Step, ...] = ()
     """Steps applied so far."""
     decisions: tuple[dict[str, Any], ...] = ()

@@ -34,7 +34,7 @@ class ServingSettings(Settings):
     """Real HTTP requests that the run sends through each ensemble to compare its answers."""
     replicas: int = Field(1, ge=1)
     """Of every member that `members` does not say otherwise for."""
-    members: dict[str, MemberOptions] = {}
+    members: dict[str, MemberOptions] = Field(default_factory=dict)
     """By member name; the defaults for all others."""
     max_requests: int = Field(256, ge=1)
     """Inference requests in work at once; more are refused (503)."""

@@ -22,6 +22,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.searching import Found
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
+from orchestrator.search.objectives import TrialRow
 
 Figures = dict[str, Any]
 """One entry of the run summary."""
@@ -75,28 +76,23 @@ def _model(run: Run, name: str, digest: str) -> Figures:
 def _front(run: Run, found: Found | None) -> tuple[list[Figures], Figures | None]:
     if found is None:
         return [], None
-    points = []
-    for row in dict.fromkeys([*found.front, *([found.chosen] if found.chosen else [])]):
-        member = Member(name=row.name, digest=row.digest, execution=row.execution)
-        low, high = row.latency_ci
-        points.append(
-            {
-                "name": row.name,
-                "digest": row.digest,
-                "execution": row.execution,
-                **_quality(run, run.outputs(member, "test")),
-                "latency_ms": _latency(run, row.execution, row.latency_ms, (low, high)),
-                "speedup": {"value": row.speedup, "ci": list(row.speedup_ci)},
-                "bytes": row.bytes,
-            }
-        )
-    if found.chosen is None:
-        return points, None
-    position = (
-        [row.number for row in found.front].index(found.chosen.number) if found.chosen in found.front else -1
-    )
-    verdict = found.verdict.plain() if found.verdict else None
-    return points[: len(found.front)], {**points[position], "verdict": verdict}
+    front = [_point(run, row) for row in found.front]
+    if found.chosen is None or found.verdict is None:
+        return front, None
+    return front, {**_point(run, found.chosen), "verdict": found.verdict.plain()}
+
+
+def _point(run: Run, row: TrialRow) -> Figures:
+    member = Member(name=row.name, digest=row.digest, execution=row.execution)
+    return {
+        "name": row.name,
+        "digest": row.digest,
+        "execution": row.execution,
+        **_quality(run, run.outputs(member, "test")),
+        "latency_ms": _latency(run, row),
+        "speedup": {"value": row.speedup, "ci": list(row.speedup_ci)},
+        "bytes": row.bytes,
+    }
 
 
 def _quality(run: Run, outputs: np.ndarray) -> Figures:
@@ -104,14 +100,14 @@ def _quality(run: Run, outputs: np.ndarray) -> Figures:
     return quality(run.config.metric, outputs, targets, seed=run.config.seed, allowed=run.allowed).plain()
 
 
-def _latency(run: Run, execution: str, median: float, ci: tuple[float, float]) -> Figures:
+def _latency(run: Run, row: TrialRow) -> Figures:
     settings = run.config.search.latency if run.config.search else run.config.latency
     return {
         "batch": settings.batch,
         "threads": settings.threads,
-        "execution": execution,
-        "median": median,
-        "ci": list(ci),
+        "execution": row.execution,
+        "median": row.latency_ms,
+        "ci": list(row.latency_ci),
     }
 
 

@@ -102,7 +102,7 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
         console = Console(width=TABLE_WIDTH)
     latency = next(iter(summary["models"].values()))["latency_ms"]
     table = Table(
-        title=_title(summary['run'], latency),
+        title=_title(summary["run"], latency),
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from orchestrator.config.base import fingerprint
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
@@ -23,12 +22,11 @@ from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
-from orchestrator.training.augment import views
-from orchestrator.training.batches import Rows
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.mailbox import Mailbox
 from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.teacher import TeacherCache
 
 log = logging.getLogger(__name__)
 
@@ -123,38 +121,21 @@ def _teacher_outputs(
     job: TrainJob, store: Store, rows: Part, device: torch.device, rank: int, world: int
 ) -> NDArray[np.float32] | None:
     """The teacher's outputs [V, N, K] on the rows in every view: from the store, or computed by rank 0."""
-    if job.teacher_digest is None:
+    digest = job.teacher_digest
+    if digest is None:
         return None
-    training = job.entry.training
-    used = min(views(training.augment), training.epochs)
+    settings = job.settings()
+    data = settings["transfer"] or settings["data"]
+    training, threads = job.entry.training, job.entry.resources.cpus
+    cache = TeacherCache(store, digest, data, rows, training, job.seed, threads, str(device))
     if rank == 0:
-        _keep_teacher_outputs(job, store, rows, device, used)
+        cache.fill(lambda: _teacher(job, store, digest))
     if world > 1:
         torch.distributed.barrier()
-    found = [
-        store.predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids) for view in range(used)
-    ]
-    kept = [outputs for outputs in found if outputs is not None]
-    if len(kept) != used:
-        raise DataError("the teacher's outputs are not in the store", job.teacher_digest, "run again")
-    return np.stack(kept)
-
-
-def _keep_teacher_outputs(job: TrainJob, store: Store, rows: Part, device: torch.device, used: int) -> None:
-    assert job.teacher_digest is not None
-    missing = [
-        view
-        for view in range(used)
-        if store.predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids) is None
-    ]
-    if not missing:
-        return
-    training = job.entry.training
-    teacher = _teacher(job, store, job.teacher_digest).to(device)
-    cut = Rows(rows, training.augment, job.seed, training.batch_size, None)
-    for view in missing:
-        outputs = cut.outputs_of(teacher, view, device, training.channels_last).numpy()
-        store.put_predictions(job.teacher_digest, _view_key(job, rows, view), rows.ids, outputs)
+    outputs = cache.outputs()
+    if outputs is None:
+        raise DataError("the teacher's outputs are not in the store", digest, "run again")
+    return outputs
 
 
 def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
@@ -168,22 +149,6 @@ def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
     module = build(manifest.model, manifest.signature, allowed=job.allowed, seed=0)
     module.load_state_dict(store.tensors(digest))
     return module.eval()
-
-
-def _view_key(job: TrainJob, rows: Part, view: int) -> str:
-    """Names the rows, their view, and all that a teacher's last bits depend on."""
-    facts = {
-        "rows": job.settings()["transfer"] or job.settings()["data"],
-        "augment": job.entry.training.augment.plain(),
-        "seed": job.seed,
-        "threads": job.entry.resources.cpus,
-        "gpu": job.entry.resources.gpus > 0,
-        "channels_last": job.entry.training.channels_last,
-        "torch": torch.__version__,
-        "isa": machine()["isa"],
-        "count": len(rows),
-    }
-    return f"train-view{view}-{fingerprint(facts)[:24]}"
 
 
 def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbox: Mailbox) -> None:
