@@ -27,7 +27,9 @@ def measure() -> Result:
             seconds[name].append(time.perf_counter() - started)
     rows = [{"command": name, "median_s": statistics.median(taken)} for name, taken in seconds.items()]
     return rows, {
-        "limit over orchestrator --help": Ratio(LIMIT_S / statistics.median(seconds["orchestrator --help"]), 1.0)
+        "limit over orchestrator --help": Ratio(
+            LIMIT_S / statistics.median(seconds["orchestrator --help"]), 1.0
+        )
     }
 
 

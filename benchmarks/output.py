@@ -45,15 +45,16 @@ def main(name: str, text: str, measure: Callable[[], Result]) -> None:
     for row in rows:
         print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
     for key, ratio in ratios.items():
-        print(f"{key}: {ratio.value:.2f} (goal {ratio.goal:g}: {'met' if ratio.plain()['met'] else 'not met'})")
+        verdict = "met" if ratio.plain()["met"] else "not met"
+        print(f"{key}: {ratio.value:.2f} (goal {ratio.goal:g}: {verdict})")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _short(value: Any) -> str:
