@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, of_system
 from orchestrator.pipeline.run import execute_file
 
 
@@ -35,6 +35,11 @@ def main(until: str, text: str) -> None:
         )
     except OrchestratorError as error:
         sys.exit(_complain(f"error: {error}", error.exit_code))
+    except OSError as error:
+        explained = of_system(error)
+        if explained is None:
+            raise
+        sys.exit(_complain(f"error: {explained}", explained.exit_code))
     except KeyboardInterrupt:
         sys.exit(_complain("stopped; submit the same job again to continue", 130))
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, of_system
 
 P = ParamSpec("P")
 
@@ -51,18 +51,28 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except OrchestratorError as error:
-            if kwargs.get("as_json"):
-                _print_json({"error": str(error), "kind": type(error).__name__})
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(error.exit_code) from None
+            raise _complain(error, bool(kwargs.get("as_json"))) from None
         except KeyboardInterrupt:
             typer.secho("stopped; run the same command again to continue", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(1) from None
+        except OSError as error:
+            explained = of_system(error)
+            if explained is None:
+                raise
+            raise _complain(explained, bool(kwargs.get("as_json"))) from None
 
     return wrapper
+
+
+def _complain(error: OrchestratorError, as_json: bool) -> typer.Exit:
+    """Tell the error; what to raise next."""
+    if as_json:
+        _print_json({"error": str(error), "kind": type(error).__name__})
+    typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+    return typer.Exit(error.exit_code)
 
 
 def _print_json(document: Any) -> None:
@@ -171,7 +181,9 @@ def models(
     """List what the store holds."""
     from orchestrator.pipeline.listing import list_models
 
-    list_models(prefix, store=store, verify=verify, as_json=as_json)
+    problem = list_models(prefix, store=store, verify=verify, as_json=as_json)
+    if problem is not None:
+        raise _complain(problem, as_json=False)  # the list is the one JSON document
 
 
 @app.command()

@@ -7,6 +7,8 @@ itself (exit code 1). Every class takes the same three plain arguments and passe
 
 from __future__ import annotations
 
+import errno
+
 
 class OrchestratorError(Exception):
     """Base of all errors that are shown as one sentence instead of a traceback."""
@@ -128,3 +130,19 @@ class MemberFailedError(ServingError):
 
 class DiffersError(ServingError):
     """Served answers are not the in-process answers."""
+
+
+def of_system(error: OSError) -> OrchestratorError | None:
+    """The error for a file system's refusal that no closer code explained; None when it is none.
+
+    Sockets and other machinery raise `OSError` as well, but those name no file.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(
+            "no space is left on the disk", error.filename, "free some and run the same command again"
+        )
+    if error.filename is None:
+        return None
+    return OrchestratorError(
+        error.strerror or type(error).__name__, error.filename, "check the path and who may write there"
+    )

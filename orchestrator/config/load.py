@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -100,7 +101,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> Confi
     # An unknown key explains most of what follows from it, so it is told first.
     first = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
     fields = _fields_at(cls, first["loc"][:-1])
-    place = ".".join(str(part) for part in first["loc"] if not _is_tag(part, first["loc"]))
+    place = ".".join(_keys(first["loc"], unknown_key=first["type"] == "extra_forbidden"))
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1, cutoff=0.5)
@@ -109,13 +110,19 @@ def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> Confi
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
-    return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}")
+    near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'" if first["type"] == "literal_error" and near else ""
+    return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}", fix=hint)
 
 
-def _is_tag(part: str | int, loc: tuple[str | int, ...]) -> bool:
-    """Pydantic puts a union's tag into the location; users never wrote it as a key."""
-    position = loc.index(part)
-    return part in _TAGS and position > 0 and loc[position - 1] not in ("models", "ensembles")
+def _keys(loc: tuple[str | int, ...], *, unknown_key: bool) -> Iterator[str]:
+    """A location as the user wrote it: pydantic adds the tag of each union that it went through."""
+    for position, part in enumerate(loc):
+        named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "ensembles"))
+        is_last = unknown_key and position == len(loc) - 1
+        is_tag = part in _TAGS or str(part).startswith("literal[")
+        if named_by_user or is_last or not is_tag:
+            yield str(part)
 
 
 def _literals(cls: type[BaseModel]) -> set[object]:

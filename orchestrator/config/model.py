@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.imports import ImportPath
@@ -92,6 +92,14 @@ class ImportedModel(Settings):
 
     factory: ImportPath
     kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("factory", mode="before")
+    @classmethod
+    def _no_built_in(cls, value: Any) -> Any:
+        if isinstance(value, str) and ":" not in value:
+            known = ", ".join(BUILT_IN)
+            raise ValueError(f"no built-in has this name ({known}), and package.module:callable has a colon")
+        return value
 
 
 def _tag(value: Any) -> str:

@@ -74,6 +74,8 @@ class Promise(Settings):
     max_drop: float = Field(0.01, ge=0)
     """Largest allowed loss, in the metric's own unit (accuracy: 0.01 is one point)."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    looks: int = Field(4, ge=1)
+    """Most variants that the contract part is asked about."""
 
 
 class SearchSettings(Settings):

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.config.data import DataSettings, EmbeddedData, FolderData, ParquetData
 from orchestrator.config.ensemble import Member
+from orchestrator.config.load import validate
 from orchestrator.config.measure import LatencySettings, Metric
 from orchestrator.config.model import BUILT_IN, ModelSettings
 from orchestrator.config.run import ModelEntry, RunConfig
@@ -84,9 +85,13 @@ def _config(name: str, settings: ModelSettings, data: str) -> RunConfig:
         found = FolderData(root=data)
     else:
         found = ParquetData(root=str(place.parent), train=place.name)
-    return RunConfig(
-        name=name.replace("/", "."), data=found, metric=metric, models={"model": ModelEntry(model=settings)}
-    )
+    values = {
+        "name": name.replace("/", "."),
+        "data": found.plain(),
+        "metric": metric.plain(),
+        "models": {"model": ModelEntry(model=settings).plain()},
+    }
+    return validate(RunConfig, values, "import")
 
 
 def _figures(run: Run, name: str, digest: str) -> dict[str, Any]:

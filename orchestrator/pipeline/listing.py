@@ -8,16 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.errors import CorruptArtifactError
+from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.pipeline.context import store_root
 from orchestrator.store.store import Store
 
+_BAD = "the store does not hold all that its refs name"
 
-def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) -> None:
-    """Print every ref with its artifact or ensemble.
 
-    Raises:
-        CorruptArtifactError: `verify` found damage; all refs are printed first.
+def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) -> StoreError | None:
+    """Print every ref with its artifact or ensemble, and what is wrong with it.
+
+    Returns:
+        What to tell of damaged or missing ones; None when there are none.
     """
     opened = Store(store_root(store), create=False)
     rows = [_row(opened, ref, verify) for ref in opened.refs(prefix)]
@@ -25,23 +27,24 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
         print(json.dumps(rows, indent=2))
     else:
         _print(rows)
-    damaged = [row["ref"] for row in rows if row["state"] == "damaged"]
-    if damaged:
-        raise CorruptArtifactError("damaged", ", ".join(damaged), "run it again, or restore these artifacts")
+    bad = [f"{row['ref']} ({row['state']})" for row in rows if row["state"] in ("damaged", "missing")]
+    return CorruptArtifactError(_BAD, ", ".join(bad), "run them again, or restore them") if bad else None
 
 
 def _row(store: Store, ref: str, verify: bool) -> dict[str, Any]:
     digest = store.ref(ref)
     row: dict[str, Any] = {"ref": ref, "digest": digest, "state": "unchecked"}
-    if not store.has(digest):
-        return {**row, "kind": store.spec(digest).tree.kind, "bytes": None, "state": "ok"}
     try:
+        if not store.has(digest):
+            return {**row, "kind": store.spec(digest).tree.kind, "bytes": None, "state": "ok"}
         if verify:
             store.verify(digest)
             row["state"] = "ok"
         manifest = store.manifest(digest)
     except CorruptArtifactError:
         return {**row, "kind": "", "bytes": None, "state": "damaged"}
+    except NotFoundError:
+        return {**row, "kind": "", "bytes": None, "state": "missing"}
     plan = " > ".join(step.kind for step in manifest.plan)
     return {**row, "kind": f"{manifest.model.factory} {plan}".strip(), "bytes": store.artifact_bytes(digest)}
 

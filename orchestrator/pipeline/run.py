@@ -73,6 +73,7 @@ def execute(
         The run summary (design: Run summary); before the evaluation, the digests by name.
 
     Raises:
+        StoreLockedError: a living process works on a run of this name in this store.
         OrchestratorError: whatever went wrong, as one sentence; what was finished stays in the store.
     """
     if until not in STAGES:
@@ -80,6 +81,7 @@ def execute(
     progress = Progress()
     with ExitStack() as stack:
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
+        stack.enter_context(run.store.lock(f"run-{config.name}"))
         models = train(run, fresh=fresh)
         if until == "train":
             return {"run": config.name, "models": models}

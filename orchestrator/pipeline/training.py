@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.config.imports import resolve
+from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.training import CustomLoss
 from orchestrator.data.load import default_cache, load
 from orchestrator.pipeline.context import Run
 from orchestrator.training.ray_train import TrainJob, train_models
@@ -20,6 +23,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
     Raises:
         ResourceError: the cluster can never run one of the models.
         TrainingError: a model failed; the others are kept.
+        ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
         ConfigError: a model was trained in this run with other settings (`fresh` forgets them).
     """
     entries = run.config.models
@@ -29,6 +33,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
     for name in done:
         run.progress("train", f"{name}: finished before")
     if len(done) < len(jobs):
+        _check_imports(run)
         run.cluster()
         done = train_models(
             jobs,
@@ -69,6 +74,19 @@ def _job(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> Tr
         teacher_digest=imported.get(entry.teacher or ""),
         transfer_folder=folder,
     )
+
+
+def _check_imports(run: Run) -> None:
+    """Import what the run file names before Ray starts, instead of failing in a worker."""
+    named = [run.config.metric.name]
+    for entry in run.config.models.values():
+        if isinstance(entry.model, ImportedModel):
+            named.append(entry.model.factory)
+        if isinstance(entry.training.loss, CustomLoss):
+            named.append(entry.training.loss.loss)
+    for path in named:
+        if ":" in path:
+            resolve(path, run.allowed)
 
 
 def _finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:

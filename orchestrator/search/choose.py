@@ -1,4 +1,4 @@
-"""From the trials to the one variant whose promise is tested on the contract part."""
+"""From the trials to the variant that keeps the promise on the contract part."""
 
 from __future__ import annotations
 
@@ -21,61 +21,78 @@ class Choice(NamedTuple):
 def choose(
     rows: Sequence[TrialRow], parent: TrialRow, promise: Promise, look: Callable[[TrialRow], Verdict]
 ) -> Choice:
-    """Preselect one variant on the validation part, then look at the contract part once.
+    """Look at the contract part for a few variants, from the safest to the fastest; take the last that holds.
 
-    One look only: with several, a promise that does not hold would pass by chance more often than
-    `1 - confidence`.
+    The order is fixed on validation rows alone and the looks end at the first promise that does not hold, so
+    each may be made at the full confidence (fixed-sequence testing; Maurer et al. 1995; Angelopoulos et al.,
+    https://arxiv.org/abs/2110.01052, section 2.3).
     """
-    candidate, reason = preselect(rows, parent, promise)
-    if candidate is None:
+    candidates, reason = preselect(rows, parent, promise)
+    if not candidates:
         return Choice(None, None, reason)
-    verdict = look(candidate)
-    if not verdict.holds:
+    held: list[tuple[TrialRow, Verdict]] = []
+    for candidate in candidates:
+        verdict = look(candidate)
+        if not verdict.holds:
+            break
+        held.append((candidate, verdict))
+    if not held:
         return Choice(
             None,
             verdict,
-            f"none qualifies: {candidate.name} was the best on validation, but on the contract part "
+            f"none qualifies: {candidate.name} was the safest on validation, but on the contract part "
             f"the promise does not hold ({verdict.reason})",
         )
-    return Choice(candidate, verdict, f"{reason}; on the contract part the promise holds ({verdict.reason})")
+    row, kept = held[-1]
+    return Choice(
+        row, kept, f"{row.name} {_gain(row, parent)}; on the contract part the promise holds ({kept.reason})"
+    )
 
 
-def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> tuple[TrialRow | None, str]:
-    """The fastest variant that keeps the drop on validation and is measurably better than its parent.
+def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> tuple[list[TrialRow], str]:
+    """At most `promise.looks` variants, each measurably faster than the one before it, the safest first.
 
-    Variants whose upper confidence bound of the drop already keeps the promise on validation come
-    first: they are the ones likely to keep it on other rows. Variants whose latency interval overlaps
-    the fastest one's are tied; the smaller drop wins, then fewer bytes.
+    A candidate stays within the allowed drop on validation and is measurably faster or smaller than its
+    parent. The safest has the least upper confidence bound of its drop on validation; equal ones are ordered
+    by latency and bytes.
 
     Returns:
-        The variant, or None, and the reason as one sentence without a final stop.
+        The candidates in the order to look at them, or none and the reason as a sentence without its stop.
     """
     finished = [row for row in rows if row.ok]
     if not finished:
         first = next((row.reason for row in rows), "there was no trial")
-        return None, f"none qualifies: no trial finished ({first})"
+        return [], f"none qualifies: no trial finished ({first})"
     feasible = [row for row in finished if row.feasible]
     if not feasible:
         closest = min(finished, key=lambda row: (row.drop, row.number))
-        return None, (
+        return [], (
             f"none qualifies: no variant stays within a drop of {promise.max_drop:g} on validation; "
             f"the closest, {closest.name}, drops {closest.drop:.4f}"
         )
     better = [row for row in feasible if row.speedup_ci[0] > 1 or row.bytes < parent.bytes]
     if not better:
-        return None, (
+        return [], (
             f"none qualifies: none of the {len(feasible)} variants within the allowed drop is measurably "
             "faster or smaller than its parent"
         )
-    safe = [row for row in better if row.drop_bound <= promise.max_drop]
-    picked = _fastest(safe or better)
-    return picked, f"{picked.name} {_gain(picked, parent)}"
+    return _thinned(_chain(better), promise.looks), ""
 
 
-def _fastest(rows: Sequence[TrialRow]) -> TrialRow:
-    first = min(rows, key=lambda row: (row.latency_ms, row.number))
-    tied = [row for row in rows if row.latency_ci[0] <= first.latency_ci[1]]
-    return min(tied, key=lambda row: (row.drop, row.bytes, row.latency_ms, row.number))
+def _chain(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """From the least bound on, every row that is faster than all before it by more than the noise."""
+    chain: list[TrialRow] = []
+    for row in sorted(rows, key=lambda row: (row.drop_bound, row.latency_ms, row.bytes, row.number)):
+        if not chain or row.latency_ci[1] < chain[-1].latency_ci[0]:
+            chain.append(row)
+    return chain
+
+
+def _thinned(chain: list[TrialRow], most: int) -> list[TrialRow]:
+    """At most `most` rows, evenly spaced; of one row the safest is kept, else both ends."""
+    if len(chain) <= most:
+        return chain
+    return [chain[round(place * (len(chain) - 1) / max(most - 1, 1))] for place in range(most)]
 
 
 def _gain(row: TrialRow, parent: TrialRow) -> str:

@@ -1,4 +1,4 @@
-"""One variant is preselected, and looked at once; or a sentence says why none qualifies."""
+"""A few variants are preselected and looked at in order; or a sentence says why none qualifies."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ def verdict(holds: bool) -> Verdict:
     return Verdict(holds, 0.004, 0.011 if holds else 0.03, 500, 0.02, 0.95, "test", "drop 0.004, at most ...")
 
 
-def picked(*rows: TrialRow) -> TrialRow | None:
-    return preselect(rows, parent(), PROMISE)[0]
+def order(*rows: TrialRow) -> list[int]:
+    """Numbers of the rows in the order in which they would be looked at."""
+    return [row.number for row in preselect(rows, parent(), PROMISE)[0]]
 
 
-def test_the_fastest_feasible_variant_is_preselected() -> None:
+def test_from_the_safest_to_the_fastest() -> None:
     fast_but_bad = measured(0, drop=0.05, latency=0.2)
-    slow = measured(1, latency=2.0)
+    safe = measured(1, drop=0.0, latency=2.0)
     fast = measured(2, drop=0.01, latency=1.0)
-    assert picked(fast_but_bad, slow, fast) == fast
+    slow_and_worse = measured(3, drop=0.005, latency=2.5)
+    assert order(fast_but_bad, slow_and_worse, fast, safe) == [1, 2]
 
 
-def test_within_noise_the_smaller_drop_wins_and_then_fewer_bytes() -> None:
-    fastest = measured(0, drop=0.01, latency=1.0)
-    tied = measured(1, drop=0.005, latency=1.05)
-    apart = measured(2, drop=0.0, latency=1.5)
-    assert picked(fastest, tied, apart) == tied
-    smaller = measured(3, drop=0.005, latency=1.06, size=50)
-    assert picked(fastest, tied, smaller, apart) == smaller
+def test_a_variant_within_the_noise_of_a_safer_one_is_left_out() -> None:
+    assert order(measured(0, drop=0.0, latency=1.0), measured(1, drop=0.005, latency=0.95)) == [0]
 
 
-def test_a_variant_whose_bound_keeps_the_promise_on_validation_comes_first() -> None:
-    risky = measured(0, drop=0.019, latency=0.5)
-    safe = measured(1, drop=0.0, latency=1.0)
-    assert picked(risky, safe) == safe
-    assert picked(risky) == risky
+def test_of_equally_safe_ones_the_fastest_and_then_the_smallest_comes_first() -> None:
+    assert order(measured(0, latency=2.0), measured(1, latency=1.0)) == [1]
+    assert order(measured(0, size=100), measured(1, size=50)) == [1]
+
+
+def test_at_most_so_many_looks_and_both_ends_among_them() -> None:
+    rows = [measured(number, drop=0.001 * number, latency=4.0 / 1.5**number) for number in range(9)]
+    assert order(*rows) == [1, 3, 6, 8]
 
 
 def test_not_faster_but_smaller_qualifies() -> None:
     smaller = measured(0, latency=4.1, size=30)
-    row, reason = preselect([smaller], parent(), PROMISE)
-    assert row == smaller
-    assert reason == "v0 takes 30% of its bytes"
+    choice = choose([smaller], parent(), PROMISE, lambda _: verdict(holds=True))
+    assert choice.row == smaller
+    assert choice.reason.startswith("v0 takes 30% of its bytes")
 
 
 def test_neither_faster_nor_smaller_does_not() -> None:
     # Its speed-up's interval reaches below 1.
-    row, reason = preselect([measured(0, latency=3.9)], parent(), PROMISE)
-    assert row is None
+    rows, reason = preselect([measured(0, latency=3.9)], parent(), PROMISE)
+    assert rows == []
     assert reason.startswith("none qualifies")
     assert "faster or smaller" in reason
 
 
 def test_order_of_the_rows_does_not_matter() -> None:
     rows = [measured(number, drop=0.001 * (number % 3), latency=1.0 + 0.01 * number) for number in range(6)]
-    assert picked(*rows) == picked(*reversed(rows))
+    assert order(*rows) == order(*reversed(rows))
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,30 @@ def test_none_qualifies_says_why(rows: list[TrialRow], words: str) -> None:
     assert words in choice.reason
 
 
-def test_the_contract_part_is_looked_at_once_and_decides() -> None:
-    looked: list[int] = []
-    rows = [measured(0, latency=1.0), measured(1, latency=2.0)]
+ROWS = [measured(number, drop=0.004 * number, latency=4.0 / 2**number) for number in range(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("holding", "looked", "chosen"),
+    [({1, 2, 3}, [1, 2, 3], 3), ({1, 3}, [1, 2], 1), (set(), [1], None)],
+)
+def test_the_looks_end_at_the_first_promise_that_does_not_hold(
+    holding: set[int], looked: list[int], chosen: int | None
+) -> None:
+    seen: list[int] = []
 
     def look(row: TrialRow) -> Verdict:
-        looked.append(row.number)
-        return verdict(holds=False)
+        seen.append(row.number)
+        return verdict(holds=row.number in holding)
 
-    refused = choose(rows, parent(), PROMISE, look)
-    assert looked == [0]
-    assert refused.row is None
-    assert refused.verdict == verdict(holds=False)
-    assert "does not hold" in refused.reason
-    kept = choose(rows, parent(), PROMISE, lambda row: verdict(holds=row.number == 0))
-    assert kept.row == rows[0]
-    assert "4.00 times as fast" in kept.reason
+    choice = choose(ROWS, parent(), PROMISE, look)
+    assert seen == looked
+    assert (choice.row.number if choice.row else None) == chosen
+    assert choice.verdict == verdict(holds=chosen is not None)
+    assert ("the promise holds" if chosen else "does not hold") in choice.reason
 
 
 def test_a_regression_metric_needs_nothing_special() -> None:
     """Smaller is better there: the drop already points the right way."""
     row = dataclasses.replace(measured(0, drop=-0.1), metric=0.3)
-    assert picked(row) == row
+    assert order(row) == [0]

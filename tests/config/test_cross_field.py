@@ -1,0 +1,135 @@
+"""What one setting demands of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.config.toys import DISTILLED, model, refused, run, student
+
+
+def test_teachers() -> None:
+    assert run(models={"big": model(), "s": student("big"), "t": student("s")}, search=None)
+    circle = {"a": student("b"), "b": student("c"), "c": student("a")}
+    assert "the teachers form a circle" in refused(models=circle, search=None)
+    assert "models.a.teacher: no other model is named 'a'" in refused(models={"a": student("a")}, search=None)
+    assert "models.a.teacher: no other model is named 'z'" in refused(models={"a": student("z")}, search=None)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        student(None),
+        model(teacher="big"),
+        model(training={"loss": {"kind": "mse"}}, teacher="big"),
+    ],
+)
+def test_a_teacher_and_its_loss_go_together(entry: dict[str, Any]) -> None:
+    assert "models.s: a distillation loss and 'teacher' go together" in refused(
+        models={"big": model(), "s": entry}
+    )
+
+
+def test_a_model_has_one_source() -> None:
+    assert "either 'model'" in refused(models={"big": {}})
+    assert "either 'model'" in refused(models={"big": model(ref="digits/mine")})
+    assert run(models={"big": {"ref": "digits/mine"}}).models["big"].ref == "digits/mine"
+
+
+def test_names_of_the_front_are_reserved() -> None:
+    assert "model name 'chosen' is reserved" in refused(models={"chosen": model()}, search=None)
+
+
+def test_the_searched_model_exists() -> None:
+    assert "search.parent: no model is named 'huge'; models: big, small" in refused("search.parent=huge")
+
+
+def pair(*members: str, kind: str = "parallel") -> dict[str, Any]:
+    return {"kind": kind, "stages" if kind == "sequential" else "members": list(members)}
+
+
+def test_ensembles_name_what_there_is() -> None:
+    found = run(ensembles={"x": pair("big", "chosen"), "y": pair("x", "fastest", kind="sequential")})
+    assert list(found.ensembles) == ["x", "y"]
+    text = refused(ensembles={"x": pair("big", "huge")})
+    assert "ensembles.x: no member is named 'huge'; known: big, small, chosen, fastest" in text
+    assert "no member is named 'chosen'; known: big, small" in refused(
+        ensembles={"x": pair("big", "chosen")}, search=None
+    )
+
+
+def test_an_ensemble_may_use_only_those_before_it() -> None:
+    later = {"y": pair("x", "big"), "x": pair("big", "small")}
+    assert "ensembles.y: no member is named 'x'" in refused(ensembles=later)
+    assert run(ensembles=dict(reversed(later.items())))
+    assert "ensembles.x: no member is named 'x'" in refused(ensembles={"x": pair("x", "big")})
+    assert "ensembles.big: the name is already taken" in refused(ensembles={"big": pair("big", "small")})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"kind": "weighted_mix", "members": ["big", "small"], "weights": [1.0]},
+            "need as many weights, got 1",
+        ),
+        ({"kind": "weighted_mix", "members": ["big", "small"], "weights": [0.7, 0.7]}, "sum to 1"),
+        ({"kind": "weighted_mix", "members": ["big", "small"], "weights": [1.5, -0.5]}, "must be >= 0"),
+        ({"kind": "sequential", "stages": ["big", "small"], "thresholds": []}, "2 stages need 1 thresholds"),
+        ({"kind": "parallel", "members": ["big"]}, "at least 2"),
+    ],
+)
+def test_weights_and_thresholds_fit_the_members(more: dict[str, Any], said: str) -> None:
+    assert said in refused(ensembles={"x": more})
+
+
+def test_shares_sum_to_one() -> None:
+    text = refused("data.shares.train=0.8")
+    assert "data.shares: train, validation, calibration and contract must sum to 1, got 1.05" in text
+    assert run("data.shares.test=0.5", "data.shares.train=0.7", "data.shares.contract=0.15")
+
+
+def test_the_metric_fits_the_task() -> None:
+    assert "metric rmse does not fit task classification" in refused("metric.name=rmse")
+    assert "metric accuracy does not fit task regression" in refused(
+        "data.task=regression", "metric.name=accuracy"
+    )
+    assert run("data.task=regression").metric.name == "rmse"
+    assert run("metric.name=mine:score").metric.name == "mine:score"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("models.big.resources.workers=[3, 2]", "workers must be at least 1"),
+        ("models.big.model={factory: resnet, kwargs: {depth: 9}}", "depth must be 6n + 2"),
+        ("models.big.model={factory: vit, kwargs: {dim: 30}}", "dim (30) must be a multiple of heads (4)"),
+        ("search.space.amount={kind: choice, values: [1.5]}", "amount is a share of channels"),
+        ("search.space.amount={kind: uniform, low: 0.5, high: 0.1}", "low (0.5) must not exceed high (0.1)"),
+        ("search.space.temperature={kind: choice, values: [0]}", "temperature must be > 0"),
+        ("data={kind: parquet, train: a, input: x, features: [y]}", "not both"),
+        ("data={kind: parquet, train: a, target: [x, y]}", "one target column"),
+    ],
+)
+def test_other_checks(assignment: str, said: str) -> None:
+    assert said in refused(assignment)
+
+
+def test_allowed_is_what_the_file_names() -> None:
+    assert run().allowed() == frozenset()
+    mine = model("mine.nets:make", training={"loss": {"kind": "custom", "loss": "mine.losses:own"}})
+    found = run(
+        allow=["other.nets:old"],
+        data={"kind": "custom", "dataset": "mine.rows:read", "transform": "mine.rows:scale"},
+        metric={"name": "mine.metrics:score"},
+        models={"big": mine, "s": model(training={"loss": DISTILLED}, teacher="big")},
+    )
+    assert found.allowed() == {
+        "other.nets:old",
+        "mine.rows:read",
+        "mine.rows:scale",
+        "mine.metrics:score",
+        "mine.nets:make",
+        "mine.losses:own",
+    }

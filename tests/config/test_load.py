@@ -1,0 +1,124 @@
+"""Files, overrides, the JSON Schema, and canonical JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.config.base import canonical, fingerprint
+from orchestrator.config.load import json_schema, load_run, override, parse_yaml, read_yaml
+from orchestrator.config.run import RunConfig
+from orchestrator.errors import ConfigError
+from tests.config.toys import refused, run, values
+
+
+def write(path: Path, **changed: Any) -> Path:
+    path.write_text(yaml.safe_dump(values(**changed)), encoding="utf-8")
+    return path
+
+
+def test_a_file_with_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml")
+    found = load_run(path, ["seed=5", "search.trials=3", "models.small.training.lr=1e-2", "serving=null"])
+    assert (found.seed, found.serving) == (5, None)
+    assert found.search is not None
+    assert found.search.trials == 3
+    assert found.models["small"].training.lr == 0.01
+    assert load_run(path).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read the run file"),
+        (b"\xff\xfe", "cannot read the run file"),
+        (b"a: [1", "not valid YAML"),
+        (b"- 1\n- 2\n", "must be a mapping"),
+        (b"", "must be a mapping"),
+    ],
+)
+def test_files_that_are_no_run_file(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as found:
+        read_yaml(path)
+    assert str(path) in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_overrides_leave_the_original() -> None:
+    before = {"a": {"b": [1, {"c": 2}]}}
+    after = override(before, ["a.b=[3]", "x.y.z=true", "a.d=e=f"])
+    assert after == {"a": {"b": [3], "d": "e=f"}, "x": {"y": {"z": True}}}
+    assert before == {"a": {"b": [1, {"c": 2}]}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("seed", "must look like a.b=c"),
+        ("=3", "must look like a.b=c"),
+        ("search..trials=3", "must look like a.b=c"),
+        ("name.first=x", "leads through a value that has no keys"),
+        ("seed=[1", "not valid YAML"),
+    ],
+)
+def test_overrides_that_make_no_sense(assignment: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as found:
+        override(values(), [assignment])
+    assert assignment in str(found.value)
+
+
+def test_overrides_pass_the_same_validation() -> None:
+    assert "search.trails. did you mean 'trials'" in refused("search.trails=3")
+    assert "models.small.training.epochs" in refused("models.small.training.epochs=0")
+
+
+def test_plain_values_and_back() -> None:
+    ensembles = {"x": {"kind": "sequential", "stages": ["fastest", "small"]}}
+    found = run(ensembles=ensembles)
+    assert RunConfig.model_validate(json.loads(json.dumps(found.plain()))) == found
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        run().seed = 3  # type: ignore[misc]
+
+
+def test_json_schema_describes_the_file() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    assert {"name", "data", "models"} <= set(schema["required"])
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(RunConfig.model_fields)
+    assert "latency" in schema["$defs"]["SearchSettings"]["properties"]
+    assert schema["$defs"]["Training"]["properties"]["lr"]["description"] == "The schedule's peak."
+
+
+def test_canonical_json_is_one_form() -> None:
+    assert canonical({"b": [1, 2.5], "a": "ü"}) == '{"a":"ü","b":[1,2.5]}'.encode()
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_lacks_have_no_fingerprint(number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical({"a": [number]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(number)
+
+
+def test_objects_have_no_fingerprint() -> None:
+    with pytest.raises(TypeError):
+        fingerprint({"a": {1, 2}})
+
+
+def test_yaml_runs_no_code() -> None:
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_yaml("a: !!python/object/apply:os.getcwd []", "x.yaml")
