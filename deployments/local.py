@@ -149,6 +149,7 @@ def _clear(host: str, port: int) -> None:
 
 def _start(application: Application, host: str, port: int) -> None:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
     serve.run_many(
         [serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],

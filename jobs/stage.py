@@ -23,6 +23,9 @@ def main(until: str, text: str) -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override one setting"
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train anew even where a model's settings changed"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -32,6 +35,7 @@ def main(until: str, text: str) -> None:
             store=arguments.store,
             overrides=arguments.overrides,
             data=arguments.data,
+            fresh=arguments.fresh,
         )
     except OrchestratorError as error:
         sys.exit(_complain(f"error: {error}", error.exit_code))

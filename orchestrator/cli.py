@@ -27,7 +27,7 @@ app = typer.Typer(
 Config = Annotated[str, typer.Argument(help="Run file, or 'digits' for the embedded one.")]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="Store: a path or URI. [default: $ORCHESTRATOR_STORE, else runs/store]"),
+    typer.Option("--store", help="Store: a path or URI. (default: $ORCHESTRATOR_STORE, else runs/store)"),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated.")
@@ -141,6 +141,8 @@ def init_command(
 
     if out.exists() and not force:
         raise ConfigError("the file exists already", out, "pass --force or another --out")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
     out.write_text(suggest(data, name), encoding="utf-8")
     if as_json:
         _print_json({"written": str(out)})
@@ -191,20 +193,25 @@ def models(
 def submit(
     config: Config,
     address: Annotated[
-        str | None, typer.Option(help="Dashboard address. [default: $RAY_API_SERVER_ADDRESS]")
+        str | None, typer.Option(help="Dashboard address. (default: $RAY_API_SERVER_ADDRESS)")
     ] = None,
     store: StoreOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
     wait: Annotated[bool, typer.Option(help="Follow the log and end with the job's exit code.")] = True,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a run file as a job on a Ray cluster."""
+    from orchestrator.pipeline.run import read_config
     from orchestrator.submit import submit_run
 
-    result = submit_run(config, address=address, store=store, overrides=overrides or [], data=data, wait=wait)
+    run = read_config(config, overrides or [], data)
+    result = submit_run(run, address=address, store=store, wait=wait, fresh=fresh)
     if as_json:
         _print_json(result)
+    else:
+        typer.echo(f"{result['submission_id']}: {result['status']}")
     raise typer.Exit(0 if result["status"] in ("SUCCEEDED", "SUBMITTED") else 1)
 
 

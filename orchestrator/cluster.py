@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +65,33 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = _join_address()
-    try:
-        if address is None:
-            _start_local(cpus)
-        else:
-            _join(address)
-        yield
-    finally:
-        ray.shutdown()
+    # What Ray itself prints goes to standard error: standard output belongs to the command's answer.
+    with redirect_stdout(_RayOutput()):
+        try:
+            if address is None:
+                _start_local(cpus)
+            else:
+                _join(address)
+            yield
+        finally:
+            ray.shutdown()
+
+
+class _RayOutput(io.TextIOBase):
+    """Standard error, without what a normal end of Ray Serve always prints."""
+
+    _HARMLESS = "ServeController.graceful_shutdown failed"
+
+    def __init__(self) -> None:
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        end_of_dropped = self._dropped and text == "\n"
+        self._dropped = self._HARMLESS in text
+        return len(text) if self._dropped or end_of_dropped else sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _start_local(cpus: int | None) -> None:

@@ -7,7 +7,6 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
 from orchestrator import __version__
 from orchestrator.config.base import fingerprint
+from orchestrator.config.run import RunConfig
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.pipeline.context import STORE_VARIABLE
-from orchestrator.pipeline.run import read_config
 
 POLL_S = 1.0
 START_TRIES = 5
@@ -27,24 +26,24 @@ START_TRIES = 5
 
 
 def submit_run(
-    config: str,
-    *,
-    address: str | None,
-    store: str | None,
-    overrides: Sequence[str],
-    data: str | None,
-    wait: bool,
+    run: RunConfig, *, address: str | None, store: str | None, wait: bool, fresh: bool = False
 ) -> dict[str, Any]:
     """Submit a run; the job's log goes to standard error while waiting.
 
-    The run file is sent with overrides applied, so that nothing but the installed package is needed on
-    the cluster. Submitting the same run again continues it from the store.
+    The run is sent whole, so that nothing but the installed package is needed on the cluster. Submitting the
+    same run again continues it from the store.
+
+    Args:
+        run: what to do.
+        address: of the dashboard.
+        store: absolute path or URI that the cluster reaches.
+        wait: follow the log until the job ends.
+        fresh: train anew what was trained under this name with other settings.
 
     Raises:
         ConfigError: the run file is wrong, or the store is a relative path.
         ClusterError: no dashboard answers, or it refuses the job.
     """
-    run = read_config(config, overrides, data)
     chosen = store or os.environ.get(STORE_VARIABLE)
     if chosen is not None and "://" not in chosen and not Path(chosen).is_absolute():
         raise ConfigError("a job's store must be an absolute path or a URI", chosen)
@@ -54,7 +53,21 @@ def submit_run(
         (Path(folder) / "run.yaml").write_text(text, encoding="utf-8")
         environment = {"PYTHONUNBUFFERED": "1"} | ({STORE_VARIABLE: chosen} if chosen else {})
         submission = f"{run.name}-{fingerprint(run.plain())[:8]}-{int(time.time())}"
-        _submit(client, submission, folder, environment, {"run": run.name, "version": __version__})
+        entrypoint = [
+            "python",
+            "-m",
+            "jobs.pipeline",
+            "--config",
+            "run.yaml",
+            *(["--fresh"] if fresh else []),
+        ]
+        job = {
+            "entrypoint": shlex.join(entrypoint),
+            "submission_id": submission,
+            "runtime_env": {"working_dir": folder, "env_vars": environment},
+            "metadata": {"run": run.name, "version": __version__},
+        }
+        _submit(client, job)
     if not wait:
         return {"submission_id": submission, "status": "SUBMITTED"}
     return {"submission_id": submission, "status": _follow(client, submission)}
@@ -72,21 +85,10 @@ def _client(address: str | None) -> JobSubmissionClient:
         ) from error
 
 
-def _submit(
-    client: JobSubmissionClient,
-    submission: str,
-    folder: str,
-    environment: dict[str, str],
-    metadata: dict[str, str],
-) -> None:
+def _submit(client: JobSubmissionClient, job: dict[str, Any]) -> None:
     for left in reversed(range(START_TRIES)):
         try:
-            client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "jobs.pipeline", "--config", "run.yaml"]),
-                submission_id=submission,
-                runtime_env={"working_dir": folder, "env_vars": environment},
-                metadata=metadata,
-            )
+            client.submit_job(**job)
             return
         except RuntimeError as error:
             if left == 0 or "No available agent" not in str(error):

@@ -70,7 +70,11 @@ def fit_thresholds(
     *,
     allowed: Collection[str] = (),
 ) -> tuple[float, ...]:
-    """Thresholds of least expected cost whose metric stays within `tolerance` of the last stage's.
+    """Thresholds of least expected cost that keep the last stage's metric.
+
+    Two things must hold: the metric stays within `tolerance` of the last stage's, and of the rows that the
+    last stage answers right no larger share than `tolerance` is answered wrong by leaving early. The second
+    gives no credit for rows that happen to be won: on few rows such luck would let everything leave at once.
 
     Stages are fitted front to back. For each, the rows that do not leave are taken to go to the last
     stage; a lower threshold lets more rows leave and so costs less whatever the stages cost, hence the
@@ -81,13 +85,14 @@ def fit_thresholds(
         stages: Log-probabilities [N, K] of every stage on all rows.
         targets: Labels [N].
         metric: What must be kept.
-        tolerance: Allowed loss, in the metric's unit.
+        tolerance: Allowed loss, in the metric's unit, and share of rows lost.
         allowed: Import paths that a metric may come from.
     """
     sign = 1.0 if larger_is_better(metric) else -1.0
     last = stages[-1]
     # A hair of slack: the same rows summed in another order must not count as a loss.
     least = sign * score(metric, last, targets, allowed=allowed) - tolerance - 1e-12
+    right = last.argmax(axis=1) == targets
     answers, going_on = last.copy(), np.arange(len(last))
     thresholds: list[float] = []
     for stage in stages[:-1]:
@@ -96,6 +101,9 @@ def fit_thresholds(
             leaving = going_on[~undecided(stage[going_on], threshold)]
             trial = answers.copy()
             trial[leaving] = stage[leaving]
+            lost = float(np.mean(right & (trial.argmax(axis=1) != targets)))
+            if lost > tolerance + 1e-12:
+                continue
             if sign * score(metric, trial, targets, allowed=allowed) >= least:
                 chosen, answers = threshold, trial
                 break

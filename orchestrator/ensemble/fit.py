@@ -53,7 +53,10 @@ def bind(tree: Node, known: Mapping[str, Node]) -> Node:
             return tree
         if tree.name not in known:
             raise EnsembleError("no member of that name", tree.name, f"known here: {', '.join(known)}")
-        return known[tree.name]
+        found = known[tree.name]
+        if isinstance(found, Member) and "execution" in tree.model_fields_set:
+            return found.model_copy(update={"execution": tree.execution})
+        return found
     below = tuple(bind(child, known) for child in children(tree))
     return tree.model_copy(update={"stages" if isinstance(tree, Sequential) else "members": below})
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config.measure import LatencySettings
 from orchestrator.measure.artifacts import Subject, measure_artifacts
@@ -43,6 +44,9 @@ def start(
         allowed: Import paths that artifacts may be built from.
         name: To find it again by.
     """
-    actor = ray.remote(BenchActor)
-    handle = actor.options(num_cpus=cpus, name=name, max_restarts=1).remote(store, sorted(allowed))
+    # Without reserved cores Ray could put it on a head that does no work.
+    largest = max(ray.nodes(), key=lambda node: float(node["Alive"]) * node["Resources"].get("CPU", 0.0))
+    place = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
+    options = {"num_cpus": cpus, "name": name, "max_restarts": 1, "scheduling_strategy": place}
+    handle = ray.remote(BenchActor).options(**options).remote(store, sorted(allowed))
     return cast("ActorHandle[BenchActor]", handle)

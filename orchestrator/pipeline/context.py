@@ -121,7 +121,6 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
     _refuse_relative_data(config)
     opened = Store(root)
     folder = run_folder(config.name, store)
-    folder.mkdir(parents=True, exist_ok=True)
     progress("data", f"reading ({config.data.kind})")
     dataset = load(config.data, seed=config.seed, cache=default_cache(), allowed=config.allowed())
     sizes = ", ".join(f"{name} {len(part.ids)}" for name, part in dataset.parts.items())

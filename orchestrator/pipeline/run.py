@@ -95,6 +95,7 @@ def execute(
             return {"run": config.name, "models": models, "ensembles": refs}
         evaluation = evaluate(run, models, found, specs)
         served = check_served(run, specs) if until == "report" else {}
+        run.folder.mkdir(parents=True, exist_ok=True)
         summary = summarize(run, found, evaluation, served)
         write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
     return _finish(run, summary)
@@ -110,7 +111,9 @@ def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise NotFoundError("no finished run of that name", folder, f"orchestrator run {name}") from error
+        raise NotFoundError(
+            "no finished run of that name", folder, "orchestrator run RUN_FILE makes one"
+        ) from error
     if not quiet:
         print_table(summary, folder)
     return summary

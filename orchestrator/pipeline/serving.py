@@ -161,16 +161,17 @@ def serve_refs(
         allow=tuple(allow),
         serving=ServingSettings(host=host, port=port),
     )
+    out = sys.stdout  # Ray's own output is kept off it below
     print(f"starting {', '.join(refs)} ...", file=sys.stderr, flush=True)
 
     def ready(url: str) -> None:
         served = [opened.spec(ref).name for ref in settings.refs]
         if as_json:
-            print(json.dumps({"url": url, "models": served}), flush=True)
+            print(json.dumps({"url": url, "models": served}), file=out, flush=True)
             return
-        print(f"ready at {url}; Ctrl-C stops it", flush=True)
+        print(f"ready at {url}; Ctrl-C stops it", file=out, flush=True)
         for name in served:
-            print(f"  {url}/v2/models/{name}", flush=True)
+            print(f"  {url}/v2/models/{name}", file=out, flush=True)
 
     with connected():
         serve_until_stopped(settings, ready)

@@ -1,0 +1,176 @@
+"""A whole tiny run: what it leaves behind, and that a second one repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.pipeline import run as pipeline
+from orchestrator.pipeline.run import execute
+from tests.pipeline.command import command
+from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, Finished, refs, results
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+QUALITY = {"metric", "accuracy", "accuracy_ci", "nll", "ece"}
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def _check_quality(figures: dict[str, Any]) -> None:
+    assert figures.keys() >= QUALITY
+    metric = figures["metric"]
+    assert metric["name"] == "accuracy"
+    assert metric["value"] == figures["accuracy"]
+    low, high = metric["ci"]
+    assert 0 <= low <= metric["value"] <= high <= 1
+
+
+def _check_latency(figures: dict[str, Any]) -> None:
+    assert figures.keys() == {"batch", "threads", "execution", "median", "ci"}
+    assert (figures["batch"], figures["threads"], figures["execution"]) == (32, 1, "eager")
+    assert 0 < figures["ci"][0] <= figures["median"] <= figures["ci"][1]
+
+
+def test_the_summary_is_as_designed(finished: Finished) -> None:
+    summary = finished.summary
+    assert json.loads((finished.folder / "summary.json").read_text()) == summary
+    assert summary.keys() >= {"schema", "run", "seconds", "machine", "data", "models", "search"}
+    assert (summary["schema"], summary["run"], summary["seed"]) == (1, "tiny", 3)
+    assert summary["data"]["digest"]
+    assert sum(summary["data"]["rows"].values()) == 600
+    assert all(math.isfinite(number) for number in _numbers(summary))
+
+
+def test_models(finished: Finished) -> None:
+    assert tuple(finished.summary["models"]) == MODELS
+    for name, figures in finished.summary["models"].items():
+        _check_quality(figures)
+        _check_latency(figures["latency_ms"])
+        assert figures["ref"] == f"tiny/{name}"
+        assert finished.store.ref(figures["ref"]) == figures["digest"]
+        assert figures["bytes"] == finished.store.artifact_bytes(figures["digest"])
+        assert figures["params"] > 0
+
+
+def test_search(finished: Finished) -> None:
+    found = finished.summary["search"]
+    assert found["trials"] == TRIALS
+    assert found["front"]
+    for point in [*found["front"], found["chosen"]]:
+        _check_quality(point)
+        _check_latency(point["latency_ms"])
+        assert finished.store.has(point["digest"])
+        assert point["name"]
+    assert found["chosen"]["verdict"]["holds"] is True
+    assert found["chosen"]["digest"] == finished.store.ref("tiny/chosen")
+    assert found["front"][0]["digest"] == finished.store.ref("tiny/fastest")
+    assert "promise holds" in found["reason"]
+
+
+def test_one_look_at_the_contract_part(finished: Finished) -> None:
+    digests = [*finished.store.digests()]
+    looks = [r for digest in digests for r in finished.store.records(digest) if r.get("kind") == "look"]
+    assert len(looks) == 1
+    assert looks[0]["parent"] == finished.store.ref("tiny/teacher")
+
+
+def test_ensembles(finished: Finished) -> None:
+    found = finished.summary["ensembles"]
+    assert {name: figures["kind"] for name, figures in found.items()} == ENSEMBLES
+    for name, figures in found.items():
+        _check_quality(figures)
+        _check_latency(figures["latency_ms"])
+        assert finished.store.spec(f"tiny/{name}").name == name
+        assert figures["bytes"] > 0
+        assert 0 < figures["mean_cost"] <= 1
+    assert found["average"]["mean_cost"] == 1
+
+
+def test_serving(finished: Finished) -> None:
+    found = finished.summary["serving"]
+    assert found.keys() == ENSEMBLES.keys()
+    serving = finished.config.serving
+    assert serving is not None
+    for name, figures in found.items():
+        assert figures["url"] == f"http://127.0.0.1:{serving.port}/v2/models/{name}"
+        assert (figures["requests"], figures["errors"]) == (REQUESTS, 0)
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+        assert figures["per_s"] > 0
+        assert 0 <= figures["accuracy"] <= 1
+
+
+def test_the_report_is_one_file_about_this_run(finished: Finished) -> None:
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    for name in (*MODELS, *ENSEMBLES, finished.summary["search"]["chosen"]["name"]):
+        assert name in page
+
+
+def test_the_table_can_be_printed_again(finished: Finished) -> None:
+    said = command("report", "tiny", "--store", finished.store.root)
+    assert said.code == 0
+    for name in (*MODELS, *ENSEMBLES, "chosen", str(finished.folder / "report.html")):
+        assert name in said.out
+
+
+def test_what_was_trained_is_sound(finished: Finished) -> None:
+    listed = command("models", "tiny", "--verify", "--json", "--store", finished.store.root)
+    assert listed.code == 0
+    assert {row["ref"] for row in listed.document} == set(refs(finished.store))
+    assert all(row["state"] == "ok" for row in listed.document)
+
+
+def test_again_nothing_is_repeated_and_all_is_equal(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def never() -> None:
+        raise AssertionError("Ray was started")
+
+    def files() -> dict[Path, int]:
+        kept = [path for path in finished.store.root.rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in kept if "leases" not in path.parts}
+
+    monkeypatch.setattr(pipeline, "connected", never)
+    before, names = files(), refs(finished.store)
+    again = execute(finished.config, until="evaluate", store=str(finished.store.root))
+    assert results(again) == results(finished.summary)
+    assert refs(finished.store) == names
+    assert files() == before
+    said = capfd.readouterr().err
+    assert all(f"{name}: finished before" in said for name in MODELS)
+    assert "epoch" not in said
+    for until, key in (("train", "models"), ("search", "chosen"), ("ensemble", "ensembles")):
+        part = execute(finished.config, until=until, store=str(finished.store.root))
+        assert part["models"] == {name: names[f"tiny/{name}"] for name in MODELS}
+        assert part[key]
+
+
+def test_a_changed_model_is_refused_under_the_same_name(finished: Finished) -> None:
+    models = dict(finished.config.models)
+    training = models["small"].training.model_copy(update={"epochs": 1})
+    models["small"] = models["small"].model_copy(update={"training": training})
+    changed = finished.config.model_copy(update={"models": models})
+    with pytest.raises(
+        ConfigError, match=r"training\.epochs: 2 -> 1\. take another run name, or pass --fresh"
+    ):
+        execute(changed, until="train", store=str(finished.store.root))
+
+
+def test_an_unknown_stage(finished: Finished) -> None:
+    with pytest.raises(ConfigError, match="no such stage: everything"):
+        execute(finished.config, until="everything")
