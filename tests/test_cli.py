@@ -94,9 +94,9 @@ def test_init_of_what_is_not_there(tmp_path: Path) -> None:
         "init", "--data", tmp_path / "none.parquet", "--out", tmp_path / "a"
     ).sentence(2)
     data = toy.image_file(tmp_path / "train.parquet")
-    assert "No such file or directory" in command(
+    assert "the folder of the run file does not exist" in command(
         "init", "--data", data, "--out", tmp_path / "none" / "run.yaml"
-    ).sentence(1)
+    ).sentence(2)
 
 
 def test_a_missing_run_file_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -47,7 +48,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def processes(monkeypatch: pytest.MonkeyPatch, names: dict[str, str]) -> None:
     """What /proc shows."""
     listed = lambda _: [*names, "meminfo", "self"]  # noqa: E731
-    monkeypatch.setattr(doctor, "os", SimpleNamespace(**{**vars(doctor.os), "listdir": listed}))
+    monkeypatch.setattr(doctor, "os", SimpleNamespace(**{**vars(os), "listdir": listed}))
     monkeypatch.setattr(doctor, "_command", names.__getitem__)
 
 
@@ -79,12 +80,12 @@ def test_a_sick_machine_has_a_fix_for_everything(monkeypatch: pytest.MonkeyPatch
     token.chmod(0o644)
     processes(monkeypatch, {"12": "haproxy"})
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
-    monkeypatch.setattr(doctor.importlib.metadata, "version", missing)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 9, 1), executable=sys.executable))
     monkeypatch.setattr(doctor, "_listening", lambda _: True)
-    monkeypatch.setattr(doctor.subprocess, "run", _refuse)
+    monkeypatch.setattr(subprocess, "run", _refuse)
     ill = [finding for finding in examine() if finding.level != "ok"]
     assert {finding.topic for finding in ill} >= TOPICS - {"cores", "memory"}
     assert all(finding.fix for finding in ill)
@@ -152,15 +153,15 @@ def test_a_token_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_a_running_cluster_is_asked_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = SimpleNamespace(stdout='log line\n{"CPU": 8.0}\n')
     monkeypatch.setattr(doctor, "_listening", {6379}.__contains__)
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert one("cluster") == Finding("cluster", "ok", '{"CPU": 8.0}')
-    monkeypatch.setattr(doctor.subprocess, "run", _refuse)
+    monkeypatch.setattr(subprocess, "run", _refuse)
     assert "no answer from auto (TimeoutExpired)" in one("cluster").text
     assert (one("cluster").level, one("cluster").fix) == ("error", "see 'ray status'")
 
 
 def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    monkeypatch.setattr("orchestrator.doctor.os.access", lambda *_: False)
     (finding,) = [found for found in examine(str(tmp_path / "a" / "b")) if found.topic == "store"]
     assert (finding.level, finding.text) == ("error", f"{tmp_path} is not writable")
     (remote,) = [found for found in examine("s3://bucket/store") if found.topic == "store"]

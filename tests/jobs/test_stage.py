@@ -93,6 +93,7 @@ def test_arguments_reach_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         "store": "/s",
         "overrides": ["a=1", "b=2"],
         "data": "/d",
+        "fresh": False,
     }
 
 

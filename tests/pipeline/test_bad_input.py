@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.data import build
 from orchestrator.pipeline import run as pipeline
 from orchestrator.store import blobs
 from orchestrator.store.store import Store
@@ -200,7 +199,7 @@ def test_a_full_disk_of_the_cache(place: Path, monkeypatch: pytest.MonkeyPatch) 
         raise FULL
 
     file = toys.write(place / "run.yaml")
-    monkeypatch.setattr(build.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     text = command("run", file).sentence(1)
     assert "no space is left for the data cache" in text
     assert "ORCHESTRATOR_CACHE" in text

@@ -1,0 +1,15 @@
+"""What every test runs under, set before Ray or torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+# Ray reads its auth mode once a process: modules with different modes could not share one.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("RAY_AUTH_TOKEN", None)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("ORCHESTRATOR_STORE", None)
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_worker_niceness"] = "0"
+os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
