@@ -10,6 +10,6 @@ os.environ.pop("RAY_AUTH_TOKEN", None)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("ORCHESTRATOR_STORE", None)
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
