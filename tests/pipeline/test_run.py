@@ -82,11 +82,15 @@ def test_search(finished: Finished) -> None:
     assert "promise holds" in found["reason"]
 
 
-def test_one_look_at_the_contract_part(finished: Finished) -> None:
-    digests = [*finished.store.digests()]
-    looks = [r for digest in digests for r in finished.store.records(digest) if r.get("kind") == "look"]
-    assert len(looks) == 1
-    assert looks[0]["parent"] == finished.store.ref("tiny/teacher")
+def test_few_looks_at_the_contract_part(finished: Finished) -> None:
+    store, search = finished.store, finished.config.search
+    records = [(digest, record) for digest in store.digests() for record in store.records(digest)]
+    looks = [(digest, record) for digest, record in records if record.get("kind") == "look"]
+    assert search is not None
+    assert 1 <= len(looks) <= search.promise.looks
+    assert len({(digest, record["execution"]) for digest, record in looks}) == len(looks)
+    assert {record["parent"] for _, record in looks} == {store.ref("tiny/teacher")}
+    assert store.ref("tiny/chosen") in {digest for digest, _ in looks}
 
 
 def test_ensembles(finished: Finished) -> None:
