@@ -17,7 +17,7 @@ from orchestrator.compression.step import Context, State, apply_step, masks_of, 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.steps import Plan, Step
 from orchestrator.config.training import Training
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, StoreError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -136,7 +136,7 @@ class _Job:
         cache.fill(self._parent)
         outputs = cache.outputs()
         if outputs is None:
-            raise CompressionError("the parent's outputs vanished from the store", self.parent, "run again")
+            raise StoreError("the parent's outputs vanished from the store", self.parent, "run again")
         return outputs
 
 

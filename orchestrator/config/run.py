@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
@@ -21,7 +21,8 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.training import DistillationLoss, Resources, Training
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+"""Becomes part of refs, file names and URLs."""
 FRONT_NAMES = ("chosen", "fastest")
 """Names that the search gives to points of its front."""
 _PATH_KEYS = ("factory", "loss", "dataset", "transform", "name")
@@ -52,15 +53,15 @@ class ModelEntry(Settings):
 class RunConfig(Settings):
     """Train, compress, ensemble, evaluate and serve: everything one run does."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     seed: int = Field(0, ge=0, lt=2**31)
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
     metric: Metric = Metric()
-    models: dict[str, ModelEntry] = Field(min_length=1)
+    models: dict[Name, ModelEntry] = Field(min_length=1)
     search: SearchSettings | None = None
-    ensembles: dict[str, Ensemble] = Field(default_factory=dict)
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     latency: LatencySettings = LatencySettings()
     """How models and ensembles are measured for the final table."""
     serving: ServingSettings | None = ServingSettings()

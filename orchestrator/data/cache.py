@@ -28,9 +28,12 @@ SCHEMA = 1
 """Raised whenever the same settings would give other files: part of every key."""
 
 
+CACHE_VARIABLE = "ORCHESTRATOR_CACHE"
+
+
 def default_cache() -> Path:
     """`ORCHESTRATOR_CACHE`, or `~/.cache/orchestrator/data`."""
-    named = os.environ.get("ORCHESTRATOR_CACHE")
+    named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator" / "data"
 
 

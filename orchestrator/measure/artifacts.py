@@ -22,6 +22,8 @@ from orchestrator.store.store import Store
 
 Subject = tuple[str, Execution]
 """(artifact digest, execution)."""
+_OWN = ("median_ms", "ci", "p95_ms")
+"""What of a record does not depend on its baseline."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArra
 
 
 def _recorded(bench: _Bench, subject: Subject, baseline: str | None) -> dict[str, Any] | None:
-    """The oldest fitting record, one with this baseline first: later ones change nothing."""
+    """The subject's oldest fitting record: later ones change no latency.
+
+    With a baseline the ratio comes from the oldest record against that one; without such a record there is
+    none to give.
+    """
     digest, execution = subject
     key = {
         "kind": "latency",
@@ -99,13 +105,12 @@ def _recorded(bench: _Bench, subject: Subject, baseline: str | None) -> dict[str
         "threads": bench.settings.threads,
         "fingerprint": bench.machine,
     }
-    fitting = [
-        record
-        for record in bench.store.records(digest)
-        if all(record.get(name) == value for name, value in key.items())
-    ]
-    fitting.sort(key=lambda record: (record["baseline"] != baseline, record["time"]))
-    return fitting[0] if fitting else None
+    fitting = [record for record in bench.store.records(digest) if key.items() <= record.items()]
+    fitting.sort(key=lambda record: float(record["time"]))
+    if not fitting or baseline is None:
+        return fitting[0] if fitting else None
+    against = next((record for record in fitting if record["baseline"] == baseline), None)
+    return None if against is None else {**against, **{name: fitting[0][name] for name in _OWN}}
 
 
 def _measure(bench: _Bench, baseline: str, subjects: Sequence[Subject]) -> dict[Subject, dict[str, Any]]:

@@ -80,7 +80,7 @@ def store_root(given: str | None) -> str:
     Raises:
         ConfigError: a relative path inside a Ray job, whose working directory is temporary.
     """
-    chosen = given or os.environ.get(STORE_VARIABLE)
+    chosen = given or os.environ.get(STORE_VARIABLE) or None
     if chosen is None:
         return str(JOB_STORE.expanduser() if inside_job() else LAPTOP_STORE)
     if inside_job() and "://" not in chosen and not Path(chosen).expanduser().is_absolute():
@@ -94,7 +94,10 @@ def store_root(given: str | None) -> str:
 
 def run_folder(name: str, store: str | None) -> Path:
     """Where a run's summary and report are: beside the store."""
-    return local_root(store_root(store)).parent / name
+    root = local_root(store_root(store))
+    if root.name == name:
+        raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
+    return root.parent / name
 
 
 def with_data_root(config: RunConfig, root: str | None) -> RunConfig:

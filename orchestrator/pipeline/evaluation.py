@@ -169,22 +169,24 @@ def _cost(run: Run, digest: str) -> Cost:
 def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
     """Latency of each ensemble walked in this process, recorded under the spec's digest."""
     settings = run.config.latency
+    facts = machine()
     here = {
-        "fingerprint": machine_fingerprint(machine()),
+        "kind": "latency",
+        "fingerprint": machine_fingerprint(facts),
         "batch": settings.batch,
         "threads": settings.threads,
     }
     keys = {name: fingerprint(spec.plain()) for name, spec in specs.items()}
-    known = {
-        name: record
-        for name, key in keys.items()
-        for record in run.store.records(key)[:1]
-        if here.items() <= record.items()
-    }
-    if len(known) < len(specs):
-        known = {name: {**record, **here} for name, record in _measure_specs(run, specs, baseline).items()}
-        for name, record in known.items():
-            run.store.add_record(keys[name], {"kind": "latency", "time": time.time(), **record})
+    known: dict[str, Figures] = {}
+    for name, key in keys.items():
+        fitting = [record for record in run.store.records(key) if here.items() <= record.items()]
+        if fitting:
+            known[name] = min(fitting, key=lambda record: float(record["time"]))
+    missing = {name: spec for name, spec in specs.items() if name not in known}
+    if missing:
+        for name, figures in _measure_specs(run, missing, baseline).items():
+            known[name] = {**figures, **here, "machine": facts, "time": time.time()}
+            run.store.add_record(keys[name], known[name])
     return {name: _shown(known[name]) for name in specs}
 
 

@@ -10,9 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from orchestrator.cluster import alive_nodes, connected, inside_job
+from deployments.local import check_port
+from orchestrator.cluster import alive_nodes, connected
 from orchestrator.config.load import load_run, override, parse_yaml, validate
 from orchestrator.config.run import RunConfig
+from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
@@ -82,6 +84,8 @@ def execute(
     with ExitStack() as stack:
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
+        if until == "report" and config.serving is not None and config.ensembles:
+            check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
         models = train(run, fresh=fresh)
         if until == "train":
             return {"run": config.name, "models": models}
@@ -98,7 +102,7 @@ def execute(
         run.folder.mkdir(parents=True, exist_ok=True)
         summary = summarize(run, found, evaluation, served)
         write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
-    return _finish(run, summary)
+        return _finish(run, summary)
 
 
 def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
@@ -121,12 +125,15 @@ def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
 
 def _join(stack: ExitStack, store: str | None) -> None:
     stack.enter_context(connected())
-    if inside_job() and alive_nodes() > 1 and not (store or os.environ.get(STORE_VARIABLE)):
-        raise ConfigError(
-            "a cluster of several nodes needs a store that all of them reach",
-            None,
-            f"pass --store /shared/store or set {STORE_VARIABLE}",
-        )
+    if alive_nodes() == 1:
+        return
+    for variable, given in ((STORE_VARIABLE, store), (CACHE_VARIABLE, None)):
+        if not (given or os.environ.get(variable)):
+            raise ConfigError(
+                "a cluster of several nodes needs a store and a cache of rows that all of them reach",
+                f"{variable} is not set",
+                f"set {variable} to a shared folder (docs/cluster.md)",
+            )
 
 
 def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.config.ensemble import Member
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import SearchError
+from orchestrator.errors import OrchestratorError, SearchError
 from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Subject, recorded_latency
 from orchestrator.measure.promise import Verdict, non_inferior
@@ -56,18 +58,17 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     if settings is None:
         return None
     job = _job(run, settings, models[settings.parent])
-    measurer = _Measurer(run, job)
-    (parent,) = measurer([parent_row(job, settings.parent)])
-    run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
-    rows = run_search(
-        job,
-        parent,
-        measure=measurer,
-        on_event=lambda row: run.progress("search", _line(row, settings.trials, run)),
-        storage=run.folder / "tune",
-        connect=run.cluster,
-    )
-    measurer.close()
+    with closing(_Measurer(run, job)) as measurer:
+        (parent,) = measurer([parent_row(job, settings.parent)])
+        run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
+        rows = run_search(
+            job,
+            parent,
+            measure=measurer,
+            on_event=lambda row: run.progress("search", _line(row, settings.trials, run)),
+            storage=run.folder / "tune",
+            connect=run.cluster,
+        )
     finished = [row for row in rows if row.ok]
     if not finished:
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
@@ -75,7 +76,8 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     best = _distinct([finished[index] for index in front(points)])
     choice = choose(rows, parent, settings.promise, lambda row: _look(run, job, row))
     run.progress("search", choice.reason)
-    _name_results(run, choice.row, best)
+    run.name_artifact("fastest", best[0].digest)
+    run.name_artifact("chosen", (choice.row or parent).digest)
     return Found(parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason)
 
 
@@ -108,15 +110,23 @@ class _Measurer:
         known = [
             recorded_latency(self._run.store, subject, settings, self._job.parent) for subject in subjects
         ]
-        if all(record is not None and record["baseline"] == self._job.parent for record in known):
+        if all(known):
             return [record for record in known if record is not None]
         if self._actor is None:
             self._run.cluster()
             # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
             self._actor = bench_actor.start(str(self._run.store.root), cpus=0, allowed=self._run.allowed)
-        records: list[dict[str, Any]] = ray.get(
-            self._actor.measure.remote(self._job.parent, subjects, settings.plain())
-        )
+        try:
+            records: list[dict[str, Any]] = ray.get(
+                self._actor.measure.remote(self._job.parent, subjects, settings.plain())
+            )
+        except RayTaskError as error:
+            if isinstance(error.cause, OrchestratorError):
+                raise error.cause from None
+            raise
+        except RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise SearchError("the latencies could not be measured", reason, "run again") from error
         return records
 
     def close(self) -> None:
@@ -149,12 +159,6 @@ def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:
     if not any(look.items() <= record.items() for record in run.store.records(row.digest)):
         run.store.add_record(row.digest, {**look, "part": "contract", **verdict.plain()})
     return verdict
-
-
-def _name_results(run: Run, chosen: TrialRow | None, best: Sequence[TrialRow]) -> None:
-    run.name_artifact("fastest", best[0].digest)
-    if chosen is not None:
-        run.name_artifact("chosen", chosen.digest)
 
 
 def _distinct(rows: Sequence[TrialRow]) -> list[TrialRow]:

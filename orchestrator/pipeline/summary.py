@@ -123,8 +123,8 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
             f"{figures['bytes']:,}",
         )
     console.print(table)
-    console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def summary_metric(summary: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ _RETRIES = 1
 _LONGEST_REASON = 300
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's own handler would end the search as if it were finished; Ctrl-C must reach the caller.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -68,7 +70,7 @@ def run_search(
         Every trial in order of its number; failed ones carry their reason.
 
     Raises:
-        SearchError: the parent was not measured.
+        SearchError: the parent was not measured, or Tune ended early.
         ResourceError: the cluster can never hold one trial.
     """
     if not parent.ok:
@@ -85,6 +87,8 @@ def run_search(
     if not search.finished:
         connect()
         drive(search, tune_trial, {"job": job.plain()}, job.search, storage)
+    if not search.finished:
+        raise SearchError("the search was interrupted", None, "run again: it continues from the store")
     return search.rows
 
 
