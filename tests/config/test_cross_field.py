@@ -116,6 +116,11 @@ def test_other_checks(assignment: str, said: str) -> None:
     assert said in refused(assignment)
 
 
+@pytest.mark.parametrize("name", ["my net", "../x", "a/b", "*", "", "x" * 101])
+def test_names_that_could_not_be_refs_or_files_are_refused(name: str) -> None:
+    assert "String should" in refused(models={name: model()}, search=None)
+
+
 def test_allowed_is_what_the_file_names() -> None:
     assert run().allowed() == frozenset()
     mine = model("mine.nets:make", training={"loss": {"kind": "custom", "loss": "mine.losses:own"}})

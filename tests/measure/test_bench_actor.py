@@ -108,6 +108,18 @@ def test_the_oldest_record_wins(store: Store, loads: list[tuple[str, str]]) -> N
     assert len(loads) == 1
 
 
+@pytest.mark.usefixtures("loads")
+def test_a_ratio_belongs_to_its_baseline_and_the_latency_stays(store: Store) -> None:
+    one, other, variant = put(store, 4), put(store, 6), put(store, 8)
+    (first,) = measure_artifacts(store, one, [(variant, "eager")], SETTINGS)
+    assert recorded_latency(store, (variant, "eager"), SETTINGS, other) is None
+    (second,) = measure_artifacts(store, other, [(variant, "eager")], SETTINGS)
+    assert second["baseline"] == other
+    assert (second["median_ms"], second["ci"]) == (first["median_ms"], first["ci"])
+    assert recorded_latency(store, (variant, "eager"), SETTINGS) == first
+    assert recorded_latency(store, (variant, "eager"), SETTINGS, other) == second
+
+
 def test_what_cannot_run_is_told_and_does_not_stop_the_others(
     store: Store, loads: list[tuple[str, str]]
 ) -> None:
