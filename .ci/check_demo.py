@@ -27,7 +27,7 @@ required = {
     "every ensemble served without an error": set(serving) == set(ensembles)
     and all(figures["errors"] == 0 and figures["requests"] > 0 for figures in serving.values()),
 }
-# The goals of the demo. Which variant is chosen depends on measured latencies, so on a noisy machine they may be missed.
+# The demo's goals. Which variant is chosen depends on measured latencies: a noisy machine may miss them.
 goals = {
     "a chosen variant whose promise holds": chosen is not None,
     "every ensemble within 0.005 of its best member": all(

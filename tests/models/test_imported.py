@@ -89,7 +89,7 @@ def test_a_system_command_as_factory_is_refused_without_being_called(
 
 @pytest.mark.parametrize("path", ["os", "os.system", "../x:y", "a:b:c", "a b:c", "a:b()", ":x", "x:"])
 def test_a_factory_that_is_no_import_path_is_no_setting(path: str) -> None:
-    with pytest.raises(ValueError, match="pattern|no built-in has this name"):
+    with pytest.raises(ValueError, match=r"pattern|no built-in has this name"):
         ImportedModel(factory=path)
 
 
