@@ -75,8 +75,8 @@ def resnet9(settings: ResNet9, signature: Signature) -> nn.Module:
 
     Each wider convolution is followed by a 2x2 max pool as long as 4x4 pixels remain: 32x32 images are
     pooled three times as in the source, 8x8 images once. Logits are multiplied by 0.125, as there. Unlike
-    there, the residual blocks have their last ReLU after the sum: int8 lowering (torchao 0.18) fuses that
-    form and fails on a sum of a ReLU's output.
+    there, the residual blocks have their last ReLU after the sum: the form that torchao 0.18 fuses into one
+    int8 kernel.
     """
     channels, height, width = image_shape(signature, "resnet9")
     wide = settings.kwargs.width
