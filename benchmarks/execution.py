@@ -30,7 +30,8 @@ SIGNATURE = Signature(
     mean=(125.0, 123.0, 114.0),
     std=(63.0, 62.0, 67.0),
 )
-MODEL = ResNet9(kwargs=ResNet9Kwargs(width=32))
+MODEL = ResNet9(kwargs=ResNet9Kwargs(width=48, stem_pool=True))
+"""The teacher of `examples/cifar10.yaml`."""
 SETTINGS = LatencySettings(batch=32, threads=1, blocks=21, block_ms=100.0)
 PLANS: dict[str, Plan] = {
     "fp32": (),
@@ -39,6 +40,8 @@ PLANS: dict[str, Plan] = {
     "pruned 37.5 %": (ChannelPruning(amount=0.375),),
     "pruned 37.5 % bf16": (ChannelPruning(amount=0.375), Bf16()),
     "pruned 37.5 % int8": (ChannelPruning(amount=0.375), StaticInt8(rows=64)),
+    "pruned 50 % bf16": (ChannelPruning(amount=0.5), Bf16()),
+    "pruned 50 % int8": (ChannelPruning(amount=0.5), StaticInt8(rows=64)),
 }
 GOAL = 8.0
 """Times the teacher's eager fp32 throughput (the CIFAR-10 goal)."""

@@ -40,6 +40,8 @@ class ResNetKwargs(Settings):
 class ResNet9Kwargs(Settings):
     width: int = Field(64, ge=4)
     """Channels of the first convolution; the last has eight times as many."""
+    stem_pool: bool = False
+    """Pool after the first convolution already: four times fewer operations, to spend on width."""
 
 
 class VitKwargs(Settings):

@@ -74,18 +74,26 @@ def resnet9(settings: ResNet9, signature: Signature) -> nn.Module:
     """Page 2018, "How to train your ResNet", part 4 (https://myrtle.ai/learn/how-to-train-your-resnet-4-architecture/).
 
     Each wider convolution is followed by a 2x2 max pool as long as 4x4 pixels remain: 32x32 images are
-    pooled three times as in the source, 8x8 images once. Logits are multiplied by 0.125, as there. Unlike
+    pooled three times as in the source, 8x8 images once; with `stem_pool` once more and first, as Jordan
+    2024 does (https://arxiv.org/abs/2404.00498). Logits are multiplied by 0.125, as in the source. Unlike
     there, the residual blocks have their last ReLU after the sum: the form that torchao 0.18 fuses into one
     int8 kernel.
     """
     channels, height, width = image_shape(signature, "resnet9")
     wide = settings.kwargs.width
     layers: list[nn.Module] = [*conv_bn(channels, wide), nn.ReLU()]
-    for factor, residual in ((2, True), (4, False), (8, True)):
-        layers += [*conv_bn(wide * factor // 2, wide * factor), nn.ReLU()]
+
+    def pool() -> None:
+        nonlocal height, width
         if min(height, width) >= 8:
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
+
+    if settings.kwargs.stem_pool:
+        pool()
+    for factor, residual in ((2, True), (4, False), (8, True)):
+        layers += [*conv_bn(wide * factor // 2, wide * factor), nn.ReLU()]
+        pool()
         if residual:
             layers.append(Block(wide * factor, wide * factor, stride=1))
     layers += [GlobalMaxPool(), nn.Linear(wide * 8, signature.outputs)]

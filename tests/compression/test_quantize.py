@@ -14,7 +14,7 @@ from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
 from orchestrator.errors import CompressionError
-from orchestrator.models.build import example_rows
+from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.execute import of_module
 from orchestrator.store.store import Store
@@ -193,3 +193,21 @@ def test_static_int8_needs_calibration_rows(rows: np.ndarray | None) -> None:
     module, signature, _ = toys.toy("mlp")
     with pytest.raises(CompressionError, match="needs calibration rows"):
         run_step(StaticInt8(), toys.state(module, signature), toys.context((12,), calibration=rows))
+
+
+def test_weights_are_packed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Packed for another shape than the one that runs, oneDNN would pack them again in each call."""
+    signature = toys.signature((3, 32, 32))
+    module = build(ResNet9(kwargs=ResNet9Kwargs(width=12)), signature, seed=0)
+    state = run_step(StaticInt8(), toys.state(module, signature), toys.context((3, 32, 32)))
+    assert isinstance(state.module, fx.GraphModule)
+    rows = example_rows(signature, 32)
+    lowered = int8.lower(state.module, rows)
+    with torch.no_grad():
+        lowered(rows)
+        capfd.readouterr()
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            lowered(rows)
+    calls = [line.split(",") for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    assert any("convolution" in call for call in calls)
+    assert not [call for call in calls if "reorder" in call and any("src:s8" in part for part in call)]
