@@ -1,0 +1,37 @@
+"""Steps that change the numbers' type."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from orchestrator.config.base import Settings
+
+Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic"]
+
+
+class Bf16(Settings):
+    """Weights and arithmetic in bfloat16; input scaling and outputs stay float32."""
+
+    kind: Literal["bf16"] = "bf16"
+    stage: ClassVar[int] = 40
+
+
+class StaticInt8(Settings):
+    """int8 weights and activations of convolutions and linears (PT2E, X86 quantizer).
+
+    Activation ranges come from the calibration part.
+    """
+
+    kind: Literal["int8_static"] = "int8_static"
+    stage: ClassVar[int] = 40
+    rows: int = Field(256, ge=1)
+    """Calibration rows."""
+
+
+class DynamicInt8(Settings):
+    """int8 weights of linears, activation ranges found at run time (PT2E, X86 quantizer)."""
+
+    kind: Literal["int8_dynamic"] = "int8_dynamic"
+    stage: ClassVar[int] = 40
