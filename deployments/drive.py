@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.tree import Ask, Outcome, Prediction, distinct, walk
-from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError
+from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, last_line
 
 Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
 """Asks a member: rows [n, ...] in, outputs [n, K] out; raises an `OrchestratorError`; may be cancelled."""
@@ -111,15 +111,9 @@ async def fetch(response: Any) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, OrchestratorError):
             raise error.cause from error
-        raise MemberFailedError("a replica failed", _last_line(error)) from error
+        raise MemberFailedError("a replica failed", last_line(error)) from error
     except (RayError, RayServeException) as error:
-        raise MemberFailedError("a replica could not be reached", _last_line(error)) from error
-
-
-def _last_line(error: Exception) -> str:
-    """Ray's messages hold whole tracebacks; their last line says what happened."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip()[:200] if lines else type(error).__name__
+        raise MemberFailedError("a replica could not be reached", last_line(error)) from error
 
 
 def _call(handle: DeploymentHandle[Any]) -> Call:

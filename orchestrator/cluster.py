@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, first_line
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
@@ -111,7 +112,7 @@ def _start_local(cpus: int | None) -> None:
         )
     except Exception as error:  # Ray raises bare Exceptions when a part of it does not come up
         raise ClusterError(
-            "Ray could not start on this machine", _first_line(error), "run 'orchestrator doctor'"
+            "Ray could not start on this machine", first_line(error), "run 'orchestrator doctor'"
         ) from error
 
 
@@ -119,10 +120,10 @@ def _join(address: str) -> None:
     options: dict[str, Any] = {} if inside_job() else {"runtime_env": {"env_vars": worker_environment()}}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, RayError) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}",
-            _first_line(error),
+            first_line(error),
             "start one with 'ray start --head', or unset RAY_ADDRESS to run on this machine alone",
         ) from error
 
@@ -142,10 +143,6 @@ def _object_store_bytes() -> int:
     shared = Path("/dev/shm")
     free = shutil.disk_usage(shared).free if shared.exists() else LOCAL_OBJECT_STORE_BYTES
     return max(80 * 2**20, min(LOCAL_OBJECT_STORE_BYTES, free // 2))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else error.__class__.__name__
 
 
 def alive_nodes() -> int:

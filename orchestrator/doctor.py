@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.measure.latency import machine
@@ -25,6 +26,9 @@ LEAST_DISK = 5 * GIB
 LEAST_SHARED = 1 * GIB
 PORTS = {6379: "Ray's head", 8000: "serving", 8265: "Ray's dashboard", 52365: "Ray's job agent"}
 HAPROXY_PORTS = {8404: "HAProxy statistics", 9101: "HAProxy metrics"}
+PROC = Path("/proc")
+SERVE_HAPROXY = "haproxy-serve"
+"""Folder of the configuration that Ray Serve starts its HAProxy with."""
 PACKAGES = ("ray", "torch", "torchao", "torch-pruning", "optuna", "pyarrow", "safetensors", "pydantic")
 
 
@@ -68,7 +72,7 @@ def render(findings: list[Finding]) -> None:
         table.add_column(column, overflow="fold")
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "error": "[red]fix[/]"}
     for finding in findings:
-        table.add_row(marks[finding.level], finding.topic, finding.text, finding.fix)
+        table.add_row(marks[finding.level], *map(escape, (finding.topic, finding.text, finding.fix)))
     Console().print(table)
 
 
@@ -204,12 +208,10 @@ def _cluster() -> Iterator[Finding]:
 
 
 def _haproxy() -> Iterator[Finding]:
-    """A HAProxy whose Ray is gone keeps its ports."""
-    names = (
-        {pid: _command(pid) for pid in os.listdir("/proc") if pid.isdigit()} if Path("/proc").exists() else {}
-    )
-    proxies = [pid for pid, command in names.items() if "haproxy" in command]
-    if proxies and not any("raylet" in command for command in names.values()):
+    """A HAProxy whose Ray is gone keeps its ports. One that the system runs is not ours to name."""
+    commands = {pid: _command(pid) for pid in os.listdir("/proc") if pid.isdigit()} if PROC.exists() else {}
+    proxies = [pid for pid, command in commands.items() if SERVE_HAPROXY in command]
+    if proxies and not any("raylet" in command for command in commands.values()):
         yield Finding(
             "haproxy", "error", f"orphaned: process {', '.join(proxies)}", f"kill {' '.join(proxies)}"
         )
@@ -226,7 +228,8 @@ def _haproxy() -> Iterator[Finding]:
 
 
 def _command(pid: str) -> str:
+    """The whole command line."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return (PROC / pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""

@@ -146,3 +146,15 @@ def of_system(error: OSError) -> OrchestratorError | None:
     return OrchestratorError(
         error.strerror or type(error).__name__, error.filename, "check the path and who may write there"
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the rest of its story."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def last_line(text: object) -> str:
+    """The end of a text that may hold whole tracebacks: their last line says what happened."""
+    lines = str(text).strip().splitlines()
+    return lines[-1].strip()[:300] if lines else type(text).__name__

@@ -13,16 +13,22 @@ from typing import Any
 import yaml
 from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.sdk import JobSubmissionClient
+from ray.exceptions import RayError
 
 from orchestrator import __version__
 from orchestrator.config.base import fingerprint
 from orchestrator.config.run import RunConfig
-from orchestrator.errors import ClusterError, ConfigError
-from orchestrator.pipeline.context import STORE_VARIABLE
+from orchestrator.errors import ClusterError, ConfigError, first_line
+from orchestrator.pipeline.context import STORE_VARIABLE, refuse_relative_data
 
 POLL_S = 1.0
+FOLLOW_TRIES = 30
+"""Times in a row that the dashboard may fail to answer before following ends; the job goes on."""
 START_TRIES = 5
 """A cluster's job agent answers some seconds after its dashboard does."""
+
+_FAILURES = (RuntimeError, ValueError, OSError, RayError)
+"""What the Jobs SDK raises: its own RuntimeError, lost connections (OSError), a wrong token (RayError)."""
 
 
 def submit_run(
@@ -41,12 +47,13 @@ def submit_run(
         fresh: train anew what was trained under this name with other settings.
 
     Raises:
-        ConfigError: the run file is wrong, or the store is a relative path.
+        ConfigError: the run file is wrong, or the store or a data folder is a relative path.
         ClusterError: no dashboard answers, or it refuses the job.
     """
     chosen = store or os.environ.get(STORE_VARIABLE)
     if chosen is not None and "://" not in chosen and not Path(chosen).is_absolute():
         raise ConfigError("a job's store must be an absolute path or a URI", chosen)
+    refuse_relative_data(run)
     client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         text = yaml.safe_dump(run.plain(), sort_keys=False)
@@ -76,12 +83,11 @@ def submit_run(
 def _client(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except _FAILURES as error:
         raise ClusterError(
             "no Ray dashboard answers",
             address or "(default address)",
-            f"{reason}; start one with 'ray start --head'",
+            f"{first_line(error)}; start one with 'ray start --head'",
         ) from error
 
 
@@ -90,18 +96,37 @@ def _submit(client: JobSubmissionClient, job: dict[str, Any]) -> None:
         try:
             client.submit_job(**job)
             return
-        except RuntimeError as error:
+        except _FAILURES as error:
             if left == 0 or "No available agent" not in str(error):
-                raise ClusterError("the cluster refused the job", str(error).splitlines()[0]) from error
+                raise ClusterError("the cluster refused the job", first_line(error)) from error
             time.sleep(2.0)
 
 
 def _follow(client: JobSubmissionClient, submission: str) -> str:
-    """Copy the job's log to standard error until it ends; its last status."""
-    shown = 0
+    """Copy the job's log to standard error until it ends; its last status.
+
+    Raises:
+        ClusterError: the dashboard stopped answering. The job is not touched by that.
+    """
+    shown, failed = 0, 0
     while True:
-        status = client.get_job_status(submission)
-        log = client.get_job_logs(submission)
+        try:
+            status = client.get_job_status(submission)
+            log = client.get_job_logs(submission)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\nno longer following; the job goes on: ray job logs -f {submission}\n")
+            raise
+        except _FAILURES as error:
+            failed += 1
+            if failed >= FOLLOW_TRIES:
+                raise ClusterError(
+                    "the dashboard stopped answering, the job may go on",
+                    first_line(error),
+                    f"see 'ray job status {submission}'",
+                ) from error
+            time.sleep(POLL_S)
+            continue
+        failed = 0
         sys.stderr.write(log[shown:])
         sys.stderr.flush()
         shown = len(log)

@@ -19,6 +19,7 @@ from orchestrator import doctor
 from orchestrator.doctor import Finding, examine, render
 from tests.pipeline.command import command
 
+HAPROXY = "haproxy -W -f /tmp/haproxy-serve/haproxy.cfg"
 TOPICS = {
     "python",
     "packages",
@@ -78,7 +79,7 @@ def test_a_sick_machine_has_a_fix_for_everything(monkeypatch: pytest.MonkeyPatch
     token.parent.mkdir()
     token.write_text("secret")
     token.chmod(0o644)
-    processes(monkeypatch, {"12": "haproxy"})
+    processes(monkeypatch, {"12": HAPROXY})
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
@@ -97,14 +98,16 @@ def _refuse(*_: Any, **__: Any) -> Any:
 
 
 def test_an_orphaned_haproxy_is_told_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes(monkeypatch, {"1": "init", "77": "haproxy", "78": "haproxy"})
+    processes(
+        monkeypatch, {"1": "init", "77": HAPROXY, "78": HAPROXY, "5": "haproxy -f /etc/haproxy/haproxy.cfg"}
+    )
     finding = one("haproxy")
     assert (finding.level, finding.fix) == ("error", "kill 77 78")
     assert "orphaned: process 77, 78" in finding.text
 
 
 def test_a_haproxy_beside_its_ray_is_fine_but_for_its_open_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes(monkeypatch, {"77": "haproxy", "70": "raylet"})
+    processes(monkeypatch, {"77": HAPROXY, "70": "/ray/raylet --port=1"})
     assert of("haproxy") == []
     monkeypatch.setattr(doctor, "_listening", {8404, 9101}.__contains__)
     finding = one("haproxy")
@@ -178,7 +181,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     well = command("doctor", "--json")
     assert well.code == 0
     assert {finding["topic"] for finding in well.document} == TOPICS
-    processes(monkeypatch, {"77": "haproxy"})
+    processes(monkeypatch, {"77": HAPROXY})
     assert command("doctor", "--json").code == 1
     render([Finding("haproxy", "error", "orphaned", "kill 77")])
     assert "kill 77" in capsys.readouterr().out

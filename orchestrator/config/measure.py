@@ -27,6 +27,11 @@ class Metric(Settings):
     precision: float = Field(0.9, gt=0, lt=1)
     """`recall_at_precision` only: the precision to reach."""
 
+    @property
+    def label(self) -> str:
+        """The name without a module path."""
+        return self.name.rpartition(":")[2]
+
 
 class LatencySettings(Settings):
     """One latency is a median over blocks, interleaved with the baseline."""

@@ -74,6 +74,10 @@ class Promise(Settings):
     max_drop: float = Field(0.01, ge=0)
     """Largest allowed loss, in the metric's own unit (accuracy: 0.01 is one point)."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    max_class_drop: float | None = Field(None, ge=0)
+    """Classification: also the largest allowed loss of recall of any one class."""
+    max_changed: float | None = Field(None, ge=0, le=1)
+    """Classification: also the largest allowed share of rows that get another class than the parent's."""
     looks: int = Field(4, ge=1)
     """Most variants that the contract part is asked about."""
 

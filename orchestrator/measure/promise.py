@@ -1,32 +1,40 @@
 """The promise: a variant is not worse than its parent by more than `max_drop`, shown on paired rows.
 
 A one-sided non-inferiority test: the promise holds when the upper confidence bound of the drop is at
-most `max_drop`. Finding no significant difference is not enough; too few rows cannot keep a promise.
+most `max_drop`. Finding no significant difference is not enough; too few rows cannot keep a promise, and
+the verdict then says how many would do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
-from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound
-from orchestrator.measure.metrics import checked, larger_is_better, statistic
+from orchestrator.errors import ConfigError
+from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
+from orchestrator.measure.metrics import checked, is_labels, larger_is_better, statistic
 
 RESAMPLES = 2000
+MOST_ROWS = 2**20
+"""Times the rows at hand: more than that is no advice."""
+
+Status = Literal["holds", "fails", "cannot be told"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Outcome of one look at the contract part. A drop is positive when the variant is worse."""
 
-    holds: bool
+    status: Status
+    """`fails`: a drop is larger than allowed already as observed, so that more rows would not help;
+    `cannot be told`: it is within, but not shown to be with so few rows."""
     drop: float
     """Observed, in the metric's unit."""
     bound: float
@@ -36,10 +44,54 @@ class Verdict:
     confidence: float
     test: str
     reason: str
+    needed_rows: int | None = None
+    """About how many rows would show it, where it cannot be told."""
+    changed: float | None = None
+    """Share of rows whose class the variant answers otherwise than its parent; None for regression."""
+    changed_bound: float | None = None
+    """Its one-sided upper confidence bound (Wilson)."""
+    worst_class: dict[str, Any] | None = None
+    """The class that loses most: `label`, `drop` and `bound` of its recall, `rows`. The bound holds for all
+    classes at once (Bonferroni)."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was shown to be kept."""
+        return self.status == "holds"
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return asdict(self)
+        return {"holds": self.holds, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Clause:
+    """One thing that was promised to stay below a bound."""
+
+    name: str
+    value: float
+    bound: float
+    allowed: float
+    rows: int
+    """Of the whole part."""
+    bound_at: Callable[[float], float]
+    """The bound if there were so many times as many rows like these."""
+
+    @property
+    def status(self) -> Status:
+        if self.bound <= self.allowed:
+            return "holds"
+        return "fails" if self.value >= self.allowed else "cannot be told"
+
+    @property
+    def needed_rows(self) -> int | None:
+        if self.status != "cannot be told" or self.bound_at(MOST_ROWS) > self.allowed:
+            return None
+        low, high = 1.0, float(MOST_ROWS)
+        while high / low > 1.001:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if self.bound_at(middle) <= self.allowed else (middle, high)
+        return math.ceil(self.rows * high)
 
 
 def non_inferior(
@@ -57,7 +109,8 @@ def non_inferior(
     Accuracy: the score interval of the difference of paired proportions (Tango 1998, Statistics in
     Medicine 17:891-908), which stays sound when few or no rows differ. Other metrics: the percentile
     bootstrap of the paired difference; for metrics of counts it is widened to what no difference at
-    all on so few rows could show.
+    all on so few rows could show. Every bound of the promise must hold; needing all of them takes no
+    correction for their number (intersection-union test, Berger 1982).
 
     Args:
         metric: What was promised.
@@ -68,23 +121,61 @@ def non_inferior(
         seed: Of the bootstrap.
         allowed: Import paths that the metric may come from.
     """
+    confidence = promise.confidence
     if metric.name == "accuracy":
-        drop, bound, rows = _accuracy_drop(variant_outputs, parent_outputs, targets, promise.confidence)
+        variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
+        clause = _tango_clause("accuracy", parent_right, variant_right, promise.max_drop, confidence)
         test = "paired score test (Tango 1998)"
     else:
         drop, bound, rows = _bootstrap_drop(
-            metric, variant_outputs, parent_outputs, targets, promise.confidence, seed, allowed
+            metric, variant_outputs, parent_outputs, targets, confidence, seed, allowed
+        )
+        width = bound - drop
+        clause = _Clause(
+            metric.label, drop, bound, promise.max_drop, rows, lambda times: drop + width / math.sqrt(times)
         )
         test = "paired bootstrap"
-    holds = bool(bound <= promise.max_drop)
-    reason = (
-        f"{metric.name} drops by {drop:.4f} on {rows} rows and at {promise.confidence:.0%} confidence by at "
-        f"most {bound:.4f}, which is {'within' if holds else 'more than'} the allowed {promise.max_drop:g}"
+    clauses = [clause]
+    facts: dict[str, Any] = {}
+    if is_labels(np.asarray(targets)):
+        changed = _changed(variant_outputs, parent_outputs, targets, promise)
+        worst_class, worst = _worst_class(variant_outputs, parent_outputs, targets, promise)
+        facts = {"changed": changed.value, "changed_bound": changed.bound, "worst_class": worst_class}
+        clauses += [found for found in (changed, worst) if found.allowed < math.inf]
+    elif promise.max_changed is not None or promise.max_class_drop is not None:
+        raise ConfigError("max_changed and max_class_drop need classes", metric.name, "remove them")
+    status = next((s for s in ("fails", "cannot be told") if any(c.status == s for c in clauses)), "holds")
+    needed = [found.needed_rows for found in clauses if found.status == "cannot be told"]
+    return Verdict(
+        status=status,  # type: ignore[arg-type]
+        drop=clause.value,
+        bound=clause.bound,
+        rows=clause.rows,
+        max_drop=promise.max_drop,
+        confidence=confidence,
+        test=test,
+        reason="; ".join(_sentence(found, confidence) for found in clauses),
+        needed_rows=max(needed) if status == "cannot be told" and all(needed) else None,  # type: ignore[type-var]
+        **facts,
     )
-    return Verdict(holds, drop, bound, rows, promise.max_drop, promise.confidence, test, reason)
 
 
-def tango_upper_drop(lost: int, won: int, rows: int, confidence: float) -> float:
+def _sentence(clause: _Clause, confidence: float) -> str:
+    said = (
+        f"{clause.name} drops by {clause.value:.4f} on {clause.rows} rows and at {confidence:.0%} confidence "
+        f"by at most {clause.bound:.4f}"
+        if clause.name != CHANGED
+        else f"{clause.value:.4f} of {clause.rows} answers change and at {confidence:.0%} confidence at most "
+        f"{clause.bound:.4f}"
+    )
+    said += (
+        f", which is {'within' if clause.status == 'holds' else 'more than'} the allowed {clause.allowed:g}"
+    )
+    needed = clause.needed_rows
+    return f"{said}; about {needed} rows would be needed to tell" if needed else said
+
+
+def tango_upper_drop(lost: float, won: float, rows: float, confidence: float) -> float:
     """Upper bound of p(parent right, variant wrong) - p(variant right, parent wrong).
 
     It is the largest drop that the one-sided score test at this confidence does not reject. The
@@ -107,7 +198,7 @@ def tango_upper_drop(lost: int, won: int, rows: int, confidence: float) -> float
     return high
 
 
-def _tango_statistic(lost: int, won: int, rows: int, drop: float) -> float:
+def _tango_statistic(lost: float, won: float, rows: float, drop: float) -> float:
     """Score statistic of H: the drop is `drop`; 0 at the observed drop, falling as `drop` rises.
 
     Tango's equations (2) and (3) with b = lost, c = won, lambda = drop: the probability of "only the
@@ -124,16 +215,65 @@ def _tango_statistic(lost: int, won: int, rows: int, drop: float) -> float:
     return gap / math.sqrt(variance)
 
 
-def _accuracy_drop(
-    variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, confidence: float
-) -> tuple[float, float, int]:
-    variant, truth = checked(variant_outputs, targets, True)
-    parent, _ = checked(parent_outputs, targets, True)
-    variant_right, parent_right = variant.argmax(axis=1) == truth, parent.argmax(axis=1) == truth
+CHANGED = "changed answers"
+
+
+def _right(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    values, truth = checked(outputs, targets, True)
+    return np.asarray(values.argmax(axis=1) == truth)
+
+
+def _tango_clause(
+    name: str,
+    parent_right: npt.NDArray[np.bool_],
+    variant_right: npt.NDArray[np.bool_],
+    allowed: float,
+    confidence: float,
+) -> _Clause:
     lost = int((parent_right & ~variant_right).sum())
     won = int((variant_right & ~parent_right).sum())
-    rows = len(truth)
-    return (lost - won) / rows, tango_upper_drop(lost, won, rows, confidence), rows
+    rows = len(parent_right)
+
+    def bound_at(times: float) -> float:
+        return tango_upper_drop(lost * times, won * times, rows * times, confidence)
+
+    return _Clause(name, (lost - won) / rows, bound_at(1), allowed, rows, bound_at)
+
+
+def _changed(
+    variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
+) -> _Clause:
+    """The share of rows that get another class, right or wrong."""
+    variant, _ = checked(variant_outputs, targets, True)
+    parent, _ = checked(parent_outputs, targets, True)
+    changed = int((variant.argmax(axis=1) != parent.argmax(axis=1)).sum())
+    rows = len(variant)
+
+    def bound_at(times: float) -> float:
+        # The upper end of a two-sided interval at 2c - 1 is the one-sided bound at c.
+        return wilson(changed * times, rows * times, 2 * promise.confidence - 1)[1]
+
+    allowed = math.inf if promise.max_changed is None else promise.max_changed
+    return _Clause(CHANGED, changed / rows, bound_at(1), allowed, rows, bound_at)
+
+
+def _worst_class(
+    variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
+) -> tuple[dict[str, Any], _Clause]:
+    """The class whose recall has the largest upper bound of its drop."""
+    variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
+    truth = np.asarray(targets)
+    labels = np.unique(truth)
+    confidence = 1 - (1 - promise.confidence) / len(labels)
+    allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
+    clauses = {}
+    for label in labels.tolist():
+        own = truth == label
+        name = f"the recall of class {label}"
+        clauses[label] = _tango_clause(name, parent_right[own], variant_right[own], allowed, confidence)
+    label, worst = max(clauses.items(), key=lambda found: (found[1].bound, found[1].value, -found[0]))
+    facts = {"label": label, "drop": worst.value, "bound": worst.bound, "rows": worst.rows}
+    return facts, worst
 
 
 def _bootstrap_drop(

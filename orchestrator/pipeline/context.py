@@ -17,8 +17,9 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
 from orchestrator.progress import Progress
-from orchestrator.runtime import execute
-from orchestrator.search.trial import prediction_key
+from orchestrator.runtime.execute import Executable
+from orchestrator.runtime.execute import load as load_executable
+from orchestrator.runtime.outputs import outputs_on
 from orchestrator.store.blobs import local_root
 from orchestrator.store.store import Store
 
@@ -51,23 +52,27 @@ class Run:
         Returns:
             float32 [N, K]: logits, or values in raw units.
         """
-        rows = self.dataset.part(part)
-        threads = self.config.latency.threads
-        key = prediction_key(part, self.dataset.digest, member.execution, threads)
-        cached = self.store.predictions(member.digest, key)
-        if cached is not None:
-            return cached
-        executable = execute.load(
+        return outputs_on(
             self.store,
             member.digest,
             member.execution,
-            threads=threads,
-            batch=self.config.latency.batch,
+            self.dataset,
+            part,
+            self.config.latency,
             allowed=self.allowed,
         )
-        outputs = execute.predict(executable, rows.inputs)
-        self.store.put_predictions(member.digest, key, rows.ids, outputs)
-        return outputs
+
+    def executable(self, member: Member) -> Executable:
+        """The member ready to run, for the run's threads and batch."""
+        latency = self.config.latency
+        return load_executable(
+            self.store,
+            member.digest,
+            member.execution,
+            threads=latency.threads,
+            batch=latency.batch,
+            allowed=self.allowed,
+        )
 
     def name_artifact(self, name: str, digest: str) -> None:
         """Point the ref `<run>/<name>` at an artifact or spec."""
@@ -121,7 +126,8 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
         StoreError: the store cannot be opened.
     """
     root = store_root(store)
-    _refuse_relative_data(config)
+    if inside_job():
+        refuse_relative_data(config)
     opened = Store(root)
     folder = run_folder(config.name, store)
     progress("data", f"reading ({config.data.kind})")
@@ -131,10 +137,16 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
     return Run(config, opened, folder, dataset, progress, cluster)
 
 
-def _refuse_relative_data(config: RunConfig) -> None:
-    """Inside a job the working directory is a temporary copy on one node: data must be named absolutely."""
-    data = config.data
-    if inside_job() and isinstance(data, (ParquetData, FolderData)) and not Path(data.root).is_absolute():
-        raise ConfigError(
-            "inside a Ray job data.root must be an absolute path", data.root, "pass --data /path"
-        )
+def refuse_relative_data(config: RunConfig) -> None:
+    """A job's working directory is a temporary copy on one node: data must be named absolutely.
+
+    Raises:
+        ConfigError: names the folder.
+    """
+    transfers = {
+        f"models.{name}.training.transfer": entry.training.transfer for name, entry in config.models.items()
+    }
+    for place, data in {"data": config.data, **transfers}.items():
+        if isinstance(data, (ParquetData, FolderData)) and not Path(data.root).is_absolute():
+            fix = "pass --data /path" if place == "data" else "name the folder from / on"
+            raise ConfigError(f"inside a Ray job {place}.root must be an absolute path", data.root, fix)

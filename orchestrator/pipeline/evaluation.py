@@ -20,7 +20,6 @@ from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.searching import Found
-from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.objectives import TrialRow
 
@@ -195,17 +194,10 @@ def _measure_specs(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str,
     rows = np.ascontiguousarray(run.dataset.part("validation").inputs[: settings.batch])
     members = {member for spec in specs.values() for member in distinct(spec.tree)}
     loaded = {
-        member: load(
-            run.store,
-            member.digest,
-            member.execution,
-            threads=settings.threads,
-            batch=settings.batch,
-            allowed=run.allowed,
-        )
+        member: run.executable(member)
         for member in sorted(members, key=lambda member: (member.digest, member.execution))
     }
-    reference = load(run.store, baseline, "eager", threads=settings.threads, allowed=run.allowed)
+    reference = run.executable(Member(name="baseline", digest=baseline))
     calls: dict[str, Callable[[], object]] = {"": lambda: reference(rows)}
     for name, spec in specs.items():
         calls[name] = functools.partial(predict, spec.tree, loaded, rows, spec.signature.task)

@@ -18,7 +18,7 @@ from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
-from orchestrator.pipeline.evaluation import evaluate
+from orchestrator.pipeline.evaluation import Evaluation, evaluate
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
 from orchestrator.pipeline.summary import details, print_table, summarize
@@ -84,6 +84,7 @@ def execute(
     with ExitStack() as stack:
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
+        run.store.clean()
         if until == "report" and config.serving is not None and config.ensembles:
             check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
         models = train(run, fresh=fresh)
@@ -98,8 +99,8 @@ def execute(
             refs = {name: run.store.ref(f"{config.name}/{name}") for name in specs}
             return {"run": config.name, "models": models, "ensembles": refs}
         evaluation = evaluate(run, models, found, specs)
-        served = check_served(run, specs) if until == "report" else {}
         run.folder.mkdir(parents=True, exist_ok=True)
+        served = check_served(run, specs) if until == "report" else _served_before(run, evaluation)
         summary = summarize(run, found, evaluation, served)
         write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
         return _finish(run, summary)
@@ -134,6 +135,16 @@ def _join(stack: ExitStack, store: str | None) -> None:
                 f"{variable} is not set",
                 f"set {variable} to a shared folder (docs/cluster.md)",
             )
+
+
+def _served_before(run: Run, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """What an earlier run served, where the ensemble is still the same."""
+    try:
+        before = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+        same = {name for name, found in evaluation.ensembles.items() if before["ensembles"][name] == found}
+        return {name: figures for name, figures in before["serving"].items() if name in same}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _distinct(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def _figures(row: TrialRow, run: Run) -> str:
-    metric = run.config.metric.name.rpartition(":")[2]
+    metric = run.config.metric.label
     return (
         f"{metric} {row.metric:.4f}, {row.latency_ms:.3f} ms a batch ({row.execution}), {row.bytes:,} bytes"
     )
@@ -181,6 +181,6 @@ def _line(row: TrialRow, trials: int, run: Run) -> str:
     if row.status == "failed":
         return f"{head} failed: {row.reason}"
     if row.status == "evaluated":
-        metric = run.config.metric.name.rpartition(":")[2]
+        metric = run.config.metric.label
         return f"{head}: {metric} {row.metric:.4f}, drop {row.drop:+.4f}, {row.bytes:,} bytes"
     return f"{head}: {row.latency_ms:.3f} ms, {row.speedup:.2f} times the parent's speed"

@@ -20,7 +20,6 @@ from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.tree import distinct, predict
 from orchestrator.errors import DiffersError, NotFoundError, ServingError
 from orchestrator.pipeline.context import Run, store_root
-from orchestrator.runtime.execute import load
 from orchestrator.store.store import Store
 
 TOLERANCE = 1e-5
@@ -116,17 +115,7 @@ def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray)
 
 def _in_process(run: Run, spec: Spec, inputs: np.ndarray) -> np.ndarray:
     """The same rows through the same walk in this process, row by row as they are served."""
-    members = {
-        member: load(
-            run.store,
-            member.digest,
-            member.execution,
-            threads=spec.threads,
-            batch=spec.batch,
-            allowed=run.allowed,
-        )
-        for member in distinct(spec.tree)
-    }
+    members = {member: run.executable(member) for member in distinct(spec.tree)}
     answers = [
         predict(spec.tree, members, inputs[i : i + 1], spec.signature.task) for i in range(len(inputs))
     ]

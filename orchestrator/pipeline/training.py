@@ -115,7 +115,7 @@ def _text(run: Run, name: str, event: EpochReport | str) -> str:
     if isinstance(event, str):
         return event
     epochs = run.config.models[name].training.epochs
-    metric = run.config.metric.name.rpartition(":")[2]
+    metric = run.config.metric.label
     return (
         f"epoch {event.epoch + 1} of {epochs}, loss {event.loss:.4f}, "
         f"validation {metric} {event.metric:.4f}, {event.seconds:.1f} s"

@@ -24,7 +24,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
-from orchestrator.runtime.execute import load, predict
+from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.space import Config, execution_of, name_of, plan_of, precision_of
 from orchestrator.store.store import Store
@@ -139,11 +139,6 @@ def parent_row(job: TrialJob, name: str) -> TrialRow:
     )
 
 
-def prediction_key(part: str, data_digest: str, execution: Execution, threads: int) -> str:
-    """Name under which the store keeps an artifact's outputs on a part."""
-    return f"{part}-{data_digest[:16]}-{execution}-{threads}"
-
-
 def _here() -> dict[str, str]:
     return {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
 
@@ -191,15 +186,6 @@ def _outputs(
     store: Store, job: TrialJob, dataset: Dataset, digest: str, execution: Execution
 ) -> NDArray[np.float32]:
     """Float32 [N, K] on the validation part, in this execution, from the store when it has them."""
-    latency = job.search.latency
-    key = prediction_key("validation", job.data_digest, execution, latency.threads)
-    cached = store.predictions(digest, key)
-    if cached is not None:
-        return cached
-    part = dataset.part("validation")
-    executable = load(
-        store, digest, execution, threads=latency.threads, batch=latency.batch, allowed=job.allowed
+    return outputs_on(
+        store, digest, execution, dataset, "validation", job.search.latency, allowed=job.allowed
     )
-    outputs = predict(executable, part.inputs)
-    store.put_predictions(digest, key, part.ids, outputs)
-    return outputs

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from orchestrator.config.training import Resources
-from orchestrator.errors import OrchestratorError, ResourceError, TrainingError
+from orchestrator.errors import OrchestratorError, ResourceError, TrainingError, last_line
 from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
 from orchestrator.training.mailbox import Mailbox, open_mailbox
@@ -232,7 +232,7 @@ def _fit_in_thread(
     except Exception as error:
         # The schedule waits for every thread: whatever happened must reach it.
         log.debug("fit of %s failed", job.name, exc_info=True)
-        done.put((job.name, TrainingError(f"{type(error).__name__}: {_last_line(error)}")))
+        done.put((job.name, TrainingError(f"{type(error).__name__}: {last_line(error)}")))
 
 
 def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
@@ -272,12 +272,12 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
     except _v2.TrainingFailedError as error:
         raise TrainingError(
             f"its workers failed {resources.max_failures + 1} times",
-            _last_line(error),
+            last_line(error),
             "run again to go on from the last epoch; see the workers' logs",
         ) from error
     except RayError as error:
         raise TrainingError(
-            "Ray Train's controller failed", _last_line(error), "run again, or with --fresh"
+            "Ray Train's controller failed", last_line(error), "run again, or with --fresh"
         ) from error
     answer = result.return_value
     if not isinstance(answer, dict):
@@ -285,8 +285,3 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
     if "error" in answer:
         raise TrainingError(*answer["error"])
     return str(answer["digest"])
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
+from orchestrator.errors import ConfigError
 from orchestrator.measure.intervals import normal_quantile
 from orchestrator.measure.promise import _tango_statistic, non_inferior, tango_upper_drop
 
@@ -140,3 +141,55 @@ def test_identical_predictions_on_few_rows_do_not_prove_a_macro_f1_promise() -> 
     targets = np.arange(600) % 3
     same = outputs_of(targets)
     assert non_inferior(Metric(name="macro_f1"), same, same, targets, promise).holds
+
+
+def test_the_three_answers() -> None:
+    promise = Promise(max_drop=0.01)
+    assert non_inferior(ACCURACY, *paired(10, 0, 5000), promise).status == "holds"
+    assert non_inferior(ACCURACY, *paired(60, 0, 5000), promise).status == "fails"
+    unsure = non_inferior(ACCURACY, *paired(2, 0, 400), promise)
+    assert (unsure.status, unsure.holds, unsure.plain()["holds"]) == ("cannot be told", False, False)
+
+
+def test_the_rows_that_are_said_to_be_needed_would_do() -> None:
+    promise = Promise(max_drop=0.01)
+    needed = non_inferior(ACCURACY, *paired(2, 0, 400), promise).needed_rows
+    assert needed is not None
+    enough, fewer = needed / 400, 0.9 * needed / 400
+    assert tango_upper_drop(2 * enough, 0, needed, 0.95) <= 0.01
+    assert tango_upper_drop(2 * fewer, 0, 0.9 * needed, 0.95) > 0.01
+    assert non_inferior(ACCURACY, *paired(60, 0, 5000), promise).needed_rows is None
+
+
+def test_a_class_that_pays_for_all_is_named_and_may_break_the_promise() -> None:
+    targets = np.repeat(np.arange(3), 400)
+    parent, variant = targets.copy(), targets.copy()
+    variant[800:830] = 0  # 30 of 400 rows of the last class
+    rows = outputs_of(variant), outputs_of(parent), targets
+    plain = non_inferior(ACCURACY, *rows, Promise(max_drop=0.05))
+    assert plain.holds
+    assert plain.worst_class is not None
+    assert (plain.worst_class["label"], plain.worst_class["rows"]) == (2, 400)
+    assert plain.worst_class["drop"] == pytest.approx(0.075)
+    bounded = non_inferior(ACCURACY, *rows, Promise(max_drop=0.05, max_class_drop=0.06))
+    assert bounded.status == "fails"
+    assert "the recall of class 2 drops by 0.0750" in bounded.reason
+
+
+def test_changed_answers_count_right_and_wrong_ones() -> None:
+    found = non_inferior(ACCURACY, *paired(3, 5, 400), Promise(max_drop=0.05))
+    assert found.changed == pytest.approx(8 / 400)
+    assert found.changed_bound is not None
+    assert found.changed < found.changed_bound
+    bounded = non_inferior(ACCURACY, *paired(3, 5, 400), Promise(max_drop=0.05, max_changed=0.021))
+    assert bounded.status == "cannot be told"
+    assert "0.0200 of 400 answers change" in bounded.reason
+
+
+def test_regression_has_no_classes_to_bound() -> None:
+    values = np.ones((30, 1), dtype=np.float32)
+    found = non_inferior(Metric(name="mae"), values, values, values, Promise(max_drop=0.1))
+    assert found.changed is None
+    assert found.worst_class is None
+    with pytest.raises(ConfigError, match="max_changed"):
+        non_inferior(Metric(name="mae"), values, values, values, Promise(max_drop=0.1, max_changed=0.1))

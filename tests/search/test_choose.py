@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from orchestrator.config.search import Promise
-from orchestrator.measure.quality import Verdict
+from orchestrator.measure.promise import Status, Verdict
 from orchestrator.search.choose import choose, preselect
 from orchestrator.search.objectives import TrialRow
 from tests.search.rows import evaluated, measured, parent
@@ -16,7 +16,10 @@ PROMISE = Promise(max_drop=0.02)
 
 
 def verdict(holds: bool) -> Verdict:
-    return Verdict(holds, 0.004, 0.011 if holds else 0.03, 500, 0.02, 0.95, "test", "drop 0.004, at most ...")
+    status: Status = "holds" if holds else "cannot be told"
+    return Verdict(
+        status, 0.004, 0.011 if holds else 0.03, 500, 0.02, 0.95, "test", "drop 0.004, at most ..."
+    )
 
 
 def order(*rows: TrialRow) -> list[int]:
