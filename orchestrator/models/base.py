@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from orchestrator.config.base import Settings
 from orchestrator.config.signature import Signature
@@ -23,6 +24,25 @@ def make_body(settings: Settings, signature: Signature) -> nn.Module:
     raise ModelError(
         "no architecture is registered for these settings", type(settings).__name__, f"got {signature.task}"
     )
+
+
+class DataInitialized(nn.Module):
+    """A first layer whose weights are set from scaled train rows before the first epoch."""
+
+    initialized: Tensor
+    """uint8 scalar, saved with the weights: whether that was done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+
+    def initialize(self, rows: Tensor) -> None:
+        """Set the weights.
+
+        Args:
+            rows: scaled float32 [N, ...], as the network gets them.
+        """
+        raise NotImplementedError
 
 
 def image_shape(signature: Signature, architecture: str) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import ConfigError, TrainingError
 from orchestrator.measure.quality import larger_is_better, score
+from orchestrator.models.base import DataInitialized
 from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
@@ -32,6 +33,8 @@ from orchestrator.training.state import EpochReport, TrainState
 log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 512
+INITIAL_ROWS = 4096
+"""Rows that a first layer is set from."""
 CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for an accelerator."""
 
@@ -165,6 +168,8 @@ class _Run:
         self._check_rows(len(train.ids))
         if masks and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError("pruning masks cannot be kept under FSDP", fix="use strategy ddp")
+        if not self.state.epoch:
+            initialize(self.module, train)
         self.module.to(place.device)
         if self.images_last:
             set_memory_format(self.module, torch.channels_last)
@@ -279,6 +284,19 @@ class _Run:
                 state.best = state.model
         stale = report.epoch - (state.best_epoch or 0)
         state.finished = state.epoch >= self.settings.epochs or (patience is not None and stale >= patience)
+
+
+def initialize(module: nn.Module, train: Part) -> None:
+    """Set what must be set from data, once: a module that was trained before stays as it is."""
+    layers = [part for part in module.modules() if isinstance(part, DataInitialized) and not part.initialized]
+    if not layers:
+        return
+    inputs = wrap_array(np.ascontiguousarray(train.inputs[:INITIAL_ROWS]))
+    with torch.no_grad():
+        rows = module.get_submodule("preprocess")(inputs)
+    for layer in layers:
+        layer.initialize(rows)
+        layer.initialized.fill_(1)
 
 
 def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:

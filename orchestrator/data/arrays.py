@@ -1,0 +1,70 @@
+"""A data set from arrays in memory, for use from Python."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.data import PARTS, Shares
+from orchestrator.config.signature import Signature
+from orchestrator.data.dataset import Array, Dataset, Part
+from orchestrator.data.split import cut, free_shares
+from orchestrator.errors import DataError
+
+
+def from_arrays(
+    inputs: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    classes: Sequence[str] = (),
+    shares: Shares | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Cut rows into the five parts. The signature scales nothing: a model gets the rows as they are.
+
+    Args:
+        inputs: uint8 [N, C, H, W], or float32 [N, ...].
+        targets: integer classes [N], or float values [N] or [N, T].
+        classes: their names; the numbers when not given.
+        shares: of the parts.
+        seed: of the cut.
+
+    Raises:
+        DataError: the arrays do not fit together, or hold too few rows to cut.
+    """
+    rows = np.ascontiguousarray(inputs)
+    rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+    truth = np.asarray(targets)
+    if rows.ndim < 2 or truth.ndim not in (1, 2) or len(rows) != len(truth):
+        raise DataError(
+            "inputs [N, ...] and targets [N] or [N, T] need the same N", f"{rows.shape}, {truth.shape}"
+        )
+    channels = rows.shape[1]
+    plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype)}
+    scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    if np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1:
+        truth = truth.astype(np.int64)
+        count = max(int(truth.max()) + 1, len(classes))
+        names = tuple(classes) or tuple(map(str, range(count)))
+        if truth.min() < 0 or count > len(names):
+            raise DataError(f"classes must lie in 0..{len(names) - 1}", f"{truth.min()} to {truth.max()}")
+        signature = Signature(task="classification", outputs=count, classes=names, **plain, **scale)
+    else:
+        truth = np.ascontiguousarray(truth.reshape(len(truth), -1), dtype=np.float32)
+        width = truth.shape[1]
+        values = {"target_mean": (0.0,) * width, "target_std": (1.0,) * width}
+        signature = Signature(task="regression", outputs=width, **plain, **scale, **values)
+    labels = truth if signature.task == "classification" else None
+    wanted = free_shares(shares or Shares(), ())
+    cuts = cut(len(rows), labels, wanted, seed=seed, origin="the arrays", classes=signature.classes)
+    parts = {name: _part(rows, truth, cuts[name]) for name in (*PARTS,) if name in cuts}
+    digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + str((rows.shape, seed)).encode()).hexdigest()
+    return Dataset(parts, signature, digest, {"source": "arrays"}, Path())
+
+
+def _part(rows: Array, truth: Array, numbers: Array) -> Part:
+    return Part(np.ascontiguousarray(rows[numbers]), truth[numbers], numbers.astype(np.int64))
