@@ -34,14 +34,18 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
-    cost = count(_float_form(manifest, allowed), manifest.signature)
-    module = rebuilt.module
+    facts = facts_of(rebuilt.module, _float_form(manifest, allowed), manifest.signature)
+    return {"bytes": store.artifact_bytes(digest), **facts}
+
+
+def facts_of(module: nn.Module, float_form: nn.Module, signature: Signature) -> dict[str, Any]:
+    """The facts of a module in memory, all but its bytes; operations are counted on its float form."""
+    cost = count(float_form, signature)
     return {
-        "bytes": store.artifact_bytes(digest),
         "macs": cost.macs,
         "params": cost.params,
         "zeros": zeros(module),
-        "int8": coverage(module, manifest.signature) if isinstance(module, fx.GraphModule) else None,
+        "int8": coverage(module, signature) if isinstance(module, fx.GraphModule) else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Collection
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 from torch import fx, nn
 
+from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
@@ -39,16 +41,21 @@ def export(
         CompressionError: the format cannot hold the artifact, or its packages are missing.
         StoreError: the file cannot be written.
     """
+    rebuilt = rebuild(store, digest, allowed=allowed)
+    return write(rebuilt.module, rebuilt.manifest.signature, path, format)
+
+
+def write(module: nn.Module, signature: Signature, path: str | Path, format: Format = "pt2") -> Path:
+    """Write a module in memory; see `export`."""
     path = Path(path)
     if not path.parent.is_dir():
         raise StoreError("the folder of the export does not exist", path.parent, "create it")
-    rebuilt = rebuild(store, digest, allowed=allowed)
-    example = example_rows(rebuilt.manifest.signature, int8.EXAMPLE_ROWS)
-    module = rebuilt.module
+    example = example_rows(signature, int8.EXAMPLE_ROWS)
     if format == "onnx":
         _write_onnx(module, example, path)
         return path
     if isinstance(module, fx.GraphModule):
+        module = copy.deepcopy(module)
         _drop_unread(module)
     program = int8.export(module, example)
     try:

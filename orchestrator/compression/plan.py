@@ -23,7 +23,16 @@ from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.teacher import TeacherCache
 
-__all__ = ["Context", "State", "apply_plan", "apply_step", "check_plan", "plan_key", "run_step"]
+__all__ = [
+    "Context",
+    "State",
+    "apply_plan",
+    "apply_step",
+    "check_plan",
+    "plan_key",
+    "run_step",
+    "what_decides",
+]
 
 _VERSION = 1
 """Raise when a step would give another artifact for the same input."""
@@ -54,7 +63,7 @@ def plan_key(parent: str, plan: Sequence[Step], data: str, seed: int, threads: i
             "plan": [step.plain() for step in plan],
             "data": data,
             "seed": seed,
-            **_what(threads),
+            **what_decides(threads),
         }
     )
 
@@ -119,7 +128,7 @@ class _Job:
             parents=(self.parent,),
             data=self.data,
             seed=context.seed,
-            what={**manifest.what, "compression": _what(context.threads)},
+            what={**manifest.what, "compression": what_decides(context.threads)},
         )
         return store.put_artifact(draft, tensors_of(state.module))
 
@@ -140,7 +149,8 @@ class _Job:
         return outputs
 
 
-def _what(threads: int) -> dict[str, Any]:
+def what_decides(threads: int) -> dict[str, Any]:
+    """Threads, library version and instruction set: with them the steps give the same bits."""
     return {
         "threads": threads,
         "torch": torch.__version__,

@@ -8,7 +8,7 @@ the verdict then says how many would do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -121,20 +121,7 @@ def non_inferior(
         seed: Of the bootstrap.
         allowed: Import paths that the metric may come from.
     """
-    confidence = promise.confidence
-    if metric.name == "accuracy":
-        variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
-        clause = _tango_clause("accuracy", parent_right, variant_right, promise.max_drop, confidence)
-        test = "paired score test (Tango 1998)"
-    else:
-        drop, bound, rows = _bootstrap_drop(
-            metric, variant_outputs, parent_outputs, targets, confidence, seed, allowed
-        )
-        width = bound - drop
-        clause = _Clause(
-            metric.label, drop, bound, promise.max_drop, rows, lambda times: drop + width / math.sqrt(times)
-        )
-        test = "paired bootstrap"
+    clause, test = _drop_clause(metric, variant_outputs, parent_outputs, targets, promise, seed, allowed)
     clauses = [clause]
     facts: dict[str, Any] = {}
     if is_labels(np.asarray(targets)):
@@ -144,20 +131,54 @@ def non_inferior(
         clauses += [found for found in (changed, worst) if found.allowed < math.inf]
     elif promise.max_changed is not None or promise.max_class_drop is not None:
         raise ConfigError("max_changed and max_class_drop need classes", metric.name, "remove them")
-    status = next((s for s in ("fails", "cannot be told") if any(c.status == s for c in clauses)), "holds")
+    status = _status(clauses)
     needed = [found.needed_rows for found in clauses if found.status == "cannot be told"]
+    known = [rows for rows in needed if rows is not None]
     return Verdict(
-        status=status,  # type: ignore[arg-type]
+        status=status,
         drop=clause.value,
         bound=clause.bound,
         rows=clause.rows,
         max_drop=promise.max_drop,
-        confidence=confidence,
+        confidence=promise.confidence,
         test=test,
-        reason="; ".join(_sentence(found, confidence) for found in clauses),
-        needed_rows=max(needed) if status == "cannot be told" and all(needed) else None,  # type: ignore[type-var]
+        reason="; ".join(_sentence(found, promise.confidence) for found in clauses),
+        needed_rows=max(known) if status == "cannot be told" and len(known) == len(needed) else None,
         **facts,
     )
+
+
+def _status(clauses: Sequence[_Clause]) -> Status:
+    """All must hold; one that fails decides."""
+    found = {clause.status for clause in clauses}
+    if "fails" in found:
+        return "fails"
+    return "cannot be told" if "cannot be told" in found else "holds"
+
+
+def _drop_clause(
+    metric: Metric,
+    variant_outputs: npt.ArrayLike,
+    parent_outputs: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    promise: Promise,
+    seed: int,
+    allowed: Collection[str],
+) -> tuple[_Clause, str]:
+    """The metric's own clause, and the name of its test."""
+    confidence = promise.confidence
+    if metric.name == "accuracy":
+        variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
+        clause = _tango_clause(metric.name, parent_right, variant_right, promise.max_drop, confidence)
+        return clause, "paired score test (Tango 1998)"
+    drop, bound, rows = _bootstrap_drop(
+        metric, variant_outputs, parent_outputs, targets, confidence, seed, allowed
+    )
+
+    def bound_at(times: float) -> float:
+        return drop + (bound - drop) / math.sqrt(times)
+
+    return _Clause(metric.label, drop, bound, promise.max_drop, rows, bound_at), "paired bootstrap"
 
 
 def _sentence(clause: _Clause, confidence: float) -> str:

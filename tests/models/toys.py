@@ -25,6 +25,7 @@ SMALL: dict[str, ModelSettings] = {
     "cnn": Cnn(kwargs=CnnKwargs(channels=(8, 12), hidden=16, dropout=0.1)),
     "resnet": ResNet(kwargs=ResNetKwargs(depth=8, width=8)),
     "resnet9": ResNet9(kwargs=ResNet9Kwargs(width=4)),
+    "resnet9-fast": ResNet9(kwargs=ResNet9Kwargs(width=4, stem_pool=True, whiten=True)),
     "vit": Vit(kwargs=VitKwargs(dim=24, depth=2, heads=3)),
 }
 DIGITS, COLOUR, ROWS = (1, 8, 8), (3, 32, 32), (6,)

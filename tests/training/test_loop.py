@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.measure import Metric
+from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.signature import Signature
 from orchestrator.config.training import Augment, CustomLoss, DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import ConfigError, CorruptArtifactError, ModelError, TrainingError
+from orchestrator.models.build import build
+from orchestrator.models.resnet import WhiteningConv
 from orchestrator.training import loop
 from orchestrator.training.batches import Rows, order, steps_of
-from orchestrator.training.loop import train
+from orchestrator.training.loop import initialize, train
 from orchestrator.training.state import FACTS, TENSORS, EpochReport, TrainState
 from tests.training.toy import FEATURES, IMAGES, QUICK, VALUES, digest, module_of, part, run
 
@@ -107,6 +110,28 @@ def test_a_resumed_run_is_bit_equal(tmp_path: Path, optimizer: str, stop: int) -
     assert digest(resumed.weights) == digest(expected.weights)
     assert digest(module.state_dict()) == digest(expected.weights)
     assert [r.metric for r in resumed.curve] == [r.metric for r in whole]
+
+
+def test_whitening_is_set_once_from_train_rows_and_kept() -> None:
+    settings = ResNet9(kwargs=ResNet9Kwargs(width=4, whiten=True))
+    module = build(settings, IMAGES, seed=0)
+    stem = next(found for found in module.modules() if isinstance(found, WhiteningConv))
+    fresh = stem.conv.weight.clone()
+    run(module, IMAGES, QUICK)
+    set_once = stem.conv.weight.clone()
+    assert not torch.equal(set_once, fresh)
+    rows = torch.from_numpy(part(IMAGES).inputs)
+    with torch.no_grad():
+        seen = stem.conv(module.get_submodule("preprocess")(rows))[:, : stem.outputs // 2]
+    covariance = torch.cov(seen.transpose(0, 1).flatten(1))
+    variances = torch.diag(covariance)
+    assert (covariance - torch.diag(variances)).abs().max() < 0.02
+    assert ((variances > 0.9) & (variances < 1.01)).all()
+
+    other = part(IMAGES, 40, seed=9)
+    assert stem.initialized.item() == 1
+    initialize(module, other)
+    assert torch.equal(stem.conv.weight, set_once)
 
 
 def test_a_finished_state_trains_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Really smaller or really faster? A variant that is neither is refused, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.measure.latency import Latency
+
+MASKED = 0.05
+"""Share of zeros from which a model of full size is called masked."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a variant gains over its own fp32 baseline."""
+
+    faster: bool
+    """At some batch size, by more than the noise: the interval of the ratio lies above 1."""
+    smaller: bool
+    reason: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether it gains anything."""
+        return self.faster or self.smaller
+
+
+def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mapping[int, Latency]) -> Gate:
+    """Judge a variant.
+
+    Args:
+        facts: `bytes`, `macs`, `zeros` and `int8`, as `audit` gives them.
+        baseline: the same of the model that it came from.
+        latencies: by batch size, each measured interleaved with that model in eager fp32.
+    """
+    best = max(latencies.items(), key=lambda found: found[1].ratio_ci[0], default=None)
+    faster = best is not None and best[1].ratio_ci[0] > 1
+    smaller = facts["bytes"] < baseline["bytes"]
+    said = []
+    if best is not None and faster:
+        batch, latency = best
+        low, high = latency.ratio_ci
+        said.append(f"{latency.ratio:.2f} times as fast at batch {batch} ({low:.2f} to {high:.2f})")
+    if smaller:
+        said.append(f"{facts['bytes'] / baseline['bytes']:.0%} of the bytes")
+    if said:
+        return Gate(faster, smaller, ", ".join(said))
+    slowest = "" if best is None else f" (ratio {best[1].ratio:.2f} at batch {best[0]})"
+    return Gate(False, False, f"neither faster{slowest} nor smaller: {_why(facts, baseline)}")
+
+
+def is_masked(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+    """Whether weights are zero in a model that still computes and stores all of them."""
+    return facts["zeros"] > MASKED and facts["macs"] >= baseline["macs"] and facts["int8"] is None
+
+
+def _why(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    if is_masked(facts, baseline):
+        return (
+            f"masked only: {facts['zeros']:.0%} of the weights are zero, and dense kernels multiply them too"
+        )
+    int8 = facts["int8"]
+    if int8 is not None and int8["share"] < 1:
+        return f"only {int8['share']:.0%} of its products run in int8 kernels"
+    if facts["macs"] >= baseline["macs"]:
+        return "it computes as much as before"
+    return "its layers are too small for fewer operations to show"

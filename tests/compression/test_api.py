@@ -1,0 +1,181 @@
+"""`compress` from plain Python: on a module of the user's own, and on an artifact of a store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.compression import Variant, compress
+from orchestrator.compression.gate import gate
+from orchestrator.config.measure import LatencySettings
+from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import ChannelPruning
+from orchestrator.errors import CompressionError, ConfigError
+from orchestrator.measure.latency import Latency
+from orchestrator.models.build import build
+from orchestrator.runtime.execute import load
+from orchestrator.store.store import Store
+from tests.compression import toys
+
+QUICK = LatencySettings(blocks=5, block_ms=1.0)
+
+
+def images(count: int = 120) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    rows = rng.integers(0, 80, (count, 3, 8, 8)) + 60 * labels[:, None, None, None]
+    return rows.astype(np.uint8), labels
+
+
+def own_module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 3)
+    )
+
+
+def test_three_lines_on_a_module_of_ones_own(tmp_path: Path) -> None:
+    module, data = own_module(), images()
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    training = {"epochs": 2, "batch_size": 32, "lr": 0.01}
+    steps = [
+        {"kind": "prune_channels", "amount": 0.5},
+        {"kind": "recover", "training": training},
+        {"kind": "int8_static"},
+    ]
+    variant = compress(module, steps, data)
+    assert [step.kind for step in variant.plan] == ["prune_channels", "recover", "int8_static"]
+    answers = variant(data[0][:7])
+    assert answers.shape == (7, 3)
+    assert np.isfinite(answers).all()
+    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in kept.items())
+    file = variant.export(tmp_path / "small.pt2")
+    assert file.stat().st_size > 0
+    assert np.array_equal(variant(data[0][:7]), answers)
+
+
+def test_the_audit_says_what_changed() -> None:
+    data = images()
+    found = compress(own_module(), [ChannelPruning(amount=0.5)], data).audit((1, 4), QUICK)
+    assert found.facts["macs"] < found.baseline["macs"]
+    assert found.facts["params"] < found.baseline["params"]
+    assert found.facts["bytes"] < found.baseline["bytes"]
+    assert 0 < found.facts["peak_bytes"] < found.baseline["peak_bytes"]
+    assert set(found.latencies) == {1, 4}
+    assert found.gate.smaller
+    assert "of the bytes" in str(found)
+
+
+def test_a_masked_model_is_refused_as_masked() -> None:
+    found = compress(own_module(), [{"kind": "prune_magnitude", "amount": 0.6}], images()).audit((4,), QUICK)
+    assert found.facts["masked_only"]
+    assert found.facts["zeros"] == pytest.approx(0.6, abs=0.01)
+    same = {4: _latency(0.95, 1.05)}
+    judged = gate(found.facts, found.baseline, same)
+    assert not judged.passes
+    assert "masked only: 60%" in judged.reason
+
+
+def _latency(low: float, high: float) -> Latency:
+    return Latency(4, 1, "eager", 1.0, (0.9, 1.1), 1.2, (low + high) / 2, (low, high))
+
+
+@pytest.mark.parametrize(
+    ("facts", "interval", "passes", "said"),
+    [
+        ({}, (1.1, 1.3), True, "1.20 times as fast at batch 4"),
+        ({"bytes": 60}, (0.7, 0.9), True, "60% of the bytes"),
+        ({}, (0.9, 1.1), False, "it computes as much as before"),
+        ({"macs": 50}, (0.9, 1.1), False, "too small for fewer operations to show"),
+        ({"int8": {"share": 0.25}}, (0.9, 1.1), False, "only 25% of its products run in int8"),
+    ],
+)
+def test_the_gate_passes_gains_beyond_the_noise(
+    facts: dict[str, Any], interval: tuple[float, float], passes: bool, said: str
+) -> None:
+    before = {"bytes": 100, "macs": 100, "zeros": 0.0, "int8": None}
+    judged = gate({**before, **facts}, before, {4: _latency(*interval)})
+    assert judged.passes is passes
+    assert said in judged.reason
+
+
+def test_without_settings_a_variant_runs_but_is_not_saved(tmp_path: Path) -> None:
+    variant = compress(own_module(), [ChannelPruning(amount=0.5)], images())
+    with pytest.raises(CompressionError, match=r"model is missing.*compress\(\.\.\., model="):
+        variant.save(tmp_path / "store")
+
+
+def test_with_settings_it_is_saved_and_comes_back_bit_equal(tmp_path: Path) -> None:
+    settings = Mlp(kwargs=MlpKwargs(widths=(32, 16)))
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(90, 6)).astype(np.float32)
+    data = (rows, np.arange(90) % 3)
+    module = build(settings, _flat(), seed=0)
+    variant = compress(
+        module, [{"kind": "prune_channels", "amount": 0.5}, {"kind": "int8_static"}], data, model=settings
+    )
+    digest = variant.save(tmp_path / "store", "mine/small")
+    store = Store(tmp_path / "store", create=False)
+    assert store.ref("mine/small") == digest
+    assert np.array_equal(load(store, digest, "lowered")(rows[:9]), variant(rows[:9]))
+    parent = store.manifest(digest).parents[0]
+    assert store.manifest(parent).plan == ()
+
+    again = compress("mine/small", [], data, store=store)
+    assert again.digest == digest
+    further = compress(parent, [ChannelPruning(amount=0.25)], data, store=store)
+    assert further.digest is not None
+    assert further.save(store, "mine/other") == further.digest
+    with pytest.raises(CompressionError, match="build another model"):
+        _other(variant).save(tmp_path / "store")
+
+
+def _other(variant: Variant) -> Variant:
+    return replace(variant, model=Mlp(kwargs=MlpKwargs(widths=(8,))))
+
+
+def _flat() -> Signature:
+    return Signature(
+        task="classification",
+        input_shape=(6,),
+        input_dtype="float32",
+        outputs=3,
+        classes=("0", "1", "2"),
+        mean=(0.0,) * 6,
+        std=(1.0,) * 6,
+    )
+
+
+def test_regression_and_bad_requests() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 5)).astype(np.float32)
+    module = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 2))
+    variant = compress(module, [ChannelPruning(amount=0.5)], (rows, rows[:, :2]))
+    assert variant.signature.task == "regression"
+    with torch.no_grad():
+        assert variant(rows[:4]).shape == module(torch.from_numpy(rows[:4])).shape
+    with pytest.raises(ConfigError, match="not valid"):
+        compress(module, [{"kind": "prune"}], (rows, rows[:, :2]))
+    with pytest.raises(ConfigError, match="needs data"):
+        compress(module, [])
+    with pytest.raises(ConfigError, match="needs the store"):
+        compress("a/b", [])
+    with pytest.raises(CompressionError, match="cannot follow"):
+        compress(module, [{"kind": "int8_static"}, ChannelPruning(amount=0.5)], (rows, rows[:, :2]))
+
+
+def test_arrays_are_taken_as_they_are() -> None:
+    data = images(40)
+    module = own_module()
+    variant = compress(module, [], data)
+    with torch.no_grad():
+        direct = module(torch.from_numpy(data[0][:5]).float()).numpy()
+    assert np.allclose(variant(data[0][:5]), direct, atol=1e-5)
+    assert variant.signature.outputs != toys.CLASSES
