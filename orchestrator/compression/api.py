@@ -26,7 +26,7 @@ from orchestrator.compression.gate import Gate, gate, is_masked
 from orchestrator.compression.plan import Context, State, apply_plan, check_plan, run_step, what_decides
 from orchestrator.config.base import canonical
 from orchestrator.config.data import DataSettings
-from orchestrator.config.measure import LatencySettings, Metric
+from orchestrator.config.measure import Execution, LatencySettings, Metric
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import PLAN, DynamicInt8, Plan, StaticInt8, Step
@@ -109,15 +109,19 @@ class Variant:
         """Logits, or values in raw units, float32 [N, K] of raw rows [N, *input_shape]."""
         return self._executable(np.asarray(rows).astype(self.signature.input_dtype, copy=False))
 
+    @property
+    def execution(self) -> Execution:
+        """How it runs: lowered after int8, else eager."""
+        return "lowered" if isinstance(self.module, fx.GraphModule) else "eager"
+
     def executable(self, *, threads: int = 1, batch: int = 32) -> Executable:
-        """Ready to run: lowered after int8, else eager.
+        """Ready to run in its execution.
 
         Args:
             threads: torch threads of each call.
             batch: rows that kernels are chosen for; every number of rows works.
         """
-        execution = "lowered" if isinstance(self.module, fx.GraphModule) else "eager"
-        return of_module(self.module, self.signature, execution, threads=threads, batch=batch)
+        return of_module(self.module, self.signature, self.execution, threads=threads, batch=batch)
 
     def audit(self, batches: Sequence[int] = BATCHES, latency: LatencySettings | None = None) -> Audit:
         """Measure the variant against the model that it came from. Keep the machine quiet meanwhile.
@@ -191,9 +195,8 @@ class Variant:
         rows = example_inputs(self.signature, batch)
         own = self.executable(threads=asked.threads, batch=batch)
         before = of_module(self.before, self.signature, "eager", threads=asked.threads)
-        kind = "lowered" if isinstance(self.module, fx.GraphModule) else "eager"
         calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
-        return compare(calls, asked, baseline="before", executions={"own": kind})["own"]  # type: ignore[dict-item]
+        return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
 
     def _peak(self, executable: Executable, batch: int) -> int:
         rows = example_inputs(self.signature, batch)

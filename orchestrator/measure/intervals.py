@@ -22,7 +22,7 @@ def normal_quantile(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def wilson(successes: float, rows: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: float, rows: float, confidence: float = CONFIDENCE) -> Interval:
     """Two-sided score interval of a proportion (Wilson 1927); sound at 0 and 1, where Wald's is not."""
     z = normal_quantile((1 + confidence) / 2)
     share = successes / rows

@@ -45,7 +45,7 @@ def test_three_lines_on_a_module_of_ones_own(tmp_path: Path) -> None:
     module, data = own_module(), images()
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     training = {"epochs": 2, "batch_size": 32, "lr": 0.01}
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"kind": "prune_channels", "amount": 0.5},
         {"kind": "recover", "training": training},
         {"kind": "int8_static"},
