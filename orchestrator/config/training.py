@@ -53,9 +53,11 @@ class Augment(Settings):
     """Image augmentation as a pure function of (seed, sample id, view); epoch e uses view e mod `views`."""
 
     flip: bool = False
-    """Mirror left-right for half of the views."""
+    """Mirror left-right in every second view; a row's own bit decides in which half of them."""
     crop: int = Field(0, ge=0)
     """Pad by this many pixels (reflected) and cut at a random place."""
+    cutout: int = Field(0, ge=0)
+    """Paint a square of this many pixels a side, at a random place, in the image's mean color."""
     views: int = Field(4, ge=1)
 
 

@@ -20,7 +20,7 @@ from orchestrator.errors import ConfigError
 
 def active(settings: Augment) -> bool:
     """Whether any view differs from the plain rows."""
-    return settings.flip or settings.crop > 0
+    return settings.flip or settings.crop > 0 or settings.cutout > 0
 
 
 def views(settings: Augment) -> int:
@@ -38,23 +38,28 @@ def check_augment(settings: Augment, signature: Signature) -> None:
         return
     if len(signature.input_shape) != 3:
         raise ConfigError(
-            "flip and crop need images", f"rows of shape {signature.input_shape}", "remove them"
+            "flip, crop and cutout need images", f"rows of shape {signature.input_shape}", "remove them"
         )
     smallest = min(signature.input_shape[1:])
-    if settings.crop >= smallest:
-        raise ConfigError(
-            f"crop must be smaller than the image ({smallest} pixels)", settings.crop, "choose fewer pixels"
-        )
+    for name, pixels in (("crop", settings.crop), ("cutout", settings.cutout)):
+        if pixels >= smallest:
+            raise ConfigError(
+                f"{name} must be smaller than the image ({smallest} pixels)", pixels, "choose fewer pixels"
+            )
 
 
 def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment, seed: int) -> Tensor:
-    """Flip and crop a batch.
+    """Flip, crop and cut out a batch.
+
+    Flips alternate: a row that is mirrored in one view is not in the next (Jordan 2024,
+    https://arxiv.org/abs/2404.00498, section 3.6). Cutout is that of DeVries and Taylor 2017
+    (https://arxiv.org/abs/1708.04552): the square's center lies anywhere, so part of it may fall outside.
 
     Args:
         images: [B, C, H, W] of any type.
         ids: stable sample ids [B]: what decides each row's flip and offset, besides seed and view.
         view: number of the view.
-        settings: what to do; `crop` pixels of reflected border are added before the cut.
+        settings: what to do; `crop` pixels of reflected border are added before the cut, `cutout` comes last.
         seed: of the run.
 
     Returns:
@@ -65,23 +70,46 @@ def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment
     batch, channels, height, width = images.shape
     bits = hash_rows(seed, ids, view)
     span = 2 * settings.crop + 1
-    top = ((bits >> np.uint64(8)) & np.uint64(0xFFFFFF)) * np.uint64(span) >> np.uint64(24)
-    left = ((bits >> np.uint64(40)) & np.uint64(0xFFFFFF)) * np.uint64(span) >> np.uint64(24)
-    rows = _source(top, height, settings.crop)
-    columns = _source(left, width, settings.crop)
+    rows = _source(_below(bits >> np.uint64(8), span), height, settings.crop)
+    columns = _source(_below(bits >> np.uint64(40), span), width, settings.crop)
     if settings.flip:
-        mirrored = torch.from_numpy((bits & np.uint64(1)).astype(bool))
+        own = hash_rows(seed, ids, 0) & np.uint64(1)
+        mirrored = torch.from_numpy((own ^ np.uint64(view & 1)).astype(bool))
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width)
     flat = images.reshape(batch, channels, height * width)
     gathered = flat.gather(2, pixels.to(images.device).expand(batch, channels, height * width))
-    return gathered.view(batch, channels, height, width)
+    cropped = gathered.view(batch, channels, height, width)
+    return _cut_out(cropped, _mix(bits), settings.cutout) if settings.cutout else cropped
 
 
 def hash_rows(seed: int, ids: NDArray[np.int64], view: int) -> NDArray[np.uint64]:
     """64 well-mixed bits a row from (seed, id, view), by SplitMix64 (Steele et al. 2014)."""
     start = _mix(np.array([seed], dtype=np.uint64))
     return _mix(_mix(start ^ ids.astype(np.int64).view(np.uint64)) ^ np.uint64(view))
+
+
+def _cut_out(images: Tensor, bits: NDArray[np.uint64], size: int) -> Tensor:
+    """Images [B, C, H, W] with a square of `size` pixels a side in each image's mean color."""
+    height, width = images.shape[2:]
+    inside = [
+        (place >= corner[:, None]) & (place < corner[:, None] + size)
+        for place, corner in (
+            (torch.arange(height), _below(bits >> np.uint64(8), height) - size // 2),
+            (torch.arange(width), _below(bits >> np.uint64(40), width) - size // 2),
+        )
+    ]
+    hole = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    mean = images.float().mean((2, 3), keepdim=True)
+    color = mean if images.is_floating_point() else mean.round()
+    return torch.where(hole, color.to(images.dtype), images)
+
+
+def _below(bits: NDArray[np.uint64], span: int) -> Tensor:
+    """The low 24 bits as an int64 from 0 to `span` - 1."""
+    return torch.from_numpy(
+        (((bits & np.uint64(0xFFFFFF)) * np.uint64(span)) >> np.uint64(24)).astype(np.int64)
+    )
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -92,8 +120,8 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def _source(offset: NDArray[np.uint64], size: int, pad: int) -> Tensor:
+def _source(offset: Tensor, size: int, pad: int) -> Tensor:
     """Source positions [B, size] of a cut at `offset` in a line that was padded by reflection."""
-    positions = torch.from_numpy(offset.astype(np.int64))[:, None] + torch.arange(size) - pad
+    positions = offset[:, None] + torch.arange(size) - pad
     positions = positions.abs()
     return torch.where(positions >= size, 2 * (size - 1) - positions, positions)

@@ -15,16 +15,18 @@ from tests.training.toy import FEATURES, IMAGES
 IDS = np.arange(64, dtype=np.int64) * 7919
 IMAGE_ROWS = torch.randint(0, 256, (64, 3, 8, 10), dtype=torch.uint8, generator=torch.manual_seed(0))
 BOTH = Augment(flip=True, crop=2, views=4)
+HOLE = Augment(cutout=4, views=4)
 
 
 def plainly(images: NDArray[np.uint8], ids: NDArray[np.int64], view: int, seed: int) -> NDArray[np.uint8]:
     """Row by row, as the settings describe it."""
     cut = []
-    for image, bits in zip(images, hash_rows(seed, ids, view), strict=True):
+    own = hash_rows(seed, ids, 0)
+    for image, bits, first in zip(images, hash_rows(seed, ids, view), own, strict=True):
         top = (int(bits) >> 8 & 0xFFFFFF) * 5 >> 24
         left = (int(bits) >> 40) * 5 >> 24
         padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")[:, top : top + 8, left : left + 10]
-        cut.append(padded[:, :, ::-1] if int(bits) & 1 else padded)
+        cut.append(padded[:, :, ::-1] if (int(first) + view) % 2 else padded)
     return np.stack(cut)
 
 
@@ -48,6 +50,37 @@ def test_views_seeds_and_ids_differ() -> None:
     assert not torch.equal(base, augment(IMAGE_ROWS, IDS + 1, 0, BOTH, 3))
 
 
+def test_flips_alternate() -> None:
+    flipped = [augment(IMAGE_ROWS, IDS, view, Augment(flip=True), 3) for view in range(3)]
+    assert torch.equal(flipped[0], flipped[2])
+    assert torch.equal(flipped[0].flip(3), flipped[1])
+    mirrored = (flipped[0] != IMAGE_ROWS).flatten(1).any(1)
+    assert 16 < mirrored.sum() < 48
+
+
+def test_cutout_paints_one_square_in_the_mean_color() -> None:
+    holed = augment(IMAGE_ROWS, IDS, 1, HOLE, 3)
+    heights = set()
+    for image, before in zip(holed, IMAGE_ROWS, strict=True):
+        inside = (image != before).any(0)
+        rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+        square = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].float()
+        mean = before.float().mean((1, 2), keepdim=True).round()
+        assert torch.equal(square, mean.expand_as(square))
+        assert max(square.shape[1:]) <= 4
+        heights.add(len(rows))
+    assert heights == {2, 3, 4}  # the center lies anywhere, also at the border
+    assert not torch.equal(holed, augment(IMAGE_ROWS, IDS, 2, HOLE, 3))
+
+
+def test_cutout_keeps_real_values() -> None:
+    rows = IMAGE_ROWS.float() / 255
+    holed = augment(rows, IDS, 1, HOLE, 3)
+    changed = (holed != rows).flatten(1).any(1)
+    assert changed.all()
+    assert holed.dtype == rows.dtype
+
+
 def test_flips_are_half_and_offsets_uniform() -> None:
     bits = hash_rows(5, np.arange(20_000, dtype=np.int64), 0)
     assert abs(np.mean(bits & np.uint64(1)) - 0.5) < 0.02
@@ -69,5 +102,7 @@ def test_what_cannot_be_augmented_is_refused() -> None:
         check_augment(Augment(flip=True), FEATURES)
     with pytest.raises(ConfigError, match="smaller than the image"):
         check_augment(Augment(crop=8), IMAGES)
+    with pytest.raises(ConfigError, match="cutout must be smaller"):
+        check_augment(Augment(cutout=8), IMAGES)
     check_augment(Augment(), FEATURES)
     check_augment(Augment(crop=7), IMAGES)
