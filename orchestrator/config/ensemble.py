@@ -23,6 +23,9 @@ class Member(Settings):
     digest: str = ""
     """Filled in when the ensemble is fitted."""
     execution: Execution = "eager"
+    temperature: float | None = Field(None, gt=0)
+    """Logits are divided by it before members are mixed; fitted on validation data when not given. A
+    regression has none."""
 
 
 class Parallel(Settings):

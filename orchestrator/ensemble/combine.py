@@ -20,10 +20,10 @@ from orchestrator.measure.metrics import log_softmax
 Floats = npt.NDArray[np.float64]
 
 
-def scores_of(outputs: npt.NDArray[np.floating[Any]], task: Task) -> Floats:
-    """Scores [N, K] of one member's outputs: log-softmax of logits, or the regression values."""
+def scores_of(outputs: npt.NDArray[np.floating[Any]], task: Task, temperature: float | None = None) -> Floats:
+    """Scores [N, K] of one member's outputs: log-softmax of logits / temperature, or regression values."""
     if task == "classification":
-        return log_softmax(outputs)
+        return log_softmax(outputs if temperature is None else outputs.astype(np.float64) / temperature)
     return np.asarray(outputs, dtype=np.float64)
 
 

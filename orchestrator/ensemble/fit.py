@@ -1,4 +1,4 @@
-"""From a tree of names to a fitted tree: artifacts bound, weights and thresholds fitted bottom-up."""
+"""From a tree of names to a fitted tree: members bound; temperatures, weights, thresholds fitted upwards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from orchestrator.config.ensemble import Member, Node, Parallel, Sequential, WeightedMix, children, leaves
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.calibrate import fit_temperature
 from orchestrator.ensemble.cascade import check_task, fit_thresholds
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.tree import distinct, identity, replay
@@ -26,7 +27,8 @@ Output = npt.NDArray[np.floating[Any]]
 class _Ground:
     """What a node is fitted on."""
 
-    outputs: Mapping[Member, Output]
+    outputs: Mapping[tuple[str, str], Output]
+    """Raw outputs by identity: fitting a member changes the leaf, not what it answers."""
     targets: npt.NDArray[Any]
     metric: Metric
     task: Task
@@ -34,7 +36,7 @@ class _Ground:
 
     def scores(self, node: Node) -> Floats:
         """Scores [N, K] that a fitted node gives on all rows."""
-        needed = {member: self.outputs[member] for member in distinct(node)}
+        needed = {member: self.outputs[identity(member)] for member in distinct(node)}
         return replay(node, needed, self.task).scores
 
 
@@ -54,8 +56,9 @@ def bind(tree: Node, known: Mapping[str, Node]) -> Node:
         if tree.name not in known:
             raise EnsembleError("no member of that name", tree.name, f"known here: {', '.join(known)}")
         found = known[tree.name]
-        if isinstance(found, Member) and "execution" in tree.model_fields_set:
-            return found.model_copy(update={"execution": tree.execution})
+        if isinstance(found, Member):
+            own = tree.model_fields_set & {"execution", "temperature"}
+            return found.model_copy(update={name: getattr(tree, name) for name in own})
         return found
     below = tuple(bind(child, known) for child in children(tree))
     return tree.model_copy(update={"stages" if isinstance(tree, Sequential) else "members": below})
@@ -70,7 +73,7 @@ def fit(
     *,
     allowed: Collection[str] = (),
 ) -> Node:
-    """The tree with weights and thresholds fitted bottom-up; values that are already set are kept.
+    """The tree with temperatures, weights and thresholds fitted bottom-up; values already set are kept.
 
     A parent is fitted on its children's answers on the same rows that they were fitted on. With a few
     weights and thresholds on hundreds of rows that bias is small, but the figures to print are those of
@@ -88,12 +91,10 @@ def fit(
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
     """
     by_identity = {identity(member): output for member, output in outputs.items()}
-    by_leaf = {}
     for leaf in leaves(tree):
         if identity(leaf) not in by_identity:
             raise EnsembleError("no outputs to fit the ensemble on", leaf.name)
-        by_leaf[leaf] = by_identity[identity(leaf)]
-    return _fit(tree, _Ground(by_leaf, np.asarray(targets), metric, task, allowed))
+    return _fit(tree, _Ground(by_identity, np.asarray(targets), metric, task, allowed))
 
 
 @singledispatch
@@ -103,8 +104,12 @@ def _fit(node: Node, ground: _Ground) -> Node:
 
 
 @_fit.register
-def _member(node: Member, ground: _Ground) -> Node:  # noqa: ARG001 - nothing to fit
-    return node
+def _member(node: Member, ground: _Ground) -> Node:
+    if ground.task == "regression" or node.temperature is not None:
+        return node
+    return node.model_copy(
+        update={"temperature": fit_temperature(ground.outputs[identity(node)], ground.targets)}
+    )
 
 
 @_fit.register

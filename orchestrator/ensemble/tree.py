@@ -139,6 +139,7 @@ def predict(
     Raises:
         QuorumError: a member failed; it is named.
     """
+    by_identity = {identity(member): call for member, call in members.items()}
     steps = walk(tree, len(inputs), task)
     outcomes: tuple[Outcome, ...] | None = None
     while True:
@@ -147,7 +148,7 @@ def predict(
         except StopIteration as done:
             prediction: Prediction = done.value
             return prediction
-        outcomes = tuple(_call(members, ask, inputs) for ask in asks)
+        outcomes = tuple(_call(by_identity, ask, inputs) for ask in asks)
 
 
 def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Prediction:
@@ -174,12 +175,15 @@ def _lookup(output: Output) -> Callable[[npt.NDArray[Any]], Output]:
 
 
 def _call(
-    members: Mapping[Member, Callable[[npt.NDArray[Any]], Output]], ask: Ask, inputs: npt.NDArray[Any]
+    members: Mapping[tuple[str, str], Callable[[npt.NDArray[Any]], Output]],
+    ask: Ask,
+    inputs: npt.NDArray[Any],
 ) -> Outcome:
-    if ask.member not in members:
+    call = members.get(identity(ask.member))
+    if call is None:
         return Outcome(failure="no such predictor")
     try:
-        return Outcome(output=members[ask.member](inputs[ask.rows]))
+        return Outcome(output=call(inputs[ask.rows]))
     except OrchestratorError as error:
         return Outcome(failure=str(error))
 
@@ -242,7 +246,7 @@ def _answer(node: Node, rows: Rows, task: Task) -> _Steps:
 @_answer.register
 def _member(node: Member, rows: Rows, task: Task) -> _Steps:
     (output,) = yield (Ask(node, rows),)
-    return _Answer(scores_of(output, task), np.zeros(len(rows), dtype=np.int64))
+    return _Answer(scores_of(output, task, node.temperature), np.zeros(len(rows), dtype=np.int64))
 
 
 @_answer.register

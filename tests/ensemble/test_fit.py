@@ -7,6 +7,8 @@ import pytest
 
 from orchestrator.config.ensemble import Member, Node, Sequential, WeightedMix
 from orchestrator.config.measure import Metric
+from orchestrator.ensemble.calibrate import fit_temperature
+from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import replay
 from orchestrator.ensemble.weights import likelihood_weights
@@ -18,6 +20,15 @@ TABLE, TARGETS = outputs(rows=300)
 ACCURACY = Metric()
 
 
+def calibrated(member: Member) -> Member:
+    temperature = fit_temperature(TABLE[member], TARGETS)
+    return member.model_copy(update={"temperature": temperature})
+
+
+def tempered(member: Member) -> Floats:
+    return log_softmax(TABLE[member].astype(np.float64) / fit_temperature(TABLE[member], TARGETS))
+
+
 def fitted(tree: Node) -> Node:
     return fit(tree, TABLE, TARGETS, ACCURACY, "classification")
 
@@ -26,6 +37,8 @@ def test_names_become_artifacts_and_ensembles() -> None:
     known: dict[str, Node] = {"x": A, "pair": parallel(A, B)}
     found = bind(cascade(Member(name="x"), mix(Member(name="pair"), C)), known)
     assert found == cascade(A, mix(parallel(A, B), C))
+    own = bind(parallel(Member(name="x", execution="aoti", temperature=2.0), Member(name="x")), known)
+    assert own == parallel(A.model_copy(update={"execution": "aoti", "temperature": 2.0}), A)
     with pytest.raises(EnsembleError, match=r"no member of that name: y\. known here: x, pair"):
         bind(parallel(Member(name="y"), A), known)
 
@@ -33,13 +46,15 @@ def test_names_become_artifacts_and_ensembles() -> None:
 def test_a_mix_is_fitted_on_its_members() -> None:
     found = fitted(mix(*MEMBERS))
     assert isinstance(found, WeightedMix)
-    assert found.weights == likelihood_weights([log_softmax(TABLE[member]) for member in MEMBERS], TARGETS)
+    assert found.weights == likelihood_weights([tempered(member) for member in MEMBERS], TARGETS)
+    assert found.members == tuple(calibrated(member) for member in MEMBERS)
 
 
 def test_given_values_are_kept() -> None:
-    tree = cascade(mix(A, B, weights=(0.1, 0.9)), D, thresholds=(0.4,))
+    warm = [member.model_copy(update={"temperature": 2.5}) for member in (A, B, D)]
+    tree = cascade(mix(*warm[:2], weights=(0.1, 0.9)), warm[2], thresholds=(0.4,))
     assert fitted(tree) == tree
-    assert fitted(parallel(A, B)) == parallel(A, B)
+    assert fitted(parallel(A, warm[1])) == parallel(calibrated(A), warm[1])
 
 
 def test_a_parent_is_fitted_on_its_fitted_children() -> None:
@@ -47,7 +62,7 @@ def test_a_parent_is_fitted_on_its_fitted_children() -> None:
     assert isinstance(found, WeightedMix)
     assert isinstance(found.members[0], Sequential)
     inner = replay(found.members[0], TABLE, "classification").scores
-    assert found.weights == likelihood_weights([inner, log_softmax(TABLE[D])], TARGETS)
+    assert found.weights == likelihood_weights([inner, tempered(D)], TARGETS)
 
 
 def test_a_fitted_cascade_keeps_the_last_stage_s_metric_when_it_is_walked() -> None:
@@ -63,7 +78,7 @@ def test_outputs_are_found_by_artifact_whatever_the_leaf_is_called() -> None:
     alias = Member(name="chosen", digest=D.digest)
     assert fitted(mix(A, parallel(alias, B))).model_dump() == {
         **fitted(mix(A, parallel(D, B))).model_dump(),
-        "members": (A.model_dump(), parallel(alias, B).model_dump()),
+        "members": (calibrated(A).model_dump(), fitted(parallel(alias, B)).model_dump()),
     }
     with pytest.raises(EnsembleError, match="no outputs to fit the ensemble on: e"):
         fitted(parallel(A, Member(name="e", digest="e" * 64)))
