@@ -30,7 +30,7 @@ SIGNATURE = Signature(
     mean=(125.0, 123.0, 114.0),
     std=(63.0, 62.0, 67.0),
 )
-MODEL = ResNet9(kwargs=ResNet9Kwargs(width=48, stem_pool=True))
+MODEL = ResNet9(kwargs=ResNet9Kwargs(width=32, whiten=True))
 """The teacher of `examples/cifar10.yaml`."""
 SETTINGS = LatencySettings(batch=32, threads=1, blocks=21, block_ms=100.0)
 PLANS: dict[str, Plan] = {
