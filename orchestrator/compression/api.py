@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orchestrator.compression.audit import facts_of
 from orchestrator.compression.export import Format, write
 from orchestrator.compression.gate import Gate, gate, is_masked
 from orchestrator.compression.plan import Context, State, apply_plan, check_plan, run_step, what_decides
+from orchestrator.compression.step import Other
 from orchestrator.config.base import canonical
 from orchestrator.config.data import DataSettings
 from orchestrator.config.measure import Execution, LatencySettings, Metric
@@ -218,6 +219,7 @@ def compress(
     threads: int = 1,
     allowed: Collection[str] = (),
     on_epoch: Callable[[EpochReport], None] | None = None,
+    others: Mapping[str, nn.Module] | None = None,
 ) -> Variant:
     """Apply a plan to a module of yours, or to an artifact of a store.
 
@@ -234,6 +236,8 @@ def compress(
         threads: torch threads; they change the weights of a recovery.
         allowed: import paths that factories, losses and metrics may come from.
         on_epoch: called after each epoch of a recovery.
+        others: modules by the names that steps give in their `others`; of an artifact they are refs or
+            digests in the store. They take rows as `source` does.
 
     Raises:
         CompressionError: the plan or a step does not fit, or would do nothing.
@@ -264,15 +268,35 @@ def compress(
         raise ConfigError(
             "a module needs data, which says what rows it takes", fix="pass data=(inputs, targets)"
         )
-    return _of_module(source, dataset.signature, steps, context, model)
+    signature = dataset.signature
+    known = {name: _served(module, signature) for name, module in (others or {}).items()}
+    return _of_module(source, signature, steps, replace(context, other=_finder(known)), model)
+
+
+def _finder(known: Mapping[str, nn.Module]) -> Callable[[str], Other]:
+    def find(name: str) -> Other:
+        if name not in known:
+            raise CompressionError(
+                "a step names a model that was not given",
+                name,
+                f"pass others={{...}}; given: {', '.join(known) or 'none'}",
+            )
+        return Other(lambda: known[name], None)
+
+    return find
+
+
+def _served(module: nn.Module, signature: Signature) -> nn.Module:
+    """The module with the signature's scaling, in eval mode; a copy."""
+    return (module if isinstance(module, Served) else Served(signature, copy.deepcopy(module))).eval()
 
 
 def _of_module(
     source: nn.Module, signature: Signature, plan: Plan, context: Context, model: ModelSettings | None
 ) -> Variant:
     check_plan(plan)
-    before = (source if isinstance(source, Served) else Served(signature, copy.deepcopy(source))).eval()
-    state = State(before, signature, parent=lambda: before)
+    before = _served(source, signature)
+    state = State(before, signature, parent=lambda: before, model=model)
     float_form: nn.Module = before
     for step in plan:
         state = run_step(step, state, context)
@@ -284,7 +308,7 @@ def _of_module(
         decisions=state.decisions,
         before=before,
         float_form=float_form,
-        model=model,
+        model=state.model,
         data=context.data or "",
         seed=context.seed,
         what={"compression": what_decides(context.threads)},

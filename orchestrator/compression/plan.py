@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 
 # Imported for their registration with `apply_step`.
 from orchestrator.compression import distill, prune, quantize  # noqa: F401
-from orchestrator.compression.step import Context, State, apply_step, masks_of, run_step
+from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
-from orchestrator.config.steps import Plan, Step
+from orchestrator.config.steps import Plan, Step, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
@@ -88,6 +88,7 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
     origin = store.manifest(parent)
     check_plan([*origin.plan, *plan])
     data = context.data if context.data is not None else origin.data
+    plan = _by_digest(store, plan)
     digest = parent
     for end in range(1, len(plan) + 1):
         key = plan_key(parent, plan[:end], data, context.seed, context.threads)
@@ -113,40 +114,58 @@ class _Job:
         state = State(
             previous.module,
             manifest.signature,
-            parent=self._parent,
-            parent_outputs=self._parent_outputs,
+            parent=self._build(self.parent),
+            parent_outputs=self._outputs(self.parent),
+            model=manifest.model,
             plan=manifest.plan,
             decisions=manifest.decisions,
             masks=masks_of(previous.module, manifest.plan),
         )
-        state = run_step(self.step, state, context)
+        state = run_step(self.step, state, replace(context, other=self._other))
+        assert state.model is not None
         draft = Draft(
-            model=manifest.model,
+            model=state.model,
             signature=manifest.signature,
             plan=state.plan,
             decisions=state.decisions,
-            parents=(self.parent,),
+            parents=(self.parent, *others_of(self.step)),
             data=self.data,
             seed=context.seed,
             what={**manifest.what, "compression": what_decides(context.threads)},
         )
         return store.put_artifact(draft, tensors_of(state.module))
 
-    def _parent(self) -> nn.Module:
-        return rebuild(self.store, self.parent, allowed=self.context.allowed).module
+    def _other(self, digest: str) -> Other:
+        return Other(self._build(digest), self.store.manifest(digest).model, self._outputs(digest))
 
-    def _parent_outputs(self, training: Training) -> NDArray[Any]:
+    def _build(self, digest: str) -> Callable[[], nn.Module]:
+        return lambda: rebuild(self.store, digest, allowed=self.context.allowed).module
+
+    def _outputs(self, digest: str) -> ParentOutputs:
+        return lambda training: self._cached(digest, training)
+
+    def _cached(self, digest: str, training: Training) -> NDArray[Any]:
         context = self.context
         if context.train is None:
-            raise CompressionError("recovery needs train rows", fix="give the data a train part")
+            raise CompressionError("distillation needs train rows", fix="give the data a train part")
         cache = TeacherCache(
-            self.store, self.parent, self.data, context.train, training, context.seed, context.threads
+            self.store, digest, self.data, context.train, training, context.seed, context.threads
         )
-        cache.fill(self._parent)
+        cache.fill(self._build(digest))
         outputs = cache.outputs()
         if outputs is None:
-            raise StoreError("the parent's outputs vanished from the store", self.parent, "run again")
+            raise StoreError("a teacher's outputs vanished from the store", digest, "run again")
         return outputs
+
+
+def _by_digest(store: Store, plan: Plan) -> Plan:
+    """The plan with every other model that it names by ref named by digest: a ref may move."""
+    return tuple(
+        step.model_copy(update={"others": tuple(map(store.resolve, others_of(step)))})
+        if others_of(step)
+        else step
+        for step in plan
+    )
 
 
 def what_decides(threads: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.base import Settings
 from orchestrator.config.measure import Metric
+from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Step
 from orchestrator.config.training import Training
@@ -24,6 +25,22 @@ from orchestrator.training.state import EpochReport
 
 ParentOutputs = Callable[[Training], NDArray[Any]]
 """From a training to the parent's outputs [V, N, K] on the train rows in every view."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A model that a step names besides its parent: a teacher, or one to merge with."""
+
+    module: Callable[[], nn.Module]
+    """Builds it, in eval mode."""
+    model: ModelSettings | None
+    """What builds its untrained form; None for a module that no settings describe."""
+    outputs: ParentOutputs | None = None
+    """Its outputs on the train rows, kept in the store; without it a step runs the model itself."""
+
+
+def _no_others(name: str) -> Other:
+    raise CompressionError("no other model is known by this name", name, "pass others={name: module}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class Context:
     allowed: Collection[str] = ()
     on_epoch: Callable[[EpochReport], None] | None = None
     """Called after each epoch of a recovery."""
+    other: Callable[[str], Other] = _no_others
+    """Finds a model that a step names in `others`; raises CompressionError or NotFoundError."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,8 @@ class State:
     """Builds the model that the plan started from: the teacher of a recovery."""
     parent_outputs: ParentOutputs | None = None
     """Its outputs on the train rows, kept in the store; without it a recovery runs the parent itself."""
+    model: ModelSettings | None = None
+    """Builds the untrained form that decisions are replayed on; a step of stage 0 may change it."""
     plan: tuple[Step, ...] = ()
     """Steps applied so far."""
     decisions: tuple[dict[str, Any], ...] = ()

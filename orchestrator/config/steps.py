@@ -27,6 +27,7 @@ __all__ = [
     "Recovery",
     "StaticInt8",
     "Step",
+    "others_of",
 ]
 
 
@@ -48,3 +49,9 @@ Step = Annotated[
 Plan = tuple[Step, ...]
 PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 """Reads a plan from plain values."""
+
+
+def others_of(step: Settings) -> tuple[str, ...]:
+    """Refs or digests of the models that a step takes besides the one it is applied to."""
+    others: tuple[str, ...] = getattr(step, "others", ())
+    return others
