@@ -174,6 +174,53 @@ def import_command(
 
 @app.command()
 @_guarded
+def compress(
+    source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/teacher.")],
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="YAML file with a list of steps, or the list: '[{kind: bf16}]' (docs/compression.md)."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Rows to train and calibrate with: run file, Parquet file, image folder, or 'digits'."
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Ref for the variant, like digits/small.")],
+    store: StoreOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads of the steps.")] = 1,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch size to measure; may be repeated.")
+    ] = None,
+    allow: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply a plan of compression steps to a model and say what it really did."""
+    from orchestrator.pipeline.by_hand import compress_ref
+
+    document = compress_ref(
+        source,
+        plan=plan,
+        data=data,
+        name=name,
+        store=store,
+        seed=seed,
+        threads=threads,
+        batches=tuple(batch or (1, 32)),
+        allow=tuple(allow or ()),
+    )
+    text = document.pop("text")
+    if as_json:
+        _print_json(document)
+    else:
+        typer.echo(text)
+
+
+@app.command()
+@_guarded
 def models(
     prefix: Annotated[str, typer.Argument(help="Show refs that begin with this.")] = "",
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its digest.")] = False,

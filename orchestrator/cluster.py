@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from orchestrator.errors import ClusterError, first_line
+from orchestrator.errors import ClusterError, ResourceError, first_line
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
@@ -148,3 +148,23 @@ def _object_store_bytes() -> int:
 def alive_nodes() -> int:
     """Nodes of the cluster that are alive."""
     return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def fitting(what: str, cpus: int, gpus: float, keys: str) -> int:
+    """How many tasks of this size the whole cluster holds at once.
+
+    Raises:
+        ResourceError: not even one: `what` needs too much, `keys` of the run file say how much.
+    """
+    has = ray.cluster_resources()
+    cores, cards = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    count = int(cores) // cpus
+    if gpus > 0:
+        count = min(count, int(cards / gpus))
+    if count < 1:
+        raise ResourceError(
+            f"{what} needs more than the cluster has",
+            f"{cpus} of {cores:g} cores, {gpus:g} of {cards:g} GPUs",
+            f"lower {keys}.cpus or {keys}.gpus",
+        )
+    return count

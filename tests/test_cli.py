@@ -26,6 +26,7 @@ VERBS = (
     "search",
     "ensemble",
     "evaluate",
+    "compress",
     "serve",
     "submit",
     "models",

@@ -13,12 +13,14 @@ from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
     REGRESSION_METRICS,
+    Execution,
     LatencySettings,
     Metric,
 )
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
+from orchestrator.config.steps import Plan
 from orchestrator.config.training import DistillationLoss, Resources, Training
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -50,6 +52,20 @@ class ModelEntry(Settings):
         return self
 
 
+class VariantEntry(Settings):
+    """A variant that the file itself describes, beside those of the search."""
+
+    parent: str
+    """A model, or a variant above this one."""
+    plan: Plan = Field(min_length=1)
+    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests."""
+    execution: Execution | None = None
+    """lowered after int8, else eager, when not given."""
+    cpus: int = Field(1, ge=1)
+    """Cores, and so threads, of its steps."""
+    gpus: float = Field(0, ge=0)
+
+
 class RunConfig(Settings):
     """Train, compress, ensemble, evaluate and serve: everything one run does."""
 
@@ -60,6 +76,7 @@ class RunConfig(Settings):
     data: DataSettings
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
+    variants: dict[Name, VariantEntry] = Field(default_factory=dict)
     search: SearchSettings | None = None
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     latency: LatencySettings = LatencySettings()
@@ -82,6 +99,7 @@ class RunConfig(Settings):
             if entry.teacher is not None and (entry.teacher not in self.models or entry.teacher == name):
                 raise ValueError(f"models.{name}.teacher: no other model is named '{entry.teacher}'")
         self._no_teacher_cycle()
+        self._variant_names()
         if self.search is not None and self.search.parent not in self.models:
             raise ValueError(
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
@@ -101,8 +119,18 @@ class RunConfig(Settings):
                 seen.add(name)
                 name = self.models[name].teacher
 
+    def _variant_names(self) -> None:
+        known = [*self.models, *FRONT_NAMES]
+        for name, entry in self.variants.items():
+            if name in known:
+                raise ValueError(f"variants.{name}: the name is already taken")
+            if entry.parent not in known or entry.parent in FRONT_NAMES:
+                above = ", ".join(other for other in known if other not in FRONT_NAMES)
+                raise ValueError(f"variants.{name}.parent: '{entry.parent}' is none of {above}")
+            known.append(name)
+
     def _ensemble_names(self) -> None:
-        known = [*self.models, *(FRONT_NAMES if self.search else ())]
+        known = [*self.models, *self.variants, *(FRONT_NAMES if self.search else ())]
         for ensemble, tree in self.ensembles.items():
             if ensemble in known:
                 raise ValueError(f"ensembles.{ensemble}: the name is already taken")

@@ -12,13 +12,13 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.searching import Found
 
 
-def fit_ensembles(run: Run, models: dict[str, str], found: Found | None) -> dict[str, Spec]:
+def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> dict[str, Spec]:
     """Fit every ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
 
     Raises:
         EnsembleError: an ensemble cannot be fitted for this task.
     """
-    known: dict[str, Node] = {name: Member(name=name, digest=digest) for name, digest in models.items()}
+    known: dict[str, Node] = dict(members)
     if found is not None:
         known |= {name: found.member(name) for name in FRONT_NAMES}
         if found.chosen is None and any(_names(tree, "chosen") for tree in run.config.ensembles.values()):

@@ -39,11 +39,14 @@ class Evaluation:
     """Share of test rows that left each stage of a cascade."""
 
 
-def evaluate(run: Run, models: dict[str, str], found: Found | None, specs: dict[str, Spec]) -> Evaluation:
-    """Figures of everything on the test part; a latency is measured once, then taken from its record."""
-    baseline = found.parent.digest if found else next(iter(models.values()))
-    summary = {name: _model(run, name, digest) for name, digest in models.items()}
-    for name, latency in _model_latencies(run, models, baseline).items():
+def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: dict[str, Spec]) -> Evaluation:
+    """Figures of everything on the test part; a latency is measured once, then taken from its record.
+
+    `members` are models and the run file's own variants by name; the first is the baseline without a search.
+    """
+    baseline = found.parent.digest if found else next(iter(members.values())).digest
+    summary = {name: _model(run, member) for name, member in members.items()}
+    for name, latency in _model_latencies(run, members, baseline).items():
         summary[name]["latency_ms"] = latency
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
@@ -61,14 +64,14 @@ def evaluate(run: Run, models: dict[str, str], found: Found | None, specs: dict[
     )
 
 
-def _model(run: Run, name: str, digest: str) -> Figures:
-    cost = _cost(run, digest)
+def _model(run: Run, member: Member) -> Figures:
+    cost = _cost(run, member.digest)
     return {
-        "ref": f"{run.config.name}/{name}",
-        "digest": digest,
-        **_quality(run, run.outputs(Member(name=name, digest=digest), "test")),
+        "ref": f"{run.config.name}/{member.name}",
+        "digest": member.digest,
+        **_quality(run, run.outputs(member, "test")),
         "params": cost.params,
-        "bytes": run.store.artifact_bytes(digest),
+        "bytes": run.store.artifact_bytes(member.digest),
     }
 
 
@@ -110,10 +113,10 @@ def _latency(run: Run, row: TrialRow) -> Figures:
     }
 
 
-def _model_latencies(run: Run, models: Mapping[str, str], baseline: str) -> dict[str, Figures]:
-    subjects: list[Subject] = [(digest, "eager") for digest in models.values()]
+def _model_latencies(run: Run, members: Mapping[str, Member], baseline: str) -> dict[str, Figures]:
+    subjects: list[Subject] = [(member.digest, member.execution) for member in members.values()]
     records = measure_artifacts(run.store, baseline, subjects, run.config.latency, allowed=run.allowed)
-    return {name: _shown(record) for name, record in zip(models, records, strict=True)}
+    return {name: _shown(record) for name, record in zip(members, records, strict=True)}
 
 
 def _shown(record: Mapping[str, Any]) -> Figures:

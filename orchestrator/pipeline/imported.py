@@ -62,6 +62,19 @@ def import_model(
     return {"ref": name, "digest": digest, **_figures(run, name, digest)}
 
 
+def data_of(data: str) -> tuple[DataSettings, Metric]:
+    """What `--data` means: a run file (its data and metric), a Parquet file, an image folder, or `digits`."""
+    place = Path(data)
+    if data == EMBEDDED:
+        return EmbeddedData(), Metric()
+    if place.suffix in (".yaml", ".yml"):
+        run = read_config(data)
+        return run.data, run.metric
+    if place.is_dir():
+        return FolderData(root=data), Metric()
+    return ParquetData(root=str(place.parent), train=place.name), Metric()
+
+
 def _model(factory: str, kwargs: str) -> ModelSettings:
     try:
         return MODEL.validate_python({"factory": factory, "kwargs": yaml.safe_load(kwargs) or {}})
@@ -73,18 +86,7 @@ def _model(factory: str, kwargs: str) -> ModelSettings:
 
 def _config(name: str, settings: ModelSettings, data: str) -> RunConfig:
     """A run of this model alone, so that everything else works as in a run."""
-    place = Path(data)
-    found: DataSettings
-    metric = Metric()
-    if data == EMBEDDED:
-        found = EmbeddedData()
-    elif place.suffix in (".yaml", ".yml"):
-        run = read_config(data)
-        found, metric = run.data, run.metric
-    elif place.is_dir():
-        found = FolderData(root=data)
-    else:
-        found = ParquetData(root=str(place.parent), train=place.name)
+    found, metric = data_of(data)
     values = {
         "name": name.replace("/", "."),
         "data": found.plain(),

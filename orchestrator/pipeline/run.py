@@ -12,10 +12,12 @@ from typing import Any, Literal, get_args
 
 from deployments.local import check_port
 from orchestrator.cluster import alive_nodes, connected
+from orchestrator.config.ensemble import Member
 from orchestrator.config.load import load_run, override, parse_yaml, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
+from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
@@ -90,15 +92,18 @@ def execute(
         models = train(run, fresh=fresh)
         if until == "train":
             return {"run": config.name, "models": models}
+        variants = compress_variants(run, models)
         found = search(run, models)
         if until == "search":
             chosen = found.chosen.digest if found and found.chosen else None
-            return {"run": config.name, "models": models, "chosen": chosen}
-        specs = fit_ensembles(run, models, found)
+            digests = {name: member.digest for name, member in variants.items()}
+            return {"run": config.name, "models": models, "variants": digests, "chosen": chosen}
+        members = {name: Member(name=name, digest=digest) for name, digest in models.items()} | variants
+        specs = fit_ensembles(run, members, found)
         if until == "ensemble":
             refs = {name: run.store.ref(f"{config.name}/{name}") for name in specs}
             return {"run": config.name, "models": models, "ensembles": refs}
-        evaluation = evaluate(run, models, found, specs)
+        evaluation = evaluate(run, members, found, specs)
         run.folder.mkdir(parents=True, exist_ok=True)
         served = check_served(run, specs) if until == "report" else _served_before(run, evaluation)
         summary = summarize(run, found, evaluation, served)

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import ResourceError, SearchError
+from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.space import Config
 from orchestrator.search.study import BatchStudy, Suggestion
@@ -222,7 +222,7 @@ def drive(
     Raises:
         ResourceError: the cluster can never hold one trial.
     """
-    at_once = min(settings.batch, _fitting(settings))
+    at_once = min(settings.batch, fitting("a search trial", settings.cpus, settings.gpus, "search"))
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     storage.mkdir(parents=True, exist_ok=True)
@@ -261,22 +261,6 @@ def _quiet_tune() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _fitting(settings: SearchSettings) -> int:
-    """How many trials the whole cluster holds at once."""
-    has = ray.cluster_resources()
-    cores, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
-    fitting = int(cores) // settings.cpus
-    if settings.gpus > 0:
-        fitting = min(fitting, int(gpus / settings.gpus))
-    if fitting < 1:
-        raise ResourceError(
-            "a search trial needs more than the cluster has",
-            f"{settings.cpus} of {cores:g} cores, {settings.gpus:g} of {gpus:g} GPUs",
-            "lower search.cpus or search.gpus",
-        )
-    return fitting
 
 
 def _trial_name(trial: Trial) -> str:

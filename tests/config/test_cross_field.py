@@ -45,6 +45,24 @@ def test_the_searched_model_exists() -> None:
     assert "search.parent: no model is named 'huge'; models: big, small" in refused("search.parent=huge")
 
 
+def variant(parent: str) -> dict[str, Any]:
+    return {"parent": parent, "plan": [{"kind": "bf16"}]}
+
+
+def test_variants_name_what_is_above_them() -> None:
+    two = {"a": variant("big"), "b": variant("a")}
+    found = run(variants=two, ensembles={"x": pair("a", "b")})
+    assert list(found.variants) == ["a", "b"]
+    backwards = {"b": variant("a"), "a": variant("big")}
+    assert "variants.b.parent: 'a' is none of big, small" in refused(variants=backwards)
+    assert "variants.a.parent: 'chosen' is none of" in refused(variants={"a": variant("chosen")})
+
+
+@pytest.mark.parametrize("name", ["big", "chosen"])
+def test_variants_have_names_of_their_own(name: str) -> None:
+    assert f"variants.{name}: the name is already taken" in refused(variants={name: variant("big")})
+
+
 def pair(*members: str, kind: str = "parallel") -> dict[str, Any]:
     return {"kind": kind, "stages" if kind == "sequential" else "members": list(members)}
 

@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.pipeline import run as pipeline
 from orchestrator.pipeline.run import execute
 from tests.pipeline.command import command
-from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, Finished, refs, results
+from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, VARIANTS, Finished, refs, results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 QUALITY = {"metric", "accuracy", "accuracy_ci", "nll", "ece"}
@@ -57,7 +57,7 @@ def test_the_summary_is_as_designed(finished: Finished) -> None:
 
 
 def test_models(finished: Finished) -> None:
-    assert tuple(finished.summary["models"]) == MODELS
+    assert tuple(finished.summary["models"]) == (*MODELS, *VARIANTS)
     for name, figures in finished.summary["models"].items():
         _check_quality(figures)
         _check_latency(figures["latency_ms"])
@@ -65,6 +65,14 @@ def test_models(finished: Finished) -> None:
         assert finished.store.ref(figures["ref"]) == figures["digest"]
         assert figures["bytes"] == finished.store.artifact_bytes(figures["digest"])
         assert figures["params"] > 0
+
+
+def test_a_variant_by_hand(finished: Finished) -> None:
+    store, figures = finished.store, finished.summary["models"]["thin"]
+    manifest = store.manifest(figures["digest"])
+    assert [step.kind for step in manifest.plan] == ["prune_channels", "recover"]
+    assert manifest.parents == (store.ref("tiny/teacher"),)
+    assert figures["params"] < finished.summary["models"]["teacher"]["params"]
 
 
 def test_search(finished: Finished) -> None:

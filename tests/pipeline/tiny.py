@@ -15,6 +15,7 @@ from orchestrator.store.store import Store
 
 MODELS = ("teacher", "small")
 ENSEMBLES = {"average": "parallel", "mix": "weighted_mix", "cascade": "sequential"}
+VARIANTS = ("thin",)
 TRIALS = 4
 REQUESTS = 4
 
@@ -26,7 +27,7 @@ def free_port() -> int:
 
 
 def values(port: int) -> dict[str, Any]:
-    """Two models, four trials in batches of two, three ensembles."""
+    """Two models, a variant by hand, four trials in batches of two, three ensembles."""
     return {
         "name": "tiny",
         "seed": 3,
@@ -45,6 +46,15 @@ def values(port: int) -> dict[str, Any]:
                 "training": {"epochs": 2, "batch_size": 64},
             },
         },
+        "variants": {
+            "thin": {
+                "parent": "teacher",
+                "plan": [
+                    {"kind": "prune_channels", "amount": 0.5},
+                    {"kind": "recover", "training": {"epochs": 1, "loss": {"kind": "distillation"}}},
+                ],
+            }
+        },
         "search": {
             "parent": "teacher",
             "trials": TRIALS,
@@ -61,7 +71,7 @@ def values(port: int) -> dict[str, Any]:
             "promise": {"max_drop": 0.5},
         },
         "ensembles": {
-            "average": {"kind": "parallel", "members": ["teacher", "small"]},
+            "average": {"kind": "parallel", "members": ["teacher", "small", "thin"]},
             "mix": {"kind": "weighted_mix", "members": ["chosen", "small"]},
             "cascade": {"kind": "sequential", "stages": ["fastest", "mix"]},
         },

@@ -1,0 +1,119 @@
+"""`orchestrator compress`: one plan on one model of the store, audited and kept under a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.compression import compress
+from orchestrator.config.measure import LatencySettings
+from orchestrator.data.load import default_cache, load
+from orchestrator.errors import ConfigError
+from orchestrator.pipeline.context import store_root
+from orchestrator.pipeline.imported import data_of
+from orchestrator.progress import Progress
+from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
+
+
+def compress_ref(
+    source: str,
+    *,
+    plan: str,
+    data: str,
+    name: str,
+    store: str | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    batches: tuple[int, ...] = (1, 32),
+    allow: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Apply a plan, say what it really did, and point the ref `name` at the result.
+
+    Args:
+        source: ref or digest of the model to compress.
+        plan: a YAML or JSON file with a list of steps, or such a list itself.
+        data: what steps train on and calibrate with; see `data_of`.
+        name: ref for the variant, like `digits/small`.
+        store: path or URI of the store.
+        seed: of everything random.
+        threads: torch threads of the steps; they change the weights of a recovery.
+        batches: batch sizes to measure latencies at, one thread.
+        allow: import paths that factories and losses may come from.
+
+    Returns:
+        `ref`, `digest`, `source`, `facts` and `baseline` (see `Audit`), `latency_ms` by batch, `gate`,
+        and `text`, all of it for people.
+
+    Raises:
+        ConfigError: the plan is not valid, or the data's rows are not the model's.
+        CompressionError: a step does not fit the model, or would do nothing.
+        NotFoundError: no such model.
+    """
+    progress, opened = Progress(), Store(store_root(store), create=False)
+    settings, metric = data_of(data)
+    dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
+    _check_rows(opened, opened.resolve(source), dataset.signature.input_shape)
+    steps = read_plan(plan)
+
+    def told(report: EpochReport) -> None:
+        progress(
+            "compress",
+            f"epoch {report.epoch + 1}: loss {report.loss:.4f}, "
+            f"validation {metric.label} {report.metric:.4f}, {report.seconds:.1f} s",
+        )
+
+    variant = compress(
+        source,
+        steps,
+        dataset,
+        store=opened,
+        metric=metric,
+        seed=seed,
+        threads=threads,
+        allowed=allow,
+        on_epoch=told,
+    )
+    digest = variant.save(opened, name)
+    progress("compress", f"{name} is {digest[:12]}; measuring")
+    audit = variant.audit(batches, LatencySettings())
+    return {
+        "ref": name,
+        "digest": digest,
+        "source": source,
+        "facts": audit.facts,
+        "baseline": audit.baseline,
+        "latency_ms": {str(batch): found.plain() for batch, found in audit.latencies.items()},
+        "gate": {"passes": audit.gate.passes, "reason": audit.gate.reason},
+        "text": str(audit),
+    }
+
+
+def read_plan(plan: str) -> list[Any]:
+    """The steps of a plan file, or of a plan written out.
+
+    Raises:
+        ConfigError: it cannot be read, or is no list of steps.
+    """
+    place = Path(plan)
+    written = plan.lstrip().startswith(("[", "{", "-"))
+    try:
+        found = yaml.safe_load(plan if written else place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"the plan cannot be read ({reason})", plan, "give a YAML file or a list"
+        ) from error
+    if isinstance(found, dict):
+        found = found.get("plan", [found])
+    if not isinstance(found, list) or not all(isinstance(step, dict) for step in found):
+        raise ConfigError("a plan is a list of steps", plan, "like [{kind: prune_channels, amount: 0.5}]")
+    return found
+
+
+def _check_rows(store: Store, digest: str, shape: tuple[int, ...]) -> None:
+    takes = store.manifest(digest).signature.input_shape
+    if takes != shape:
+        raise ConfigError(f"the data's rows are not the model's: it takes {list(takes)}", list(shape))

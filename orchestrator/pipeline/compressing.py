@@ -1,0 +1,137 @@
+"""Variants that the run file describes: each a plan on a model, a task on the cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from orchestrator.cluster import fitting
+from orchestrator.compression.plan import Context, apply_plan, plan_key
+from orchestrator.config.base import Settings
+from orchestrator.config.ensemble import Member
+from orchestrator.config.imports import ImportPath
+from orchestrator.config.measure import Execution, Metric
+from orchestrator.config.run import VariantEntry
+from orchestrator.config.steps import Plan, Step, others_of
+from orchestrator.data.load import open_cached
+from orchestrator.errors import CompressionError, OrchestratorError, first_line
+from orchestrator.pipeline.context import Run
+from orchestrator.runtime.execute import executions
+from orchestrator.store.store import Store
+
+
+class VariantJob(Settings):
+    """One variant as plain values, so that it crosses process boundaries."""
+
+    name: str
+    parent: str
+    """Digest of the artifact to compress."""
+    plan: Plan
+    """Other models by digest."""
+    store: str
+    data_folder: str
+    """The decoded rows (`open_cached`)."""
+    data_digest: str
+    metric: Metric
+    seed: int
+    threads: int
+    allowed: tuple[ImportPath, ...] = ()
+
+    def key(self) -> str:
+        """Stage key of the finished variant."""
+        return plan_key(self.parent, self.plan, self.data_digest, self.seed, self.threads)
+
+
+def compress_variants(run: Run, models: dict[str, str]) -> dict[str, Member]:
+    """Make every variant of the run file that the store lacks; name each `<run>/<variant>`.
+
+    Returns:
+        Variant name -> member, in the order of the run file.
+
+    Raises:
+        CompressionError: a plan does not fit its parent; the sentence names the variant.
+        ResourceError: the cluster can never hold one of them.
+    """
+    digests = dict(models)
+    members = {}
+    for name, entry in run.config.variants.items():
+        digests[name] = _made(run, _job(run, name, entry, digests), entry)
+        run.name_artifact(name, digests[name])
+        members[name] = Member(
+            name=name, digest=digests[name], execution=_execution(run, digests[name], entry)
+        )
+    return members
+
+
+def make_variant(job: VariantJob) -> str:
+    """Apply the plan; the digest of the variant. A plain function, no Ray."""
+    store, dataset = Store(job.store), open_cached(Path(job.data_folder))
+    context = Context(
+        calibration=dataset.part("calibration").inputs,
+        train=dataset.part("train"),
+        validation=dataset.part("validation"),
+        seed=job.seed,
+        threads=job.threads,
+        data=job.data_digest,
+        metric=job.metric,
+        allowed=job.allowed,
+    )
+    return apply_plan(store, job.parent, job.plan, context)
+
+
+def _job(run: Run, name: str, entry: VariantEntry, digests: dict[str, str]) -> VariantJob:
+    return VariantJob(
+        name=name,
+        parent=digests[entry.parent],
+        plan=tuple(_with_digests(run, step, digests) for step in entry.plan),
+        store=str(run.store.root),
+        data_folder=str(run.dataset.folder),
+        data_digest=run.dataset.digest,
+        metric=run.config.metric,
+        seed=run.config.seed,
+        threads=entry.cpus,
+        allowed=tuple(sorted(run.allowed)),
+    )
+
+
+def _with_digests(run: Run, step: Step, digests: dict[str, str]) -> Step:
+    """The step with the models of this run that it names, or refs, by digest."""
+    if not others_of(step):
+        return step
+    found = tuple(digests.get(other) or run.store.resolve(other) for other in others_of(step))
+    return step.model_copy(update={"others": found})
+
+
+def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
+    steps = " > ".join(step.kind for step in job.plan)
+    known = run.store.stage_result(job.key())
+    if known is not None and run.store.has(known):
+        run.progress("compress", f"{job.name}: finished before")
+        return known
+    run.progress("compress", f"{job.name}: {steps} on {entry.parent}")
+    run.cluster()
+    fitting(f"variant {job.name}", entry.cpus, entry.gpus, f"variants.{job.name}")
+    task = ray.remote(make_variant).options(num_cpus=entry.cpus, num_gpus=entry.gpus, max_retries=1)
+    try:
+        digest: str = ray.get(task.remote(job))
+    except RayTaskError as error:
+        if isinstance(error.cause, OrchestratorError):
+            raise CompressionError(f"variant {job.name}: {error.cause}") from None
+        raise
+    except RayError as error:
+        raise CompressionError(f"variant {job.name} was lost", first_line(error), "run again") from error
+    run.progress("compress", f"{job.name}: {run.store.artifact_bytes(digest):,} bytes")
+    return digest
+
+
+def _execution(run: Run, digest: str, entry: VariantEntry) -> Execution:
+    possible = executions(run.store.manifest(digest))
+    if entry.execution is None:
+        return possible[0]
+    if entry.execution not in possible:
+        raise CompressionError(
+            "the variant cannot run in this execution", entry.execution, f"choose {' or '.join(possible)}"
+        )
+    return entry.execution

@@ -1,0 +1,77 @@
+"""`orchestrator compress`: a plan on a model of the store, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.data import EmbeddedData
+from orchestrator.config.model import Cnn, CnnKwargs
+from orchestrator.data.load import load
+from orchestrator.models.build import build
+from orchestrator.runtime.execute import load as load_executable
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+from tests.pipeline.command import Answer, command
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """With an untrained net for digits under the name `digits/net`."""
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    signature = load(EmbeddedData(), seed=0, cache=tmp_path / "cache").signature
+    model = Cnn(kwargs=CnnKwargs(channels=(8, 16), hidden=32))
+    store = Store(tmp_path / "store")
+    draft = Draft(model=model, signature=signature, data="", seed=0, what={"imported": True})
+    digest = store.put_artifact(draft, build(model, signature, seed=0).state_dict())
+    store.set_ref("digits/net", digest)
+    return store
+
+
+def compressed(store: Store, plan: str | Path, *more: str | Path, source: str = "digits/net") -> Answer:
+    return command(
+        "compress", source, "--plan", plan, "--data", "digits", "--name", "digits/small", "--store",
+        store.root, "--batch", "8", *more,
+    )  # fmt: skip
+
+
+def test_a_plan_from_a_file(store: Store, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("- {kind: prune_channels, amount: 0.5}\n- kind: int8_static\n  rows: 32\n")
+    answer = compressed(store, plan, "--json")
+    assert answer.code == 0, answer.err
+    found = answer.document
+    assert found["digest"] == store.ref("digits/small")
+    assert found["facts"]["macs"] < found["baseline"]["macs"]
+    assert found["facts"]["int8"]["share"] > 0.5
+    assert set(found["latency_ms"]) == {"8"}
+    load_executable(store, found["digest"], "lowered")
+
+
+def test_the_audit_is_printed(store: Store) -> None:
+    answer = compressed(store, "[{kind: bf16}]")
+    assert answer.code == 0, answer.err
+    assert "bytes" in answer.out
+    assert "gate" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ("[{kind: int9}]", "int9"),
+        ("[{kind: prune_channels}]", "amount"),
+        ("missing.yaml", "the plan cannot be read"),
+        ("just words", "the plan cannot be read"),
+        ("[1, 2]", "a plan is a list of steps"),
+        ("[{kind: bf16}, {kind: bf16}]", "cannot follow"),
+    ],
+)
+def test_a_bad_plan_is_one_sentence(store: Store, plan: str, said: str) -> None:
+    assert said in compressed(store, plan).sentence(2 if said != "cannot follow" else 1)
+
+
+def test_an_unknown_model_is_one_sentence(store: Store) -> None:
+    assert "digits/none" in compressed(store, "[{kind: bf16}]", source="digits/none").sentence(2)
