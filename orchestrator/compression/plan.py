@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 # Imported for their registration with `apply_step`.
-from orchestrator.compression import distill, prune, quantize  # noqa: F401
+from orchestrator.compression import (  # noqa: F401
+    channels,
+    clip,
+    distill,
+    factorize,
+    magnitude,
+    quantize,
+    weight_only,
+)
 from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
 from orchestrator.config.steps import Plan, Step, others_of
@@ -39,7 +47,7 @@ _VERSION = 1
 
 
 def check_plan(plan: Sequence[Step]) -> None:
-    """Refuse a plan whose steps are out of order: `distill/merge < prune < recovery < clip < quantize`.
+    """Refuse a plan whose steps are out of order: their stages must rise.
 
     Raises:
         CompressionError: names the two steps.
@@ -49,7 +57,7 @@ def check_plan(plan: Sequence[Step]) -> None:
             raise CompressionError(
                 f"'{later.kind}' cannot follow '{earlier.kind}'",
                 " -> ".join(step.kind for step in plan),
-                "the order is prune, recover, quantize, each at most once",
+                "the order is prune_channels, factorize, prune_magnitude, recover, clip, a number type",
             )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.config.base import Settings
 
-Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic"]
+Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"]
 
 
 class Bf16(Settings):
@@ -35,3 +35,21 @@ class DynamicInt8(Settings):
 
     kind: Literal["int8_dynamic"] = "int8_dynamic"
     stage: ClassVar[int] = 40
+
+
+class WeightOnlyInt8(Settings):
+    """int8 weights of convolutions and linears, computed in float: smaller, not faster."""
+
+    kind: Literal["int8_weight_only"] = "int8_weight_only"
+    stage: ClassVar[int] = 40
+    group: int | None = Field(None, ge=2)
+    """Weights of an output channel that share a scale; all of them when not given."""
+
+
+class WeightOnlyInt4(Settings):
+    """int4 weights, two to a byte, computed in float: smaller, not faster."""
+
+    kind: Literal["int4_weight_only"] = "int4_weight_only"
+    stage: ClassVar[int] = 40
+    group: int = Field(32, ge=2)
+    """Weights of an output channel that share a scale."""

@@ -1,7 +1,7 @@
 """Compression steps. A plan is a tuple of steps, nothing else.
 
-Each step's `stage` is a coarse place in the order `distill/merge < prune < recovery < clip < quantize`;
-a plan whose stages do not rise is refused.
+Each step's `stage` is a coarse place in the order `distill/merge < prune < factorize < recovery < clip <
+quantize`; a plan whose stages do not rise is refused.
 """
 
 from __future__ import annotations
@@ -11,22 +11,33 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, TypeAdapter
 
 from orchestrator.config.base import Settings
+from orchestrator.config.clipping import Clipping
+from orchestrator.config.factorization import Factorization
 from orchestrator.config.pruning import ChannelPruning, Criterion, MagnitudePruning
-from orchestrator.config.quantization import Bf16, DynamicInt8, Precision, StaticInt8
+from orchestrator.config.quantization import (
+    Bf16,
+    DynamicInt8,
+    Precision,
+    StaticInt8,
+)
 from orchestrator.config.training import DistillationLoss, Training
 
 __all__ = [
     "PLAN",
     "Bf16",
     "ChannelPruning",
+    "Clipping",
     "Criterion",
     "DynamicInt8",
+    "Factorization",
     "MagnitudePruning",
     "Plan",
     "Precision",
     "Recovery",
     "StaticInt8",
     "Step",
+    "WeightOnlyInt4",
+    "WeightOnlyInt8",
     "others_of",
 ]
 
@@ -43,7 +54,16 @@ class Recovery(Settings):
 
 
 Step = Annotated[
-    ChannelPruning | MagnitudePruning | Recovery | Bf16 | StaticInt8 | DynamicInt8,
+    ChannelPruning
+    | Factorization
+    | MagnitudePruning
+    | Recovery
+    | Clipping
+    | Bf16
+    | StaticInt8
+    | DynamicInt8
+    | WeightOnlyInt8
+    | WeightOnlyInt4,
     Field(discriminator="kind"),
 ]
 Plan = tuple[Step, ...]

@@ -15,16 +15,21 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
+    Clipping,
     DynamicInt8,
+    Factorization,
     MagnitudePruning,
     Recovery,
     StaticInt8,
+    WeightOnlyInt4,
+    WeightOnlyInt8,
 )
 from orchestrator.errors import CorruptArtifactError, ModelError
 from orchestrator.models.build import build, example_rows
-from orchestrator.runtime import int8
+from orchestrator.runtime import int8, weight_only
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
+from orchestrator.runtime.lowrank import split
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
 
@@ -106,6 +111,7 @@ def replay(
     raise ModelError("no replay is registered for the step", type(step).__name__)
 
 
+@replay.register(Clipping)
 @replay.register(MagnitudePruning)
 @replay.register(Recovery)
 def _(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
@@ -131,8 +137,37 @@ def _(
 
 
 @replay.register
+def _(
+    step: Factorization,  # noqa: ARG001
+    module: nn.Module,
+    decision: Mapping[str, Any],
+    signature: Signature,  # noqa: ARG001
+) -> nn.Module:
+    try:
+        split(module, decision["ranks"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CorruptArtifactError("the recorded ranks do not fit the model", str(error)[:200]) from error
+    return module
+
+
+@replay.register
 def _(step: Bf16, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
     return to_bf16(module)
+
+
+@replay.register(WeightOnlyInt8)
+@replay.register(WeightOnlyInt4)
+def _(
+    step: WeightOnlyInt8 | WeightOnlyInt4,
+    module: nn.Module,
+    decision: Mapping[str, Any],
+    signature: Signature,  # noqa: ARG001
+) -> nn.Module:
+    try:
+        weight_only.convert(module, decision["groups"], 8 if isinstance(step, WeightOnlyInt8) else 4)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifactError("the recorded groups do not fit the model", str(error)[:200]) from error
+    return module
 
 
 @replay.register(StaticInt8)

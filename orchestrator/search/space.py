@@ -19,6 +19,8 @@ from orchestrator.config.steps import (
     Recovery,
     StaticInt8,
     Step,
+    WeightOnlyInt4,
+    WeightOnlyInt8,
 )
 from orchestrator.config.training import DistillationLoss
 from orchestrator.errors import SearchError
@@ -32,6 +34,8 @@ _PRECISION_STEPS: dict[str, Step] = {
     "bf16": Bf16(),
     "int8_static": StaticInt8(),
     "int8_dynamic": DynamicInt8(),
+    "int8_weight_only": WeightOnlyInt8(),
+    "int4_weight_only": WeightOnlyInt4(),
 }
 
 
@@ -73,7 +77,9 @@ def precision_of(config: Config) -> Precision:
     for known in ("fp32", *_PRECISION_STEPS):
         if config["precision"] == known:
             return known  # type: ignore[return-value]
-    raise SearchError("unknown precision", config["precision"], "use fp32, bf16, int8_static or int8_dynamic")
+    raise SearchError(
+        "unknown precision", config["precision"], f"use one of fp32, {', '.join(_PRECISION_STEPS)}"
+    )
 
 
 def variant_key(config: Config, settings: SearchSettings) -> str:

@@ -22,11 +22,15 @@ from orchestrator.config.measure import Execution
 from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
+    Clipping,
     DynamicInt8,
+    Factorization,
     MagnitudePruning,
     Recovery,
     StaticInt8,
     Step,
+    WeightOnlyInt4,
+    WeightOnlyInt8,
 )
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.runtime.execute import executions, load, of_module
@@ -38,10 +42,16 @@ STEPS: dict[str, Step] = {
     "prune_channels": ChannelPruning(amount=0.5),
     "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
     "prune_magnitude": MagnitudePruning(amount=0.5),
+    "prune_magnitude_layer": MagnitudePruning(amount=0.5, scope="layer"),
+    "prune_n_of_m": MagnitudePruning(n_of_m=(2, 4)),
+    "factorize": Factorization(rank=0.3),
+    "clip": Clipping(method="percentile", percentile=99),
     "recover": Recovery(training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())),
     "bf16": Bf16(),
     "int8_static": StaticInt8(rows=32),
     "int8_dynamic": DynamicInt8(),
+    "int8_weight_only": WeightOnlyInt8(),
+    "int4_weight_only": WeightOnlyInt4(group=16),
 }
 MODELS = ("mlp", "cnn", "resnet", "vit")
 UNSUPPORTED: dict[tuple[str, str], str] = {}
@@ -125,7 +135,7 @@ def fresh(
 
 
 def _first(plan: tuple[Step, ...]) -> Execution:
-    return "lowered" if plan[-1].kind.startswith("int8") else "eager"
+    return "lowered" if isinstance(plan[-1], StaticInt8 | DynamicInt8) else "eager"
 
 
 @pytest.mark.parametrize(("step", "model"), CASES)

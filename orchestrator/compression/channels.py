@@ -1,4 +1,4 @@
-"""Pruning: whole channels (score, select, cut), or single weights by size."""
+"""Pruning of whole channels: score, select, cut."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch_pruning import DependencyGraph, importance
 
-from orchestrator.compression.step import Context, State, apply_step, copy_of, weights_of
-from orchestrator.config.steps import ChannelPruning, Criterion, MagnitudePruning
+from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
 from orchestrator.models.base import fixed_width_layers
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
@@ -145,44 +145,6 @@ def _smallest(group: Channels, keep: float, round_to: int) -> list[int]:
         return []
     first = group.scores.argsort(stable=True)[: width - kept].sort().values
     return [int(channel) + block * width for block in range(group.blocks) for channel in first]
-
-
-@apply_step.register
-def prune_magnitude(step: MagnitudePruning, state: State, context: Context) -> State:  # noqa: ARG001
-    """Set the smallest weights of convolutions and linears to zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
-
-    Raises:
-        CompressionError: no weight, or every weight, would become zero.
-    """
-    module = copy_of(state.module)
-    weights = weights_of(module)
-    if not weights:
-        raise CompressionError("the model has no convolution or linear to prune", type(module).__name__)
-    sizes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-    alive = _alive(sizes, step).split([weight.numel() for weight in weights.values()])
-    masks = {}
-    with torch.no_grad():
-        for (name, weight), mask in zip(weights.items(), alive, strict=True):
-            masks[name] = mask.reshape(weight.shape)
-            weight.masked_fill_(~masks[name], 0.0)
-            if not mask.any():
-                raise CompressionError("every weight of a layer would become zero", name, "prune less")
-    zeros = sum(int((~mask).sum()) for mask in masks.values())
-    if zeros == 0:
-        smallest = float(sizes.min())
-        raise CompressionError(
-            "no weight would become zero", step.threshold, f"the smallest is {smallest:.3g}"
-        )
-    return state.after(step, module, {"zeros": zeros, "weights": len(sizes)}, masks=masks)
-
-
-def _alive(sizes: Tensor, step: MagnitudePruning) -> Tensor:
-    if step.threshold is not None:
-        return sizes >= step.threshold
-    assert step.amount is not None
-    alive = torch.ones(len(sizes), dtype=torch.bool)
-    alive[sizes.argsort(stable=True)[: round(step.amount * len(sizes))]] = False
-    return alive
 
 
 def _refuse_unprunable(module: nn.Module) -> None:

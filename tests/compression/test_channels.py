@@ -1,4 +1,4 @@
-"""Channel and magnitude pruning, and the failures they must name."""
+"""Channel pruning, and the failures it must name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.compression.channels import Channels, select
 from orchestrator.compression.plan import State, run_step
-from orchestrator.compression.prune import Channels, select
-from orchestrator.config.steps import ChannelPruning, Criterion, MagnitudePruning
+from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
 from tests.compression import toys
 
@@ -125,39 +125,3 @@ def test_what_cannot_be_pruned_is_refused(
     step = ChannelPruning(**{"amount": 0.5} | settings)
     with pytest.raises(CompressionError, match=sentence):
         run_step(step, toys.state(module, signature), toys.context(shape))
-
-
-def magnitude(name: str, **settings: Any) -> State:
-    module, signature, _ = toys.toy(name)
-    step = MagnitudePruning(**settings)
-    return run_step(step, toys.state(module, signature), toys.context(signature.input_shape))
-
-
-def test_magnitude_by_amount_takes_the_smallest_of_all_layers() -> None:
-    state = magnitude("cnn", amount=0.3)
-    before, _, _ = toys.toy("cnn")
-    assert state.masks is not None
-    zeros = sum(int((~mask).sum()) for mask in state.masks.values())
-    assert zeros == round(0.3 * sum(mask.numel() for mask in state.masks.values()))
-    assert state.decisions[0]["zeros"] == zeros
-    old, new = before.state_dict(), state.module.state_dict()
-    kept = min(float(old[name][mask].abs().min()) for name, mask in state.masks.items())
-    gone = max(float(old[name][~mask].abs().max()) for name, mask in state.masks.items() if not mask.all())
-    assert gone <= kept
-    for name, mask in state.masks.items():
-        assert torch.equal(new[name], old[name] * mask)
-
-
-def test_magnitude_by_threshold() -> None:
-    state = magnitude("mlp", threshold=0.05)
-    before, _, _ = toys.toy("mlp")
-    for name, mask in (state.masks or {}).items():
-        assert torch.equal(mask, before.state_dict()[name].abs() >= 0.05)
-
-
-@pytest.mark.parametrize(
-    ("threshold", "sentence"), [(1e-12, "no weight would become zero"), (100.0, "every weight of a layer")]
-)
-def test_thresholds_that_do_nothing_or_all_are_refused(threshold: float, sentence: str) -> None:
-    with pytest.raises(CompressionError, match=sentence):
-        magnitude("mlp", threshold=threshold)

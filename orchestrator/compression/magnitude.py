@@ -1,0 +1,84 @@
+"""Pruning of single weights by size: whole layers keep their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from orchestrator.compression.step import Context, State, apply_step, copy_of, weights_of
+from orchestrator.config.steps import MagnitudePruning
+from orchestrator.errors import CompressionError
+
+
+@apply_step.register
+def prune_magnitude(step: MagnitudePruning, state: State, context: Context) -> State:  # noqa: ARG001
+    """Set the smallest weights of convolutions and linears to zero.
+
+    Han et al. 2015 (https://arxiv.org/abs/1506.02626); N of M: Mishra et al. 2021 (https://arxiv.org/abs/2104.08378).
+
+    Raises:
+        CompressionError: no weight, or every weight of a layer, would become zero, or no layer's input
+            is a multiple of M.
+    """
+    module = copy_of(state.module)
+    weights = weights_of(module)
+    if not weights:
+        raise CompressionError("the model has no convolution or linear to prune", type(module).__name__)
+    sizes = {name: weight.detach().abs() for name, weight in weights.items()}
+    masks = alive(sizes, step)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if not masks[name].any():
+                raise CompressionError("every weight of a layer would become zero", name, "prune less")
+            weight.masked_fill_(~masks[name], 0.0)
+    zeros = {name: int((~mask).sum()) for name, mask in masks.items()}
+    if not any(zeros.values()):
+        smallest = min(float(size.min()) for size in sizes.values())
+        raise CompressionError(
+            "no weight would become zero", step.threshold or step.amount, f"the smallest is {smallest:.3g}"
+        )
+    total = sum(weight.numel() for weight in weights.values())
+    return state.after(
+        step, module, {"zeros": sum(zeros.values()), "weights": total, "layers": zeros}, masks=masks
+    )
+
+
+def alive(sizes: Mapping[str, Tensor], step: MagnitudePruning) -> dict[str, Tensor]:
+    """True where a weight stays, by parameter name; `sizes` are absolute values. Ties fall by position."""
+    if step.threshold is not None:
+        return {name: size >= step.threshold for name, size in sizes.items()}
+    if step.n_of_m is not None:
+        return _n_of_m(sizes, *step.n_of_m)
+    assert step.amount is not None
+    if step.scope == "layer":
+        return {name: _largest(size.flatten(), step.amount).view_as(size) for name, size in sizes.items()}
+    together = _largest(torch.cat([size.flatten() for size in sizes.values()]), step.amount)
+    pieces = together.split([size.numel() for size in sizes.values()])
+    return {name: piece.view_as(size) for (name, size), piece in zip(sizes.items(), pieces, strict=True)}
+
+
+def _largest(sizes: Tensor, amount: float) -> Tensor:
+    """All True but for the share `amount` of the smallest."""
+    stays = torch.ones(len(sizes), dtype=torch.bool)
+    stays[sizes.argsort(stable=True)[: round(amount * len(sizes))]] = False
+    return stays
+
+
+def _n_of_m(sizes: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
+    """Layers whose input is no multiple of M stay whole, as sparse kernels would leave them."""
+    masks = {}
+    for name, size in sizes.items():
+        # The input channel runs along a group, as matrix kernels walk it.
+        rows = size.movedim(1, -1)
+        if rows.shape[-1] % m:
+            masks[name] = torch.ones_like(size, dtype=torch.bool)
+            continue
+        groups = rows.reshape(-1, m)
+        order = groups.argsort(dim=1, stable=True)
+        stays = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : m - n], value=False)
+        masks[name] = stays.reshape(rows.shape).movedim(-1, 1)
+    if all(bool(mask.all()) for mask in masks.values()):
+        raise CompressionError(f"no layer's input is a multiple of {m}", f"{n} of {m}", "choose a smaller M")
+    return masks
