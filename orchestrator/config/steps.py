@@ -19,6 +19,8 @@ from orchestrator.config.quantization import (
     DynamicInt8,
     Precision,
     StaticInt8,
+    WeightOnlyInt4,
+    WeightOnlyInt8,
 )
 from orchestrator.config.training import DistillationLoss, Training
 

@@ -86,7 +86,7 @@ def convert(module: nn.Module, groups: Mapping[str, int], bits: int) -> None:
 
 
 def fill(layer: nn.Module, codes: Tensor, scales: Tensor) -> None:
-    """Set a converted layer's codes, int8 [rows, columns padded to whole groups], and scales [rows, groups]."""
+    """Set a converted layer's codes, int8 [rows, whole groups], and scales [rows, groups]."""
     packed = codes if layer.codes.dtype == torch.int8 else pack(codes)
     with torch.no_grad():
         layer.codes.copy_(packed)  # type: ignore[operator]
