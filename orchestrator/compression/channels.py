@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch_pruning import DependencyGraph, importance
 
+from orchestrator.compression.distill import fine_tune
+from orchestrator.compression.gradients import set_gradients
 from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.measure import LatencySettings
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
+from orchestrator.measure.artifacts import example_inputs
+from orchestrator.measure.cost import count
+from orchestrator.measure.latency import compare
 from orchestrator.models.base import fixed_width_layers
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
+from orchestrator.runtime.execute import of_module
 
 LARGEST_SHARE = 0.9
 """Of a layer's channels that global ranking may remove: none is ever erased."""
@@ -26,8 +34,14 @@ _SCORERS: dict[Criterion, Any] = {
     "lamp": importance.LAMPImportance,
     "fpgm": importance.FPGMImportance,
     "bn_scale": importance.BNScaleImportance,
+    # On gradients that `set_gradients` has put into the module.
+    "taylor": importance.GroupTaylorImportance,
+    "hessian": importance.GroupHessianImportance,
     "random": importance.RandomImportance,
 }
+_HALVINGS = 10
+"""Of the amount, when it is searched: to a thousandth."""
+_LATENCY = LatencySettings(batch=32, threads=1, blocks=7)
 
 
 @dataclass(frozen=True)
@@ -40,49 +54,144 @@ class Channels:
     """Float64 [width]: the smallest go first. `width` counts one channel of each block."""
     blocks: int
     """A channel stands for one in each of so many equal blocks (grouped convolutions and norms)."""
+    structure: str = ""
+    """Kinds of the layers that share the channels: equal for layers of the same place in repeated blocks."""
 
 
 @apply_step.register
-def prune_channels(step: ChannelPruning, state: State, context: Context) -> State:  # noqa: ARG001
+def prune_channels(step: ChannelPruning, state: State, context: Context) -> State:
     """Remove the channels with the smallest scores; the output layer and scaling stay whole.
 
     Fang et al. 2023 (https://arxiv.org/abs/2301.12900). The decision is the list of cuts, from which the
-    form is rebuilt.
+    form is rebuilt, with what a target of operations, parameters or latency was reached by.
 
     Raises:
-        CompressionError: weights are tied, the layers cannot be traced, the scores say nothing, or nothing
-            would be removed.
+        CompressionError: weights are tied, the layers cannot be traced, the scores say nothing, a criterion
+            lacks its rows, the target cannot be reached, or nothing would be removed.
     """
     module = copy_of(state.module)
-    _refuse_unprunable(module)
+    refuse_unprunable(module)
+    if step.amount is None:
+        return _to_target(step, module, state, context)
+    history: list[Cut] = []
+    total = removed = 0
+    for number in range(1, step.rounds + 1):
+        found = _scored(module, step, state, context)
+        width = sum(len(group.scores) * group.blocks for group in found)
+        total = total or width
+        # Of what is left, the share that brings the whole to number / rounds of the amount.
+        share = 1 - (1 - step.amount * number / step.rounds) * total / width
+        cuts = cuts_of(select(found, step, share)) if share > 0 else []
+        remove(module, cuts, state.signature)
+        history += cuts
+        removed += sum(len(channels) for _, _, channels in cuts)
+        if step.recovery is not None and number < step.rounds:
+            fine_tune(module, step.recovery, state, context)
+            module.eval()
+    return _after(step, module, history, state, {"channels": total, "removed": removed})
+
+
+Cut = tuple[str, bool, list[int]]
+"""A layer, whether its outputs are meant, and the numbers of the channels to remove."""
+
+
+def remove(module: nn.Module, cuts: Sequence[Cut], signature: Signature) -> None:
+    """Cut channels, in place, with all that hangs on them."""
     with tracing(module):
-        try:
-            graph = dependency_graph(module, state.signature)
-            found = score(graph, module, step.criterion)
-        except (RuntimeError, AssertionError, IndexError, KeyError, ValueError, AttributeError) as error:
-            raise CompressionError(
-                f"the model's layers cannot be traced ({type(error).__name__}: {str(error)[:200]})",
-                type(module).__name__,
-            ) from error
-        chosen = select(found, step)
-        history = []
-        for group in found:
-            removed = chosen[group.layer]
-            if removed:
-                cut(graph, module.get_submodule(group.layer), True, removed)
-                history.append([group.layer, True, removed])
+        graph = dependency_graph(module, signature)
+        for name, outputs, channels in cuts:
+            cut(graph, module.get_submodule(name), outputs, channels)
+
+
+def cuts_of(chosen: Mapping[str, list[int]]) -> list[Cut]:
+    """The cuts that remove the chosen channels of each layer."""
+    return [(layer, True, channels) for layer, channels in chosen.items() if channels]
+
+
+def _after(
+    step: ChannelPruning, module: nn.Module, history: list[Cut], state: State, facts: dict[str, Any]
+) -> State:
     if not history:
         raise CompressionError(
             "no channel would be removed",
             f"amount {step.amount}, round_to {step.round_to}",
             "raise amount or lower round_to",
         )
-    decision = {
-        "history": history,
+    return state.after(step, module.eval(), {"history": [list(cut) for cut in history], **facts})
+
+
+def _scored(module: nn.Module, step: ChannelPruning, state: State, context: Context) -> list[Channels]:
+    with tracing(module):
+        try:
+            graph = dependency_graph(module, state.signature)
+            if step.criterion in ("taylor", "hessian"):
+                set_gradients(module, step, state.signature, context)
+            return score(graph, module, step.criterion)
+        except (RuntimeError, AssertionError, IndexError, KeyError, ValueError, AttributeError) as error:
+            raise CompressionError(
+                f"the model's layers cannot be traced ({type(error).__name__}: {str(error)[:200]})",
+                type(module).__name__,
+            ) from error
+        finally:
+            module.zero_grad(set_to_none=True)
+
+
+def _to_target(step: ChannelPruning, module: nn.Module, state: State, context: Context) -> State:
+    """The smallest amount, by bisection, that leaves at most the wanted share."""
+    found = _scored(module, step, state, context)
+    measure, wanted = _measure(step, state.signature)
+    whole = measure(module)
+
+    def pruned(amount: float) -> tuple[nn.Module, list[Cut]]:
+        cuts = cuts_of(select(found, step, amount))
+        smaller = copy_of(module)
+        remove(smaller, cuts, state.signature)
+        return smaller, cuts
+
+    low, high = 0.0, 1.0
+    best: tuple[nn.Module, list[Cut], float, float] | None = None
+    for _ in range(_HALVINGS):
+        amount = (low + high) / 2
+        smaller, cuts = pruned(amount)
+        share = measure(smaller) / whole
+        if share <= wanted:
+            best, high = (smaller, cuts, amount, share), amount
+        else:
+            low = amount
+    if best is None:
+        raise CompressionError(
+            f"pruning cannot bring {_target_name(step)} that low: the least that was reached is {share:.3f}",
+            wanted,
+            f"raise {_target_name(step)}",
+        )
+    smaller, history, amount, share = best
+    facts = {
         "channels": sum(len(group.scores) * group.blocks for group in found),
-        "removed": sum(map(len, chosen.values())),
+        "removed": sum(len(channels) for _, _, channels in history),
+        "amount": amount,
+        "reached": {_target_name(step): share},
     }
-    return state.after(step, module, decision)
+    return _after(step, smaller, history, state, facts)
+
+
+def _target_name(step: ChannelPruning) -> str:
+    return next(name for name in ("macs", "params", "latency") if getattr(step, name) is not None)
+
+
+def _measure(step: ChannelPruning, signature: Signature) -> tuple[Callable[[nn.Module], float], float]:
+    """What a target measures, and the share of it that may stay."""
+    if step.macs is not None:
+        return lambda module: float(count(module, signature).macs), step.macs
+    if step.params is not None:
+        return lambda module: float(count(module, signature).params), step.params
+    assert step.latency is not None
+    return lambda module: _milliseconds(module, signature), step.latency
+
+
+def _milliseconds(module: nn.Module, signature: Signature) -> float:
+    rows = example_inputs(signature, _LATENCY.batch)
+    eager = of_module(module, signature, "eager", threads=_LATENCY.threads)
+    return compare({"own": lambda: eager(rows)}, _LATENCY, baseline="own")["own"].median_ms
 
 
 def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> list[Channels]:
@@ -107,7 +216,7 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
         blocks = _blocks(graph, group)
         # Grouped layers lose the same channel of every block.
         mean = scores.double().reshape(blocks, -1).mean(0)
-        found.append(Channels(names[id(group[0].dep.target.module)], mean, blocks))
+        found.append(Channels(names[id(group[0].dep.target.module)], mean, blocks, _structure(group)))
     if not found:
         reason = "it has no batch norm" if criterion == "bn_scale" else "no layer's width is free to change"
         raise CompressionError(f"no channels of this model can be ranked: {reason}", criterion)
@@ -120,17 +229,33 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
     return found
 
 
-def select(found: list[Channels], step: ChannelPruning) -> dict[str, list[int]]:
+def select(found: list[Channels], step: ChannelPruning, amount: float) -> dict[str, list[int]]:
     """Channels to remove of each layer, ties by channel number; widths stay multiples of `round_to`."""
     if step.scope == "layer":
-        keep = {group.layer: len(group.scores) * (1 - step.amount) for group in found}
+        keep = {group.layer: len(group.scores) * (1 - amount) for group in found}
     else:
-        ranked = torch.cat([group.scores for group in found]).argsort(stable=True)
-        gone = torch.zeros(len(ranked), dtype=torch.bool)
-        gone[ranked[: round(step.amount * len(ranked))]] = True
-        pieces = gone.split([len(group.scores) for group in found])
-        keep = {group.layer: float((~piece).sum()) for group, piece in zip(found, pieces, strict=True)}
+        keep = {}
+        for ranked_together in _rankings(found, step.scope):
+            keep |= _kept_of_ranking(ranked_together, amount)
     return {group.layer: _smallest(group, keep[group.layer], step.round_to) for group in found}
+
+
+def _rankings(found: list[Channels], scope: str) -> list[list[Channels]]:
+    """Groups whose channels compete with each other."""
+    if scope == "global":
+        return [found]
+    alike: dict[str, list[Channels]] = {}
+    for group in found:
+        alike.setdefault(group.structure, []).append(group)
+    return list(alike.values())
+
+
+def _kept_of_ranking(found: list[Channels], amount: float) -> dict[str, float]:
+    ranked = torch.cat([group.scores for group in found]).argsort(stable=True)
+    gone = torch.zeros(len(ranked), dtype=torch.bool)
+    gone[ranked[: round(amount * len(ranked))]] = True
+    pieces = gone.split([len(group.scores) for group in found])
+    return {group.layer: float((~piece).sum()) for group, piece in zip(found, pieces, strict=True)}
 
 
 def _smallest(group: Channels, keep: float, round_to: int) -> list[int]:
@@ -147,7 +272,7 @@ def _smallest(group: Channels, keep: float, round_to: int) -> list[int]:
     return [int(channel) + block * width for block in range(group.blocks) for channel in first]
 
 
-def _refuse_unprunable(module: nn.Module) -> None:
+def refuse_unprunable(module: nn.Module) -> None:
     """Raise for what torch-pruning 1.6 gets wrong without saying so, or cannot do."""
     owners: dict[int, set[int]] = {}
     names: dict[int, list[str]] = {}
@@ -179,6 +304,11 @@ def _output_layers(graph: DependencyGraph) -> Iterator[nn.Module]:
             if id(before) not in seen:
                 seen.add(id(before))
                 nodes.append(before)
+
+
+def _structure(group: Any) -> str:
+    """Fang et al. 2024 (https://arxiv.org/abs/2407.04616) rank only such groups against each other."""
+    return " ".join(f"{type(dep.target.module).__name__}.{dep.handler.__name__}" for dep, _ in group)
 
 
 def _blocks(graph: DependencyGraph, group: Any) -> int:

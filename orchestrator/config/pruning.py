@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.training import Training
 
-Criterion = Literal["l1", "l2", "lamp", "fpgm", "bn_scale", "random"]
+Criterion = Literal["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "hessian", "random"]
 
 
 class ChannelPruning(Settings):
@@ -16,13 +17,38 @@ class ChannelPruning(Settings):
 
     kind: Literal["prune_channels"] = "prune_channels"
     stage: ClassVar[int] = 10
-    amount: float = Field(gt=0, lt=1)
+    amount: float | None = Field(None, gt=0, lt=1)
     """Share of channels to remove (operations fall by about the square)."""
+    macs: float | None = Field(None, gt=0, lt=1)
+    """Or: remove as few channels as leave at most this share of the operations."""
+    params: float | None = Field(None, gt=0, lt=1)
+    """Or: of the parameters."""
+    latency: float | None = Field(None, gt=0, lt=1)
+    """Or: of the latency, measured here and now (eager, 32 rows, one thread); what was found is recorded."""
     criterion: Criterion = "l2"
-    scope: Literal["global", "layer"] = "layer"
-    """Rank channels over the whole model, or remove the same share in each layer."""
+    """taylor and hessian need labelled train rows."""
+    scope: Literal["global", "isomorphic", "layer"] = "layer"
+    """Rank channels over the whole model, over layers of the same structure
+    (https://arxiv.org/abs/2407.04616), or remove the same share in each layer."""
     round_to: int = Field(4, ge=1)
     """Keep channel counts at a multiple of this."""
+    rows: int = Field(256, ge=1)
+    """Train rows that taylor and hessian look at."""
+    rounds: int = Field(1, ge=1)
+    """Remove the channels in so many equal parts, each with fresh scores."""
+    recovery: Training | None = None
+    """Fine-tuning between two rounds; after the last one the plan's own recovery follows."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ChannelPruning:
+        targets = (self.amount, self.macs, self.params, self.latency)
+        if sum(given is not None for given in targets) != 1:
+            raise ValueError("give one of 'amount', 'macs', 'params' and 'latency'")
+        if self.recovery is not None and self.rounds == 1:
+            raise ValueError("'recovery' is for the pauses between rounds: set rounds to 2 or more")
+        if self.rounds > 1 and self.amount is None:
+            raise ValueError("'rounds' goes with 'amount'")
+        return self
 
 
 class MagnitudePruning(Settings):

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.compression.channels import Channels, select
-from orchestrator.compression.plan import State, run_step
+from orchestrator.compression.gradients import set_gradients
+from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.steps import ChannelPruning, Criterion
+from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
+from orchestrator.measure.cost import count
+from orchestrator.models.build import example_rows
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
 from tests.compression import toys
 
 
@@ -26,8 +36,8 @@ def widths(module: nn.Module) -> list[int]:
     return [part.out_channels for part in module.modules() if isinstance(part, nn.Conv2d)]
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("criterion", ["l1", "l2", "lamp", "fpgm", "bn_scale", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global", "isomorphic"])
+@pytest.mark.parametrize("criterion", get_args(Criterion))
 def test_every_criterion_in_both_scopes(criterion: Criterion, scope: str) -> None:
     state = pruned("resnet", criterion=criterion, scope=scope)
     before, _, _ = toys.toy("resnet")
@@ -46,20 +56,20 @@ def test_half_of_each_layer_goes_and_the_outputs_stay() -> None:
 
 def test_amount_is_rounded_to_the_nearest_multiple() -> None:
     found = [Channels("a", torch.arange(32.0), 1), Channels("b", torch.arange(6.0), 1)]
-    removed = select(found, ChannelPruning(amount=0.3, round_to=4))
+    removed = select(found, ChannelPruning(amount=0.3, round_to=4), 0.3)
     # 22.4 of 32 are nearest to 24; 4.2 of 6 to 4. The smallest scores go.
     assert removed == {"a": list(range(8)), "b": [0, 1]}
 
 
 def test_global_ranking_never_erases_a_layer() -> None:
     found = [Channels("weak", torch.linspace(0, 0.1, 40), 1), Channels("strong", torch.linspace(1, 2, 40), 1)]
-    removed = select(found, ChannelPruning(amount=0.6, scope="global", round_to=1))
+    removed = select(found, ChannelPruning(amount=0.6, scope="global", round_to=1), 0.6)
     assert len(removed["weak"]) == 36
     assert 0 < len(removed["strong"]) < 40
 
 
 def test_ties_go_by_channel_number() -> None:
-    removed = select([Channels("a", torch.ones(8), 1)], ChannelPruning(amount=0.5))
+    removed = select([Channels("a", torch.ones(8), 1)], ChannelPruning(amount=0.5), 0.5)
     assert removed == {"a": [0, 1, 2, 3]}
 
 
@@ -125,3 +135,131 @@ def test_what_cannot_be_pruned_is_refused(
     step = ChannelPruning(**{"amount": 0.5} | settings)
     with pytest.raises(CompressionError, match=sentence):
         run_step(step, toys.state(module, signature), toys.context(shape))
+
+
+def test_isomorphic_layers_compete_with_their_like_only() -> None:
+    found = [
+        Channels("a", torch.tensor([1.0, 2.0, 3.0, 4.0]), 1, "conv"),
+        Channels("b", torch.tensor([5.0, 6.0, 7.0, 8.0]), 1, "conv"),
+        Channels("c", torch.tensor([0.1, 0.2, 0.3, 0.4]), 1, "linear"),
+    ]
+    step = ChannelPruning(amount=0.5, scope="isomorphic", round_to=1)
+    assert select(found, step, 0.5) == {"a": [0, 1, 2], "b": [], "c": [0, 1]}
+    everywhere = select(found, ChannelPruning(amount=0.5, scope="global", round_to=1), 0.5)
+    assert everywhere["c"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("target", "share"), [("macs", 0.5), ("macs", 0.2), ("params", 0.5)])
+def test_a_share_of_the_operations_or_parameters_is_reached(target: str, share: float) -> None:
+    module, signature, _ = toys.toy("resnet")
+    step = ChannelPruning.model_validate({target: share, "round_to": 1})
+    state = run_step(step, toys.state(module, signature), toys.context(signature.input_shape))
+    before, after = count(module, signature), count(state.module, signature)
+    reached = getattr(after, target) / getattr(before, target)
+    assert share - 0.15 < reached <= share
+    assert state.decisions[0]["reached"] == {target: reached}
+    assert 0 < state.decisions[0]["amount"] < 1
+
+
+def test_a_share_of_the_measured_latency_is_reached() -> None:
+    module, signature, _ = toys.toy("resnet9")
+    state = run_step(
+        ChannelPruning(latency=0.8), toys.state(module, signature), toys.context(signature.input_shape)
+    )
+    assert state.decisions[0]["reached"]["latency"] <= 0.8
+    assert count(state.module, signature).macs < count(module, signature).macs
+
+
+def test_a_target_beyond_reach_is_refused_with_what_was_reached() -> None:
+    with pytest.raises(CompressionError, match=r"the least that was reached is 0\.\d+: 0\.001; raise macs"):
+        pruned("resnet", amount=None, macs=0.001)
+
+
+def test_rounds_reach_the_same_amount_with_fresh_scores() -> None:
+    once = pruned("resnet", amount=0.5)
+    steps = pruned("resnet", amount=0.5, rounds=3, round_to=1)
+    assert widths(steps.module) == widths(once.module)
+    assert len(steps.decisions[0]["history"]) > len(once.decisions[0]["history"])
+    assert steps.decisions[0]["removed"] == once.decisions[0]["removed"]
+
+
+def test_rounds_recover_in_between_and_rebuild_bit_equal(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("resnet")
+    parent = toys.put(store, module, signature, settings)
+    training = Training(epochs=1, batch_size=32, lr=0.05)
+    told: list[int] = []
+    context = toys.context(signature.input_shape, on_epoch=lambda report: told.append(report.epoch))
+    plan = (ChannelPruning(amount=0.5, rounds=3, recovery=training),)
+    digest = apply_plan(store, parent, plan, context)
+    assert told == [0, 0]  # one epoch after each round but the last
+    direct = run_step(plan[0], toys.state(module, signature), context)
+    again = rebuild(store, digest).module
+    rows = example_rows(signature, 4)
+    with torch.no_grad():
+        assert torch.equal(again(rows), direct.module(rows))
+
+
+def sensitive() -> nn.Module:
+    """The head ignores every second hidden unit, whose weights are the largest."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, toys.CLASSES)).eval()
+    with torch.no_grad():
+        net[0].weight[::2] *= 10
+        net[2].weight[:, ::2] = 1e-6 * torch.randn(toys.CLASSES, 8)
+    return net
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_what_the_loss_does_not_feel_goes_first(criterion: Criterion) -> None:
+    signature = toys.signature((12,))
+    step = ChannelPruning(amount=0.5, criterion=criterion, rows=32)
+    state = run_step(step, toys.state(sensitive(), signature), toys.context((12,)))
+    assert state.decisions[0]["history"] == [["0", True, list(range(0, 16, 2))]]
+    by_size = run_step(
+        ChannelPruning(amount=0.5, criterion="l1"), toys.state(sensitive(), signature), toys.context((12,))
+    )
+    assert by_size.decisions[0]["history"] != state.decisions[0]["history"]
+
+
+def test_the_hessian_is_the_mean_square_over_rows() -> None:
+    signature, module = toys.signature((12,)), sensitive()
+    part = toys.rows((12,))
+    step = ChannelPruning(amount=0.5, criterion="hessian", rows=3)
+    set_gradients(module, step, signature, toys.context((12,)))
+    found = module[0].weight.grad.clone()
+    wanted = torch.zeros_like(found)
+    for row, target in zip(torch.tensor(part.inputs[:3]), torch.tensor(part.targets[:3]), strict=True):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(row[None]), target[None]).backward()
+        wanted += module[0].weight.grad.square() / 3
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"), [(None, "needs train rows"), ("unlabelled", "needs labelled rows")]
+)
+def test_gradients_need_labelled_rows(rows: str | None, sentence: str) -> None:
+    module, signature, _ = toys.toy("mlp")
+    part = toys.rows((12,))
+    train = None if rows is None else replace(part, targets=np.full(len(part.ids), -1))
+    with pytest.raises(CompressionError, match=sentence):
+        run_step(
+            ChannelPruning(amount=0.5, criterion="taylor"),
+            toys.state(module, signature),
+            toys.context((12,), train=train),
+        )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"amount": 0.5, "macs": 0.5},
+        {"amount": 0.5, "recovery": {"epochs": 1}},
+        {"macs": 0.5, "rounds": 2},
+    ],
+)
+def test_one_target_is_given(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ChannelPruning.model_validate(values)

@@ -41,6 +41,8 @@ from tests.compression import toys
 STEPS: dict[str, Step] = {
     "prune_channels": ChannelPruning(amount=0.5),
     "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
+    "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
+    "prune_channels_macs": ChannelPruning(macs=0.6),
     "prune_magnitude": MagnitudePruning(amount=0.5),
     "prune_magnitude_layer": MagnitudePruning(amount=0.5, scope="layer"),
     "prune_n_of_m": MagnitudePruning(n_of_m=(2, 4)),

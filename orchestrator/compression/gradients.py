@@ -1,0 +1,54 @@
+"""Gradients that a pruning criterion reads: of the loss on train rows, or their mean square over rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compression.step import Context
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import ChannelPruning
+from orchestrator.config.training import Training
+from orchestrator.errors import CompressionError
+from orchestrator.training.losses import loss_settings, make_loss
+
+_BATCH = 64
+
+
+def set_gradients(module: nn.Module, step: ChannelPruning, signature: Signature, context: Context) -> None:
+    """Fill `.grad` of every parameter.
+
+    `taylor`: of the mean loss (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771). `hessian`: the mean
+    square over single rows, an estimate of the Hessian's diagonal (LeCun et al. 1989, Optimal Brain Damage).
+    torch-pruning 1.6 has an accumulator for the latter that keeps the last row alone, so it is not used.
+
+    Raises:
+        CompressionError: there are no train rows, or they have no labels.
+    """
+    if context.train is None or len(context.train.ids) == 0:
+        raise CompressionError(
+            f"criterion {step.criterion} needs train rows", fix="give the data a train part, or choose l2"
+        )
+    inputs = torch.tensor(context.train.inputs[: step.rows])
+    targets = torch.as_tensor(context.train.targets[: step.rows])
+    if not _labelled(targets):
+        raise CompressionError(f"criterion {step.criterion} needs labelled rows", fix="choose l2")
+    loss = make_loss(loss_settings(Training(), signature), signature)
+    module.zero_grad(set_to_none=True)
+    size = _BATCH if step.criterion == "taylor" else 1
+    squares = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    for rows, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+        (loss(module(rows), wanted, None) * (len(rows) / len(inputs))).backward()
+        if step.criterion == "hessian":
+            for square, parameter in zip(squares, module.parameters(), strict=True):
+                if parameter.grad is not None:
+                    # One row's share of the mean is 1 / N of its gradient.
+                    square += parameter.grad.square() * len(inputs)
+            module.zero_grad(set_to_none=True)
+    if step.criterion == "hessian":
+        for square, parameter in zip(squares, module.parameters(), strict=True):
+            parameter.grad = square
+
+
+def _labelled(targets: Tensor) -> bool:
+    return bool(((targets >= 0) if not targets.is_floating_point() else ~targets.isnan()).all())
