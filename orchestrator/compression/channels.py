@@ -201,19 +201,12 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
         CompressionError: the criterion cannot rank this model's channels.
     """
     names = {id(part): name for name, part in module.named_modules()}
-    kept = [
-        *_output_layers(graph),
-        *(part for layer in fixed_width_layers(module) for part in layer.modules()),
-    ]
     scorer = _SCORERS[criterion]()
     found = []
-    for group in graph.get_all_groups(
-        ignored_layers=kept, root_module_types=[nn.modules.conv._ConvNd, nn.Linear]
-    ):
+    for group, blocks in coupled(graph, module):
         scores = scorer(group)
         if scores is None:
             continue
-        blocks = _blocks(graph, group)
         # Grouped layers lose the same channel of every block.
         mean = scores.double().reshape(blocks, -1).mean(0)
         found.append(Channels(names[id(group[0].dep.target.module)], mean, blocks, _structure(group)))
@@ -227,6 +220,17 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
             "choose another one, or train the model first",
         )
     return found
+
+
+def coupled(graph: DependencyGraph, module: nn.Module) -> Iterator[tuple[Any, int]]:
+    """Groups of torch-pruning whose channels are free to change, each with its number of equal blocks."""
+    kept = [
+        *_output_layers(graph),
+        *(part for layer in fixed_width_layers(module) for part in layer.modules()),
+    ]
+    kinds = [nn.modules.conv._ConvNd, nn.Linear]
+    for group in graph.get_all_groups(ignored_layers=kept, root_module_types=kinds):
+        yield group, _blocks(graph, group)
 
 
 def select(found: list[Channels], step: ChannelPruning, amount: float) -> dict[str, list[int]]:

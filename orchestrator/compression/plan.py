@@ -18,6 +18,7 @@ from orchestrator.compression import (  # noqa: F401
     distill,
     factorize,
     magnitude,
+    merge,
     quantize,
     weight_only,
 )

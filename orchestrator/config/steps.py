@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from orchestrator.config.base import Settings
 from orchestrator.config.clipping import Clipping
 from orchestrator.config.factorization import Factorization
+from orchestrator.config.merging import Merge
 from orchestrator.config.pruning import ChannelPruning, Criterion, MagnitudePruning
 from orchestrator.config.quantization import (
     Bf16,
@@ -33,6 +34,7 @@ __all__ = [
     "DynamicInt8",
     "Factorization",
     "MagnitudePruning",
+    "Merge",
     "Plan",
     "Precision",
     "Recovery",
@@ -56,7 +58,8 @@ class Recovery(Settings):
 
 
 Step = Annotated[
-    ChannelPruning
+    Merge
+    | ChannelPruning
     | Factorization
     | MagnitudePruning
     | Recovery

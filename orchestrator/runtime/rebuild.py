@@ -19,6 +19,7 @@ from orchestrator.config.steps import (
     DynamicInt8,
     Factorization,
     MagnitudePruning,
+    Merge,
     Recovery,
     StaticInt8,
     WeightOnlyInt4,
@@ -113,6 +114,7 @@ def replay(
 
 @replay.register(Clipping)
 @replay.register(MagnitudePruning)
+@replay.register(Merge)
 @replay.register(Recovery)
 def _(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
     """Only weights changed, and they are loaded afterwards."""

@@ -1,0 +1,174 @@
+"""Merging: one model from the weights of several, checked against its parts on validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compression.align import aligned
+from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import Merge
+from orchestrator.config.training import Training
+from orchestrator.data.dataset import Part
+from orchestrator.errors import CompressionError
+from orchestrator.training.losses import loss_settings, make_loss
+
+_BATCH = 256
+_NORMS = nn.modules.batchnorm._BatchNorm
+
+Weights = dict[str, Tensor]
+
+
+@apply_step.register
+def merge(step: Merge, state: State, context: Context) -> State:
+    """Merge the parent with other models into one of the same size.
+
+    Uniform and greedy: model soups (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482), for models
+    fine-tuned from one start. Slerp: Shoemake 1985, a tensor at a time. Aligned: weight matching of Git
+    Re-Basin (Ainsworth et al. 2022, https://arxiv.org/abs/2209.04836). Batch statistics are estimated anew
+    (Jordan et al. 2022, https://arxiv.org/abs/2211.08403).
+
+    Raises:
+        CompressionError: architectures differ, rows are missing, greedy took no other model, or the merged
+            model is worse than its parts by more than the allowed barrier.
+    """
+    if context.train is None or context.validation is None or len(context.validation.ids) == 0:
+        raise CompressionError("merging needs train and validation rows", fix="give the data both parts")
+    parent = copy_of(state.module)
+    parts = {"parent": parent} | {name: context.other(name).module().eval() for name in step.others}
+    _check_alike(parts)
+    loss = _loss_on(context.validation, state.signature)
+    losses = {name: loss(part) for name, part in parts.items()}
+    if step.method == "aligned":
+        parts = {
+            name: part if name == "parent" else aligned(parent, copy_of(part), state.signature)
+            for name, part in parts.items()
+        }
+
+    def with_weights(weights: Weights) -> nn.Module:
+        module = copy_of(parent)
+        module.load_state_dict(weights)
+        reestimate(module, context.train, step.rows)  # type: ignore[arg-type]
+        return module
+
+    module, facts = _merged(step, parts, losses, loss, with_weights)
+    barrier = loss(module) - sum(losses.values()) / len(losses)
+    if barrier > step.max_barrier:
+        raise CompressionError(
+            f"the merged model is worse than its parts: loss barrier {barrier:.3f}, allowed {step.max_barrier:g}; "
+            f"losses of the parts: {', '.join(f'{value:.3f}' for value in losses.values())}",
+            step.method,
+            "models of different starts need method aligned, or distil the ensemble into one model",
+        )
+    return state.after(step, module, {**facts, "barrier": barrier, "losses": list(losses.values())})
+
+
+def _merged(
+    step: Merge,
+    parts: Mapping[str, nn.Module],
+    losses: Mapping[str, float],
+    loss: Callable[[nn.Module], float],
+    with_weights: Callable[[Weights], nn.Module],
+) -> tuple[nn.Module, dict[str, Any]]:
+    weights = {name: dict(part.state_dict()) for name, part in parts.items()}
+    if step.method == "slerp":
+        return with_weights(slerp(*weights.values(), step.share)), {}
+    if step.method != "greedy":
+        return with_weights(mean(list(weights.values()))), {}
+    order = sorted(parts, key=lambda name: losses[name])
+    taken, best, module = [order[0]], losses[order[0]], parts[order[0]]
+    for name in order[1:]:
+        tried = with_weights(mean([weights[other] for other in [*taken, name]]))
+        if (found := loss(tried)) <= best:
+            taken, best, module = [*taken, name], found, tried
+    if len(taken) == 1:
+        raise CompressionError(
+            "no mean with another model is as good as the best one alone", taken[0], "keep that one"
+        )
+    return module, {"taken": taken}
+
+
+def mean(weights: Sequence[Weights]) -> Weights:
+    """The mean of each floating tensor; counters and flags are the first one's."""
+    return {
+        name: torch.stack([other[name].double() for other in weights]).mean(0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in weights[0].items()
+    }
+
+
+def slerp(first: Weights, second: Weights, share: float) -> Weights:
+    """Each tensor on the arc from the first model's to the second's; on the line where they are parallel."""
+    return {
+        name: _arc(tensor.double(), second[name].double(), share).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in first.items()
+    }
+
+
+def _arc(first: Tensor, second: Tensor, share: float) -> Tensor:
+    lengths = first.norm() * second.norm()
+    cosine = float((first * second).sum() / lengths) if lengths > 0 else 1.0
+    if abs(cosine) > 1 - 1e-6:
+        return torch.lerp(first, second, share)
+    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
+    one, two = torch.sin((1 - share) * angle), torch.sin(share * angle)
+    return (one * first + two * second) / torch.sin(angle)
+
+
+def reestimate(module: nn.Module, train: Part, rows: int) -> None:
+    """Set the statistics of batch norms, in place, to the mean over batches of train rows."""
+    norms = [part for part in module.modules() if isinstance(part, _NORMS) and part.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+        norm.train()
+    try:
+        with torch.no_grad():
+            for batch in torch.tensor(train.inputs[:rows]).split(_BATCH):
+                if len(batch) > 1:
+                    module(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+
+def _loss_on(part: Part, signature: Signature) -> Callable[[nn.Module], float]:
+    """The task's own loss on a part's rows."""
+    function = make_loss(loss_settings(Training(), signature), signature)
+    inputs, targets = torch.tensor(part.inputs), torch.as_tensor(part.targets)
+
+    def loss(module: nn.Module) -> float:
+        with torch.no_grad():
+            outputs = torch.cat([module(rows) for rows in inputs.split(_BATCH)])
+        return float(function(outputs, targets, None))
+
+    return loss
+
+
+def _check_alike(parts: Mapping[str, nn.Module]) -> None:
+    """Raise unless all have tensors of the same names and shapes."""
+    shapes = {
+        name: {key: tuple(tensor.shape) for key, tensor in part.state_dict().items()}
+        for name, part in parts.items()
+    }
+    first = shapes["parent"]
+    for name, found in shapes.items():
+        for key in first.keys() | found.keys():
+            if first.get(key) != found.get(key):
+                raise CompressionError(
+                    f"'{key}' is {found.get(key) or 'missing'} in one and {first.get(key) or 'missing'} in the parent: "
+                    "models of different architectures have no common weights",
+                    name,
+                    "merge models of equal settings, or distil them into one",
+                )

@@ -1,0 +1,202 @@
+"""Merging models: soups, arcs, alignment, and the check that refuses a ruined one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.compression import compress
+from orchestrator.compression.align import aligned
+from orchestrator.compression.merge import mean, reestimate, slerp
+from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.compression.step import Context, Other
+from orchestrator.config.measure import Metric
+from orchestrator.config.steps import Merge
+from orchestrator.config.training import Training
+from orchestrator.errors import CompressionError
+from orchestrator.measure.quality import score
+from orchestrator.models.build import build, example_rows
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
+from orchestrator.training.loop import train
+from tests.compression import toys
+
+ACCURACY = Metric(name="accuracy")
+
+
+def trained(name: str, seed: int, start: nn.Module | None = None, epochs: int = 6) -> nn.Module:
+    """A toy net trained on rows of its own seed, from a start or from scratch."""
+    settings, shape = toys.MODELS[name]
+    signature = toys.signature(shape)
+    module = copy.deepcopy(start) if start is not None else build(settings, signature, seed=seed)
+    part = toys.rows(shape, count=256, seed=3)
+    training = Training(epochs=epochs, batch_size=32, lr=0.05)
+    for _ in train(module, part, part, training, signature=signature, metric=ACCURACY, seed=seed):
+        pass
+    return module.eval()
+
+
+def merged(name: str, parts: list[nn.Module], **settings: object) -> State:
+    _, shape = toys.MODELS[name]
+    others = {f"m{number}": part for number, part in enumerate(parts[1:])}
+    part = toys.rows(shape, count=256, seed=3)
+    context = toys.context(
+        shape, train=part, validation=part, other=lambda key: Other(lambda: others[key], None)
+    )
+    step = Merge.model_validate({"others": tuple(others), **settings})
+    return run_step(step, toys.state(parts[0], toys.signature(shape)), context)
+
+
+def accuracy(name: str, module: nn.Module) -> float:
+    part = toys.rows(toys.MODELS[name][1], count=256, seed=3)
+    with torch.no_grad():
+        return score(ACCURACY, module(torch.tensor(part.inputs)).numpy(), part.targets)
+
+
+def test_a_soup_of_one_start_is_as_good_as_its_worst_part() -> None:
+    start = trained("mlp", 0)
+    parts = [trained("mlp", seed, start, epochs=2) for seed in (1, 2, 3)]
+    for method in ("uniform", "greedy"):
+        state = merged("mlp", parts, method=method)
+        assert accuracy("mlp", state.module) >= min(accuracy("mlp", part) for part in parts) - 0.01
+        assert state.decisions[0]["barrier"] <= 0.1
+
+
+def shuffled(name: str, module: nn.Module) -> nn.Module:
+    """The same function with its hidden channels in another order: what alignment must undo."""
+    other, (_, shape) = (
+        build(toys.MODELS[name][0], toys.signature(toys.MODELS[name][1]), seed=9),
+        toys.MODELS[name],
+    )
+    return aligned(other.eval(), copy.deepcopy(module), toys.signature(shape))
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "resnet9"])
+def test_alignment_changes_the_order_and_not_the_answers(name: str) -> None:
+    module, signature, _ = toys.toy(name)
+    other = shuffled(name, module)
+    first, second = module.state_dict(), other.state_dict()
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    rows = example_rows(signature, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(other(rows), module(rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet9"])
+def test_a_shuffled_copy_is_put_back_in_order(name: str) -> None:
+    module, signature, _ = toys.toy(name)
+    back = aligned(module, shuffled(name, module), signature)
+    for key, tensor in module.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+def test_independent_nets_are_refused_unless_aligned() -> None:
+    """Of one function in two orders the mean is ruined, and the aligned mean is that function."""
+    module = trained("cnn", 0)
+    parts = [module, shuffled("cnn", module)]
+    with pytest.raises(CompressionError, match=r"loss barrier \d+\.\d+, allowed 0\.05"):
+        merged("cnn", parts, max_barrier=0.05)
+    state = merged("cnn", parts, method="aligned", max_barrier=0.05)
+    assert abs(state.decisions[0]["barrier"]) < 1e-4
+
+
+def test_alignment_lowers_the_barrier_of_two_trainings() -> None:
+    parts = [trained("mlp", seed, epochs=10) for seed in (1, 2)]
+    naive = merged("mlp", parts, max_barrier=100.0).decisions[0]["barrier"]
+    better = merged("mlp", parts, method="aligned", max_barrier=100.0).decisions[0]["barrier"]
+    assert better < 0.7 * naive
+
+
+def test_greedy_leaves_out_what_ruins() -> None:
+    good = trained("mlp", 0)
+    bad = trained("mlp", 5, epochs=1)
+    near = trained("mlp", 1, good, epochs=1)
+    state = merged("mlp", [good, near, bad], method="greedy")
+    assert "m1" not in state.decisions[0]["taken"]
+
+
+def test_greedy_that_takes_nothing_is_refused() -> None:
+    good, bad = trained("mlp", 0, epochs=10), build(*_untrained("mlp"), seed=8).eval()
+    with pytest.raises(CompressionError, match="as good as the best one alone"):
+        merged("mlp", [good, bad], method="greedy")
+
+
+def _untrained(name: str) -> tuple[object, object]:
+    settings, shape = toys.MODELS[name]
+    return settings, toys.signature(shape)
+
+
+def test_the_ends_of_an_arc_and_its_middle() -> None:
+    first = {"a": torch.tensor([1.0, 0.0]), "n": torch.tensor(3)}
+    second = {"a": torch.tensor([0.0, 1.0]), "n": torch.tensor(4)}
+    assert slerp(first, second, 1e-9)["a"].tolist() == pytest.approx([1, 0], abs=1e-6)
+    assert slerp(first, second, 1 - 1e-9)["a"].tolist() == pytest.approx([0, 1], abs=1e-6)
+    middle = slerp(first, second, 0.5)
+    assert middle["a"].tolist() == pytest.approx([2**-0.5, 2**-0.5])
+    assert middle["n"] == 3
+    parallel = slerp(first, {"a": torch.tensor([3.0, 0.0]), "n": torch.tensor(3)}, 0.5)
+    assert parallel["a"].tolist() == [2.0, 0.0]
+    assert mean([first, second])["a"].tolist() == [0.5, 0.5]
+
+
+def test_statistics_are_those_of_the_rows() -> None:
+    module = nn.Sequential(nn.BatchNorm1d(12)).eval()
+    part = toys.rows((12,), count=200)
+    reestimate(module, part, 128)
+    wanted = torch.tensor(part.inputs[:128])
+    torch.testing.assert_close(module[0].running_mean, wanted.mean(0), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(module[0].running_var, wanted.var(0), rtol=1e-4, atol=1e-3)
+    assert module[0].momentum == 0.1
+    assert not module[0].training
+
+
+def test_other_architectures_are_refused() -> None:
+    module, _, _ = toys.toy("mlp")
+    other = nn.Sequential(nn.Linear(12, 5))
+    with pytest.raises(CompressionError, match="different architectures"):
+        merged("mlp", [module, other])
+
+
+def test_a_stored_merge_names_its_parents_and_rebuilds(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("mlp")
+    near = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in near.parameters():
+            tensor.add_(0.01)
+    first, second = (toys.put(store, part, signature, settings) for part in (module, near))
+    store.set_ref("toys/near", second)
+    plan = (Merge(others=("toys/near",)),)
+    digest = apply_plan(store, first, plan, toys.context((12,)))
+    manifest = store.manifest(digest)
+    assert manifest.parents == (first, second)
+    assert manifest.plan[0].others == (second,)  # type: ignore[union-attr]
+    again = rebuild(store, digest).module
+    rows = example_rows(signature, 4)
+    middle = copy.deepcopy(module)
+    middle.load_state_dict(mean([module.state_dict(), near.state_dict()]))
+    with torch.no_grad():
+        assert torch.equal(again(rows), middle(rows))
+
+
+def test_three_lines_from_python() -> None:
+    module, _, _ = toys.toy("mlp")
+    part = toys.rows((12,))
+    data = (part.inputs, part.targets)
+    plan = [{"kind": "merge", "others": ["b"]}, {"kind": "bf16"}]
+    variant = compress(module.body, plan, data, others={"b": copy.deepcopy(module.body)})
+    assert np.isfinite(variant(part.inputs[:5])).all()
+    with pytest.raises(CompressionError, match="pass others"):
+        compress(module.body, plan, data)
+
+
+def test_rows_are_needed() -> None:
+    module, signature, _ = toys.toy("mlp")
+    context = Context(seed=0, other=lambda name: Other(lambda: module, None))  # noqa: ARG005
+    with pytest.raises(CompressionError, match="needs train and validation rows"):
+        run_step(Merge(others=("b",)), toys.state(module, signature), context)
