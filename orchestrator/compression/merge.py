@@ -59,8 +59,8 @@ def merge(step: Merge, state: State, context: Context) -> State:
     barrier = loss(module) - sum(losses.values()) / len(losses)
     if barrier > step.max_barrier:
         raise CompressionError(
-            f"the merged model is worse than its parts: loss barrier {barrier:.3f}, allowed {step.max_barrier:g}; "
-            f"losses of the parts: {', '.join(f'{value:.3f}' for value in losses.values())}",
+            f"the merged model is worse than its parts: loss barrier {barrier:.3f}, allowed {step.max_barrier:g} "
+            f"(the parts have {', '.join(f'{value:.3f}' for value in losses.values())})",
             step.method,
             "models of different starts need method aligned, or distil the ensemble into one model",
         )
@@ -165,10 +165,11 @@ def _check_alike(parts: Mapping[str, nn.Module]) -> None:
     first = shapes["parent"]
     for name, found in shapes.items():
         for key in first.keys() | found.keys():
-            if first.get(key) != found.get(key):
+            mine, theirs = found.get(key, "missing"), first.get(key, "missing")
+            if mine != theirs:
                 raise CompressionError(
-                    f"'{key}' is {found.get(key) or 'missing'} in one and {first.get(key) or 'missing'} in the parent: "
-                    "models of different architectures have no common weights",
+                    "models of different architectures have no common weights: "
+                    f"'{key}' is {mine}, in the parent {theirs}",
                     name,
                     "merge models of equal settings, or distil them into one",
                 )

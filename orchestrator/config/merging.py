@@ -28,7 +28,7 @@ class Merge(Settings):
     """Largest allowed loss on validation rows above the mean loss of the parts (cross-entropy, or squared
     error in units of the targets' variance)."""
     rows: int = Field(2048, ge=2)
-    """Train rows that batch statistics are estimated anew on; merged weights do not have those of their parts."""
+    """Train rows that batch statistics are estimated on: merged weights do not have those of their parts."""
 
     @model_validator(mode="after")
     def _pair(self) -> Merge:
