@@ -113,9 +113,10 @@ def _places(graph: DependencyGraph, group: Any, names: dict[int, str]) -> list[_
         by_channel = torch.tensor(positions)[roots.argsort(stable=True)].reshape(int(roots.max()) + 1, -1)
         outputs = graph.is_out_channel_pruning_fn(dep.handler)
         dimension = int(outputs == bool(getattr(layer, "transposed", False)))
-        for name, tensor in tensors.items():
+        for key, tensor in tensors.items():
+            name = f"{names[id(layer)]}.{key}"
             if tensor.ndim == 1 and outputs:
-                found[name := f"{names[id(layer)]}.{name}", 0] = _Place(name, 0, by_channel)
+                found[name, 0] = _Place(name, 0, by_channel)
             elif tensor.ndim > 1:
-                found[name := f"{names[id(layer)]}.{name}", dimension] = _Place(name, dimension, by_channel)
+                found[name, dimension] = _Place(name, dimension, by_channel)
     return list(found.values())

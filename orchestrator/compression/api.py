@@ -99,7 +99,9 @@ class Variant:
     float_form: nn.Module
     """The model before its numbers' type was changed: what its operations are counted on."""
     model: ModelSettings | None = None
-    """Settings that build the model that it came from."""
+    """Settings that build its untrained form."""
+    origin: ModelSettings | None = None
+    """The same of the model that it came from; they differ after a distillation."""
     data: str = ""
     seed: int = 0
     what: Mapping[str, Any] = field(default_factory=dict)
@@ -162,26 +164,27 @@ class Variant:
         return digest
 
     def _put(self, store: Store) -> str:
-        if self.model is None:
+        if self.model is None or self.origin is None:
             raise CompressionError(
                 "a variant is saved with the settings that build its model",
                 "model is missing",
                 "call compress(..., model=ModelSettings)",
             )
         try:
-            build(self.model, self.signature, seed=0).load_state_dict(self.before.state_dict())
+            build(self.origin, self.signature, seed=0).load_state_dict(self.before.state_dict())
         except RuntimeError as error:
             raise CompressionError(
                 "these settings build another model than the one that was compressed",
                 " ".join(str(error).split())[:200],
                 "give compress(..., model=...) the settings that the module was built from",
             ) from error
-        common = {"model": self.model, "signature": self.signature, "data": self.data, "seed": self.seed}
-        parent = store.put_artifact(Draft(**common, what={"imported": True}), tensors_of(self.before))
+        common = {"signature": self.signature, "data": self.data, "seed": self.seed}
+        imported = Draft(model=self.origin, **common, what={"imported": True})
+        parent = store.put_artifact(imported, tensors_of(self.before))
         if not self.plan:
             return parent
         made = {"plan": self.plan, "decisions": self.decisions, "parents": (parent,), "what": dict(self.what)}
-        return store.put_artifact(Draft(**common, **made), tensors_of(self.module))
+        return store.put_artifact(Draft(model=self.model, **common, **made), tensors_of(self.module))
 
     def export(self, path: str | Path, format: Format = "pt2") -> Path:
         """Write one file for other tools, for any batch size; see `compression.export`."""
@@ -247,18 +250,7 @@ def compress(
     """
     steps = _read(plan)
     dataset = _dataset(data, seed, allowed)
-    parts = {} if dataset is None else dataset.parts
-    context = Context(
-        seed=seed,
-        threads=threads,
-        data=None if dataset is None else dataset.digest,
-        calibration=parts["calibration"].inputs if "calibration" in parts else None,
-        train=parts.get("train"),
-        validation=parts.get("validation"),
-        metric=metric,
-        allowed=allowed,
-        on_epoch=on_epoch,
-    )
+    context = _context(dataset, seed=seed, threads=threads, metric=metric, allowed=allowed, on_epoch=on_epoch)
     if isinstance(source, str):
         if store is None:
             raise ConfigError("a ref or digest needs the store that it is in", source, "pass store=...")
@@ -271,6 +263,20 @@ def compress(
     signature = dataset.signature
     known = {name: _served(module, signature) for name, module in (others or {}).items()}
     return _of_module(source, signature, steps, replace(context, other=_finder(known)), model)
+
+
+def _context(dataset: Dataset | None, **more: Any) -> Context:
+    """What steps may use of the data, and `more` fields of a `Context`."""
+    if dataset is None:
+        return Context(**more)
+    parts = dataset.parts
+    return Context(
+        data=dataset.digest,
+        calibration=parts["calibration"].inputs if "calibration" in parts else None,
+        train=parts.get("train"),
+        validation=parts.get("validation"),
+        **more,
+    )
 
 
 def _finder(known: Mapping[str, nn.Module]) -> Callable[[str], Other]:
@@ -309,6 +315,7 @@ def _of_module(
         before=before,
         float_form=float_form,
         model=state.model,
+        origin=model,
         data=context.data or "",
         seed=context.seed,
         what={"compression": what_decides(context.threads)},
@@ -329,6 +336,7 @@ def _of_artifact(store: Store, source: str, plan: Plan, context: Context) -> Var
         before=rebuild(store, parent, allowed=context.allowed).module,
         float_form=rebuild(store, apply_plan(store, parent, floats, context), allowed=context.allowed).module,
         model=manifest.model,
+        origin=store.manifest(parent).model,
         data=manifest.data,
         seed=manifest.seed,
         what=manifest.what,

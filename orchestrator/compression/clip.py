@@ -56,7 +56,8 @@ def rounded(rows: Tensor, limit: Tensor, bits: int) -> Tensor:
     """Rows [R, N] cut to their limits [R] and rounded to symmetric integers of `bits`."""
     largest = 2 ** (bits - 1) - 1
     scale = (limit / largest).clamp_min(torch.finfo(rows.dtype).tiny)[:, None]
-    return (rows / scale).round().clamp(-largest, largest) * scale
+    found: Tensor = (rows / scale).round().clamp(-largest, largest) * scale
+    return found
 
 
 def least_error(rows: Tensor, bits: int) -> Tensor:
@@ -74,4 +75,5 @@ def least_error(rows: Tensor, bits: int) -> Tensor:
 def _kth(sizes: Tensor, step: Clipping) -> Tensor:
     """The percentile of rows too long for `torch.quantile`: an order statistic."""
     rank = max(round(step.percentile / 100 * sizes.shape[1]), 1)
-    return sizes.kthvalue(rank, dim=1).values
+    found: Tensor = sizes.kthvalue(rank, dim=1).values
+    return found

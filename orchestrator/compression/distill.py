@@ -1,15 +1,22 @@
-"""Recovery: fine-tune after a lossy step, with the parent as teacher."""
+"""Distillation: a lossy step's model from its parent, or a fresh student from one or several teachers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.step import Context, Other, State, apply_step, copy_of
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Recovery
+from orchestrator.config.steps import Distill, Recovery
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
+from orchestrator.models.build import build
 from orchestrator.training.batches import Teacher
 from orchestrator.training.loop import train
 
@@ -29,8 +36,12 @@ def recover(step: Recovery, state: State, context: Context) -> State:
     return state.after(step, module.eval(), {"epochs": epochs})
 
 
-def fine_tune(module: nn.Module, training: Training, state: State, context: Context) -> int:
-    """Train a module in place, with the plan's origin as teacher; the number of epochs.
+def fine_tune(
+    module: nn.Module, training: Training, state: State, context: Context, teacher: Teacher | None = None
+) -> int:
+    """Train a module in place; the number of epochs.
+
+    A distillation loss follows `teacher`, or the model that the plan started from when none is given.
 
     Raises:
         CompressionError: train or validation rows are missing.
@@ -40,6 +51,8 @@ def fine_tune(module: nn.Module, training: Training, state: State, context: Cont
         raise CompressionError("recovery needs train and validation rows", fix="give the data both parts")
     if training.transfer is not None:
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
+    if teacher is None and isinstance(training.loss, DistillationLoss):
+        teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
     metric = context.metric or Metric(name="accuracy" if state.signature.task == "classification" else "rmse")
     reports = train(
         module,
@@ -50,7 +63,7 @@ def fine_tune(module: nn.Module, training: Training, state: State, context: Cont
         metric=metric,
         seed=context.seed,
         threads=context.threads,
-        teacher=_teacher(training, state) if isinstance(training.loss, DistillationLoss) else None,
+        teacher=teacher,
         masks=state.masks,
         allowed=context.allowed,
     )
@@ -62,14 +75,73 @@ def fine_tune(module: nn.Module, training: Training, state: State, context: Cont
     return epochs
 
 
-def _teacher(training: Training, state: State) -> Teacher:
-    if state.parent_outputs is not None:
-        return state.parent_outputs(training)
-    module = state.parent().eval()
+@apply_step.register
+def distill(step: Distill, state: State, context: Context) -> State:
+    """Train a fresh student on the mixed outputs of the parent and other models.
+
+    Hinton et al. 2015 (https://arxiv.org/abs/1503.02531); the teachers are mixed as a weighted mix mixes its
+    members, so the student learns what the ensemble answers. Each teacher's outputs are kept apart in the
+    store: with other weights no teacher runs again.
+
+    Raises:
+        CompressionError: train or validation rows are missing.
+        ModelError: the student cannot be built for these rows.
+        TrainingError: the training fails.
+    """
+    student = build(step.model, state.signature, allowed=context.allowed, seed=context.seed)
+    parent = Other(state.parent, state.model, state.parent_outputs)
+    teachers = [parent, *(context.other(name) for name in step.others)]
+    ones = (1.0,) * len(teachers)
+    teacher = _teacher(teachers, step.training, state, step.weights or ones, step.temperatures or ones)
+    epochs = fine_tune(student, step.training, state, context, teacher)
+    # The student shares nothing with the parent's form: what was done to that is not replayed on it.
+    fresh = replace(state, plan=(), decisions=(), masks=None)
+    return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model)
+
+
+def mixed(
+    outputs: Sequence[Tensor], weights: Sequence[float], temperatures: Sequence[float], task: str
+) -> Tensor:
+    """What a weighted mix answers: logits [N, K] whose softmax is the mean probability, or mean values.
+
+    Args:
+        outputs: of each teacher [N, K]: logits, or values.
+        weights: one a teacher; only their ratios count.
+        temperatures: one a teacher: its logits are divided by it. A regression ignores them.
+        task: of the signature.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    shares = torch.tensor(weights, dtype=torch.float64, device=outputs[0].device) / sum(weights)
+    stacked = torch.stack([one.double() for one in outputs])
+    if task != "classification":
+        return torch.einsum("m,mnk->nk", shares, stacked).float()
+    divisors = torch.tensor(temperatures, dtype=torch.float64, device=stacked.device)[:, None, None]
+    logs = (stacked / divisors).log_softmax(-1) + shares.log()[:, None, None]
+    return logs.logsumexp(0).float()
+
+
+def _teacher(
+    teachers: Sequence[Other],
+    training: Training,
+    state: State,
+    weights: Sequence[float] = (1.0,),
+    temperatures: Sequence[float] = (1.0,),
+) -> Teacher:
+    """The teachers' mixed outputs: from the store where all are kept there, else by running them."""
+    task = state.signature.task
+    if all(teacher.outputs is not None for teacher in teachers):
+        kept = [teacher.outputs(training) for teacher in teachers if teacher.outputs is not None]
+        views = [
+            mixed([torch.from_numpy(one[view]) for one in kept], weights, temperatures, task).numpy()
+            for view in range(len(kept[0]))
+        ]
+        stacked: NDArray[Any] = np.stack(views)
+        return stacked
+    modules = [teacher.module().eval() for teacher in teachers]
 
     def outputs(rows: Tensor) -> Tensor:
         with torch.no_grad():
-            result: Tensor = module(rows)
-        return result
+            return mixed([module(rows) for module in modules], weights, temperatures, task)
 
     return outputs

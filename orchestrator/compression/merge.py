@@ -59,7 +59,8 @@ def merge(step: Merge, state: State, context: Context) -> State:
     barrier = loss(module) - sum(losses.values()) / len(losses)
     if barrier > step.max_barrier:
         raise CompressionError(
-            f"the merged model is worse than its parts: loss barrier {barrier:.3f}, allowed {step.max_barrier:g} "
+            "the merged model is worse than its parts: "
+            f"loss barrier {barrier:.3f}, allowed {step.max_barrier:g} "
             f"(the parts have {', '.join(f'{value:.3f}' for value in losses.values())})",
             step.method,
             "models of different starts need method aligned, or distil the ensemble into one model",
@@ -76,7 +77,8 @@ def _merged(
 ) -> tuple[nn.Module, dict[str, Any]]:
     weights = {name: dict(part.state_dict()) for name, part in parts.items()}
     if step.method == "slerp":
-        return with_weights(slerp(*weights.values(), step.share)), {}
+        first, second = weights.values()
+        return with_weights(slerp(first, second, step.share)), {}
     if step.method != "greedy":
         return with_weights(mean(list(weights.values()))), {}
     order = sorted(parts, key=lambda name: losses[name])

@@ -24,7 +24,7 @@ from orchestrator.compression import (  # noqa: F401
 )
 from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
-from orchestrator.config.steps import Plan, Step, others_of
+from orchestrator.config.steps import Distill, Plan, Step, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
@@ -95,7 +95,7 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
         ModelError: an imported model's factory is not allowed.
     """
     origin = store.manifest(parent)
-    check_plan([*origin.plan, *plan])
+    check_plan(plan if plan and isinstance(plan[0], Distill) else [*origin.plan, *plan])
     data = context.data if context.data is not None else origin.data
     plan = _by_digest(store, plan)
     digest = parent

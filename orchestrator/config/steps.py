@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from orchestrator.config.distillation import Distill
 from pydantic import Field, TypeAdapter
 
 from orchestrator.config.base import Settings
@@ -31,6 +32,7 @@ __all__ = [
     "ChannelPruning",
     "Clipping",
     "Criterion",
+    "Distill",
     "DynamicInt8",
     "Factorization",
     "MagnitudePruning",
@@ -58,7 +60,8 @@ class Recovery(Settings):
 
 
 Step = Annotated[
-    Merge
+    Distill
+    | Merge
     | ChannelPruning
     | Factorization
     | MagnitudePruning

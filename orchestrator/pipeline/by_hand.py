@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.compression import compress
+from orchestrator.compression import Audit, compress
 from orchestrator.config.measure import LatencySettings
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
@@ -56,33 +56,36 @@ def compress_ref(
     settings, metric = data_of(data)
     dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
     _check_rows(opened, opened.resolve(source), dataset.signature.input_shape)
-    steps = read_plan(plan)
-
-    def told(report: EpochReport) -> None:
-        progress(
-            "compress",
-            f"epoch {report.epoch + 1}: loss {report.loss:.4f}, "
-            f"validation {metric.label} {report.metric:.4f}, {report.seconds:.1f} s",
-        )
-
     variant = compress(
         source,
-        steps,
+        read_plan(plan),
         dataset,
         store=opened,
         metric=metric,
         seed=seed,
         threads=threads,
         allowed=allow,
-        on_epoch=told,
+        on_epoch=lambda report: progress("compress", _told(report, metric.label)),
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    audit = variant.audit(batches, LatencySettings())
     return {
         "ref": name,
         "digest": digest,
         "source": source,
+        **_plain(variant.audit(batches, LatencySettings())),
+    }
+
+
+def _told(report: EpochReport, metric: str) -> str:
+    return (
+        f"epoch {report.epoch + 1}: loss {report.loss:.4f}, "
+        f"validation {metric} {report.metric:.4f}, {report.seconds:.1f} s"
+    )
+
+
+def _plain(audit: Audit) -> dict[str, Any]:
+    return {
         "facts": audit.facts,
         "baseline": audit.baseline,
         "latency_ms": {str(batch): found.plain() for batch, found in audit.latencies.items()},

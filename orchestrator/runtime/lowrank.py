@@ -24,25 +24,20 @@ def split(module: nn.Module, ranks: Mapping[str, int]) -> None:
 def thin(layer: nn.Module, rank: int) -> nn.Sequential:
     """Two layers that compute a product of `rank` columns in the layer's shape, dtype and device."""
     if type(layer) is nn.Linear:
-        more = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        return nn.Sequential(
-            nn.Linear(layer.in_features, rank, bias=False, **more),
-            nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **more),
+        first: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
+        second: nn.Module = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+    elif type(layer) is nn.Conv2d and layer.groups == 1:
+        first = nn.Conv2d(
+            layer.in_channels,
+            rank,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            bias=False,
+            padding_mode=layer.padding_mode,
         )
-    if type(layer) is nn.Conv2d and layer.groups == 1:
-        more = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        return nn.Sequential(
-            nn.Conv2d(
-                layer.in_channels,
-                rank,
-                layer.kernel_size,  # type: ignore[arg-type]
-                layer.stride,  # type: ignore[arg-type]
-                layer.padding,  # type: ignore[arg-type]
-                layer.dilation,  # type: ignore[arg-type]
-                bias=False,
-                padding_mode=layer.padding_mode,
-                **more,
-            ),
-            nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None, **more),
-        )
-    raise TypeError(f"{type(layer).__name__} has no product form")
+        second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
+    else:
+        raise TypeError(f"{type(layer).__name__} has no product form")
+    return nn.Sequential(first, second).to(layer.weight)

