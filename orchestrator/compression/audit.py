@@ -109,7 +109,8 @@ def _count(graph: fx.GraphModule, rows: Tensor) -> _Counts:
 
 
 def _macs(name: str, args: tuple[Any, ...], result: Any) -> int:
-    operator = name.rsplit(".", 1)[0]
+    # Some calls are overloads (aten.mm.default), some are not (mkl._mkl_linear).
+    operator = ".".join(name.split(".")[:2])
     if operator in _CONVOLUTIONS:
         return int(result.numel()) * int(args[1].numel() // args[1].shape[0])
     if operator in _LINEARS:

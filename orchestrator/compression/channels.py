@@ -76,7 +76,7 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
     history: list[Cut] = []
     total = removed = 0
     for number in range(1, step.rounds + 1):
-        found = _scored(module, step, state, context)
+        found = scored(module, step, state, context)
         width = sum(len(group.scores) * group.blocks for group in found)
         total = total or width
         # Of what is left, the share that brings the whole to number / rounds of the amount.
@@ -120,7 +120,12 @@ def _after(
     return state.after(step, module.eval(), {"history": [list(cut) for cut in history], **facts})
 
 
-def _scored(module: nn.Module, step: ChannelPruning, state: State, context: Context) -> list[Channels]:
+def scored(module: nn.Module, step: ChannelPruning, state: State, context: Context) -> list[Channels]:
+    """All sets of channels that may be cut, with scores by the step's criterion.
+
+    Raises:
+        CompressionError: the model cannot be pruned or traced, or the criterion cannot rank its channels.
+    """
     with tracing(module):
         try:
             graph = dependency_graph(module, state.signature)
@@ -138,7 +143,7 @@ def _scored(module: nn.Module, step: ChannelPruning, state: State, context: Cont
 
 def _to_target(step: ChannelPruning, module: nn.Module, state: State, context: Context) -> State:
     """The smallest amount, by bisection, that leaves at most the wanted share."""
-    found = _scored(module, step, state, context)
+    found = scored(module, step, state, context)
     measure, wanted = _measure(step, state.signature)
     whole = measure(module)
 

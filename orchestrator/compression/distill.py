@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orchestrator.compression.step import Context, Other, State, apply_step, copy_of
-from orchestrator.config.measure import Metric
+from orchestrator.compression.step import Context, Other, State, apply_step, copy_of, metric_of
 from orchestrator.config.steps import Distill, Recovery
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
@@ -53,14 +52,13 @@ def fine_tune(
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
         teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
-    metric = context.metric or Metric(name="accuracy" if state.signature.task == "classification" else "rmse")
     reports = train(
         module,
         context.train,
         context.validation,
         training,
         signature=state.signature,
-        metric=metric,
+        metric=metric_of(context, state.signature),
         seed=context.seed,
         threads=context.threads,
         teacher=teacher,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.compression.mixed import keep_sensitive
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
 from orchestrator.errors import CompressionError
@@ -23,22 +26,37 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     Jacob et al. 2018 (https://arxiv.org/abs/1712.05877), through PyTorch's PT2E export.
 
     Raises:
-        CompressionError: there are no calibration rows, or nothing can be quantized.
+        CompressionError: there are no calibration rows, nothing can be quantized, or the bound on the drop
+            cannot be kept.
     """
     if context.calibration is None or len(context.calibration) == 0:
         raise CompressionError("static int8 needs calibration rows", fix="give the data a calibration part")
     rows = torch.tensor(context.calibration[: step.rows])
-    example = example_rows(state.signature, int8.EXAMPLE_ROWS)
+    narrow = int8.reduce_range()
 
+    def quantized(keep: Collection[str]) -> fx.GraphModule:
+        return _static(state.module, rows, narrow, example_rows(state.signature, int8.EXAMPLE_ROWS), keep)
+
+    kept, mixed = step.keep_float, {}
+    if step.max_drop is not None:
+        kept, mixed = keep_sensitive(step, state, context, quantized)
+    graph = quantized(kept)
+    decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
+    if kept:
+        decision["keep_float"] = list(kept)
+    return state.after(step, graph, decision | mixed)
+
+
+def _static(
+    module: nn.Module, rows: Tensor, narrow: bool, example: Tensor, keep: Collection[str]
+) -> fx.GraphModule:
     def calibrate(prepared: nn.Module) -> None:
         for batch in rows.split(CALIBRATION_BATCH):
             prepared(batch)
 
-    narrow = int8.reduce_range()
-    graph = int8.quantize(copy_of(state.module), "static", narrow, example, calibrate)
+    graph = int8.quantize(copy_of(module), "static", narrow, example, calibrate, keep)
     _check_kernels(graph, example)
-    decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
-    return state.after(step, graph, decision)
+    return graph
 
 
 @apply_step.register

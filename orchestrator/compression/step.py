@@ -96,6 +96,11 @@ class State:
         )
 
 
+def metric_of(context: Context, signature: Signature) -> Metric:
+    """What recovery and bounds are judged by: the context's metric, or the task's plain one."""
+    return context.metric or Metric(name="accuracy" if signature.task == "classification" else "rmse")
+
+
 @singledispatch
 def apply_step(step: Settings, state: State, context: Context) -> State:  # noqa: ARG001
     """Apply one step to a model, which is not changed.

@@ -28,6 +28,11 @@ class StaticInt8(Settings):
     stage: ClassVar[int] = 40
     rows: int = Field(256, ge=1)
     """Calibration rows."""
+    keep_float: tuple[str, ...] = ()
+    """Names of layers that stay float."""
+    max_drop: float | None = Field(None, ge=0)
+    """Keep further layers in float, those that hurt most first, until the metric on validation rows is worse
+    by this at most."""
 
 
 class DynamicInt8(Settings):

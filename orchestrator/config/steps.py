@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from orchestrator.config.distillation import Distill
 from pydantic import Field, TypeAdapter
 
 from orchestrator.config.base import Settings
 from orchestrator.config.clipping import Clipping
+from orchestrator.config.distillation import Distill
 from orchestrator.config.factorization import Factorization
 from orchestrator.config.merging import Merge
 from orchestrator.config.pruning import ChannelPruning, Criterion, MagnitudePruning

@@ -8,7 +8,7 @@ channels-last convolution becomes a `reshape`, and max pooling stays in int8.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -63,7 +63,12 @@ def reduce_range() -> bool:
 
 
 def quantize(
-    module: nn.Module, mode: Mode, narrow: bool, example: Tensor, calibrate: Callable[[nn.Module], object]
+    module: nn.Module,
+    mode: Mode,
+    narrow: bool,
+    example: Tensor,
+    calibrate: Callable[[nn.Module], object],
+    keep_float: Collection[str] = (),
 ) -> fx.GraphModule:
     """The module's graph with int8 weights and quantize/dequantize pairs around convolutions and linears.
 
@@ -77,11 +82,17 @@ def quantize(
         narrow: keep activations to 7 bits, for CPUs without VNNI.
         example: rows to trace with, at least two.
         calibrate: called with the prepared graph; runs rows through it.
+        keep_float: names of layers that are left as they are.
 
     Raises:
-        CompressionError: the module cannot be exported, or nothing in it can be quantized.
+        CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
+            quantized.
     """
-    for part in module.modules():
+    known = dict(module.named_modules())
+    for name in keep_float:
+        if name not in known:
+            raise CompressionError("there is no layer to keep in float of this name", name)
+    for part in known.values():
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
     config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)
@@ -90,6 +101,8 @@ def quantize(
         quantizer.set_global(config)
     else:
         quantizer.set_module_type_qconfig(nn.Linear, config)
+    for name in keep_float:
+        quantizer.set_module_name_qconfig(name, None)
     with quiet():
         prepared = prepare_pt2e(export(module, example).module(), quantizer)
         with torch.no_grad():

@@ -181,7 +181,8 @@ def _(
 ) -> nn.Module:
     example = example_rows(signature, int8.EXAMPLE_ROWS)
     mode: int8.Mode = "static" if isinstance(step, StaticInt8) else "dynamic"
-    return int8.quantize(module, mode, bool(decision["reduce_range"]), example, _run_once(example))
+    keep = decision.get("keep_float", ())
+    return int8.quantize(module, mode, bool(decision["reduce_range"]), example, _run_once(example), keep)
 
 
 def _run_once(example: Tensor) -> Callable[[nn.Module], object]:

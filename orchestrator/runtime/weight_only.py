@@ -7,7 +7,7 @@ than float ones (torchao 0.18: 67 to 281 us for one linear).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +31,19 @@ class _WeightOnly(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         codes, scales = state_dict.get(f"{prefix}codes"), state_dict.get(f"{prefix}scales")
-        pairs = ((codes, self.codes), (scales, self.scales))
         # Where they are missing or of another shape, super() says so.
-        fits = all(new is not None and new.shape == own.shape for new, own in pairs)
-        weight = unpack(codes, scales, self.weight.shape) if fits else self.weight.detach()
+        weight = self.weight.detach()
+        if _alike(codes, self.codes) and _alike(scales, self.scales):
+            weight = unpack(codes, scales, weight.shape)
         state_dict[f"{prefix}weight"] = weight
         try:
             super()._load_from_state_dict(state_dict, prefix, *args)
         finally:
             del state_dict[f"{prefix}weight"]
+
+
+def _alike(given: Tensor | None, own: Tensor) -> TypeGuard[Tensor]:
+    return given is not None and given.shape == own.shape
 
 
 class WeightOnlyLinear(_WeightOnly, nn.Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from torch import fx, nn
 
 from orchestrator.compression.audit import audit, coverage
 from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.compression.step import weights_of
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.execute import of_module
+from orchestrator.runtime.execute import load, of_module
 from orchestrator.store.store import Store
 from tests.compression import toys
 
@@ -211,3 +214,77 @@ def test_weights_are_packed_once(capfd: pytest.CaptureFixture[str]) -> None:
     calls = [line.split(",") for line in capfd.readouterr().out.splitlines() if ",exec," in line]
     assert any("convolution" in call for call in calls)
     assert not [call for call in calls if "reorder" in call and any("src:s8" in part for part in call)]
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet"])
+def test_named_layers_stay_float(model: str, tmp_path: Path) -> None:
+    module, signature, settings = toys.toy(model)
+    names = [name.removesuffix(".weight") for name in weights_of(module)]
+    context = toys.context(signature.input_shape)
+    step = StaticInt8(rows=32, keep_float=(names[0], names[-1]))
+    state = run_step(step, toys.state(module, signature), context)
+    assert isinstance(state.module, fx.GraphModule)
+    found = coverage(state.module, signature)
+    assert found["left"] == 2
+    assert found["kernels"] == len(names) - 2
+    assert state.decisions[-1]["keep_float"] == [names[0], names[-1]]
+    store = Store(tmp_path / "store")
+    parent = toys.put(store, module, signature, settings)
+    digest = apply_plan(store, parent, (step,), context)
+    rows = toys.rows(signature.input_shape).inputs[:8]
+    fresh = load(store, digest, "lowered", batch=8)(rows)
+    assert np.array_equal(fresh, of_module(state.module, signature, "lowered", batch=8)(rows))
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    module, signature, _ = toys.toy("mlp")
+    with pytest.raises(CompressionError, match=r"no layer to keep in float of this name: body\.nine"):
+        run_step(StaticInt8(keep_float=("body.nine",)), toys.state(module, signature), toys.context((12,)))
+
+
+def outlying() -> tuple[nn.Module, Signature]:
+    """A net whose second layer int8 ruins: one input of it is a thousand times as large as the others."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, toys.CLASSES)
+    ).eval()
+    first, second, _ = (part.weight for part in net if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        first[0] = first[0].abs() * 1000
+        second[:, 0] = 0
+    return net, toys.signature((12,))
+
+
+def test_layers_are_kept_until_the_bound_holds() -> None:
+    module, signature = outlying()
+    part = toys.rows((12,), count=256)
+    with torch.no_grad():
+        labels = module(torch.tensor(part.inputs)).argmax(1).numpy()
+    part = replace(part, targets=labels)
+    context = toys.context((12,), validation=part, calibration=part.inputs)
+    plain = run_step(StaticInt8(), toys.state(module, signature), context)
+    mixed = run_step(StaticInt8(max_drop=0.05), toys.state(module, signature), context)
+    decision = mixed.decisions[-1]
+    assert decision["drop_all_int8"] > 0.05 >= decision["drop"]
+    assert decision["keep_float"] == ["2"]
+    assert isinstance(plain.module, fx.GraphModule)
+    assert isinstance(mixed.module, fx.GraphModule)
+    assert coverage(mixed.module, signature)["kernels"] == coverage(plain.module, signature)["kernels"] - 1
+
+
+def test_a_bound_that_holds_keeps_everything_in_int8() -> None:
+    module, signature, _ = toys.toy("mlp")
+    state = run_step(StaticInt8(max_drop=1.0), toys.state(module, signature), toys.context((12,)))
+    assert "keep_float" not in state.decisions[-1]
+    assert state.decisions[-1]["drop"] <= 1.0
+
+
+def test_a_bound_that_nothing_keeps_is_refused() -> None:
+    module, signature = outlying()
+    part = toys.rows((12,), count=256)
+    with torch.no_grad():
+        labels = module(torch.tensor(part.inputs)).argmax(1).numpy()
+    context = toys.context((12,), validation=replace(part, targets=labels), calibration=part.inputs[:2])
+    only = StaticInt8(max_drop=0.0, keep_float=("0", "4"))
+    with pytest.raises(CompressionError, match=r"int8 drops 0\.\d+ on validation rows, and still 0\.\d+"):
+        run_step(only, toys.state(module, signature), context)
