@@ -17,8 +17,12 @@ os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A folder's Ray tests stay in one process (`--dist loadgroup`): they share what they start."""
+    """A folder's Ray tests stay in one process (`--dist loadgroup`): they share what they start.
+
+    First, since xdist's own hook reads the marks.
+    """
     for item in items:
         if item.get_closest_marker("ray") or item.get_closest_marker("cluster"):
             item.add_marker(pytest.mark.xdist_group(item.path.parent.name))

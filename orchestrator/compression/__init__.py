@@ -1,5 +1,7 @@
 """Compression steps, plans of them, and what they really changed."""
 
-from orchestrator.compression.api import Audit, Variant, compress
+from orchestrator.compression.api import compress, sensitivity
+from orchestrator.compression.sensitivity import Sensitivity
+from orchestrator.compression.variant import Audit, Variant
 
-__all__ = ["Audit", "Variant", "compress"]
+__all__ = ["Audit", "Sensitivity", "Variant", "compress", "sensitivity"]

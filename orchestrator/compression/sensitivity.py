@@ -80,7 +80,7 @@ class Sensitivity:
         return path
 
 
-def sensitivity(
+def layer_sensitivity(
     state: State,
     context: Context,
     amounts: Sequence[float] = AMOUNTS,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.compression.sensitivity import sensitivity
+from orchestrator.compression import sensitivity as of_source
+from orchestrator.compression.sensitivity import layer_sensitivity as sensitivity
 from orchestrator.errors import CompressionError
 from tests.compression import toys
 
@@ -70,3 +71,11 @@ def test_rows_are_needed() -> None:
     module, signature, _ = toys.toy("mlp")
     with pytest.raises(CompressionError, match="needs validation rows"):
         sensitivity(toys.state(module, signature), toys.context((12,), validation=None))
+
+
+def test_two_lines_from_python() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, toys.CLASSES))
+    part = toys.rows((12,), count=120)
+    found = of_source(net, (part.inputs, part.targets), (0.5,))
+    assert [(reading.layer, reading.amount) for reading in found.readings] == [("body.0", 0.5)]

@@ -1,0 +1,197 @@
+"""A compressed model in memory: run it, audit it, save it, export it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.torch import save as pack_tensors
+from torch import fx, nn
+
+from orchestrator.compression.audit import facts_of
+from orchestrator.compression.export import Format, write
+from orchestrator.compression.gate import Gate, gate, is_masked
+from orchestrator.config.base import canonical
+from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.config.model import ModelSettings
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import Plan
+from orchestrator.errors import CompressionError
+from orchestrator.measure.artifacts import example_inputs
+from orchestrator.measure.latency import Latency, compare
+from orchestrator.measure.memory import peak_bytes
+from orchestrator.models.build import build
+from orchestrator.runtime.execute import Executable, of_module
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+
+BATCHES = (1, 32)
+"""Batch sizes of an audit's latencies."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a plan really did to a model."""
+
+    facts: dict[str, Any]
+    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` (see `audit`),
+    `peak_bytes` (activations of the largest batch), `masked_only`."""
+    baseline: dict[str, Any]
+    """The same of the model before."""
+    latencies: dict[int, Latency]
+    """By batch size, one thread unless asked otherwise, interleaved with the model before in eager fp32."""
+    gate: Gate
+
+    def __str__(self) -> str:
+        own, before = self.facts, self.baseline
+        lines = [f"{key:>12}  {before[key]:>14,} -> {own[key]:>14,}" for key in ("bytes", "macs", "params")]
+        lines.append(f"{'peak bytes':>12}  {before['peak_bytes']:>14,} -> {own['peak_bytes']:>14,}")
+        lines.append(f"{'zeros':>12}  {before['zeros']:>14.1%} -> {own['zeros']:>14.1%}")
+        for batch, found in self.latencies.items():
+            low, high = found.ratio_ci
+            lines.append(
+                f"{f'batch {batch}':>12}  {found.median_ms:.3f} ms ({found.execution}), "
+                f"{found.ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
+            )
+        if own["int8"] is not None:
+            lines.append(f"{'int8':>12}  {own['int8']['share']:.0%} of the products")
+        verdict = "passes" if self.gate.passes else "REFUSED"
+        return "\n".join([*lines, f"{'gate':>12}  {verdict}: {self.gate.reason}"])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compressed model. Call it with raw rows."""
+
+    module: nn.Module
+    """Eval mode. After int8 it is the quantize/dequantize graph; calling the variant runs it lowered."""
+    signature: Signature
+    plan: Plan
+    decisions: tuple[dict[str, Any], ...]
+    """One a step: what it decided."""
+    before: nn.Module
+    """The model that it came from."""
+    float_form: nn.Module
+    """The model before its numbers' type was changed: what its operations are counted on."""
+    model: ModelSettings | None = None
+    """Settings that build its untrained form."""
+    origin: ModelSettings | None = None
+    """The same of the model that it came from; they differ after a distillation."""
+    data: str = ""
+    seed: int = 0
+    what: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+    """In the store that it came from or was saved to."""
+
+    def __call__(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Logits, or values in raw units, float32 [N, K] of raw rows [N, *input_shape]."""
+        return self._executable(np.asarray(rows).astype(self.signature.input_dtype, copy=False))
+
+    @property
+    def execution(self) -> Execution:
+        """How it runs: lowered after int8, else eager."""
+        return "lowered" if isinstance(self.module, fx.GraphModule) else "eager"
+
+    def executable(self, *, threads: int = 1, batch: int = 32) -> Executable:
+        """Ready to run in its execution.
+
+        Args:
+            threads: torch threads of each call.
+            batch: rows that kernels are chosen for; every number of rows works.
+        """
+        return of_module(self.module, self.signature, self.execution, threads=threads, batch=batch)
+
+    def audit(self, batches: Sequence[int] = BATCHES, latency: LatencySettings | None = None) -> Audit:
+        """Measure the variant against the model that it came from. Keep the machine quiet meanwhile.
+
+        Args:
+            batches: to measure latencies at.
+            latency: threads, and number and length of the blocks; its batch is not used.
+        """
+        settings = latency or LatencySettings()
+        latencies = {batch: self._latency(batch, settings) for batch in batches}
+        largest = max(batches, default=1)
+        own = facts_of(self.module, self.float_form, self.signature)
+        before = facts_of(self.before, self.before, self.signature)
+        own |= {"bytes": self._bytes(), "peak_bytes": self._peak(self.executable(batch=largest), largest)}
+        eager = of_module(self.before, self.signature, "eager")
+        before |= {"bytes": _packed(self.before, ()), "peak_bytes": self._peak(eager, largest)}
+        own["masked_only"], before["masked_only"] = is_masked(own, before), False
+        return Audit(own, before, latencies, gate(own, before, latencies))
+
+    def save(self, store: Store | str | Path, name: str | None = None) -> str:
+        """Keep the variant, and the model that it came from, in a store, from where it can be served.
+
+        Args:
+            store: or its root.
+            name: ref to give it, like `digits/small`.
+
+        Returns:
+            Its digest.
+
+        Raises:
+            CompressionError: `compress` was not told the model's settings, or they build another model.
+        """
+        opened = store if isinstance(store, Store) else Store(str(store))
+        digest = self.digest if self.digest and opened.has(self.digest) else self._put(opened)
+        if name is not None:
+            opened.set_ref(name, digest)
+        return digest
+
+    def _put(self, store: Store) -> str:
+        if self.model is None or self.origin is None:
+            raise CompressionError(
+                "a variant is saved with the settings that build its model",
+                "model is missing",
+                "call compress(..., model=ModelSettings)",
+            )
+        try:
+            build(self.origin, self.signature, seed=0).load_state_dict(self.before.state_dict())
+        except RuntimeError as error:
+            raise CompressionError(
+                "these settings build another model than the one that was compressed",
+                " ".join(str(error).split())[:200],
+                "give compress(..., model=...) the settings that the module was built from",
+            ) from error
+        common = {"signature": self.signature, "data": self.data, "seed": self.seed}
+        imported = Draft(model=self.origin, **common, what={"imported": True})
+        parent = store.put_artifact(imported, tensors_of(self.before))
+        if not self.plan:
+            return parent
+        made = {"plan": self.plan, "decisions": self.decisions, "parents": (parent,), "what": dict(self.what)}
+        return store.put_artifact(Draft(model=self.model, **common, **made), tensors_of(self.module))
+
+    def export(self, path: str | Path, format: Format = "pt2") -> Path:
+        """Write one file for other tools, for any batch size; see `compression.export`."""
+        return write(self.module, self.signature, path, format)
+
+    @cached_property
+    def _executable(self) -> Executable:
+        return self.executable()
+
+    def _latency(self, batch: int, settings: LatencySettings) -> Latency:
+        asked = settings.model_copy(update={"batch": batch})
+        rows = example_inputs(self.signature, batch)
+        own = self.executable(threads=asked.threads, batch=batch)
+        before = of_module(self.before, self.signature, "eager", threads=asked.threads)
+        calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
+        return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
+
+    def _peak(self, executable: Executable, batch: int) -> int:
+        rows = example_inputs(self.signature, batch)
+        return peak_bytes(lambda: executable(rows))
+
+    def _bytes(self) -> int:
+        return _packed(self.module, self.decisions)
+
+
+def _packed(module: nn.Module, decisions: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes of weights and decisions as an artifact keeps them (its manifest adds about 1 KB)."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors_of(module).items()}
+    return len(pack_tensors(tensors)) + len(canonical(list(decisions)))
