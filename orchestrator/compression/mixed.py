@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from orchestrator.compression.step import Context, State, metric_of, weights_of
+from orchestrator.config.measure import Execution
 from orchestrator.config.steps import StaticInt8
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import larger_is_better, score
@@ -39,7 +40,7 @@ def keep_sensitive(
     threads = context.threads
 
     def outputs(module: nn.Module) -> NDArray[np.float32]:
-        execution = "lowered" if isinstance(module, fx.GraphModule) else "eager"
+        execution: Execution = "lowered" if isinstance(module, fx.GraphModule) else "eager"
         return predict(of_module(module, state.signature, execution, threads=threads), part.inputs)
 
     def drop(found: NDArray[np.float32]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,7 +38,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     def quantized(keep: Collection[str]) -> fx.GraphModule:
         return _static(state.module, rows, narrow, example_rows(state.signature, int8.EXAMPLE_ROWS), keep)
 
-    kept, mixed = step.keep_float, {}
+    kept, mixed = step.keep_float, dict[str, Any]()
     if step.max_drop is not None:
         kept, mixed = keep_sensitive(step, state, context, quantized)
     graph = quantized(kept)

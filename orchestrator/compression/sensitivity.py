@@ -111,7 +111,7 @@ def layer_sensitivity(
     whole = count(state.module, signature).macs
     step = ChannelPruning(amount=0.5, criterion=criterion, round_to=round_to)
     found = scored(copy_of(state.module), step, state, context)
-    readings = []
+    readings: list[Reading] = []
     for group in found:
         for amount in sorted(amounts):
             chosen = select([group], step, amount)

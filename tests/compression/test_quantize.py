@@ -286,5 +286,5 @@ def test_a_bound_that_nothing_keeps_is_refused() -> None:
         labels = module(torch.tensor(part.inputs)).argmax(1).numpy()
     context = toys.context((12,), validation=replace(part, targets=labels), calibration=part.inputs[:2])
     only = StaticInt8(max_drop=0.0, keep_float=("0", "4"))
-    with pytest.raises(CompressionError, match=r"int8 drops 0\.\d+ on validation rows, and still 0\.\d+"):
+    with pytest.raises(CompressionError, match=r"int8 drops [01]\.\d+ on validation rows, and still"):
         run_step(only, toys.state(module, signature), context)
