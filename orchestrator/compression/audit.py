@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.compression.step import weights_of
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import DynamicInt8, StaticInt8
 from orchestrator.measure.cost import count
+from orchestrator.models.base import weights_of
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.rebuild import rebuild, replay

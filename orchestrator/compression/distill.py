@@ -11,7 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orchestrator.compression.step import Context, Other, State, apply_step, copy_of, metric_of
+from orchestrator.compression.step import (
+    Context,
+    Other,
+    State,
+    apply_step,
+    copy_of,
+    masks_of,
+    metric_of,
+)
 from orchestrator.config.steps import Distill, Recovery
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
@@ -32,7 +40,8 @@ def recover(step: Recovery, state: State, context: Context) -> State:
     """
     module = copy_of(state.module)
     epochs = fine_tune(module, step.training, state, context)
-    return state.after(step, module.eval(), {"epochs": epochs})
+    masks = masks_of(module, (*state.plan, step))
+    return state.after(step, module.eval(), {"epochs": epochs}, masks=masks)
 
 
 def fine_tune(
@@ -94,7 +103,8 @@ def distill(step: Distill, state: State, context: Context) -> State:
     epochs = fine_tune(student, step.training, state, context, teacher)
     # The student shares nothing with the parent's form: what was done to that is not replayed on it.
     fresh = replace(state, plan=(), decisions=(), masks=None)
-    return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model)
+    masks = masks_of(student, (step,))
+    return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model, masks=masks)
 
 
 def mixed(

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from orchestrator.compression.step import Context, State, apply_step, copy_of, weights_of
+from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import MagnitudePruning
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
+from orchestrator.training.constraints import largest
 
 
 @apply_step.register
@@ -52,18 +54,7 @@ def alive(sizes: Mapping[str, Tensor], step: MagnitudePruning) -> dict[str, Tens
     if step.n_of_m is not None:
         return _n_of_m(sizes, *step.n_of_m)
     assert step.amount is not None
-    if step.scope == "layer":
-        return {name: _largest(size.flatten(), step.amount).view_as(size) for name, size in sizes.items()}
-    together = _largest(torch.cat([size.flatten() for size in sizes.values()]), step.amount)
-    pieces = together.split([size.numel() for size in sizes.values()])
-    return {name: piece.view_as(size) for (name, size), piece in zip(sizes.items(), pieces, strict=True)}
-
-
-def _largest(sizes: Tensor, amount: float) -> Tensor:
-    """All True but for the share `amount` of the smallest."""
-    stays = torch.ones(len(sizes), dtype=torch.bool)
-    stays[sizes.argsort(stable=True)[: round(amount * len(sizes))]] = False
-    return stays
+    return largest(sizes, step.amount, step.scope)
 
 
 def _n_of_m(sizes: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:

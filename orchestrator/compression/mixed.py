@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from orchestrator.compression.step import Context, State, metric_of, weights_of
+from orchestrator.compression.step import Context, State, metric_of
 from orchestrator.config.measure import Execution
 from orchestrator.config.steps import StaticInt8
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import larger_is_better, score
+from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import of_module, predict
 
 Quantized = Callable[[Collection[str]], fx.GraphModule]

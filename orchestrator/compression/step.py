@@ -20,6 +20,7 @@ from orchestrator.config.steps import Step
 from orchestrator.config.training import Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
 from orchestrator.models.build import example_rows
 from orchestrator.training.state import EpochReport
 
@@ -133,16 +134,15 @@ def run_step(step: Step, state: State, context: Context) -> State:
 
 
 def masks_of(module: nn.Module, plan: Sequence[Step]) -> dict[str, Tensor] | None:
-    """The masks of a magnitude-pruned module, read from its zeros."""
-    if not any(step.kind == "prune_magnitude" for step in plan):
+    """The masks of a module whose plan set single weights to zero, read from its zeros."""
+    if not any(map(_makes_zeros, plan)):
         return None
     return {name: tensor.detach() != 0 for name, tensor in weights_of(module).items()}
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Weights of all convolutions and linears by parameter name; tied ones once."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {f"{name}.weight": part.weight for name, part in module.named_modules() if isinstance(part, kinds)}
+def _makes_zeros(step: Step) -> bool:
+    training: Training | None = getattr(step, "training", None)
+    return step.kind == "prune_magnitude" or (training is not None and training.sparsify is not None)
 
 
 def copy_of(module: nn.Module) -> nn.Module:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.compression.clip import least_error
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import WeightOnlyInt4, WeightOnlyInt8
 from orchestrator.errors import CompressionError
 from orchestrator.runtime import weight_only
+from orchestrator.training.limits import least_error
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
 

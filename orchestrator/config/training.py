@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.clipping import Clipping
+from orchestrator.config.constraints import Penalty, Sparsify
 from orchestrator.config.data import DataSettings
 from orchestrator.config.imports import ImportPath
 
@@ -86,6 +88,12 @@ class Training(Settings):
     """Train through `torch.compile`; falls back with a warning where no compiler is found."""
     grad_clip: float | None = Field(None, gt=0)
     """Largest gradient norm."""
+    sparsify: Sparsify | None = None
+    """Prune single weights gradually while training."""
+    penalty: Penalty | None = None
+    """Drive weights, channels or batch norm scales to zero."""
+    clip_weights: Clipping | None = None
+    """Cut weights to a limit after each step (projected clipping); keys as in step `clip`."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better validation metric; the best epoch's weights are kept."""
     transfer: DataSettings | None = None

@@ -45,6 +45,12 @@ class DataInitialized(nn.Module):
         raise NotImplementedError
 
 
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Weights of all convolutions and linears by parameter name; tied ones once."""
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    return {f"{name}.weight": part.weight for name, part in module.named_modules() if isinstance(part, kinds)}
+
+
 def image_shape(signature: Signature, architecture: str) -> tuple[int, int, int]:
     """Channels, height and width of the input.
 

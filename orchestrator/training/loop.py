@@ -25,6 +25,7 @@ from orchestrator.models.base import DataInitialized
 from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
+from orchestrator.training.constraints import Constraints
 from orchestrator.training.losses import Loss, loss_settings, make_loss
 from orchestrator.training.optim import make_optimizer, rate
 from orchestrator.training.sharding import Strategy
@@ -166,8 +167,6 @@ class _Run:
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
         self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher)
         self._check_rows(len(train.ids))
-        if masks and place.world > 1 and place.strategy == "fsdp":
-            raise TrainingError("pruning masks cannot be kept under FSDP", fix="use strategy ddp")
         if not self.state.epoch:
             initialize(self.module, train)
         self.module.to(place.device)
@@ -180,9 +179,11 @@ class _Run:
         if self.state.epoch:
             sharding.fill_model(self.module, self.state.model)
             sharding.fill_optimizer(self.module, self.optimizer, self.state.optimizer)
-        parameters = dict(self.module.named_parameters())
-        self.pruned = [(parameters[name], ~mask.to(place.device)) for name, mask in masks.items()]
-        self._keep_zeros()
+        self.constraints = Constraints(self.module, settings, masks)
+        if self.constraints.active and place.world > 1 and place.strategy == "fsdp":
+            raise TrainingError(
+                "zeros, penalties and limits of weights cannot be kept under FSDP", fix="use strategy ddp"
+            )
 
     def _check_rows(self, rows: int) -> None:
         if rows == 0 or len(self.validation.ids) == 0:
@@ -212,18 +213,21 @@ class _Run:
         lr = 0.0
         batches = self.rows.epoch(epoch, place.device, self.images_last, place.rank, place.world)
         for step, batch in enumerate(batches):
-            lr = rate(settings, epoch * self.rows.steps + step, settings.epochs * self.rows.steps)
+            overall, steps = epoch * self.rows.steps + step, settings.epochs * self.rows.steps
+            lr = rate(settings, overall, steps)
+            self.constraints.begin(overall, step, steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             with self._autocast():
                 outputs = self.network(batch.inputs)
             loss = self.loss(outputs.float(), batch.targets, batch.teacher) * batch.share
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            penalty = self.constraints.penalty()
+            (loss if penalty is None else loss + penalty).backward()
             if settings.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
             self.optimizer.step()
-            self._keep_zeros()
+            self.constraints.project()
             total += loss.detach()
             # Only the summed loss is the same on all ranks: a lone rank must not leave the others waiting.
             if place.world == 1 and step % CHECK_EVERY == 0:
@@ -239,11 +243,6 @@ class _Run:
                 loss,
                 "lower lr, set grad_clip (1.0), lengthen warmup, or train with precision fp32",
             )
-
-    def _keep_zeros(self) -> None:
-        with torch.no_grad():
-            for parameter, dead in self.pruned:
-                parameter.masked_fill_(dead, 0.0)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

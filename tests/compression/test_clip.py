@@ -7,11 +7,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from orchestrator.compression.clip import limits, rounded
 from orchestrator.compression.plan import run_step
-from orchestrator.compression.step import weights_of
 from orchestrator.config.steps import Clipping
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
+from orchestrator.training.limits import limits, rounded
 from tests.compression import toys
 
 

@@ -12,11 +12,11 @@ from torch import fx, nn
 
 from orchestrator.compression.audit import audit, coverage
 from orchestrator.compression.plan import State, apply_plan, run_step
-from orchestrator.compression.step import weights_of
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.execute import load, of_module
