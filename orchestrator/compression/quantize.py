@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.compression.mixed import keep_sensitive
+from orchestrator.compression.observers import observer_of
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
 from orchestrator.errors import CompressionError
@@ -36,7 +37,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     narrow = int8.reduce_range()
 
     def quantized(keep: Collection[str]) -> fx.GraphModule:
-        return _static(state.module, rows, narrow, example_rows(state.signature, int8.EXAMPLE_ROWS), keep)
+        return _static(state, rows, narrow, keep, observer_of(step))
 
     kept, mixed = step.keep_float, dict[str, Any]()
     if step.max_drop is not None:
@@ -49,13 +50,15 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
 
 
 def _static(
-    module: nn.Module, rows: Tensor, narrow: bool, example: Tensor, keep: Collection[str]
+    state: State, rows: Tensor, narrow: bool, keep: Collection[str], observer: int8.Observer
 ) -> fx.GraphModule:
+    example = example_rows(state.signature, int8.EXAMPLE_ROWS)
+
     def calibrate(prepared: nn.Module) -> None:
         for batch in rows.split(CALIBRATION_BATCH):
             prepared(batch)
 
-    graph = int8.quantize(copy_of(module), "static", narrow, example, calibrate, keep)
+    graph = int8.quantize(copy_of(state.module), "static", narrow, example, calibrate, keep, observer)
     _check_kernels(graph, example)
     return graph
 

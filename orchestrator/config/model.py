@@ -47,6 +47,11 @@ class ResNet9Kwargs(Settings):
     faster."""
 
 
+class AirbenchKwargs(Settings):
+    widths: tuple[int, ...] = Field((64, 256, 256), min_length=1)
+    """Channels of each block; a block halves height and width."""
+
+
 class VitKwargs(Settings):
     patch: int = Field(4, ge=1)
     dim: int = Field(64, ge=8)
@@ -83,6 +88,13 @@ class ResNet9(Settings):
     kwargs: ResNet9Kwargs = ResNet9Kwargs()
 
 
+class Airbench(Settings):
+    """Jordan 2024 (https://arxiv.org/abs/2404.00498): a plain chain of convolutions that learns in few epochs."""
+
+    factory: Literal["airbench"] = "airbench"
+    kwargs: AirbenchKwargs = AirbenchKwargs()
+
+
 class Vit(Settings):
     factory: Literal["vit"] = "vit"
     kwargs: VitKwargs = VitKwargs()
@@ -112,13 +124,14 @@ def _tag(value: Any) -> str:
     return factory if factory in BUILT_IN else "imported"
 
 
-BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "vit")
+BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "airbench", "vit")
 
 ModelSettings = Annotated[
     Annotated[Mlp, Tag("mlp")]
     | Annotated[Cnn, Tag("cnn")]
     | Annotated[ResNet, Tag("resnet")]
     | Annotated[ResNet9, Tag("resnet9")]
+    | Annotated[Airbench, Tag("airbench")]
     | Annotated[Vit, Tag("vit")]
     | Annotated[ImportedModel, Tag("imported")],
     Discriminator(_tag),

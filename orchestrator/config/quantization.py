@@ -28,6 +28,11 @@ class StaticInt8(Settings):
     stage: ClassVar[int] = 40
     rows: int = Field(256, ge=1)
     """Calibration rows."""
+    observer: Literal["histogram", "minmax", "percentile", "mse"] = "histogram"
+    """How an activation's range is found: least error by torchao's search, all values seen, all but the tails,
+    or the shrunken range of least squared error."""
+    percentile: float = Field(99.99, gt=50, le=100)
+    """Share of the values, in percent, below the upper and above the lower end (observer percentile)."""
     keep_float: tuple[str, ...] = ()
     """Names of layers that stay float."""
     max_drop: float | None = Field(None, ge=0)

@@ -63,6 +63,15 @@ class Augment(Settings):
     views: int = Field(4, ge=1)
 
 
+class Lookahead(Settings):
+    """Average the weights along the way (Zhang et al. 2019, https://arxiv.org/abs/1907.08610)."""
+
+    every: int = Field(5, ge=1)
+    """Steps between two pulls towards the slow weights."""
+    share: float = Field(0.77, gt=0, lt=1)
+    """Of the slow weights in the last pull; it rises from 0 with the cube of the steps done."""
+
+
 class Training(Settings):
     """One training run; together with model, data and seed it decides the weights."""
 
@@ -72,7 +81,10 @@ class Training(Settings):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
     """The schedule's peak."""
+    bias_lr: float = Field(1.0, gt=0)
+    """Factor of the rate for biases and normalization parameters."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    lookahead: Lookahead | None = None
     weight_decay: float = Field(5e-4, ge=0)
     """Not applied to biases and normalization parameters."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn import functional
 
 from orchestrator.errors import CompressionError, CorruptArtifactError
 from orchestrator.runtime.torchao_names import (
+    PerChannelMinMaxObserver,
     X86InductorQuantizer,
     convert_pt2e,
     get_default_x86_inductor_quantization_config,
@@ -33,12 +35,19 @@ from orchestrator.runtime.torchao_names import (
 )
 
 Mode = Literal["static", "dynamic"]
+Observer = Callable[..., Callable[[], nn.Module]]
+"""From an observer's options to what makes one: `with_args` of a torchao observer."""
 
 EXAMPLE_ROWS = 8
 """Rows of the example that a graph is traced with; the batch is dynamic, but 0 and 1 would be specialised."""
 
 KERNELS = ("onednn.qconv", "onednn.qlinear")
 """How the names of oneDNN's int8 operators begin."""
+
+_LEAST_ACTIVATION_SCALE = 2**-12
+"""As torchao's recipe has it, which holds weights to it, too: a channel whose weights are all below 0.03 then
+loses bits. Batch norm folded into a convolution makes such channels."""
+_LEAST_WEIGHT_SCALE = 2**-30
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
@@ -69,6 +78,7 @@ def quantize(
     example: Tensor,
     calibrate: Callable[[nn.Module], object],
     keep_float: Collection[str] = (),
+    observer: Observer | None = None,
 ) -> fx.GraphModule:
     """The module's graph with int8 weights and quantize/dequantize pairs around convolutions and linears.
 
@@ -83,6 +93,7 @@ def quantize(
         example: rows to trace with, at least two.
         calibrate: called with the prepared graph; runs rows through it.
         keep_float: names of layers that are left as they are.
+        observer: makes what finds the ranges of static activations; torchao's histogram when not given.
 
     Raises:
         CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
@@ -95,7 +106,7 @@ def quantize(
     for part in known.values():
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
-    config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)
+    config = _quantization(mode, narrow, observer)
     quantizer = X86InductorQuantizer()
     if mode == "static":
         quantizer.set_global(config)
@@ -115,6 +126,19 @@ def quantize(
         )
     _drop_checks(graph)
     return graph
+
+
+def _quantization(mode: Mode, narrow: bool, observer: Observer | None) -> Any:
+    """torchao's recipe for x86, with finer weight scales and another observer of activations."""
+    config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)
+    finest = PerChannelMinMaxObserver.with_args(eps=_LEAST_WEIGHT_SCALE)
+    config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=finest))
+    if mode == "static" and observer is not None:
+        activation = replace(
+            config.input_activation, observer_or_fake_quant_ctr=observer(eps=_LEAST_ACTIVATION_SCALE)
+        )
+        config = replace(config, input_activation=activation, output_activation=activation)
+    return config
 
 
 def export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -15,6 +15,11 @@ _levels = {name: logger.level for name, logger in _noisy.items()}
 for _logger in _noisy.values():
     _logger.setLevel(logging.ERROR)
 
+from torchao.quantization.pt2e.observer import (  # noqa: E402
+    HistogramObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+)
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  # noqa: E402
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa: E402
     X86InductorQuantizer,
@@ -26,6 +31,9 @@ for _name, _level in _levels.items():
     _noisy[_name].setLevel(_level)
 
 __all__ = [
+    "HistogramObserver",
+    "MinMaxObserver",
+    "PerChannelMinMaxObserver",
     "X86InductorQuantizer",
     "convert_pt2e",
     "get_default_x86_inductor_quantization_config",

@@ -26,8 +26,9 @@ from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
+from orchestrator.training.lookahead import SlowWeights
 from orchestrator.training.losses import Loss, loss_settings, make_loss
-from orchestrator.training.optim import make_optimizer, rate
+from orchestrator.training.optim import make_optimizer, rate, set_rate
 from orchestrator.training.sharding import Strategy
 from orchestrator.training.state import EpochReport, TrainState
 
@@ -180,9 +181,10 @@ class _Run:
             sharding.fill_model(self.module, self.state.model)
             sharding.fill_optimizer(self.module, self.optimizer, self.state.optimizer)
         self.constraints = Constraints(self.module, settings, masks)
-        if self.constraints.active and place.world > 1 and place.strategy == "fsdp":
+        self.slow = None if settings.lookahead is None else SlowWeights(self.module, settings.lookahead)
+        if (self.constraints.active or self.slow) and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(
-                "zeros, penalties and limits of weights cannot be kept under FSDP", fix="use strategy ddp"
+                "zeros, penalties, limits and lookahead do not work under FSDP", fix="use strategy ddp"
             )
 
     def _check_rows(self, rows: int) -> None:
@@ -216,8 +218,7 @@ class _Run:
             overall, steps = epoch * self.rows.steps + step, settings.epochs * self.rows.steps
             lr = rate(settings, overall, steps)
             self.constraints.begin(overall, step, steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_rate(self.optimizer, lr)
             with self._autocast():
                 outputs = self.network(batch.inputs)
             loss = self.loss(outputs.float(), batch.targets, batch.teacher) * batch.share
@@ -228,6 +229,8 @@ class _Run:
                 nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
             self.optimizer.step()
             self.constraints.project()
+            if self.slow is not None:
+                self.slow.pull(overall, step, self.rows.steps, steps)
             total += loss.detach()
             # Only the summed loss is the same on all ranks: a lone rank must not leave the others waiting.
             if place.world == 1 and step % CHECK_EVERY == 0:

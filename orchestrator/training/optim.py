@@ -14,16 +14,25 @@ _END = 1e-4 / 25  # where it ends: the defaults of torch.optim.lr_scheduler.OneC
 
 
 def make_optimizer(module: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and kernels only (no 1-D parameter)."""
+    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and kernels only (no 1-D parameter).
+
+    `set_rate` gives each group its rate.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay, "factor": 1.0},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "factor": settings.bias_lr},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of matrices and kernels; the other group's is that times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 def rate(settings: Training, step: int, steps: int) -> float:
