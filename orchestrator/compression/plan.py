@@ -19,6 +19,7 @@ from orchestrator.compression import (  # noqa: F401
     factorize,
     magnitude,
     merge,
+    qat,
     quantize,
     weight_only,
 )
@@ -58,7 +59,7 @@ def check_plan(plan: Sequence[Step]) -> None:
             raise CompressionError(
                 f"'{later.kind}' cannot follow '{earlier.kind}'",
                 " -> ".join(step.kind for step in plan),
-                "the order is prune_channels, factorize, prune_magnitude, recover, clip, a number type",
+                "the order is prune_channels, factorize, prune_magnitude, recover, clip, qat, a number type",
             )
 
 

@@ -89,7 +89,7 @@ class ResNet9(Settings):
 
 
 class Airbench(Settings):
-    """Jordan 2024 (https://arxiv.org/abs/2404.00498): a plain chain of convolutions that learns in few epochs."""
+    """Jordan 2024 (https://arxiv.org/abs/2404.00498): a plain chain that learns in few epochs."""
 
     factory: Literal["airbench"] = "airbench"
     kwargs: AirbenchKwargs = AirbenchKwargs()

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.config.base import Settings
+from orchestrator.config.training import DistillationLoss, Training
 
 Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"]
 
@@ -16,6 +17,21 @@ class Bf16(Settings):
 
     kind: Literal["bf16"] = "bf16"
     stage: ClassVar[int] = 40
+
+
+class Qat(Settings):
+    """Train on with the rounding of int8 in the forward pass; `int8_static` follows.
+
+    For models that int8 costs too much otherwise.
+    """
+
+    kind: Literal["qat"] = "qat"
+    stage: ClassVar[int] = 35
+    training: Training = Training(epochs=2, lr=0.005, loss=DistillationLoss())
+    rows: int = Field(256, ge=1)
+    """Calibration rows that activations take their first ranges from."""
+    keep_float: tuple[str, ...] = ()
+    """Names of layers that will stay float."""
 
 
 class StaticInt8(Settings):
@@ -29,8 +45,8 @@ class StaticInt8(Settings):
     rows: int = Field(256, ge=1)
     """Calibration rows."""
     observer: Literal["histogram", "minmax", "percentile", "mse"] = "histogram"
-    """How an activation's range is found: least error by torchao's search, all values seen, all but the tails,
-    or the shrunken range of least squared error."""
+    """How an activation's range is found: least error by torchao's search, all values seen, all but the
+    tails, or the shrunken range of least squared error."""
     percentile: float = Field(99.99, gt=50, le=100)
     """Share of the values, in percent, below the upper and above the lower end (observer percentile)."""
     keep_float: tuple[str, ...] = ()

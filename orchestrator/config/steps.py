@@ -1,7 +1,7 @@
 """Compression steps. A plan is a tuple of steps, nothing else.
 
-Each step's `stage` is a coarse place in the order `distill/merge < prune < factorize < recovery < clip <
-quantize`; a plan whose stages do not rise is refused.
+Each step's `stage` is a coarse place in the order `distill/merge < prune < factorize < recovery < clip < qat
+< quantize`; a plan whose stages do not rise is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orchestrator.config.quantization import (
     Bf16,
     DynamicInt8,
     Precision,
+    Qat,
     StaticInt8,
     WeightOnlyInt4,
     WeightOnlyInt8,
@@ -39,6 +40,7 @@ __all__ = [
     "Merge",
     "Plan",
     "Precision",
+    "Qat",
     "Recovery",
     "StaticInt8",
     "Step",
@@ -67,6 +69,7 @@ Step = Annotated[
     | MagnitudePruning
     | Recovery
     | Clipping
+    | Qat
     | Bf16
     | StaticInt8
     | DynamicInt8

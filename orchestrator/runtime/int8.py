@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from orchestrator.errors import CompressionError, CorruptArtifactError
 from orchestrator.runtime.torchao_names import (
+    HistogramObserver,
     PerChannelMinMaxObserver,
     X86InductorQuantizer,
     convert_pt2e,
@@ -44,10 +45,9 @@ EXAMPLE_ROWS = 8
 KERNELS = ("onednn.qconv", "onednn.qlinear")
 """How the names of oneDNN's int8 operators begin."""
 
-_LEAST_ACTIVATION_SCALE = 2**-12
-"""As torchao's recipe has it, which holds weights to it, too: a channel whose weights are all below 0.03 then
-loses bits. Batch norm folded into a convolution makes such channels."""
-_LEAST_WEIGHT_SCALE = 2**-30
+LEAST_SCALE = 2**-30
+"""torchao's recipe has 2^-12: a channel of weights below 0.03 then loses bits, and batch norm that is
+folded into a convolution makes such channels."""
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
@@ -129,14 +129,13 @@ def quantize(
 
 
 def _quantization(mode: Mode, narrow: bool, observer: Observer | None) -> Any:
-    """torchao's recipe for x86, with finer weight scales and another observer of activations."""
+    """torchao's recipe for x86, with finer scales and another observer of activations."""
     config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)
-    finest = PerChannelMinMaxObserver.with_args(eps=_LEAST_WEIGHT_SCALE)
+    finest = PerChannelMinMaxObserver.with_args(eps=LEAST_SCALE)
     config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=finest))
-    if mode == "static" and observer is not None:
-        activation = replace(
-            config.input_activation, observer_or_fake_quant_ctr=observer(eps=_LEAST_ACTIVATION_SCALE)
-        )
+    if mode == "static":
+        made = (observer or HistogramObserver.with_args)(eps=LEAST_SCALE)
+        activation = replace(config.input_activation, observer_or_fake_quant_ctr=made)
         config = replace(config, input_activation=activation, output_activation=activation)
     return config
 

@@ -21,6 +21,7 @@ from orchestrator.config.steps import (
     Factorization,
     MagnitudePruning,
     Merge,
+    Qat,
     Recovery,
     StaticInt8,
     WeightOnlyInt4,
@@ -117,6 +118,7 @@ def replay(
 @replay.register(Distill)
 @replay.register(MagnitudePruning)
 @replay.register(Merge)
+@replay.register(Qat)
 @replay.register(Recovery)
 def _(step: Settings, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
     """Only weights changed, and they are loaded afterwards."""

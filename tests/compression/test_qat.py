@@ -1,0 +1,120 @@
+"""Quantization-aware training: it simulates what int8 does, and leaves a plain float model behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.compression.plan import State, run_step
+from orchestrator.compression.qat import rounding
+from orchestrator.config.signature import Signature
+from orchestrator.config.steps import Qat, StaticInt8
+from orchestrator.config.training import Training
+from orchestrator.errors import CompressionError
+from orchestrator.runtime import int8
+from orchestrator.runtime.execute import of_module
+from tests.compression import toys
+
+QUICK = Training(epochs=2, batch_size=16, lr=0.01)
+
+
+def trained(name: str, **settings: Any) -> tuple[nn.Module, Signature, State]:
+    module, signature, _ = toys.toy(name)
+    step = Qat(training=QUICK, **settings)
+    return (
+        module,
+        signature,
+        run_step(step, toys.state(module, signature), toys.context(signature.input_shape)),
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "vit"])
+def test_the_result_is_a_plain_model_with_other_weights(name: str) -> None:
+    before, _, state = trained(name)
+    assert [type(part) for part in state.module.modules()] == [type(part) for part in before.modules()]
+    assert dict(state.module.named_buffers()).keys() == dict(before.named_buffers()).keys()
+    old, new = before.state_dict(), state.module.state_dict()
+    assert list(old) == list(new)
+    assert any(not torch.equal(old[key], new[key]) for key in old)
+
+
+def test_batch_statistics_stay() -> None:
+    before, _, state = trained("resnet")
+    for name, buffer in before.named_buffers():
+        assert torch.equal(buffer, state.module.get_buffer(name)), name
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
+def test_the_simulation_is_what_the_kernels_compute(name: str) -> None:
+    """Nearer to them than the float model is; rows that calibrate give the ranges of both."""
+    module, signature, _ = toys.toy(name)
+    context = toys.context(signature.input_shape)
+    step = StaticInt8(observer="minmax", rows=64)
+    graph = run_step(step, toys.state(module, signature), context).module
+    inputs = toys.rows(signature.input_shape).inputs
+    kernels = of_module(graph, signature, "lowered")(inputs)
+    plain = of_module(module, signature, "eager")(inputs)
+    with rounding(module, torch.from_numpy(inputs), int8.reduce_range()):
+        simulated = of_module(module, signature, "eager")(inputs)
+    assert np.square(simulated - kernels).mean() < 0.8 * np.square(plain - kernels).mean()
+    assert np.array_equal(of_module(module, signature, "eager")(inputs), plain)
+
+
+def test_the_deployed_graph_is_that_of_post_training_quantization() -> None:
+    def operators(state: State) -> list[str]:
+        lowered = int8.lower(state.module, torch.zeros(8, *signature.input_shape, dtype=torch.uint8))  # type: ignore[arg-type]
+        return [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
+
+    module, signature, aware = trained("resnet")
+    context = toys.context(signature.input_shape)
+    after = run_step(StaticInt8(), aware, context)
+    plain = run_step(StaticInt8(), toys.state(module, signature), context)
+    assert operators(after) == operators(plain)
+
+
+def test_training_lowers_the_loss_of_the_int8_model() -> None:
+    """On a model whose first layer has one huge channel, which leaves the others few levels."""
+    module, signature, _ = toys.toy("mlp")
+    with torch.no_grad():
+        first, second = [part for part in module.modules() if isinstance(part, nn.Linear)][:2]
+        first.weight[0] *= 30
+        second.weight[:, 0] /= 30
+    context = toys.context(signature.input_shape)
+    rows = context.train
+    assert rows is not None
+
+    def loss(state: State) -> float:
+        graph = run_step(StaticInt8(observer="minmax"), state, context).module
+        outputs = torch.from_numpy(of_module(graph, signature, "lowered")(rows.inputs))
+        return float(nn.functional.cross_entropy(outputs, torch.from_numpy(rows.targets)))
+
+    start = toys.state(module, signature)
+    training = Training(epochs=10, batch_size=16, lr=0.002)
+    aware = run_step(Qat(training=training), start, context)
+    assert loss(aware) < 0.98 * loss(start)
+
+
+def test_layers_that_stay_float_are_not_rounded() -> None:
+    module, signature, _ = toys.toy("mlp")
+    names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    inputs = toys.rows(signature.input_shape).inputs
+    plain = of_module(module, signature, "eager")(inputs)
+    with (
+        pytest.raises(CompressionError, match="no convolution or linear"),
+        rounding(module, torch.from_numpy(inputs), False, names),
+    ):
+        pass
+    with rounding(module, torch.from_numpy(inputs), False, names[1:]):
+        first = of_module(module, signature, "eager")(inputs)
+    assert 0 < np.abs(first - plain).max() < 0.1 * np.abs(plain).max()
+
+
+def test_missing_rows_are_named() -> None:
+    module, signature, _ = toys.toy("mlp")
+    context = toys.context(signature.input_shape, calibration=None)
+    with pytest.raises(CompressionError, match="calibration rows"):
+        run_step(Qat(training=QUICK), toys.state(module, signature), context)
