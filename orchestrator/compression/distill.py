@@ -23,9 +23,10 @@ from orchestrator.compression.step import (
 from orchestrator.config.steps import Distill, Recovery
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
-from orchestrator.models.build import build
+from orchestrator.models.build import build, example_rows
 from orchestrator.training.batches import Teacher
-from orchestrator.training.loop import train
+from orchestrator.training.features import Hinted
+from orchestrator.training.loop import initialize, train
 
 
 @apply_step.register
@@ -61,8 +62,10 @@ def fine_tune(
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
         teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
+    initialize(module, context.train)
+    hinted = _hinted(module, training, state)
     reports = train(
-        module,
+        hinted or module,
         context.train,
         context.validation,
         training,
@@ -71,15 +74,33 @@ def fine_tune(
         seed=context.seed,
         threads=context.threads,
         teacher=teacher,
-        masks=state.masks,
+        masks=_masks(state, hinted),
         allowed=context.allowed,
     )
     epochs = 0
-    for report in reports:
-        epochs = report.epoch + 1
-        if context.on_epoch is not None:
-            context.on_epoch(report)
+    try:
+        for report in reports:
+            epochs = report.epoch + 1
+            if context.on_epoch is not None:
+                context.on_epoch(report)
+    finally:
+        if hinted is not None:
+            hinted.release()
     return epochs
+
+
+def _hinted(module: nn.Module, training: Training, state: State) -> Hinted | None:
+    """The student with its teacher at its side, where the loss compares layers: the parent is the teacher."""
+    if not isinstance(training.loss, DistillationLoss) or not training.loss.features:
+        return None
+    rows = example_rows(state.signature, 2)
+    return Hinted(module, copy_of(state.parent()), training.loss.features, rows)
+
+
+def _masks(state: State, hinted: Hinted | None) -> dict[str, Tensor] | None:
+    if hinted is None or state.masks is None:
+        return state.masks
+    return {f"student.{name}": mask for name, mask in state.masks.items()}
 
 
 @apply_step.register

@@ -47,6 +47,8 @@ class ModelEntry(Settings):
             raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
+        if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
+            raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:
             raise ValueError("a transfer set needs a distillation loss and 'teacher'")
         return self

@@ -24,18 +24,39 @@ class MeanSquaredError(Settings):
     kind: Literal["mse"] = "mse"
 
 
+class Feature(Settings):
+    """Two layers that are to agree, besides the outputs."""
+
+    student: str
+    """Name of the layer in the student."""
+    teacher: str | None = None
+    """In the teacher; the same name when not given."""
+    kind: Literal["hint", "attention"] = "hint"
+    """hint: equal outputs after a learned projection (Romero et al. 2014, https://arxiv.org/abs/1412.6550).
+    attention: equal maps of where the outputs are large (Zagoruyko and Komodakis 2016,
+    https://arxiv.org/abs/1612.03928)."""
+    weight: float = Field(1.0, gt=0)
+
+
 class DistillationLoss(Settings):
     """Hinton et al. 2015 (https://arxiv.org/abs/1503.02531).
 
     `weight * T^2 * KL(teacher || student) + (1 - weight) * CE`, T the temperature.
+
+    With `form: mse` the first term is the mean squared difference of the logits, without temperature (Kim
+    et al. 2021, https://arxiv.org/abs/2105.08919).
 
     For regression: squared error to the teacher's output, mixed in the same way. Rows without a label
     (an unlabelled transfer set) have the teacher's term alone.
     """
 
     kind: Literal["distillation"] = "distillation"
+    form: Literal["kl", "mse"] = "kl"
     temperature: float = Field(4.0, gt=0)
     weight: float = Field(0.9, ge=0, le=1)
+    features: tuple[Feature, ...] = ()
+    """Layers inside that are to agree, too; steps only. The teacher then runs in every epoch: its outputs can
+    be kept, its layers' are too large."""
 
 
 class CustomLoss(Settings):

@@ -223,8 +223,7 @@ class _Run:
                 outputs = self.network(batch.inputs)
             loss = self.loss(outputs.float(), batch.targets, batch.teacher) * batch.share
             self.optimizer.zero_grad(set_to_none=True)
-            penalty = self.constraints.penalty()
-            (loss if penalty is None else loss + penalty).backward()
+            self._whole_loss(loss).backward()
             if settings.grad_clip is not None:
                 nn.utils.clip_grad_norm_(self.module.parameters(), settings.grad_clip)
             self.optimizer.step()
@@ -238,6 +237,12 @@ class _Run:
         mean = sharding.sum_over_ranks(total, place.world).item() / (self.rows.steps * place.world)
         self._check_finite(mean, epoch)
         return mean, lr
+
+    def _whole_loss(self, loss: Tensor) -> Tensor:
+        """With what constraints and the module itself (`Hinted`) add."""
+        for more in (self.constraints.penalty(), getattr(self.module, "auxiliary_loss", None)):
+            loss = loss if more is None else loss + more
+        return loss
 
     def _check_finite(self, loss: float, epoch: int) -> None:
         if not math.isfinite(loss):

@@ -77,7 +77,7 @@ def _(settings: DistillationLoss, signature: Signature, allowed: Collection[str]
     (class below 0, or a NaN target) takes the teacher's term with full weight.
     """
     if signature.task == "classification":
-        rows_of = _soft_classes(settings.temperature)
+        rows_of = _soft_classes(settings)
     else:
         rows_of = _soft_values(_deviation(signature))
 
@@ -109,14 +109,19 @@ _Rows = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`(outputs, targets, teacher) -> (soft [B], hard [B], labelled [B])`."""
 
 
-def _soft_classes(temperature: float) -> _Rows:
-    def rows(outputs: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _soft_classes(settings: DistillationLoss) -> _Rows:
+    temperature = settings.temperature
+
+    def divergence(outputs: Tensor, teacher: Tensor) -> Tensor:
         student_log = functional.log_softmax(outputs / temperature, dim=1)
         teacher_log = functional.log_softmax(teacher / temperature, dim=1)
-        divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
-        labelled = targets >= 0
+        return temperature**2 * (teacher_log.exp() * (teacher_log - student_log)).sum(dim=1)
+
+    def rows(outputs: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mse = settings.form == "mse"
+        soft = (outputs - teacher).square().mean(dim=1) if mse else divergence(outputs, teacher)
         hard = functional.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
-        return temperature**2 * divergence, hard, labelled
+        return soft, hard, targets >= 0
 
     return rows
 
