@@ -98,3 +98,10 @@ def test_a_loss_of_the_other_task_is_refused() -> None:
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="no such loss"):
         make_loss(Training(), FEATURES)
+
+
+def test_distillation_of_logits_by_squared_error() -> None:
+    settings = DistillationLoss(form="mse", weight=0.75, temperature=9.0)
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, -1.0]])
+    value = make_loss(settings, TWO)(student, torch.tensor([1]), teacher)
+    assert value.item() == pytest.approx(0.75 * (4 + 1) / 2 + 0.25 * math.log(2))
