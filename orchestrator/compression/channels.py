@@ -24,6 +24,7 @@ from orchestrator.measure.latency import compare
 from orchestrator.models.base import fixed_width_layers
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.execute import of_module
+from orchestrator.runtime.heads import attentions
 
 LARGEST_SHARE = 0.9
 """Of a layer's channels that global ranking may remove: none is ever erased."""
@@ -232,6 +233,7 @@ def coupled(graph: DependencyGraph, module: nn.Module) -> Iterator[tuple[Any, in
     kept = [
         *_output_layers(graph),
         *(part for layer in fixed_width_layers(module) for part in layer.modules()),
+        *(layer for attention in attentions(module).values() for layer in attention.inputs),
     ]
     kinds = [nn.modules.conv._ConvNd, nn.Linear]
     for group in graph.get_all_groups(ignored_layers=kept, root_module_types=kinds):

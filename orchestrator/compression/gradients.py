@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator.compression.step import Context
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import ChannelPruning
+from orchestrator.config.steps import ChannelPruning, HeadPruning
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.training.losses import loss_settings, make_loss
@@ -15,7 +15,9 @@ from orchestrator.training.losses import loss_settings, make_loss
 _BATCH = 64
 
 
-def set_gradients(module: nn.Module, step: ChannelPruning, signature: Signature, context: Context) -> None:
+def set_gradients(
+    module: nn.Module, step: ChannelPruning | HeadPruning, signature: Signature, context: Context
+) -> None:
     """Fill `.grad` of every parameter.
 
     `taylor`: of the mean loss (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771). `hessian`: the mean

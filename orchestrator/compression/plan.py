@@ -17,6 +17,7 @@ from orchestrator.compression import (  # noqa: F401
     clip,
     distill,
     factorize,
+    heads,
     magnitude,
     merge,
     qat,
@@ -44,7 +45,12 @@ __all__ = [
     "what_decides",
 ]
 
-_VERSION = 1
+ORDER = (
+    "distill or merge, prune_channels, prune_heads, factorize, prune_magnitude, recover, clip, qat, "
+    "a number type"
+)
+
+_VERSION = 2
 """Raise when a step would give another artifact for the same input."""
 
 
@@ -59,7 +65,7 @@ def check_plan(plan: Sequence[Step]) -> None:
             raise CompressionError(
                 f"'{later.kind}' cannot follow '{earlier.kind}'",
                 " -> ".join(step.kind for step in plan),
-                "the order is prune_channels, factorize, prune_magnitude, recover, clip, qat, a number type",
+                f"the order is {ORDER}",
             )
 
 

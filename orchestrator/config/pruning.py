@@ -51,6 +51,21 @@ class ChannelPruning(Settings):
         return self
 
 
+class HeadPruning(Settings):
+    """Remove whole attention heads (Michel et al. 2019, https://arxiv.org/abs/1905.10650)."""
+
+    kind: Literal["prune_heads"] = "prune_heads"
+    stage: ClassVar[int] = 12
+    amount: float = Field(gt=0, lt=1)
+    """Share of the heads to remove; each layer keeps one."""
+    criterion: Literal["taylor", "l2", "random"] = "taylor"
+    """taylor: how much the loss depends on a gate before the head's output; it needs labelled train rows."""
+    scope: Literal["global", "layer"] = "layer"
+    """Remove the same share in each layer, or rank all heads together."""
+    rows: int = Field(256, ge=1)
+    """Train rows that taylor looks at."""
+
+
 class MagnitudePruning(Settings):
     """Set small weights to zero: smaller when packed, not faster on dense kernels."""
 

@@ -15,7 +15,7 @@ from orchestrator.config.clipping import Clipping
 from orchestrator.config.distillation import Distill
 from orchestrator.config.factorization import Factorization
 from orchestrator.config.merging import Merge
-from orchestrator.config.pruning import ChannelPruning, Criterion, MagnitudePruning
+from orchestrator.config.pruning import ChannelPruning, Criterion, HeadPruning, MagnitudePruning
 from orchestrator.config.quantization import (
     Bf16,
     DynamicInt8,
@@ -36,6 +36,7 @@ __all__ = [
     "Distill",
     "DynamicInt8",
     "Factorization",
+    "HeadPruning",
     "MagnitudePruning",
     "Merge",
     "Plan",
@@ -65,6 +66,7 @@ Step = Annotated[
     Distill
     | Merge
     | ChannelPruning
+    | HeadPruning
     | Factorization
     | MagnitudePruning
     | Recovery

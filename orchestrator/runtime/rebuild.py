@@ -19,6 +19,7 @@ from orchestrator.config.steps import (
     Distill,
     DynamicInt8,
     Factorization,
+    HeadPruning,
     MagnitudePruning,
     Merge,
     Qat,
@@ -32,6 +33,7 @@ from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8, weight_only
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
+from orchestrator.runtime.heads import keep_heads
 from orchestrator.runtime.lowrank import split
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
@@ -139,6 +141,20 @@ def _(
                 cut(graph, module.get_submodule(name), outputs, channels)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CorruptArtifactError("the recorded pruning does not fit the model", str(error)[:200]) from error
+    return module
+
+
+@replay.register
+def _(
+    step: HeadPruning,  # noqa: ARG001
+    module: nn.Module,
+    decision: Mapping[str, Any],
+    signature: Signature,  # noqa: ARG001
+) -> nn.Module:
+    try:
+        keep_heads(module, decision["kept"])
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise CorruptArtifactError("the recorded heads do not fit the model", str(error)[:200]) from error
     return module
 
 

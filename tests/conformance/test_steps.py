@@ -28,6 +28,7 @@ from orchestrator.config.steps import (
     Distill,
     DynamicInt8,
     Factorization,
+    HeadPruning,
     MagnitudePruning,
     Merge,
     Qat,
@@ -54,6 +55,7 @@ STEPS: dict[str, Step] = {
     "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
     "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
     "prune_channels_macs": ChannelPruning(macs=0.6),
+    "prune_heads": HeadPruning(amount=0.5),
     "prune_magnitude": MagnitudePruning(amount=0.5),
     "prune_magnitude_layer": MagnitudePruning(amount=0.5, scope="layer"),
     "prune_n_of_m": MagnitudePruning(n_of_m=(2, 4)),
@@ -69,7 +71,9 @@ STEPS: dict[str, Step] = {
     "int4_weight_only": WeightOnlyInt4(group=16),
 }
 MODELS = ("mlp", "cnn", "resnet", "vit")
-UNSUPPORTED: dict[tuple[str, str], str] = {}
+UNSUPPORTED: dict[tuple[str, str], str] = {
+    ("prune_heads", model): "it has no attention" for model in ("mlp", "cnn", "resnet")
+}
 """(step, model) -> why."""
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,98 @@
+"""Pruning of whole attention heads: score, select, cut."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compression.gradients import set_gradients
+from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.steps import HeadPruning
+from orchestrator.errors import CompressionError
+from orchestrator.runtime.heads import Attention, attentions, keep_heads
+
+
+@apply_step.register
+def prune_heads(step: HeadPruning, state: State, context: Context) -> State:
+    """Remove the attention heads that matter least; each layer keeps one at least.
+
+    Raises:
+        CompressionError: the model has no attention that can be cut, no head would be removed, or the
+            criterion lacks its rows.
+    """
+    module = copy_of(state.module)
+    found = attentions(module)
+    if not found:
+        raise CompressionError(
+            "the model has no attention with a linear each for queries, keys and values",
+            type(module).__name__,
+            "fused projections are not supported: use prune_channels or factorize",
+        )
+    if step.criterion == "taylor":
+        set_gradients(module, step, state.signature, context)
+    scores = {name: _scores(attention, step, context.seed) for name, attention in found.items()}
+    kept = _select(scores, step)
+    before = {name: attention.heads for name, attention in found.items()}
+    if all(len(heads) == before[name] for name, heads in kept.items()):
+        raise CompressionError(
+            f"no head would be removed: layers have {max(before.values())} at most, and keep one each",
+            step.amount,
+            "raise amount",
+        )
+    module.zero_grad(set_to_none=True)
+    keep_heads(module, kept)
+    return state.after(step, module, {"kept": kept, "heads": before})
+
+
+def _scores(attention: Attention, step: HeadPruning, seed: int) -> Tensor:
+    """Float64 [heads]; layers are made comparable by their norm, as Michel et al. do."""
+    if step.criterion == "random":
+        return torch.rand(attention.heads, generator=torch.Generator().manual_seed(seed)).double()
+    if step.criterion == "taylor":
+        scores = _gate_gradients(attention)
+    else:
+        rows = [_per_head(layer.weight.detach(), attention) for layer in attention.inputs]
+        columns = _per_head(attention.output.weight.detach().T, attention)
+        scores = torch.stack([*rows, columns]).sum(0).sqrt()
+    return scores / scores.norm().clamp_min(1e-30)
+
+
+def _per_head(weight: Tensor, attention: Attention) -> Tensor:
+    """Sums of squares [heads] of a weight [heads * width, ...]."""
+    return weight.double().reshape(attention.heads, -1).square().sum(1)
+
+
+def _gate_gradients(attention: Attention) -> Tensor:
+    """Size of the loss's gradient by a gate on each head's output: Michel et al. 2019, equation 2.
+
+    A gate scales the columns of the output layer that belong to its head, so its gradient is their inner
+    product with the columns' gradient.
+    """
+    weight: nn.Parameter = attention.output.weight
+    if weight.grad is None:
+        raise CompressionError("no gradient reaches the attention", attention.name, "choose criterion l2")
+    product = (weight.detach() * weight.grad).double().T
+    return product.reshape(attention.heads, -1).sum(1).abs()
+
+
+def _select(scores: dict[str, Tensor], step: HeadPruning) -> dict[str, list[int]]:
+    """Numbers of the heads that stay, in order; ties stay by position."""
+    if step.scope == "layer":
+        counts = {
+            name: max(len(layer) - round(step.amount * len(layer)), 1) for name, layer in scores.items()
+        }
+        return {name: _best(layer, counts[name]) for name, layer in scores.items()}
+    everything = torch.cat(list(scores.values()))
+    ranked = torch.zeros(len(everything), dtype=torch.long)
+    ranked[everything.argsort(stable=True, descending=True)] = torch.arange(len(everything))
+    stay = ranked < len(everything) - round(step.amount * len(everything))
+    pieces = stay.split([len(layer) for layer in scores.values()])
+    return {
+        name: _best(layer, max(int(piece.sum()), 1))
+        for (name, layer), piece in zip(scores.items(), pieces, strict=True)
+    }
+
+
+def _best(scores: Tensor, count: int) -> list[int]:
+    chosen: list[int] = scores.argsort(stable=True, descending=True)[:count].sort().values.tolist()
+    return chosen

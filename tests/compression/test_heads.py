@@ -1,0 +1,123 @@
+"""Pruning of attention heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orchestrator.compression.gradients import set_gradients
+from orchestrator.compression.heads import _gate_gradients
+from orchestrator.compression.plan import State, run_step
+from orchestrator.config.model import Vit, VitKwargs
+from orchestrator.config.steps import ChannelPruning, HeadPruning, Recovery, StaticInt8
+from orchestrator.errors import CompressionError
+from orchestrator.measure.cost import count
+from orchestrator.runtime.heads import attentions, keep_heads
+from tests.compression import toys
+
+SHAPE = (3, 16, 16)
+SETTINGS = Vit(kwargs=VitKwargs(patch=8, dim=16, depth=2, heads=4))
+
+
+def pruned(**settings: Any) -> tuple[nn.Module, State]:
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    return module, run_step(HeadPruning(**settings), toys.state(module, signature), toys.context(SHAPE))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "l2", "random"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_half_of_the_heads_go_and_operations_fall(criterion: str, scope: str) -> None:
+    before, state = pruned(amount=0.5, criterion=criterion, scope=scope)
+    found = attentions(state.module)
+    assert sum(attention.heads for attention in found.values()) == 4
+    assert all(attention.heads >= 1 for attention in found.values())
+    signature = toys.signature(SHAPE)
+    assert count(state.module, signature).macs < count(before, signature).macs
+    assert count(state.module, signature).params < count(before, signature).params
+
+
+def test_what_is_cut_is_the_head_and_nothing_else() -> None:
+    """Without heads whose output columns are zero the answers stay."""
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    for attention in attentions(module).values():
+        with torch.no_grad():
+            attention.output.weight[:, attention.columns([1, 3])] = 0
+    rows = torch.from_numpy(toys.rows(SHAPE, 8).inputs)
+    with torch.no_grad():
+        wanted = module(rows)
+        for criterion in ("l2", "taylor"):
+            step = HeadPruning(amount=0.5, criterion=criterion)  # type: ignore[arg-type]
+            state = run_step(step, toys.state(module, signature), toys.context(SHAPE))
+            if criterion == "taylor":
+                assert all(kept == [0, 2] for kept in state.decisions[0]["kept"].values())
+                torch.testing.assert_close(state.module(rows), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_taylor_is_the_gradient_of_a_gate() -> None:
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    context = toys.context(SHAPE)
+    step = HeadPruning(amount=0.5, rows=16)
+    set_gradients(module, step, signature, context)
+    attention = next(iter(attentions(module).values()))
+    found = _gate_gradients(attention)
+    gates = torch.ones(4, requires_grad=True)
+
+    def gate(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0] * gates.repeat_interleave(attention.width),)
+
+    handle = attention.output.register_forward_pre_hook(gate)
+    assert context.train is not None
+    outputs = module(torch.from_numpy(context.train.inputs[:16]))
+    nn.functional.cross_entropy(outputs, torch.from_numpy(context.train.targets[:16])).backward()  # type: ignore[no-untyped-call]
+    handle.remove()
+    assert gates.grad is not None
+    torch.testing.assert_close(found, gates.grad.abs().double(), rtol=1e-4, atol=1e-7)
+
+
+def test_each_layer_keeps_one_head() -> None:
+    _, state = pruned(amount=0.99)
+    assert all(attention.heads == 1 for attention in attentions(state.module).values())
+
+
+def test_heads_channels_recovery_and_int8_together() -> None:
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    state = toys.state(module, signature)
+    for step in (ChannelPruning(amount=0.5), HeadPruning(amount=0.5), Recovery(), StaticInt8()):
+        state = run_step(step, state, toys.context(SHAPE))
+    assert state.module(torch.zeros(3, *SHAPE, dtype=torch.uint8)).shape == (3, toys.CLASSES)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+def test_heads_of_transformers(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if kind == "vit":
+        model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+        rows = {"pixel_values": torch.rand(2, 3, 16, 16)}
+    else:
+        model = transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)).eval()
+        rows = {"input_ids": torch.arange(10).reshape(2, 5)}
+    found = attentions(model)
+    assert len(found) == 2
+    with torch.no_grad():
+        for attention in found.values():
+            attention.output.weight[:, attention.columns([0])] = 0
+        wanted = model(**rows).last_hidden_state
+        keep_heads(model, {name: [1, 2, 3] for name in found})
+        torch.testing.assert_close(model(**rows).last_hidden_state, wanted, rtol=1e-4, atol=1e-5)
+    assert all(attention.heads == 3 for attention in attentions(model).values())
+
+
+def test_models_without_attention_and_amounts_that_do_nothing_are_refused() -> None:
+    module, signature, _ = toys.toy("cnn")
+    with pytest.raises(CompressionError, match="no attention"):
+        run_step(HeadPruning(amount=0.5), toys.state(module, signature), toys.context(signature.input_shape))
+    with pytest.raises(CompressionError, match="no head would be removed"):
+        pruned(amount=0.05)
