@@ -30,7 +30,8 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
     Returns:
         `bytes` on disk, `macs` and `params` of one row in its float form, `zeros` (share of the
         convolutions' and linears' weights), and `int8`: None, or `share` (of the convolutions' and
-        linears' MACs that run in int8 kernels), `kernels` and `left` (float convolutions and linears).
+        linears' MACs that run in int8 kernels), `kernels`, `left` (float convolutions and linears) and
+        `fell_back` (`layer` and `why` of each of those).
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
@@ -69,7 +70,33 @@ def coverage(graph: fx.GraphModule, signature: Signature) -> dict[str, Any]:
     lowered = int8.lower(graph, example_rows(signature, int8.EXAMPLE_ROWS))
     after = _count(lowered, example_rows(signature, 2))
     share = 1 - after.macs / before.macs if before.macs else 0.0
-    return {"share": share, "kernels": after.kernels, "left": after.floats}
+    fell_back = _never_rounded(graph)
+    missed = after.floats - len(fell_back)
+    if missed > 0:
+        why = "rounded, but lowering has no kernel for the pattern"
+        fell_back.append({"layer": f"{missed} more", "why": why})
+    return {"share": share, "kernels": after.kernels, "left": after.floats, "fell_back": fell_back}
+
+
+def _never_rounded(graph: fx.GraphModule) -> list[dict[str, str]]:
+    """Convolutions, linears and products of the quantized graph that see float inputs."""
+    found = []
+    for node in graph.graph.nodes:
+        operator = ".".join(str(node.target).split(".")[:2])
+        if operator not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
+            continue
+        sources = [str(source.target) for source in node.all_input_nodes[:2]]
+        if not any("dequantize" in source for source in sources):
+            why = "kept in float, or the quantizer has no int8 form of it"
+            found.append({"layer": _layer_of(node), "why": why})
+    return found
+
+
+def _layer_of(node: fx.Node) -> str:
+    """Name of the module that made the node, as exporting recorded it; else the node's own."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    return paths[-1] if paths and paths[-1] else node.name
 
 
 @dataclass

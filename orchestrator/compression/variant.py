@@ -17,16 +17,18 @@ from orchestrator.compression.audit import facts_of
 from orchestrator.compression.export import Format, write
 from orchestrator.compression.gate import Gate, gate, is_masked
 from orchestrator.config.base import canonical
-from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.config.measure import Execution, LatencySettings, Metric
 from orchestrator.config.model import ModelSettings
+from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CompressionError
 from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.memory import peak_bytes
+from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build
-from orchestrator.runtime.execute import Executable, of_module
+from orchestrator.runtime.execute import Executable, of_module, predict
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -61,6 +63,7 @@ class Audit:
             )
         if own["int8"] is not None:
             lines.append(f"{'int8':>12}  {own['int8']['share']:.0%} of the products")
+            lines += [f"{'float':>12}  {row['layer']}: {row['why']}" for row in own["int8"]["fell_back"]]
         verdict = "passes" if self.gate.passes else "REFUSED"
         return "\n".join([*lines, f"{'gate':>12}  {verdict}: {self.gate.reason}"])
 
@@ -124,6 +127,34 @@ class Variant:
         before |= {"bytes": _packed(self.before, ()), "peak_bytes": self._peak(eager, largest)}
         own["masked_only"], before["masked_only"] = is_masked(own, before), False
         return Audit(own, before, latencies, gate(own, before, latencies))
+
+    def promise(
+        self,
+        rows: npt.ArrayLike,
+        targets: npt.ArrayLike,
+        promise: Promise | None = None,
+        *,
+        metric: Metric | None = None,
+        seed: int = 0,
+    ) -> Verdict:
+        """Whether the variant, in its own kernels, is not worse than the model before: shown, not assumed.
+
+        Args:
+            rows: raw rows [N, *input_shape] that nothing was trained, calibrated or chosen on.
+            targets: labels [N], or values [N, T].
+            promise: allowed drop, confidence and more; a drop of 0.01 at 95 % when not given.
+            metric: what was promised; the task's plain one when not given.
+            seed: of the bootstrap, for metrics that need one.
+
+        Returns:
+            "holds", "fails" or "cannot be told", with the drop, its bound and, for the last, about how many
+            rows would do.
+        """
+        inputs = np.asarray(rows).astype(self.signature.input_dtype, copy=False)
+        before = predict(of_module(self.before, self.signature, "eager"), inputs)
+        chosen = metric or Metric(name="accuracy" if self.signature.task == "classification" else "rmse")
+        own = predict(self._executable, inputs)
+        return non_inferior(chosen, own, before, targets, promise or Promise(), seed=seed)
 
     def save(self, store: Store | str | Path, name: str | None = None) -> str:
         """Keep the variant, and the model that it came from, in a store, from where it can be served.

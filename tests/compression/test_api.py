@@ -15,6 +15,7 @@ from orchestrator.compression import Variant, compress
 from orchestrator.compression.gate import gate
 from orchestrator.config.measure import LatencySettings
 from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning
 from orchestrator.errors import CompressionError, ConfigError
@@ -179,3 +180,29 @@ def test_arrays_are_taken_as_they_are() -> None:
         direct = module(torch.from_numpy(data[0][:5]).float()).numpy()
     assert np.allclose(variant(data[0][:5]), direct, atol=1e-5)
     assert variant.signature.outputs != toys.CLASSES
+
+
+def test_a_promise_is_told_on_rows_that_nothing_saw() -> None:
+    module, data = own_module(), images()
+    variant = compress(module, [{"kind": "int8_static"}], data)
+    rows, _ = images(300)
+    with torch.no_grad():
+        answers = module(torch.from_numpy(rows).float()).argmax(1).numpy()
+    kept = variant.promise(rows, answers, Promise(max_drop=0.2))
+    assert kept.status == "holds"
+    assert kept.rows == 300
+    assert 0 <= kept.drop <= kept.bound <= 0.2
+    assert "need" in variant.promise(rows[:5], answers[:5], Promise(max_drop=0.001)).reason
+
+
+def test_a_broken_variant_fails_its_promise() -> None:
+    module, data = own_module(), images()
+    variant = compress(module, [{"kind": "int8_static"}], data)
+    rows, _ = images(300)
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(rows).float())
+        answers = outputs.argmax(1).numpy()
+        common = outputs.argmax(1).mode().values
+        list(module.parameters())[-1].sub_(100 * torch.nn.functional.one_hot(common, 3))
+    broken = replace(compress(module, [{"kind": "int8_static"}], data), before=variant.before)
+    assert broken.promise(rows, answers, Promise(max_drop=0.01)).status == "fails"

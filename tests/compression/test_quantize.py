@@ -58,12 +58,15 @@ def test_static_covers_every_convolution_and_linear(name: str) -> None:
     found = coverage(graph, state.signature)
     assert found["share"] == 1.0
     assert found["left"] == 0
+    assert found["fell_back"] == []
 
 
 def test_dynamic_covers_linears_and_leaves_convolutions_as_they_are() -> None:
     state, graph = quantized("cnn", DynamicInt8())
     found = coverage(graph, state.signature)
     assert (found["kernels"], found["left"]) == (2, 2)
+    names = [name for name, part in toys.toy("cnn")[0].named_modules() if isinstance(part, nn.Conv2d)]
+    assert [row["layer"] for row in found["fell_back"]] == names
     # 8x8x9 + 4x4x8x16x9 multiply-accumulates of convolutions against 2x2x16x16 + 16x5 of linears.
     convolutions, linears = 8 * 8 * 9 * 8 + 4 * 4 * 8 * 16 * 9, 2 * 2 * 16 * 16 + 16 * toys.CLASSES
     assert found["share"] == pytest.approx(linears / (convolutions + linears))

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from orchestrator.config.model import (
+    Airbench,
+    AirbenchKwargs,
     Cnn,
     Mlp,
     MlpKwargs,
@@ -18,6 +20,7 @@ from orchestrator.config.model import (
     VitKwargs,
 )
 from orchestrator.errors import ModelError
+from orchestrator.models.airbench import NormRelu
 from orchestrator.models.build import build, example_rows
 from tests.models.toys import COLOUR, DIGITS, FITTING, ROWS, SMALL, rows, signature
 
@@ -154,3 +157,32 @@ def test_resnet9_pools_large_images_three_times_and_digits_once() -> None:
 def test_example_rows_have_the_signatures_type() -> None:
     assert example_rows(signature(DIGITS), 2).dtype == torch.uint8
     assert example_rows(signature(ROWS), 3).shape == (3, 6)
+
+
+def test_airbench_pools_first_while_training_and_last_afterwards_with_the_same_result() -> None:
+    part = NormRelu(6, pool=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    assert part.norm.running_mean is not None
+    assert part.norm.running_var is not None
+    part.norm.running_mean.uniform_(-1, 1, generator=generator)
+    part.norm.running_var.uniform_(0.2, 2, generator=generator)
+    part.norm.bias.data.uniform_(-1, 1, generator=generator)
+    rows = torch.randn(4, 6, 8, 8, generator=generator)
+    with torch.no_grad():
+        after = part(rows)
+        part.training = True  # the norm itself keeps to its running statistics
+        assert torch.equal(part(rows), after)
+
+
+def test_airbench_starts_as_the_identity_and_trains_no_scale() -> None:
+    model = build(Airbench(kwargs=AirbenchKwargs(widths=(24,))), signature((3, 16, 16)), seed=0)
+    first = next(p for n, p in model.named_parameters() if n == "body.2.weight")
+    assert torch.equal(first[:, :, 1, 1], torch.eye(24))
+    scales = [part.weight for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert scales
+    assert not any(scale.requires_grad for scale in scales)
+
+
+def test_airbench_refuses_images_that_it_cannot_halve() -> None:
+    with pytest.raises(ModelError, match="too small"):
+        build(Airbench(), signature((3, 4, 4)), seed=0)

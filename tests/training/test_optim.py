@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from orchestrator.config.training import Training
-from orchestrator.training.optim import make_optimizer, rate
+from orchestrator.training.optim import make_optimizer, rate, set_rate
 
 
 def test_onecycle_is_torchs() -> None:
@@ -53,3 +53,11 @@ def test_only_matrices_decay(optimizer: str) -> None:
         if parameter.requires_grad
     }
     assert isinstance(made, torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW)
+
+
+def test_biases_have_a_rate_of_their_own() -> None:
+    module = nn.Linear(3, 2)
+    optimizer = make_optimizer(module, Training(lr=0.1, bias_lr=8.0))
+    set_rate(optimizer, 0.05)
+    rates = {group["params"][0].ndim: group["lr"] for group in optimizer.param_groups}
+    assert rates == {2: pytest.approx(0.05), 1: pytest.approx(0.4)}
