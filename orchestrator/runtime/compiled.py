@@ -10,20 +10,23 @@ import functools
 import hashlib
 import logging
 import platform
+import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._inductor.config as inductor_config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.export import Dim
 
 from orchestrator.errors import CorruptArtifactError, ExecutionError
 from orchestrator.models.build import example_rows
+from orchestrator.runtime import int8
 from orchestrator.runtime.int8 import quiet
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
@@ -32,6 +35,10 @@ PACKAGE = "model.pt2"
 _VERSION = 1
 """Raise when the way of compiling changes: older compiled forms are then left alone."""
 _MOST_ROWS = 2**16
+_INT8_CALLS = re.compile(r"aoti_torch_cpu\w*q(?:conv|linear)\w*\(")
+"""Calls of oneDNN's int8 kernels in generated code."""
+_INT8_TOLERANCE = 0.05
+"""Relative error of the outputs: numbers that lie between two integers may be rounded either way."""
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +65,8 @@ def load(
         example = example_rows(manifest.signature, max(batch, 2))
         with tempfile.TemporaryDirectory() as scratch:
             compile_to(Path(scratch) / PACKAGE, module, example, threads)
+            if isinstance(module, fx.GraphModule):
+                _check_int8(Path(scratch) / PACKAGE, module, example)
             folder = store.publish_folder(digest, target, Path(scratch), facts)
     return _open(folder / PACKAGE)
 
@@ -67,7 +76,7 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
 
     Args:
         path: of the package.
-        module: float32 or bfloat16 inside.
+        module: float32 or bfloat16 inside, or a quantize/dequantize graph.
         example: rows to trace and tune with, at least two.
         threads: that the code is generated for.
 
@@ -90,6 +99,32 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
             "aoti",
             "see that g++ works (`orchestrator doctor`), or run eager",
         ) from error
+
+
+def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
+    """Refuse a compiled int8 graph that multiplies in float, or answers otherwise than the lowered one.
+
+    Inductor's patterns miss some graphs without a word: a float product of rounded numbers gives the right
+    answers, slowly.
+    """
+    lowered = int8.lower(graph, example)
+    wanted = sum(str(node.target).startswith(int8.KERNELS) for node in lowered.graph.nodes)
+    with zipfile.ZipFile(path) as package:
+        sources = [package.read(name).decode() for name in package.namelist() if name.endswith(".cpp")]
+    found = sum(len(_INT8_CALLS.findall(source)) for source in sources)
+    if found < wanted:
+        raise ExecutionError(
+            f"AOTInductor runs {found} of {wanted} layers in int8", "aoti", "run the variant lowered"
+        )
+    with torch.inference_mode():
+        ours, theirs = lowered(example), _open(path)(example)
+    error = float((ours - theirs).norm() / ours.norm().clamp_min(1e-12))
+    if not error < _INT8_TOLERANCE:
+        raise ExecutionError(
+            f"the compiled int8 graph answers otherwise than the lowered one (relative error {error:.3f})",
+            "aoti",
+            "run the variant lowered",
+        )
 
 
 def target_facts(threads: int, batch: int) -> dict[str, Any]:

@@ -66,8 +66,10 @@ class Executable:
 
 def executions(manifest: Draft) -> tuple[Execution, ...]:
     """How an artifact can run, the simplest first."""
-    if any(isinstance(step, StaticInt8 | DynamicInt8) for step in manifest.plan):
+    if any(isinstance(step, DynamicInt8) for step in manifest.plan):
         return ("lowered",)
+    if any(isinstance(step, StaticInt8) for step in manifest.plan):
+        return ("lowered", "aoti")
     return ("eager", "aoti")
 
 

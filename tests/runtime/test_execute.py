@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def made(store: Store, name: str = "mlp", plan: Plan = ()) -> str:
     [
         ((), ("eager", "aoti")),
         ((Bf16(),), ("eager", "aoti")),
-        ((StaticInt8(),), ("lowered",)),
+        ((StaticInt8(),), ("lowered", "aoti")),
         ((DynamicInt8(),), ("lowered",)),
     ],
 )
@@ -141,3 +142,31 @@ def test_the_target_of_a_compiled_form_tells_what_it_depends_on() -> None:
         compiled.target_key(compiled.target_facts(threads, batch)) for threads in (1, 2) for batch in (1, 32)
     }
     assert len(names) == 4
+
+
+@pytest.mark.slow
+def test_static_int8_compiles_to_int8_kernels(store: Store) -> None:
+    digest = made(store, "resnet", (StaticInt8(),))
+    lowered, compiled_form = load(store, digest, "lowered"), load(store, digest, "aoti", batch=8)
+    inputs = toys.rows((3, 16, 16)).inputs
+    for batch in (1, 3, 8, 33):
+        wanted = lowered(inputs[:batch])
+        error = np.linalg.norm(compiled_form(inputs[:batch]) - wanted) / np.linalg.norm(wanted)
+        assert error < 0.02, batch
+
+
+@pytest.mark.slow
+def test_int8_that_would_run_in_float_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = made(store, "mlp", (StaticInt8(),))
+    monkeypatch.setattr(compiled, "_INT8_CALLS", re.compile("no such kernel"))
+    with pytest.raises(ExecutionError, match="0 of 3 layers in int8"):
+        load(store, digest, "aoti", batch=8)
+    assert not (store.root / "compiled" / digest).exists()
+
+
+@pytest.mark.slow
+def test_int8_that_answers_otherwise_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = made(store, "mlp", (StaticInt8(),))
+    monkeypatch.setattr(compiled, "_INT8_TOLERANCE", 0.0)
+    with pytest.raises(ExecutionError, match="answers otherwise"):
+        load(store, digest, "aoti", batch=8)
