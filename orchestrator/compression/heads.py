@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from orchestrator.compression.gradients import set_gradients
 from orchestrator.compression.step import Context, State, apply_step, copy_of
@@ -54,7 +54,8 @@ def _scores(attention: Attention, step: HeadPruning, seed: int) -> Tensor:
         rows = [_per_head(layer.weight.detach(), attention) for layer in attention.inputs]
         columns = _per_head(attention.output.weight.detach().T, attention)
         scores = torch.stack([*rows, columns]).sum(0).sqrt()
-    return scores / scores.norm().clamp_min(1e-30)
+    relative: Tensor = scores / scores.norm().clamp_min(1e-30)
+    return relative
 
 
 def _per_head(weight: Tensor, attention: Attention) -> Tensor:
@@ -68,7 +69,7 @@ def _gate_gradients(attention: Attention) -> Tensor:
     A gate scales the columns of the output layer that belong to its head, so its gradient is their inner
     product with the columns' gradient.
     """
-    weight: nn.Parameter = attention.output.weight
+    weight = attention.output.weight
     if weight.grad is None:
         raise CompressionError("no gradient reaches the attention", attention.name, "choose criterion l2")
     product = (weight.detach() * weight.grad).double().T

@@ -129,7 +129,8 @@ class _Rounding(nn.Module):
 
 class _RoundingConv2d(_Rounding, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(self.rounded_input(x), self.rounded_weight(), self.bias)
+        out: Tensor = self._conv_forward(self.rounded_input(x), self.rounded_weight(), self.bias)
+        return out
 
 
 class _RoundingLinear(_Rounding, nn.Linear):

@@ -84,8 +84,9 @@ def _attention(name: str, part: nn.Module, owner: nn.Module | None) -> Attention
         return None
     for names in _INPUTS:
         layers = [getattr(part, key, None) for key in names]
-        if all(type(layer) is nn.Linear for layer in layers):
-            query, key, value = layers
+        linears = [layer for layer in layers if type(layer) is nn.Linear]
+        if len(linears) == len(names):
+            query, key, value = linears
             output = next(_outputs(part, owner, value.out_features), None)
             if output is None or len({query.out_features, key.out_features, value.out_features}) > 1:
                 return None

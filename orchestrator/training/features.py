@@ -144,7 +144,8 @@ def _distance(feature: Feature, projection: nn.Module, student: Tensor, teacher:
         teacher = functional.adaptive_avg_pool2d(teacher, (height, width))
     if feature.kind == "hint":
         error = (projection(student) - teacher).square().mean()
-        return error / teacher.square().mean().clamp_min(1e-12)
+        scaled: Tensor = error / teacher.square().mean().clamp_min(1e-12)
+        return scaled
     channels = 1 if student.ndim == 4 else 2
     maps = [
         functional.normalize(layer.square().sum(channels).flatten(1), dim=1) for layer in (student, teacher)

@@ -51,7 +51,7 @@ def test_what_is_cut_is_the_head_and_nothing_else() -> None:
     with torch.no_grad():
         wanted = module(rows)
         for criterion in ("l2", "taylor"):
-            step = HeadPruning(amount=0.5, criterion=criterion)  # type: ignore[arg-type]
+            step = HeadPruning(amount=0.5, criterion=criterion)
             state = run_step(step, toys.state(module, signature), toys.context(SHAPE))
             if criterion == "taylor":
                 assert all(kept == [0, 2] for kept in state.decisions[0]["kept"].values())
@@ -74,7 +74,7 @@ def test_taylor_is_the_gradient_of_a_gate() -> None:
     handle = attention.output.register_forward_pre_hook(gate)
     assert context.train is not None
     outputs = module(torch.from_numpy(context.train.inputs[:16]))
-    nn.functional.cross_entropy(outputs, torch.from_numpy(context.train.targets[:16])).backward()  # type: ignore[no-untyped-call]
+    nn.functional.cross_entropy(outputs, torch.from_numpy(context.train.targets[:16])).backward()
     handle.remove()
     assert gates.grad is not None
     torch.testing.assert_close(found, gates.grad.abs().double(), rtol=1e-4, atol=1e-7)

@@ -55,7 +55,7 @@ def test_minmax_keeps_an_outlier_and_percentile_gives_it_up() -> None:
 def test_least_error_lies_nearer_to_the_floats_than_minmax_when_there_is_an_outlier() -> None:
     errors = {}
     for kind in ("minmax", "mse"):
-        state, inputs, module = quantized(StaticInt8(observer=kind), outlier=2000.0)  # type: ignore[arg-type]
+        state, inputs, module = quantized(StaticInt8(observer=kind), outlier=2000.0)
         wanted = of_module(module, state.signature, "eager")(inputs)
         got = of_module(state.module, state.signature, "lowered")(inputs)
         errors[kind] = float(np.square(got - wanted).mean())

@@ -36,7 +36,7 @@ def zeros_of(module: nn.Module) -> float:
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_loop_ends_with_the_asked_share_of_zeros_and_still_learns(scope: str) -> None:
     module = module_of(IMAGES)
-    chosen = Sparsify(amount=0.6, scope=scope, every=2)  # type: ignore[arg-type]
+    chosen = Sparsify(amount=0.6, scope=scope, every=2)
     reports, _ = run(module, IMAGES, settings(epochs=8, sparsify=chosen))
     assert zeros_of(module) == pytest.approx(0.6, abs=0.005)
     assert reports[-1].metric >= 0.9
@@ -113,17 +113,18 @@ def test_bn_scales_shrink() -> None:
 
 
 def test_penalties_are_the_sums_that_they_say() -> None:
-    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
-    weight, scale = module[0].weight.detach(), module[1].weight.detach()
+    convolution, norm = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)
+    module = nn.Sequential(convolution, norm)
+    weight, scale = convolution.weight.detach(), norm.weight.detach()
     for kind, expected in (
         ("l1", weight.abs().sum()),
         ("group_lasso", sum(row.norm() * 18**0.5 for row in weight.flatten(1))),
         ("bn_scale", scale.abs().sum()),
     ):
-        chosen = settings(penalty=Penalty(kind=kind, strength=0.5))  # type: ignore[arg-type]
+        chosen = settings(penalty=Penalty(kind=kind, strength=0.5))
         found = Constraints(module, chosen, {}).penalty()
         assert found is not None
-        assert float(found.detach()) == pytest.approx(0.5 * float(expected), rel=1e-5)  # type: ignore[arg-type]
+        assert float(found.detach()) == pytest.approx(0.5 * float(expected), rel=1e-5)
 
 
 def test_no_weight_passes_a_given_limit() -> None:

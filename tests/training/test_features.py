@@ -20,7 +20,8 @@ from tests.compression import toys
 
 
 def layer_of(module: nn.Module, kind: type[nn.Module], index: int = 0) -> str:
-    return [name for name, part in module.named_modules() if isinstance(part, kind)][index]
+    names = [str(name) for name, part in module.named_modules() if isinstance(part, kind)]
+    return names[index]
 
 
 def training(*features: Feature, epochs: int = 6) -> Training:
@@ -89,7 +90,7 @@ def test_a_hint_trains_student_and_projection_but_not_the_teacher() -> None:
     joined.train()
     joined(rows)
     assert joined.auxiliary_loss is not None
-    joined.auxiliary_loss.backward()  # type: ignore[no-untyped-call]
+    joined.auxiliary_loss.backward()
     first = joined.student.get_submodule(layer_of(joined.student, nn.Conv2d))
     assert isinstance(first.weight, Tensor)
     assert first.weight.grad is not None
