@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.compression.align import aligned
+from orchestrator.compression.distill import fine_tune
 from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.config.model import ImportedModel, ModelSettings, SideBySide
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Merge
 from orchestrator.config.training import Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
+from orchestrator.models.build import build
+from orchestrator.models.served import Served
+from orchestrator.models.side_by_side import Joined
 from orchestrator.training.losses import loss_settings, make_loss
 
 _BATCH = 256
@@ -29,7 +34,8 @@ def merge(step: Merge, state: State, context: Context) -> State:
 
     Uniform and greedy: model soups (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482), for models
     fine-tuned from one start. Slerp: Shoemake 1985, a tensor at a time. Aligned: weight matching of Git
-    Re-Basin (Ainsworth et al. 2022, https://arxiv.org/abs/2209.04836). Batch statistics are estimated anew
+    Re-Basin (Ainsworth et al. 2022, https://arxiv.org/abs/2209.04836). Side by side: stacking (Wolpert 1992)
+    in one graph. Batch statistics are estimated anew
     (Jordan et al. 2022, https://arxiv.org/abs/2211.08403).
 
     Raises:
@@ -40,9 +46,12 @@ def merge(step: Merge, state: State, context: Context) -> State:
         raise CompressionError("merging needs train and validation rows", fix="give the data both parts")
     parent = copy_of(state.module)
     parts = {"parent": parent} | {name: context.other(name).module().eval() for name in step.others}
-    _check_alike(parts)
     loss = _loss_on(context.validation, state.signature)
     losses = {name: loss(part) for name, part in parts.items()}
+    if step.method == "side_by_side":
+        joined, settings = join(step, parts, state, context)
+        return state.after(step, joined, _checked(step, loss(joined), losses), model=settings)
+    _check_alike(parts)
     if step.method == "aligned":
         parts = {
             name: part if name == "parent" else aligned(parent, copy_of(part), state.signature)
@@ -56,7 +65,53 @@ def merge(step: Merge, state: State, context: Context) -> State:
         return module
 
     module, facts = _merged(step, parts, losses, loss, with_weights)
-    barrier = loss(module) - sum(losses.values()) / len(losses)
+    return state.after(step, module, facts | _checked(step, loss(module), losses))
+
+
+def join(
+    step: Merge, parts: Mapping[str, nn.Module], state: State, context: Context
+) -> tuple[nn.Module, ModelSettings | None]:
+    """All parts in one graph, the head trained on train rows; and what builds it, where that is known.
+
+    Raises:
+        CompressionError: a part is not as its settings build it.
+    """
+    known = [state.model, *(context.other(name).model for name in step.others)]
+    settings = _joint_settings(known, list(parts))
+    for (name, part), one in zip(parts.items(), known, strict=True):
+        if state.plan or (one is not None and not _is_plain(part, one, state.signature)):
+            raise CompressionError(
+                "models are put side by side as they were trained; this one was compressed",
+                name,
+                "compress the joint model instead",
+            )
+    bodies = [copy_of(part.get_submodule("body")) for part in parts.values()]
+    module = Served(state.signature, Joined(bodies, state.signature.outputs))
+    fine_tune(module, step.training, state, context)
+    return module.eval(), settings
+
+
+def _joint_settings(known: Sequence[ModelSettings | None], names: Sequence[str]) -> ModelSettings | None:
+    if any(one is None for one in known):
+        return None
+    for name, one in zip(names, known, strict=True):
+        if isinstance(one, ImportedModel | SideBySide):
+            raise CompressionError("only built-in architectures can be put side by side", name, "distil them")
+    members = [one.plain() for one in known if one is not None]
+    return SideBySide.model_validate({"kwargs": {"members": members}})
+
+
+def _is_plain(part: nn.Module, settings: ModelSettings, signature: Signature) -> bool:
+    wanted = build(settings, signature, seed=0).state_dict()
+    found = part.state_dict()
+    return wanted.keys() == found.keys() and all(
+        tensor.shape == found[name].shape for name, tensor in wanted.items()
+    )
+
+
+def _checked(step: Merge, found: float, losses: Mapping[str, float]) -> dict[str, Any]:
+    """The figures for the decision; raises where the merged model's loss is too far above its parts'."""
+    barrier = found - sum(losses.values()) / len(losses)
     if barrier > step.max_barrier:
         raise CompressionError(
             "the merged model is worse than its parts: "
@@ -65,7 +120,7 @@ def merge(step: Merge, state: State, context: Context) -> State:
             step.method,
             "models of different starts need method aligned, or distil the ensemble into one model",
         )
-    return state.after(step, module, {**facts, "barrier": barrier, "losses": list(losses.values())})
+    return {"barrier": barrier, "losses": list(losses.values())}
 
 
 def _merged(

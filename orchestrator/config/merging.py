@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.training import Training
 
 
 class Merge(Settings):
-    """Average the weights of the parent and other models of the same architecture.
+    """Average the weights of the parent and other models of the same architecture, or put them side by side.
 
     Refused where the result is worse than its parts by more than `max_barrier`.
     """
@@ -19,9 +20,12 @@ class Merge(Settings):
     stage: ClassVar[int] = 0
     others: tuple[str, ...] = Field(min_length=1)
     """Refs or digests of the models to merge with; in a run file also names of its models."""
-    method: Literal["uniform", "greedy", "slerp", "aligned"] = "uniform"
+    method: Literal["uniform", "greedy", "slerp", "aligned", "side_by_side"] = "uniform"
     """Mean of all; mean of those that help on validation rows; a point on the arc between two; mean after
-    the others' channels were put in the parent's order, for models that were not trained from one start."""
+    the others' channels were put in the parent's order, for models that were not trained from one start; or
+    all of them as they are in one large model, of any architectures, with a trained head."""
+    training: Training = Training(epochs=2, lr=0.01)
+    """Of the head of side_by_side."""
     share: float = Field(0.5, gt=0, lt=1)
     """Of the other model, on the arc of slerp."""
     max_barrier: float = Field(0.1, ge=0)

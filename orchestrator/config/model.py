@@ -100,6 +100,20 @@ class Vit(Settings):
     kwargs: VitKwargs = VitKwargs()
 
 
+BuiltIn = Annotated[Mlp | Cnn | ResNet | ResNet9 | Airbench | Vit, Field(discriminator="factory")]
+
+
+class SideBySideKwargs(Settings):
+    members: tuple[BuiltIn, ...] = Field(min_length=2)
+
+
+class SideBySide(Settings):
+    """Finished networks in one graph with a trained head: made by the step `merge`."""
+
+    factory: Literal["side_by_side"] = "side_by_side"
+    kwargs: SideBySideKwargs
+
+
 class ImportedModel(Settings):
     """A module from the user's own code: `fn(signature, **kwargs) -> nn.Module`.
 
@@ -124,7 +138,7 @@ def _tag(value: Any) -> str:
     return factory if factory in BUILT_IN else "imported"
 
 
-BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "airbench", "vit")
+BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "airbench", "vit", "side_by_side")
 
 ModelSettings = Annotated[
     Annotated[Mlp, Tag("mlp")]
@@ -133,6 +147,7 @@ ModelSettings = Annotated[
     | Annotated[ResNet9, Tag("resnet9")]
     | Annotated[Airbench, Tag("airbench")]
     | Annotated[Vit, Tag("vit")]
+    | Annotated[SideBySide, Tag("side_by_side")]
     | Annotated[ImportedModel, Tag("imported")],
     Discriminator(_tag),
 ]

@@ -14,7 +14,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.errors import ModelError
 
 # Imported for their registration with `make_body`.
-from orchestrator.models import airbench, cnn, mlp, resnet, vit  # noqa: F401
+from orchestrator.models import airbench, cnn, mlp, resnet, side_by_side, vit  # noqa: F401
 from orchestrator.models.base import make_body
 from orchestrator.models.served import Served
 

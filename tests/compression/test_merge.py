@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orchestrator.compression.merge import mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Merge
+from orchestrator.config.steps import Bf16, ChannelPruning, Merge
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import score
@@ -210,3 +211,38 @@ def test_rows_are_needed() -> None:
     context = Context(seed=0, other=lambda name: Other(lambda: module, None))  # noqa: ARG005
     with pytest.raises(CompressionError, match="needs train and validation rows"):
         run_step(Merge(others=("b",)), toys.state(module, signature), context)
+
+
+def test_side_by_side_is_no_worse_than_the_mean_of_its_parts() -> None:
+    parts = [trained("mlp", seed) for seed in (0, 1, 2)]
+    state = merged("mlp", parts, method="side_by_side")
+    assert state.decisions[0]["barrier"] <= 0
+    members = state.module.get_submodule("body.members")
+    assert len(list(members.children())) == 3
+    for member, part in zip(members.children(), parts, strict=True):
+        for name, tensor in part.get_submodule("body").state_dict().items():
+            assert torch.equal(member.state_dict()[name], tensor)
+
+
+def test_side_by_side_takes_other_architectures_and_comes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    digests = []
+    for name in ("resnet", "resnet9"):
+        settings, shape = toys.MODELS[name]
+        digests.append(toys.put(store, trained(name, 0, epochs=1), toys.signature(shape), settings))
+    step = Merge(others=(digests[1],), method="side_by_side", max_barrier=100.0)
+    digest = apply_plan(store, digests[0], (step,), toys.context((3, 16, 16)))
+    module = rebuild(store, digest).module
+    assert module(example_rows(toys.signature((3, 16, 16)), 2)).shape == (2, toys.CLASSES)
+    factories = [member.factory for member in store.manifest(digest).model.kwargs.members]  # type: ignore[union-attr]
+    assert factories == ["resnet", "resnet9"]
+    smaller = apply_plan(store, digest, (ChannelPruning(amount=0.5),), toys.context((3, 16, 16)))
+    assert store.artifact_bytes(smaller) < 0.5 * store.artifact_bytes(digest)
+
+
+def test_a_compressed_model_is_not_put_side_by_side() -> None:
+    module, signature, settings = toys.toy("mlp")
+    state = run_step(Bf16(), replace(toys.state(module, signature), model=settings), toys.context((12,)))
+    context = toys.context((12,), other=lambda _: Other(lambda: module, settings))
+    with pytest.raises(CompressionError, match="this one was compressed"):
+        run_step(Merge(others=("b",), method="side_by_side"), state, context)

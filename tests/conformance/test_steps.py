@@ -51,6 +51,7 @@ STEPS: dict[str, Step] = {
         training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss()),
     ),
     "merge": Merge(others=("other",), max_barrier=100.0),
+    "merge_side_by_side": Merge(others=("other",), method="side_by_side", max_barrier=100.0),
     "prune_channels": ChannelPruning(amount=0.5),
     "prune_channels_global": ChannelPruning(amount=0.3, criterion="lamp", scope="global", round_to=2),
     "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
