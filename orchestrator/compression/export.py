@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,9 @@ from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
 Format = Literal["pt2", "onnx"]
+_FLOAT_TOLERANCE = 1e-4
+_INT8_TOLERANCE = 0.05
+"""Relative error of the outputs; numbers that lie between two integers may be rounded either way."""
 
 
 def export(
@@ -31,7 +36,8 @@ def export(
         digest: of the artifact.
         path: of the file; its folder must exist.
         format: `pt2` for `torch.export.load` (int8 as quantize/dequantize pairs, to be lowered by the
-            reader), or `onnx` (needs the packages onnx and onnxscript; float artifacts only).
+            reader), or `onnx` (needs onnx and onnxscript; float32 and static int8). Where onnxruntime is
+            installed an ONNX file is run once, and kept only if it answers alike.
         allowed: import paths that an imported model's factory may come from.
 
     Returns:
@@ -75,15 +81,16 @@ def _drop_unread(graph: fx.GraphModule) -> None:
 
 
 def _write_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+    _refuse_for_onnx(module)
     if isinstance(module, fx.GraphModule):
-        raise CompressionError(
-            "an int8 artifact has no ONNX form",
-            "onnx",
-            "export its float parent and quantize it with onnxruntime",
-        )
+        module = copy.deepcopy(module)
+        _drop_unread(module)
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise CompressionError("the ONNX export needs a package", package, f"pip install {package}")
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
     try:
         with int8.quiet():
             torch.onnx.export(
@@ -94,8 +101,45 @@ def _write_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
                 dynamic_shapes=({0: torch.export.Dim("rows", min=1)},),
                 input_names=["rows"],
                 output_names=["outputs"],
+                external_data=False,
+                verbose=False,
             )
     except Exception as error:
         raise CompressionError(
             f"torch.onnx cannot export the model ({type(error).__name__}: {str(error).strip()[:200]})", "onnx"
         ) from error
+    finally:
+        noisy.setLevel(level)
+    if importlib.util.find_spec("onnxruntime") is not None:
+        _check_onnx(module, example, path)
+
+
+def _refuse_for_onnx(module: nn.Module) -> None:
+    """Say why, where the format or its runtime lacks what the artifact is made of."""
+    if any(parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
+        raise CompressionError(
+            "onnxruntime has no bfloat16 kernels for CPUs", "onnx", "export the float32 parent"
+        )
+    if isinstance(module, fx.GraphModule) and any(
+        "choose_qparams" in str(node.target) for node in module.graph.nodes
+    ):
+        raise CompressionError(
+            "torch.onnx has no form of ranges that are found at run time", "onnx", "use int8_static"
+        )
+
+
+def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+    """Run the file once; one that answers otherwise is removed."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rows = torch.randint(0, 255, example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
+    (found,) = session.run(None, {"rows": rows.numpy()})
+    with torch.no_grad():
+        wanted = module(rows)
+    error = float((torch.from_numpy(found) - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    allowed = _INT8_TOLERANCE if isinstance(module, fx.GraphModule) else _FLOAT_TOLERANCE
+    if not error <= allowed:
+        path.unlink()
+        raise CompressionError(
+            f"onnxruntime answers otherwise than the model (relative error {error:.4f})", "onnx", "export pt2"
+        )

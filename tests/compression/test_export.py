@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from orchestrator.compression import export as exporting
 from orchestrator.compression.export import export
 from orchestrator.compression.plan import apply_plan
-from orchestrator.config.steps import Bf16, Plan, StaticInt8
+from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8, Step
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
@@ -23,9 +25,10 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def made(store: Store, plan: Plan = ()) -> str:
-    module, signature, settings = toys.toy("mlp")
-    return apply_plan(store, toys.put(store, module, signature, settings), plan, toys.context((12,)))
+def made(store: Store, plan: Plan = (), name: str = "mlp") -> str:
+    module, signature, settings = toys.toy(name)
+    context = toys.context(signature.input_shape)
+    return apply_plan(store, toys.put(store, module, signature, settings), plan, context)
 
 
 @pytest.mark.parametrize("plan", [(), (Bf16(),), (StaticInt8(),)])
@@ -54,24 +57,54 @@ def test_onnx_without_its_packages_is_one_sentence(
         export(store, made(store), tmp_path / "model.onnx", "onnx")
 
 
-def test_int8_has_no_onnx_form(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(CompressionError, match="no ONNX form"):
-        export(store, made(store, (StaticInt8(),)), tmp_path / "model.onnx", "onnx")
-
-
-@pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="needs onnx, onnxscript and onnxruntime",
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [(Bf16(), "no bfloat16 kernels"), (DynamicInt8(), "ranges that are found at run time")],
 )
-def test_onnx_answers_as_the_artifact_does(store: Store, tmp_path: Path) -> None:
+def test_what_onnx_cannot_hold_is_refused_with_the_reason(
+    store: Store, tmp_path: Path, step: Step, sentence: str
+) -> None:
+    with pytest.raises(CompressionError, match=sentence):
+        export(store, made(store, (step,)), tmp_path / "model.onnx", "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "resnet", "vit"])
+@pytest.mark.parametrize("plan", [(), (StaticInt8(),)], ids=["float", "int8"])
+def test_onnx_answers_as_the_artifact_does(store: Store, tmp_path: Path, name: str, plan: Plan) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    digest = made(store)
+    pytest.importorskip("onnxscript")
+    digest = made(store, plan, name)
     path = export(store, digest, tmp_path / "model.onnx", "onnx")
-    rows = toys.rows((12,)).inputs
-    (outputs,) = onnxruntime.InferenceSession(str(path)).run(None, {"rows": rows})
-    assert torch.allclose(
-        torch.from_numpy(outputs), torch.from_numpy(load(store, digest, "eager")(rows)), atol=1e-4
-    )
+    session = onnxruntime.InferenceSession(str(path))
+    rows = toys.rows(toys.MODELS[name][1]).inputs
+    for batch in (1, 5, 64):
+        (outputs,) = session.run(None, {"rows": rows[:batch]})
+        wanted = load(store, digest, "lowered" if plan else "eager")(rows[:batch])
+        error = np.linalg.norm(outputs - wanted) / np.linalg.norm(wanted)
+        assert error < (0.05 if plan else 1e-4), batch
+
+
+@pytest.mark.slow
+def test_an_int8_onnx_file_holds_no_float_weights(store: Store, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    path = export(store, made(store, (StaticInt8(),), "resnet"), tmp_path / "int8.onnx", "onnx")
+    weights = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) > 1]
+    kinds = [tensor.data_type for tensor in weights if np.prod(tensor.dims) > 256]
+    assert kinds
+    assert set(kinds) == {onnx.TensorProto.INT8}
+
+
+@pytest.mark.slow
+def test_a_file_that_answers_otherwise_is_removed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(exporting, "_FLOAT_TOLERANCE", -1.0)
+    with pytest.raises(CompressionError, match="answers otherwise"):
+        export(store, made(store), tmp_path / "model.onnx", "onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_missing_folder_is_named(store: Store, tmp_path: Path) -> None:
