@@ -45,6 +45,8 @@ class ResNet9Kwargs(Settings):
     whiten: bool = False
     """The first convolution is fixed and whitens 2x2 patches: it is set from train rows, and training gets on
     faster."""
+    mirror: bool = False
+    """Answer with the mean over an image and its mirror image: twice the work, fewer errors."""
 
 
 class AirbenchKwargs(Settings):

@@ -9,6 +9,7 @@ from torch.nn import functional
 from orchestrator.config.model import ResNet, ResNet9
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import DataInitialized, image_shape, make_body
+from orchestrator.models.mirror import Mirrored
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -143,4 +144,5 @@ def resnet9(settings: ResNet9, signature: Signature) -> nn.Module:
     layers += [GlobalMaxPool(), nn.Linear(wide * 8, signature.outputs)]
     if signature.task == "classification":
         layers.append(Scale(0.125))
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    return Mirrored(network) if settings.kwargs.mirror else network

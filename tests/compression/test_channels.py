@@ -16,11 +16,12 @@ from torch import nn
 from orchestrator.compression.channels import Channels, select
 from orchestrator.compression.gradients import set_gradients
 from orchestrator.compression.plan import State, apply_plan, run_step
-from orchestrator.config.steps import ChannelPruning, Criterion
+from orchestrator.config.steps import ChannelPruning, Criterion, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.cost import count
 from orchestrator.models.build import example_rows
+from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -268,3 +269,17 @@ def test_gradients_need_labelled_rows(rows: str | None, sentence: str) -> None:
 def test_one_target_is_given(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ChannelPruning.model_validate(values)
+
+
+@pytest.mark.parametrize("name", ["mirror", "airbench"])
+def test_mirrored_and_reordered_networks_lose_half_of_their_channels(name: str) -> None:
+    module, signature, _ = toys.toy(name)
+    context = toys.context(signature.input_shape)
+    state = run_step(ChannelPruning(amount=0.5), toys.state(module, signature), context)
+    before, after = count(module, signature), count(state.module, signature)
+    assert after.macs < 0.55 * before.macs
+    int8 = run_step(StaticInt8(), state, context)
+    inputs = toys.rows(signature.input_shape, 33).inputs
+    wanted = of_module(state.module, signature, "eager")(inputs)
+    got = of_module(int8.module, signature, "lowered")(inputs)
+    assert np.linalg.norm(got - wanted) < 0.1 * np.linalg.norm(wanted)

@@ -51,7 +51,19 @@ def test_scaling_stays_float() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "cnn", "resnet", "resnet9", "vit", "functional_linear", "tokens", "relu_sum"]
+    "name",
+    [
+        "mlp",
+        "cnn",
+        "resnet",
+        "resnet9",
+        "mirror",
+        "airbench",
+        "vit",
+        "functional_linear",
+        "tokens",
+        "relu_sum",
+    ],
 )
 def test_static_covers_every_convolution_and_linear(name: str) -> None:
     state, graph = quantized(name, StaticInt8())

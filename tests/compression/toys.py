@@ -41,6 +41,7 @@ MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
     "cnn": (Cnn(kwargs=CnnKwargs(channels=(8, 16), hidden=16)), (1, 8, 8)),
     "resnet": (ResNet(kwargs=ResNetKwargs(depth=8, width=8)), (3, 16, 16)),
     "resnet9": (ResNet9(kwargs=ResNet9Kwargs(width=8)), (3, 16, 16)),
+    "mirror": (ResNet9(kwargs=ResNet9Kwargs(width=8, mirror=True)), (3, 16, 16)),
     "airbench": (Airbench(kwargs=AirbenchKwargs(widths=(8, 16))), (3, 16, 16)),
     "vit": (Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)), (3, 16, 16)),
 }

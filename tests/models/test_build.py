@@ -15,6 +15,7 @@ from orchestrator.config.model import (
     ModelSettings,
     ResNet,
     ResNet9,
+    ResNet9Kwargs,
     ResNetKwargs,
     Vit,
     VitKwargs,
@@ -186,3 +187,18 @@ def test_airbench_starts_as_the_identity_and_trains_no_scale() -> None:
 def test_airbench_refuses_images_that_it_cannot_halve() -> None:
     with pytest.raises(ModelError, match="too small"):
         build(Airbench(), signature((3, 4, 4)), seed=0)
+
+
+def test_a_mirrored_model_gives_an_image_and_its_mirror_image_the_same_answer() -> None:
+    settings = ResNet9(kwargs=ResNet9Kwargs(width=4, mirror=True))
+    plain = ResNet9(kwargs=ResNet9Kwargs(width=4))
+    model = build(settings, signature((3, 16, 16)), seed=0).eval()
+    alone = build(plain, signature((3, 16, 16)), seed=0).eval()
+    images = rows((3, 16, 16), 5)
+    with torch.no_grad():
+        found = model(images)
+        torch.testing.assert_close(found, model(images.flip(3)))
+        torch.testing.assert_close(found, (alone(images) + alone(images.flip(3))) / 2)
+        model.train()
+        alone.train()
+        torch.testing.assert_close(model(images), alone(images))

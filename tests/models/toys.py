@@ -28,6 +28,7 @@ SMALL: dict[str, ModelSettings] = {
     "resnet": ResNet(kwargs=ResNetKwargs(depth=8, width=8)),
     "resnet9": ResNet9(kwargs=ResNet9Kwargs(width=4)),
     "resnet9-fast": ResNet9(kwargs=ResNet9Kwargs(width=4, stem_pool=True, whiten=True)),
+    "resnet9-mirror": ResNet9(kwargs=ResNet9Kwargs(width=4, mirror=True)),
     "airbench": Airbench(kwargs=AirbenchKwargs(widths=(8, 12))),
     "vit": Vit(kwargs=VitKwargs(dim=24, depth=2, heads=3)),
 }
