@@ -35,7 +35,7 @@ lint: $(STAMP) ## Style and types
 
 test: lint ## Lint, types, architecture tests and the whole suite
 	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "ray or cluster" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "ray or cluster" -n 2 --dist loadfile
 
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json

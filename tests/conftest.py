@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 # Ray reads its auth mode once a process: modules with different modes could not share one.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_AUTH_TOKEN", None)
@@ -15,11 +13,3 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-_LONGEST = ("test_kill.py", "test_ray_train.py", "test_serving.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: where a file is a process's work, the short ones then fill the end."""
-    places = {name: place for place, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
