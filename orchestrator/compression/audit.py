@@ -80,14 +80,13 @@ def coverage(graph: fx.GraphModule, signature: Signature) -> dict[str, Any]:
 
 def _never_rounded(graph: fx.GraphModule) -> list[dict[str, str]]:
     """Convolutions, linears and products of the quantized graph that see float inputs."""
-    found = []
+    found, why = [], "kept in float, or the quantizer has no int8 form of it"
     for node in graph.graph.nodes:
         operator = ".".join(str(node.target).split(".")[:2])
         if operator not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
             continue
         sources = [str(source.target) for source in node.all_input_nodes[:2]]
         if not any("dequantize" in source for source in sources):
-            why = "kept in float, or the quantizer has no int8 form of it"
             found.append({"layer": _layer_of(node), "why": why})
     return found
 

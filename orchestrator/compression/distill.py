@@ -22,6 +22,7 @@ from orchestrator.compression.step import (
 )
 from orchestrator.config.steps import Distill, Recovery
 from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import build, example_rows
 from orchestrator.training.batches import Teacher
@@ -62,8 +63,7 @@ def fine_tune(
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
         teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
-    initialize(module, context.train)
-    hinted = _hinted(module, training, state)
+    hinted = _hinted(module, training, state, context.train)
     reports = train(
         hinted or module,
         context.train,
@@ -89,10 +89,11 @@ def fine_tune(
     return epochs
 
 
-def _hinted(module: nn.Module, training: Training, state: State) -> Hinted | None:
+def _hinted(module: nn.Module, training: Training, state: State, train_part: Part) -> Hinted | None:
     """The student with its teacher at its side, where the loss compares layers: the parent is the teacher."""
     if not isinstance(training.loss, DistillationLoss) or not training.loss.features:
         return None
+    initialize(module, train_part)  # inside `Hinted` the loop would not find its scaling
     rows = example_rows(state.signature, 2)
     return Hinted(module, copy_of(state.parent()), training.loss.features, rows)
 

@@ -131,15 +131,24 @@ def _refuse_for_onnx(module: nn.Module) -> None:
 def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     """Run the file once; one that answers otherwise is removed."""
     onnxruntime = importlib.import_module("onnxruntime")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rows = torch.randint(0, 255, example.shape, generator=torch.Generator().manual_seed(0)).to(example.dtype)
-    (found,) = session.run(None, {"rows": rows.numpy()})
-    with torch.no_grad():
-        wanted = module(rows)
-    error = float((torch.from_numpy(found) - wanted).norm() / wanted.norm().clamp_min(1e-12))
-    allowed = _INT8_TOLERANCE if isinstance(module, fx.GraphModule) else _FLOAT_TOLERANCE
-    if not error <= allowed:
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"rows": rows.numpy()})
+    except Exception as error:
+        # Its exceptions have no base class of their own.
         path.unlink()
         raise CompressionError(
-            f"onnxruntime answers otherwise than the model (relative error {error:.4f})", "onnx", "export pt2"
+            f"onnxruntime cannot run the file ({str(error).strip()[:200]})", "onnx", "export pt2"
+        ) from error
+    with torch.no_grad():
+        wanted = module(rows)
+    distance = float((torch.from_numpy(found) - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    allowed = _INT8_TOLERANCE if isinstance(module, fx.GraphModule) else _FLOAT_TOLERANCE
+    if not distance <= allowed:
+        path.unlink()
+        raise CompressionError(
+            f"onnxruntime answers otherwise than the model (relative error {distance:.4f})",
+            "onnx",
+            "export pt2",
         )

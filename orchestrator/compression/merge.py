@@ -35,8 +35,8 @@ def merge(step: Merge, state: State, context: Context) -> State:
     Uniform and greedy: model soups (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482), for models
     fine-tuned from one start. Slerp: Shoemake 1985, a tensor at a time. Aligned: weight matching of Git
     Re-Basin (Ainsworth et al. 2022, https://arxiv.org/abs/2209.04836). Side by side: stacking (Wolpert 1992)
-    in one graph. Batch statistics are estimated anew
-    (Jordan et al. 2022, https://arxiv.org/abs/2211.08403).
+    in one graph. Batch statistics of merged weights are estimated anew (Jordan et al. 2022,
+    https://arxiv.org/abs/2211.08403).
 
     Raises:
         CompressionError: architectures differ, rows are missing, greedy took no other model, or the merged
@@ -46,12 +46,13 @@ def merge(step: Merge, state: State, context: Context) -> State:
         raise CompressionError("merging needs train and validation rows", fix="give the data both parts")
     parent = copy_of(state.module)
     parts = {"parent": parent} | {name: context.other(name).module().eval() for name in step.others}
+    if step.method != "side_by_side":
+        _check_alike(parts)
     loss = _loss_on(context.validation, state.signature)
     losses = {name: loss(part) for name, part in parts.items()}
     if step.method == "side_by_side":
         joined, settings = join(step, parts, state, context)
         return state.after(step, joined, _checked(step, loss(joined), losses), model=settings)
-    _check_alike(parts)
     if step.method == "aligned":
         parts = {
             name: part if name == "parent" else aligned(parent, copy_of(part), state.signature)

@@ -61,8 +61,9 @@ def rounding(
         keep_float: names of layers that are not rounded.
 
     Raises:
-        CompressionError: no layer would be rounded.
+        CompressionError: no layer would be rounded, or there is none of a name.
     """
+    int8.check_names(module, keep_float)
     parts = [part for name, part in module.named_modules() if type(part) in _FORMS and name not in keep_float]
     if not any(isinstance(part, nn.Conv2d | nn.Linear) for part in parts):
         raise CompressionError("qat found no convolution or linear to round", type(module).__name__)

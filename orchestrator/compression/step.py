@@ -99,7 +99,12 @@ class State:
 
 def metric_of(context: Context, signature: Signature) -> Metric:
     """What recovery and bounds are judged by: the context's metric, or the task's plain one."""
-    return context.metric or Metric(name="accuracy" if signature.task == "classification" else "rmse")
+    return context.metric or plain_metric(signature)
+
+
+def plain_metric(signature: Signature) -> Metric:
+    """The task's own: accuracy, or RMSE."""
+    return Metric(name="accuracy" if signature.task == "classification" else "rmse")
 
 
 @singledispatch

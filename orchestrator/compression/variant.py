@@ -16,6 +16,7 @@ from torch import fx, nn
 from orchestrator.compression.audit import facts_of
 from orchestrator.compression.export import Format, write
 from orchestrator.compression.gate import Gate, gate, is_masked
+from orchestrator.compression.step import plain_metric
 from orchestrator.config.base import canonical
 from orchestrator.config.measure import Execution, LatencySettings, Metric
 from orchestrator.config.model import ModelSettings
@@ -152,8 +153,8 @@ class Variant:
         """
         inputs = np.asarray(rows).astype(self.signature.input_dtype, copy=False)
         before = predict(of_module(self.before, self.signature, "eager"), inputs)
-        chosen = metric or Metric(name="accuracy" if self.signature.task == "classification" else "rmse")
         own = predict(self._executable, inputs)
+        chosen = metric or plain_metric(self.signature)
         return non_inferior(chosen, own, before, targets, promise or Promise(), seed=seed)
 
     def save(self, store: Store | str | Path, name: str | None = None) -> str:

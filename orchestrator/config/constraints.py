@@ -25,7 +25,7 @@ class Sparsify(Settings):
     end: float = Field(0.7, gt=0, le=1)
     """And ends: the rest of the training recovers."""
     every: int = Field(20, ge=1)
-    """Steps between two choices of the zeros; a weight may come back at each."""
+    """Steps between two choices of further zeros."""
 
     @model_validator(mode="after")
     def _order(self) -> Sparsify:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from orchestrator.config.base import Settings
-from orchestrator.config.model import ModelSettings
+from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.training import DistillationLoss, Training
 
 
@@ -36,6 +36,8 @@ class Distill(Settings):
             raise ValueError(f"'weights' must be >= 0 and not all 0, got {list(self.weights)}")
         if self.temperatures is not None and min(self.temperatures) <= 0:
             raise ValueError(f"'temperatures' must be > 0, got {list(self.temperatures)}")
+        if isinstance(self.model, SideBySide):
+            raise ValueError("side_by_side is no student: its members would stay untrained")
         if not isinstance(self.training.loss, DistillationLoss):
             raise ValueError("'training.loss' must be of kind distillation")
         if self.training.transfer is not None:

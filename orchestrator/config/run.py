@@ -17,7 +17,7 @@ from orchestrator.config.measure import (
     LatencySettings,
     Metric,
 )
-from orchestrator.config.model import ModelSettings
+from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan
@@ -47,6 +47,8 @@ class ModelEntry(Settings):
             raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
+        if isinstance(self.model, SideBySide):
+            raise ValueError("side_by_side trains its head alone: train its members, then use step 'merge'")
         if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
             raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:

@@ -99,11 +99,8 @@ def quantize(
         CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
             quantized.
     """
-    known = dict(module.named_modules())
-    for name in keep_float:
-        if name not in known:
-            raise CompressionError("there is no layer to keep in float of this name", name)
-    for part in known.values():
+    check_names(module, keep_float)
+    for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
     config = _quantization(mode, narrow, observer)
@@ -126,6 +123,14 @@ def quantize(
         )
     _drop_checks(graph)
     return graph
+
+
+def check_names(module: nn.Module, keep_float: Collection[str]) -> None:
+    """Raise CompressionError for a layer to keep in float that the module does not have."""
+    known = dict(module.named_modules())
+    for name in keep_float:
+        if name not in known:
+            raise CompressionError("there is no layer to keep in float of this name", name)
 
 
 def _quantization(mode: Mode, narrow: bool, observer: Observer | None) -> Any:

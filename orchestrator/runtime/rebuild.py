@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -134,13 +135,10 @@ def _(
     decision: Mapping[str, Any],
     signature: Signature,
 ) -> nn.Module:
-    try:
-        with tracing(module):
-            graph = dependency_graph(module, signature)
-            for name, outputs, channels in decision["history"]:
-                cut(graph, module.get_submodule(name), outputs, channels)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise CorruptArtifactError("the recorded pruning does not fit the model", str(error)[:200]) from error
+    with _fitting("cuts"), tracing(module):
+        graph = dependency_graph(module, signature)
+        for name, outputs, channels in decision["history"]:
+            cut(graph, module.get_submodule(name), outputs, channels)
     return module
 
 
@@ -151,10 +149,8 @@ def _(
     decision: Mapping[str, Any],
     signature: Signature,  # noqa: ARG001
 ) -> nn.Module:
-    try:
+    with _fitting("heads"):
         keep_heads(module, decision["kept"])
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise CorruptArtifactError("the recorded heads do not fit the model", str(error)[:200]) from error
     return module
 
 
@@ -165,10 +161,8 @@ def _(
     decision: Mapping[str, Any],
     signature: Signature,  # noqa: ARG001
 ) -> nn.Module:
-    try:
+    with _fitting("ranks"):
         split(module, decision["ranks"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CorruptArtifactError("the recorded ranks do not fit the model", str(error)[:200]) from error
     return module
 
 
@@ -185,10 +179,8 @@ def _(
     decision: Mapping[str, Any],
     signature: Signature,  # noqa: ARG001
 ) -> nn.Module:
-    try:
+    with _fitting("groups"):
         weight_only.convert(module, decision["groups"], 8 if isinstance(step, WeightOnlyInt8) else 4)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifactError("the recorded groups do not fit the model", str(error)[:200]) from error
     return module
 
 
@@ -201,6 +193,15 @@ def _(
     mode: int8.Mode = "static" if isinstance(step, StaticInt8) else "dynamic"
     keep = decision.get("keep_float", ())
     return int8.quantize(module, mode, bool(decision["reduce_range"]), example, _run_once(example), keep)
+
+
+@contextmanager
+def _fitting(what: str) -> Iterator[None]:
+    """Name what a manifest records as damaged where the model cannot take it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise CorruptArtifactError(f"the recorded {what} do not fit the model", str(error)[:200]) from error
 
 
 def _run_once(example: Tensor) -> Callable[[nn.Module], object]:

@@ -53,20 +53,15 @@ class Constraints:
             )
         self.project()
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is constrained."""
-        chosen = self.settings
-        return bool(self._given or chosen.sparsify or chosen.penalty or chosen.clip_weights)
-
     def begin(self, step: int, epoch_step: int, steps: int) -> None:
         """Before step `step` of `steps` (step `epoch_step` of its epoch): choose zeros and limits anew."""
         sparsify, clip = self.settings.sparsify, self.settings.clip_weights
         if sparsify is not None and (epoch_step % sparsify.every == 0 or step == steps - 1):
             self._choose_zeros(sparsify, share_of_zeros(sparsify, step / max(steps - 1, 1)))
+            self.project()
         if clip is not None and epoch_step % LIMITS_EVERY == 0:
             self._limits = {name: limits(weight, clip) for name, weight in self._weights.items()}
-        self.project()
+            self.project()
 
     def penalty(self) -> Tensor | None:
         """The loss's term, a scalar with its gradient; None when there is none."""

@@ -79,6 +79,21 @@ class Hinted(nn.Module):
         return self.student
 
 
+class _Projection(nn.Module):
+    """A linear over the channels. Not an `nn.Linear`: constraints are about the student's layers alone."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs).uniform_(-1, 1) * inputs**-0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] or [..., inputs] -> the same with outputs."""
+        if x.ndim == 4:
+            return functional.conv2d(x, self.weight[:, :, None, None], self.bias)
+        return functional.linear(x, self.weight, self.bias)
+
+
 class _Taps:
     """Keeps the last output of named layers."""
 
@@ -126,9 +141,8 @@ def _projection(feature: Feature, student: Tensor, teacher: Tensor) -> nn.Module
         if student.ndim == 2:
             raise ConfigError("attention transfer needs places: [B, T, C] or [B, C, H, W]", feature.student)
         return nn.Identity()
-    if student.ndim == 4:
-        return nn.Conv2d(student.shape[1], teacher.shape[1], 1)
-    return nn.Linear(student.shape[-1], teacher.shape[-1])
+    channels = 1 if student.ndim == 4 else -1
+    return _Projection(student.shape[channels], teacher.shape[channels])
 
 
 def _distance(feature: Feature, projection: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:

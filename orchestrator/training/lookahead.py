@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -16,8 +18,15 @@ class SlowWeights:
     pull, and an epoch ends with one, so nothing needs saving.
     """
 
-    def __init__(self, module: nn.Module, settings: Lookahead) -> None:
-        self._settings = settings
+    def __init__(self, module: nn.Module, settings: Lookahead, project: Callable[[], None]) -> None:
+        """Start from the module's weights.
+
+        Args:
+            module: as it is trained, on its device.
+            settings: how often and how far.
+            project: makes true again what is asked of the weights; called after each pull.
+        """
+        self._settings, self._project = settings, project
         self._fast = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
         self._slow = [tensor.clone() for tensor in self._fast]
 
@@ -28,5 +37,7 @@ class SlowWeights:
         share = self._settings.share * ((step + 1) / steps) ** 3
         with torch.no_grad():
             for slow, fast in zip(self._slow, self._fast, strict=True):
-                slow.lerp_(fast, 1 - share)
-                fast.copy_(slow)
+                fast.lerp_(slow, share)
+            self._project()
+            for slow, fast in zip(self._slow, self._fast, strict=True):
+                slow.copy_(fast)

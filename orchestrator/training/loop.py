@@ -168,6 +168,12 @@ class _Run:
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
         self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher)
         self._check_rows(len(train.ids))
+        whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
+        if whole and place.world > 1 and place.strategy == "fsdp":
+            raise TrainingError(
+                "pruning masks, sparsify, penalty, clip_weights and lookahead do not work under FSDP",
+                fix="use strategy ddp",
+            )
         if not self.state.epoch:
             initialize(self.module, train)
         self.module.to(place.device)
@@ -181,11 +187,9 @@ class _Run:
             sharding.fill_model(self.module, self.state.model)
             sharding.fill_optimizer(self.module, self.optimizer, self.state.optimizer)
         self.constraints = Constraints(self.module, settings, masks)
-        self.slow = None if settings.lookahead is None else SlowWeights(self.module, settings.lookahead)
-        if (self.constraints.active or self.slow) and place.world > 1 and place.strategy == "fsdp":
-            raise TrainingError(
-                "zeros, penalties, limits and lookahead do not work under FSDP", fix="use strategy ddp"
-            )
+        self.slow: SlowWeights | None = None
+        if settings.lookahead is not None:
+            self.slow = SlowWeights(self.module, settings.lookahead, self.constraints.project)
 
     def _check_rows(self, rows: int) -> None:
         if rows == 0 or len(self.validation.ids) == 0:

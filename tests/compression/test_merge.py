@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.compression import compress
@@ -18,7 +19,9 @@ from orchestrator.compression.merge import mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Bf16, ChannelPruning, Merge
+from orchestrator.config.model import SideBySide
+from orchestrator.config.run import ModelEntry
+from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import score
@@ -234,7 +237,9 @@ def test_side_by_side_takes_other_architectures_and_comes_back(tmp_path: Path) -
     digest = apply_plan(store, digests[0], (step,), toys.context((3, 16, 16)))
     module = rebuild(store, digest).module
     assert module(example_rows(toys.signature((3, 16, 16)), 2)).shape == (2, toys.CLASSES)
-    factories = [member.factory for member in store.manifest(digest).model.kwargs.members]  # type: ignore[union-attr]
+    built = store.manifest(digest).model
+    assert isinstance(built, SideBySide)
+    factories = [member.factory for member in built.kwargs.members]
     assert factories == ["resnet", "resnet9"]
     smaller = apply_plan(store, digest, (ChannelPruning(amount=0.5),), toys.context((3, 16, 16)))
     assert store.artifact_bytes(smaller) < 0.5 * store.artifact_bytes(digest)
@@ -246,3 +251,11 @@ def test_a_compressed_model_is_not_put_side_by_side() -> None:
     context = toys.context((12,), other=lambda _: Other(lambda: module, settings))
     with pytest.raises(CompressionError, match="this one was compressed"):
         run_step(Merge(others=("b",), method="side_by_side"), state, context)
+
+
+def test_networks_side_by_side_are_not_trained_from_scratch() -> None:
+    model = {"factory": "side_by_side", "kwargs": {"members": [{"factory": "mlp"}, {"factory": "mlp"}]}}
+    with pytest.raises(ValidationError, match="then use step 'merge'"):
+        ModelEntry.model_validate({"model": model})
+    with pytest.raises(ValidationError, match="members would stay untrained"):
+        Distill.model_validate({"model": model, "training": {"loss": {"kind": "distillation"}}})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from orchestrator.compression.plan import State, run_step
 from orchestrator.compression.qat import rounding
@@ -15,6 +15,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Qat, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.execute import of_module
 from tests.compression import toys
@@ -66,7 +67,8 @@ def test_the_simulation_is_what_the_kernels_compute(name: str) -> None:
 
 def test_the_deployed_graph_is_that_of_post_training_quantization() -> None:
     def operators(state: State) -> list[str]:
-        lowered = int8.lower(state.module, torch.zeros(8, *signature.input_shape, dtype=torch.uint8))  # type: ignore[arg-type]
+        assert isinstance(state.module, fx.GraphModule)
+        lowered = int8.lower(state.module, example_rows(signature, 8))
         return [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
 
     module, signature, aware = trained("resnet")
@@ -118,3 +120,8 @@ def test_missing_rows_are_named() -> None:
     context = toys.context(signature.input_shape, calibration=None)
     with pytest.raises(CompressionError, match="calibration rows"):
         run_step(Qat(training=QUICK), toys.state(module, signature), context)
+
+
+def test_a_mistyped_layer_is_named() -> None:
+    with pytest.raises(CompressionError, match="no layer to keep in float"):
+        trained("mlp", keep_float=("body.first",))

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from orchestrator.compression.plan import State, run_step
+from orchestrator.config.constraints import Sparsify
 from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.steps import ChannelPruning, Distill, MagnitudePruning, Recovery
 from orchestrator.config.training import DistillationLoss, Feature, Training
 from orchestrator.errors import ConfigError
+from orchestrator.models.base import weights_of
 from orchestrator.training.features import Hinted
 from tests.compression import toys
 
@@ -74,10 +76,8 @@ def test_a_hint_of_the_teacher_itself_vanishes_under_the_identity() -> None:
     name = layer_of(teacher, nn.Conv2d)
     joined = Hinted(teacher, teacher, [Feature(student=name)], rows)
     projection = joined.projections[0]
-    assert isinstance(projection, nn.Conv2d)
-    nn.init.dirac_(projection.weight)
-    assert projection.bias is not None
-    nn.init.zeros_(projection.bias)
+    assert isinstance(projection.weight, nn.Parameter)
+    nn.init.eye_(projection.weight)
     joined.train()
     joined(rows)
     assert joined.auxiliary_loss is not None
@@ -143,6 +143,17 @@ def test_zeros_stay_zero_beside_hints() -> None:
     assert masked.masks is not None
     for key, mask in masked.masks.items():
         assert not after.module.get_parameter(key)[~mask].any()
+
+
+def test_gradual_pruning_beside_hints_counts_the_students_weights_alone() -> None:
+    module, signature, _ = toys.toy("cnn")
+    chosen = training(Feature(student=layer_of(module, nn.Conv2d)), epochs=4)
+    chosen = chosen.model_copy(update={"sparsify": Sparsify(amount=0.5, every=2)})
+    context = toys.context(signature.input_shape)
+    after = run_step(Recovery(training=chosen), toys.state(module, signature), context)
+    weights = list(weights_of(after.module).values())
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros == round(0.5 * sum(weight.numel() for weight in weights))
 
 
 @pytest.mark.parametrize(
