@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.compression.step import (
@@ -25,9 +22,10 @@ from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import build, example_rows
-from orchestrator.training.batches import Teacher
+from orchestrator.training.batches import Teacher, Views
 from orchestrator.training.features import Hinted
 from orchestrator.training.loop import initialize, train
+from orchestrator.training.teacher import as_kept
 
 
 @apply_step.register
@@ -160,18 +158,20 @@ def _teacher(
 ) -> Teacher:
     """The teachers' mixed outputs: from the store where all are kept there, else by running them."""
     task = state.signature.task
+
+    def mix(outputs: Sequence[Tensor]) -> Tensor:
+        return mixed(outputs, weights, temperatures, task)
+
     if all(teacher.outputs is not None for teacher in teachers):
         kept = [teacher.outputs(training) for teacher in teachers if teacher.outputs is not None]
-        views = [
-            mixed([torch.from_numpy(one[view]) for one in kept], weights, temperatures, task).numpy()
-            for view in range(len(kept[0]))
-        ]
-        stacked: NDArray[Any] = np.stack(views)
-        return stacked
+        return Views(
+            kept[0].count,
+            lambda view: mix([torch.from_numpy(one.read(view)) for one in kept]).numpy(),
+        )
     modules = [teacher.module().eval() for teacher in teachers]
 
     def outputs(rows: Tensor) -> Tensor:
         with torch.no_grad():
-            return mixed([module(rows) for module in modules], weights, temperatures, task)
+            return mix([as_kept(module(rows), task).float() for module in modules])
 
     return outputs

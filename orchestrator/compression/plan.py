@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 # Imported for their registration with `apply_step`.
@@ -28,10 +27,11 @@ from orchestrator.compression.step import Context, Other, ParentOutputs, State, 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.steps import Distill, Plan, Step, others_of
 from orchestrator.config.training import Training
-from orchestrator.errors import CompressionError, StoreError
+from orchestrator.errors import CompressionError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.batches import Views
 from orchestrator.training.teacher import TeacherCache
 
 __all__ = [
@@ -50,7 +50,7 @@ ORDER = (
     "a number type"
 )
 
-_VERSION = 2
+_VERSION = 3
 """Raise when a step would give another artifact for the same input."""
 
 
@@ -160,18 +160,22 @@ class _Job:
     def _outputs(self, digest: str) -> ParentOutputs:
         return lambda training: self._cached(digest, training)
 
-    def _cached(self, digest: str, training: Training) -> NDArray[Any]:
+    def _cached(self, digest: str, training: Training) -> Views:
         context = self.context
         if context.train is None:
             raise CompressionError("distillation needs train rows", fix="give the data a train part")
         cache = TeacherCache(
-            self.store, digest, self.data, context.train, training, context.seed, context.threads
+            store=self.store,
+            digest=digest,
+            data=self.data,
+            rows=context.train,
+            task=self.store.manifest(digest).signature.task,
+            training=training,
+            seed=context.seed,
+            threads=context.threads,
         )
         cache.fill(self._build(digest))
-        outputs = cache.outputs()
-        if outputs is None:
-            raise StoreError("a teacher's outputs vanished from the store", digest, "run again")
-        return outputs
+        return cache.outputs()
 
 
 def _by_digest(store: Store, plan: Plan) -> Plan:

@@ -22,10 +22,11 @@ from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import example_rows
+from orchestrator.training.batches import Views
 from orchestrator.training.state import EpochReport
 
-ParentOutputs = Callable[[Training], NDArray[Any]]
-"""From a training to the parent's outputs [V, N, K] on the train rows in every view."""
+ParentOutputs = Callable[[Training], Views]
+"""From a training to the parent's outputs on the train rows in every view."""
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,19 @@ from orchestrator.errors import CorruptArtifactError, StoreError
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import check_digest, check_segment
 
+Outputs = NDArray[np.float32] | NDArray[np.float16]
 
-def put(blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64], outputs: NDArray[np.float32]) -> None:
-    """Store outputs float32 [N, K] of the samples `ids` int64 [N], in place of older ones.
+
+def put(blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64], outputs: Outputs) -> None:
+    """Store outputs float32 or float16 [N, K] of the samples `ids` int64 [N], in place of older ones.
 
     Raises:
         StoreError: the shapes do not fit together.
     """
     if outputs.ndim != 2 or ids.shape != outputs.shape[:1] or outputs.shape[1] < 1:
         raise StoreError("predictions need ids [N] and outputs [N, K]", f"{ids.shape} and {outputs.shape}")
-    values = pa.array(np.ascontiguousarray(outputs, dtype=np.float32).reshape(-1))
+    kept = outputs.dtype if outputs.dtype == np.float16 else np.dtype(np.float32)
+    values = pa.array(np.ascontiguousarray(outputs, dtype=kept).reshape(-1))
     table = pa.table(
         {
             "id": pa.array(np.ascontiguousarray(ids, dtype=np.int64)),
@@ -35,7 +38,7 @@ def put(blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64], outputs: ND
 def get(
     blobs: Blobs, digest: str, key: str, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32] | None:
-    """A fresh float32 [N, K]; None when there is nothing, or it is of other samples than `ids`.
+    """A fresh float32 [N, K], however it is kept; None when nothing of just these samples is.
 
     Raises:
         CorruptArtifactError: the file is damaged.

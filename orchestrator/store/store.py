@@ -195,15 +195,15 @@ class Store:
     # Predictions
 
     def put_predictions(
-        self, digest: str, key: str, ids: NDArray[np.int64], outputs: NDArray[np.float32]
+        self, digest: str, key: str, ids: NDArray[np.int64], outputs: predictions.Outputs
     ) -> None:
-        """Keep outputs float32 [N, K] of the samples `ids` [N]; `key` names data and execution."""
+        """Keep outputs float32 or float16 [N, K] of the samples `ids` [N]; `key` names data and execution."""
         predictions.put(self.blobs, digest, key, ids, outputs)
 
     def predictions(
         self, digest: str, key: str, ids: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32] | None:
-        """Kept outputs [N, K]; None when there are none, or they are of other samples than `ids`."""
+        """Kept outputs, as float32 [N, K]; None when there are none of just the samples `ids`."""
         return predictions.get(self.blobs, digest, key, ids)
 
     # Specs

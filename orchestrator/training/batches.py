@@ -17,11 +17,21 @@ from orchestrator.data.dataset import Part
 from orchestrator.errors import TrainingError
 from orchestrator.training.augment import augment, views
 
-Teacher = Callable[[Tensor], Tensor] | NDArray[Any]
-"""A function of raw rows [B, ...] -> outputs [B, K] (already in eval mode, on the training's device), or the
-outputs themselves: [N, K] of the plain rows, or [V, N, K] of every view."""
-
 TEACHER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Views:
+    """A teacher's outputs on the train rows, read view by view."""
+
+    count: int
+    read: Callable[[int], NDArray[Any]]
+    """View -> [N, K]"""
+
+
+Teacher = Callable[[Tensor], Tensor] | NDArray[Any] | Views
+"""A function of raw rows [B, ...] -> outputs [B, K] (already in eval mode, on the training's device), or the
+outputs themselves: [N, K] of the plain rows, or [V, N, K] of every view, or `Views` of them."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +104,31 @@ class Rows:
             )
 
     def _teacher_outputs(self, view: int, device: torch.device, channels_last: bool) -> Tensor | None:
-        """All rows' outputs in one view, computed once, in row order: the same after a restart."""
+        """All rows' outputs in one view, in row order: the same after a restart.
+
+        Those of a function are kept, since it would have to run again; of given ones a single view is held.
+        """
         if self._teacher is None or view in self._outputs:
             return self._outputs.get(view)
         if callable(self._teacher):
             self._outputs[view] = self.outputs_of(self._teacher, view, device, channels_last)
         else:
-            self._outputs[view] = self._given_outputs(self._teacher, view)
+            self._outputs = {view: self._given_outputs(self._teacher, view)}
         return self._outputs[view]
 
-    def _given_outputs(self, outputs: NDArray[Any], view: int) -> Tensor:
-        wanted = (views(self.settings), len(self.ids))
-        if outputs.ndim == 2 and wanted[0] == 1:
-            outputs = outputs[None]
-        if outputs.ndim != 3 or outputs.shape[0] <= view or outputs.shape[1] != wanted[1]:
+    def _given_outputs(self, given: NDArray[Any] | Views, view: int) -> Tensor:
+        if not isinstance(given, Views):
+            # Outputs of the plain rows alone are those of every view, should there be one only.
+            every = given[None] if given.ndim == 2 and views(self.settings) == 1 else given
+            given = Views(len(every), every.__getitem__)
+        outputs = given.read(view) if view < given.count else np.empty(0)
+        if outputs.ndim != 2 or len(outputs) != len(self.ids):
             raise TrainingError(
-                f"the teacher's outputs must be [views, rows, outputs] with {wanted[0]} views of {wanted[1]} "
-                "rows; they are",
+                f"a teacher's outputs must be [rows, outputs] in each of {views(self.settings)} views of "
+                f"{len(self.ids)} rows; in view {view} of {given.count} they are",
                 list(outputs.shape),
             )
-        return wrap_array(np.ascontiguousarray(outputs[view], dtype=np.float32))
+        return wrap_array(np.ascontiguousarray(outputs, dtype=np.float32))
 
     def outputs_of(
         self,

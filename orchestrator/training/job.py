@@ -16,6 +16,8 @@ from orchestrator.errors import ConfigError, TrainingError
 
 VERSION = 1
 """Of the training code: raise it when equal settings give other weights, so that old results are left."""
+DISTILLED_VERSION = 2
+"""The same of models with a teacher."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,18 @@ class TrainJob:
         entry, resources = self.entry, self.entry.resources
         if entry.model is None:
             raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
+        teacher = self.teacher_digest or entry.teacher
         transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
         return {
             "stage": "train",
-            "version": VERSION,
+            "version": VERSION if teacher is None else DISTILLED_VERSION,
             "model": entry.model.plain(),
             "training": entry.training.plain(),
             "metric": self.metric.plain(),
             "seed": self.seed,
             "data": open_cached(Path(self.data_folder)).digest,
             "transfer": transfer,
-            "teacher": self.teacher_digest or entry.teacher,
+            "teacher": teacher,
             "threads": resources.cpus,
             "workers": list(resources.span),
             "strategy": resources.strategy,

@@ -22,6 +22,7 @@ from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.batches import Views
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.mailbox import Mailbox
@@ -119,23 +120,21 @@ def _last_state() -> TrainState:
 
 def _teacher_outputs(
     job: TrainJob, store: Store, rows: Part, device: torch.device, rank: int, world: int
-) -> NDArray[np.float32] | None:
-    """The teacher's outputs [V, N, K] on the rows in every view: from the store, or computed by rank 0."""
+) -> Views | None:
+    """The teacher's outputs on the rows in every view: from the store, where rank 0 puts what is missing."""
     digest = job.teacher_digest
     if digest is None:
         return None
     settings = job.settings()
     data = settings["transfer"] or settings["data"]
     training, threads = job.entry.training, job.entry.resources.cpus
-    cache = TeacherCache(store, digest, data, rows, training, job.seed, threads, str(device))
+    task = store.manifest(digest).signature.task
+    cache = TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
     if rank == 0:
         cache.fill(lambda: _teacher(job, store, digest))
     if world > 1:
         torch.distributed.barrier()
-    outputs = cache.outputs()
-    if outputs is None:
-        raise DataError("the teacher's outputs are not in the store", digest, "run again")
-    return outputs
+    return cache.outputs()
 
 
 def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:

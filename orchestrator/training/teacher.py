@@ -1,4 +1,8 @@
-"""A teacher's outputs, computed once for each view and kept in the store for every epoch, trial and run."""
+"""A teacher's outputs, computed once for each view and kept in the store for every epoch, trial and run.
+
+A file a view: an epoch reads the one that it needs. Logits are kept as float16, values of a regression as
+float32.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,31 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.config.base import fingerprint
+from orchestrator.config.signature import Task
 from orchestrator.config.training import Training
 from orchestrator.data.dataset import Part
+from orchestrator.errors import StoreError
 from orchestrator.measure.machine import machine
 from orchestrator.store.store import Store
 from orchestrator.training.augment import views
-from orchestrator.training.batches import Rows
+from orchestrator.training.batches import Rows, Views
+
+_VERSION = 2
+"""Raise when outputs are kept in another form."""
+_LARGEST = float(torch.finfo(torch.float16).max)
+
+
+def as_kept(outputs: Tensor, task: Task) -> Tensor:
+    """Outputs as the cache keeps them, so that a teacher gives the same targets with and without it."""
+    return outputs.clamp(-_LARGEST, _LARGEST).half() if task == "classification" else outputs.float()
 
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """The outputs of one artifact on the augmented rows of one training."""
+    """The outputs of one artifact on the augmented rows of one training.
+
+    Kept once for each teacher, so any mixture of teachers is made of them without running one again.
+    """
 
     store: Store
     digest: str
@@ -29,6 +47,7 @@ class TeacherCache:
     data: str
     """Digest of the data set that the rows are of."""
     rows: Part
+    task: Task
     training: Training
     """Says which views there are and in which precision they are run."""
     seed: int
@@ -51,11 +70,19 @@ class TeacherCache:
                 if self._kept(view) is None:  # removed from the store since
                     self._compute(teacher[0], view)
 
-    def outputs(self) -> NDArray[np.float32] | None:
-        """[V, N, K] for every view that the training uses; None when some are missing."""
-        kept = [self._kept(view) for view in range(self._used())]
-        found = [outputs for outputs in kept if outputs is not None]
-        return np.stack(found) if len(found) == len(kept) else None
+    def outputs(self) -> Views:
+        """Float32 [N, K] of each view that the training uses, each read when it is asked for.
+
+        Raises:
+            StoreError: (when asked for) a view is not in the store.
+        """
+        return Views(self._used(), self._read)
+
+    def _read(self, view: int) -> NDArray[np.float32]:
+        kept = self._kept(view)
+        if kept is None:
+            raise StoreError("a teacher's outputs are not in the store", self.digest, "run again")
+        return kept
 
     @property
     def _device(self) -> torch.device:
@@ -77,8 +104,9 @@ class TeacherCache:
                 result: Tensor = teacher(inputs)
             return result
 
-        outputs = rows.outputs_of(forward, view, self._device, training.channels_last).numpy()
-        self.store.put_predictions(self.digest, self._key(view), self.rows.ids, outputs)
+        outputs = rows.outputs_of(forward, view, self._device, training.channels_last)
+        kept = as_kept(outputs, self.task).numpy()
+        self.store.put_predictions(self.digest, self._key(view), self.rows.ids, kept)
         return "kept"
 
     def _key(self, view: int) -> str:
@@ -94,5 +122,6 @@ class TeacherCache:
             "torch": torch.__version__,
             "isa": machine()["isa"],
             "count": len(self.rows.ids),
+            "version": _VERSION,
         }
         return f"train-view{view}-{fingerprint(facts)[:24]}"
