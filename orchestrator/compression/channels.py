@@ -97,11 +97,27 @@ Cut = tuple[str, bool, list[int]]
 
 
 def remove(module: nn.Module, cuts: Sequence[Cut], signature: Signature) -> None:
-    """Cut channels, in place, with all that hangs on them."""
+    """Cut channels, in place, with all that hangs on them.
+
+    Raises:
+        CompressionError: a layer lost others than those: torch-pruning 1.6 takes the halves of a chunked
+            layer for one, and may empty it.
+    """
     with tracing(module):
         graph = dependency_graph(module, signature)
         for name, outputs, channels in cuts:
-            cut(graph, module.get_submodule(name), outputs, channels)
+            layer = module.get_submodule(name)
+            pruner = graph.get_pruner_of_module(layer)
+            width = pruner.get_out_channels if outputs else pruner.get_in_channels
+            before = width(layer)
+            cut(graph, layer, outputs, channels)
+            if (lost := before - width(layer)) != len(channels):
+                raise CompressionError(
+                    f"removing {len(channels)} of {before} channels took {lost}: the layer's outputs are "
+                    "split into parts that hang together",
+                    name,
+                    "name the layer in fixed_width_layers()",
+                )
 
 
 def cuts_of(chosen: Mapping[str, list[int]]) -> list[Cut]:

@@ -29,6 +29,7 @@ from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.int8 import quiet
 from orchestrator.runtime.rebuild import rebuild
+from orchestrator.runtime.torchao_names import quant_lift_up
 from orchestrator.store.store import Store
 
 PACKAGE = "model.pt2"
@@ -86,7 +87,9 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise ExecutionError("no C++ compiler was found", "aoti", "install g++, or run eager")
     # freezing: weights are folded and packed at compile time (torch 2.13: faster on convolutions).
-    settings = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
+    settings: dict[str, Any] = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
+    if isinstance(module, fx.GraphModule):
+        settings["pre_grad_custom_pass"] = quant_lift_up
     try:
         with quiet(), torch.no_grad(), inductor_config.patch(settings):
             rows = Dim("rows", min=1, max=_MOST_ROWS)

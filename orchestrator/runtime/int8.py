@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._inductor.constant_folding import constant_fold
 from torch._inductor.fx_passes.freezing_patterns import freezing_passes
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -226,8 +227,11 @@ def _lowered(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     # Traced with a symbolic batch and without composite operators, which would hide the patterns.
     # (Exporting again gives the same graph in three times the time.)
     mode, rows = _any_batch(example)
-    with mode:
+    # Without the Python dispatcher padding would fix the batch without a word.
+    with mode, enable_python_dispatcher():
         lowered: fx.GraphModule = make_fx(graph)(rows)
+    if rows.shape[0].node.maybe_as_int() is not None:  # type: ignore[attr-defined]
+        raise RuntimeError(f"one of its operators fixes the batch at {len(example)} rows")
     _transposes_to_permutes(lowered.graph)
     _expect_example(lowered.graph)
     fences = _fence_sums(lowered.graph)

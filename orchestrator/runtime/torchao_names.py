@@ -1,7 +1,8 @@
-"""The few names used of torchao, imported without its noise.
+"""The few names used of torchao, imported without its noise and its side effect.
 
 Its wheel tries CUDA libraries that a CPU build of torch cannot load and says so, and it logs a
-deprecation that only its authors can mend.
+deprecation that only its authors can mend. Its quantizer gives inductor a pass for the whole process; here
+only the compilation of int8 graphs gets it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 
+from torch._inductor import config as _inductor
+
 os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
 _noisy = {name: logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")}
 _levels = {name: logger.level for name, logger in _noisy.items()}
 for _logger in _noisy.values():
     _logger.setLevel(logging.ERROR)
+_pass = _inductor.pre_grad_custom_pass
 
 from torchao.quantization.pt2e.observer import (  # noqa: E402
     HistogramObserver,
@@ -24,9 +28,11 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e  
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa: E402
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
+    quant_lift_up,
 )
 from torchao.utils import should_reduce_range  # noqa: E402
 
+_inductor.pre_grad_custom_pass = _pass
 for _name, _level in _levels.items():
     _noisy[_name].setLevel(_level)
 
@@ -38,5 +44,6 @@ __all__ = [
     "convert_pt2e",
     "get_default_x86_inductor_quantization_config",
     "prepare_pt2e",
+    "quant_lift_up",
     "should_reduce_range",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,13 +36,15 @@ from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
 CLASSES = 5
+_SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+"""Of the models of `transformers`."""
 
 MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
     "mlp": (Mlp(kwargs=MlpKwargs(widths=(32, 16))), (12,)),
     "cnn": (Cnn(kwargs=CnnKwargs(channels=(8, 16), hidden=16)), (1, 8, 8)),
     "resnet": (ResNet(kwargs=ResNetKwargs(depth=8, width=8)), (3, 16, 16)),
     "resnet9": (ResNet9(kwargs=ResNet9Kwargs(width=8)), (3, 16, 16)),
-    "mirror": (ResNet9(kwargs=ResNet9Kwargs(width=8, mirror=True)), (3, 16, 16)),
+    "mirror": (ResNet9(kwargs=ResNet9Kwargs(width=8, whiten=True, mirror=True)), (3, 16, 16)),
     "airbench": (Airbench(kwargs=AirbenchKwargs(widths=(8, 16))), (3, 16, 16)),
     "vit": (Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)), (3, 16, 16)),
 }
@@ -204,6 +207,87 @@ def functional_linear(signature: Signature) -> nn.Module:
 def tokens(signature: Signature) -> nn.Module:
     """Model factory."""
     return Tokens(signature.input_shape[1])
+
+
+class _Chunked(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both = nn.Linear(width, 24)
+        self.second = nn.Linear(12, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.both(x).chunk(2, dim=1)
+        out: Tensor = self.head(functional.relu(self.second(value * gate.sigmoid())))
+        return out
+
+
+def chunked(signature: Signature) -> nn.Module:
+    """Model factory: a gated linear unit, whose layer is cut into two halves."""
+    return _Chunked(signature.input_shape[0])
+
+
+class _FusedHeads(nn.Module):
+    """Attention with one layer for queries, keys and values, and the number of heads in the forward alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(channels, 16, 4, 4)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        rows, count, width = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(rows, count, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, count, width)
+        out: Tensor = self.head(self.out(mixed).mean(1))
+        return out
+
+
+def fused_heads(signature: Signature) -> nn.Module:
+    """Model factory."""
+    return _FusedHeads(signature.input_shape[0])
+
+
+class _HuggingFaceVit(nn.Module):
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        config = transformers.ViTConfig(image_size=side, patch_size=8, **_SIZES)
+        self.encoder = transformers.ViTModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(pixel_values=x).last_hidden_state[:, 0])
+        return out
+
+
+class _HuggingFaceEncoder(nn.Module):
+    """Each feature is a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 16)
+        self.encoder = transformers.BertModel(
+            transformers.BertConfig(vocab_size=2, **_SIZES), add_pooling_layer=False
+        )
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.unsqueeze(-1))
+        out: Tensor = self.head(self.encoder(inputs_embeds=tokens).last_hidden_state.mean(1))
+        return out
+
+
+def hugging_face_vit(signature: Signature) -> nn.Module:
+    """Model factory: a vision model of `transformers`, built from its config."""
+    return _HuggingFaceVit(signature.input_shape[1])
+
+
+def hugging_face_encoder(signature: Signature) -> nn.Module:  # noqa: ARG001
+    """Model factory: an encoder of `transformers`, built from its config."""
+    return _HuggingFaceEncoder()
 
 
 def grouped(signature: Signature) -> nn.Module:
