@@ -1,8 +1,9 @@
-"""Quantization-aware training: a float model learns to bear the rounding that int8 will bring.
+"""Quantization-aware training: a float model learns to bear the rounding that a number type will bring.
 
-The rounding is simulated in the model's own layers and taken out again, and `int8_static` then quantizes the
-result like any other float model. So the deployed graph is the very one of post-training quantization; the
-graph that PT2E makes from its own training form ran 2.6 to 2.9 times slower (torchao 0.18: ReLUs unfused).
+The rounding is simulated in the model's own layers and taken out again, and the type's step then quantizes
+the result like any other float model. So the deployed graph is the very one of post-training quantization;
+the graph that PT2E makes from its own training form ran 2.6 to 2.9 times slower (torchao 0.18: ReLUs
+unfused).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch.nn import functional
 from orchestrator.compression.distill import fine_tune
 from orchestrator.compression.quantize import CALIBRATION_BATCH
 from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.weight_only import BITS, DEFAULT_GROUPS, groups_of, rounded_codes
 from orchestrator.config.steps import Qat
 from orchestrator.errors import CompressionError
 from orchestrator.runtime import int8
+from orchestrator.runtime.weight_only import unpack
 
 FOLLOW = 0.01
 """Share of a training batch in the range of an activation."""
@@ -29,16 +32,22 @@ WEIGHT_LEVELS = 127.5
 
 @apply_step.register
 def train_quantized(step: Qat, state: State, context: Context) -> State:
-    """Fine-tune with inputs and weights of convolutions and linears rounded to int8 in the forward pass.
+    """Fine-tune with convolutions and linears rounded in the forward pass as the number type will round them.
 
     Jacob et al. 2018 (https://arxiv.org/abs/1712.05877), section 3: gradients pass the rounding as if it were
-    not there, ranges of activations follow a moving average. Batch norm uses its running statistics, as it
-    will when it is folded.
+    not there. For int8 inputs are rounded as weights are; their ranges follow a moving average, and batch
+    norm uses its running statistics, as it will when it is folded.
 
     Raises:
-        CompressionError: calibration, train or validation rows are missing, or there is no layer to round.
+        CompressionError: calibration (for int8), train or validation rows are missing, or there is no layer
+            to round.
         TrainingError: the training fails.
     """
+    if step.to != "int8_static":
+        module = copy_of(state.module)
+        with weight_rounding(module, step.group or DEFAULT_GROUPS[step.to], BITS[step.to]):
+            epochs = fine_tune(module, step.training, state, context)
+        return state.after(step, module.eval(), {"epochs": epochs})
     if context.calibration is None or len(context.calibration) == 0:
         raise CompressionError("qat needs calibration rows", fix="give the data a calibration part")
     module = copy_of(state.module)
@@ -82,6 +91,59 @@ def rounding(
             if isinstance(part, _Rounding):
                 part.stop()
             part.__class__ = kind
+
+
+@contextmanager
+def weight_rounding(module: nn.Module, group: int | None, bits: int) -> Iterator[None]:
+    """Within it, the module's layers compute with the weights that a weight-only type will give them.
+
+    Args:
+        module: changed in place, and plain again afterwards.
+        group: weights of a row that share a scale.
+        bits: of a weight.
+
+    Raises:
+        CompressionError: no layer would become smaller.
+    """
+    changed = []
+    for name, own in groups_of(module, group, bits).items():
+        layer = module.get_submodule(name)
+        changed.append((layer, type(layer)))
+        layer.__class__ = _SMALL_FORMS[type(layer)]
+        assert isinstance(layer, _SmallWeight)
+        layer.group, layer.bits = own, bits
+    try:
+        yield
+    finally:
+        for layer, kind in changed:
+            del layer.group, layer.bits
+            layer.__class__ = kind
+
+
+class _SmallWeight(nn.Module):
+    """Computes with its weight as it will be kept; gradients pass as if it were not rounded."""
+
+    weight: Tensor
+    group: int
+    bits: int
+
+    def rounded_weight(self) -> Tensor:
+        kept = unpack(*rounded_codes(self.weight.detach(), self.group, self.bits), self.weight.shape)
+        return self.weight + (kept - self.weight).detach()
+
+
+class _SmallConv2d(_SmallWeight, nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self._conv_forward(x, self.rounded_weight(), self.bias)
+        return out
+
+
+class _SmallLinear(_SmallWeight, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.rounded_weight(), self.bias)
+
+
+_SMALL_FORMS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _SmallConv2d, nn.Linear: _SmallLinear}
 
 
 class _Rounding(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compression.step import Context, State, apply_step, copy_of
@@ -13,6 +13,7 @@ from orchestrator.runtime import weight_only
 from orchestrator.training.limits import least_error
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
+DEFAULT_GROUPS = {"int8_weight_only": WeightOnlyInt8().group, "int4_weight_only": WeightOnlyInt4().group}
 
 
 @apply_step.register(WeightOnlyInt8)
@@ -28,22 +29,32 @@ def quantize_weights(step: WeightOnlyInt8 | WeightOnlyInt4, state: State, contex
     """
     bits = BITS[step.kind]
     module = copy_of(state.module)
-    groups = {}
-    for name, layer in weight_only.layers(module).items():
-        assert isinstance(layer.weight, Tensor)
-        columns = layer.weight.flatten(1).shape[1]
-        group = min(step.group or columns, columns)
-        packed = -(-columns // group) * (group * bits / 8 + weight_only.SCALE_TYPE.itemsize)
-        if packed < columns * layer.weight.element_size():
-            groups[name] = group
-    if not groups:
-        raise CompressionError("no convolution or linear would become smaller", type(module).__name__)
+    groups = groups_of(module, step.group, bits)
     weight_only.convert(module, groups, bits)
     for name, group in groups.items():
         layer = module.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
         weight_only.fill(layer, *rounded_codes(layer.weight.detach(), group, bits))
     return state.after(step, module, {"groups": groups})
+
+
+def groups_of(module: nn.Module, group: int | None, bits: int) -> dict[str, int]:
+    """Layers that become smaller, each with how many weights of a row share a scale.
+
+    Raises:
+        CompressionError: there is none.
+    """
+    found = {}
+    for name, layer in weight_only.layers(module).items():
+        assert isinstance(layer.weight, Tensor)
+        columns = layer.weight.flatten(1).shape[1]
+        own = min(group or columns, columns)
+        packed = -(-columns // own) * (own * bits / 8 + weight_only.SCALE_TYPE.itemsize)
+        if packed < columns * layer.weight.element_size():
+            found[name] = own
+    if not found:
+        raise CompressionError("no convolution or linear would become smaller", type(module).__name__)
+    return found
 
 
 def rounded_codes(weight: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor]:

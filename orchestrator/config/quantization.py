@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.training import DistillationLoss, Training
@@ -20,18 +20,30 @@ class Bf16(Settings):
 
 
 class Qat(Settings):
-    """Train on with the rounding of int8 in the forward pass; `int8_static` follows.
+    """Train on with the rounding of a number type in the forward pass; the step of that type follows.
 
-    For models that int8 costs too much otherwise.
+    For models that the type costs too much otherwise.
     """
 
     kind: Literal["qat"] = "qat"
     stage: ClassVar[int] = 35
+    to: Literal["int8_static", "int8_weight_only", "int4_weight_only"] = "int8_static"
+    """The number type."""
+    group: int | None = Field(None, ge=2)
+    """Weight-only types: that of the step that follows; its default when not given."""
     training: Training = Training(epochs=2, lr=0.005, loss=DistillationLoss())
     rows: int = Field(256, ge=1)
     """Calibration rows that activations take their first ranges from."""
     keep_float: tuple[str, ...] = ()
     """Names of layers that will stay float."""
+
+    @model_validator(mode="after")
+    def _of_the_type(self) -> Qat:
+        if self.to == "int8_static" and self.group is not None:
+            raise ValueError("'group' is for weight-only types")
+        if self.to != "int8_static" and self.keep_float:
+            raise ValueError("'keep_float' is for int8_static")
+        return self
 
 
 class StaticInt8(Settings):

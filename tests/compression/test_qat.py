@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import fx, nn
 
 from orchestrator.compression.plan import State, run_step
-from orchestrator.compression.qat import rounding
+from orchestrator.compression.qat import rounding, weight_rounding
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import Qat, StaticInt8
+from orchestrator.config.steps import Qat, Recovery, StaticInt8, WeightOnlyInt4, WeightOnlyInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import example_rows
@@ -98,6 +99,48 @@ def test_training_lowers_the_loss_of_the_int8_model() -> None:
     training = Training(epochs=10, batch_size=16, lr=0.002)
     aware = run_step(Qat(training=training), start, context)
     assert loss(aware) < 0.98 * loss(start)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weight_only_training_computes_what_will_be_kept(bits: int) -> None:
+    module, signature, _ = toys.toy("resnet")
+    step = WeightOnlyInt8() if bits == 8 else WeightOnlyInt4()
+    inputs = toys.rows(signature.input_shape).inputs
+    plain = of_module(module, signature, "eager")(inputs)
+    kept = run_step(step, toys.state(module, signature), toys.context(signature.input_shape)).module
+    with weight_rounding(module, step.group, bits):
+        simulated = of_module(module, signature, "eager")(inputs)
+    assert np.array_equal(simulated, of_module(kept, signature, "eager")(inputs))
+    assert not np.array_equal(simulated, plain)
+    assert np.array_equal(of_module(module, signature, "eager")(inputs), plain)
+
+
+def test_training_lowers_the_loss_of_the_int4_model() -> None:
+    module, signature, _ = toys.toy("mlp")
+    context = toys.context(signature.input_shape)
+    rows = context.train
+    assert rows is not None
+    small = WeightOnlyInt4(group=32)
+
+    def loss(state: State) -> float:
+        kept = run_step(small, state, context).module
+        outputs = torch.from_numpy(of_module(kept, signature, "eager")(rows.inputs))
+        return float(nn.functional.cross_entropy(outputs, torch.from_numpy(rows.targets)))
+
+    training = Training(epochs=30, batch_size=16, lr=0.01)
+    start = run_step(Recovery(training=training), toys.state(module, signature), context)
+    on = training.model_copy(update={"lr": 0.005})
+    again = run_step(Recovery(training=on), toys.state(start.module, signature), context)
+    aware = run_step(
+        Qat(to="int4_weight_only", group=32, training=on), toys.state(start.module, signature), context
+    )
+    assert loss(aware) < loss(again)
+
+
+@pytest.mark.parametrize("wrong", [{"group": 8}, {"to": "int4_weight_only", "keep_float": ["a"]}])
+def test_keys_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="is for"):
+        Qat.model_validate(wrong)
 
 
 def test_layers_that_stay_float_are_not_rounded() -> None:

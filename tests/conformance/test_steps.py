@@ -5,11 +5,7 @@ A new step is one line in `STEPS`; a step that cannot work on a model says so in
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +39,7 @@ from orchestrator.runtime.execute import executions, load, of_module
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.store import Store
 from tests.compression import toys
+from tests.conformance.fresh import fresh_outputs
 
 STEPS: dict[str, Step] = {
     "distill": Distill(
@@ -64,6 +61,9 @@ STEPS: dict[str, Step] = {
     "clip": Clipping(method="percentile", percentile=99),
     "recover": Recovery(training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())),
     "qat": Qat(training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())),
+    "qat_int4": Qat(
+        to="int4_weight_only", training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())
+    ),
     "bf16": Bf16(),
     "int8_static": StaticInt8(rows=32),
     "int8_static_mse": StaticInt8(rows=32, observer="mse"),
@@ -81,20 +81,6 @@ pytestmark = pytest.mark.slow
 
 CASES = [(step, model) for step in STEPS for model in MODELS if (step, model) not in UNSUPPORTED]
 BATCHES = (1, 3, 8, 33)
-
-LOADER = """
-import json, sys
-import numpy as np
-from orchestrator.runtime.execute import executions, load
-from orchestrator.store.store import Store
-
-store = Store(sys.argv[1], create=False)
-outputs = {}
-for digest, rows in json.load(open(sys.argv[2])).items():
-    executable = load(store, digest, executions(store.manifest(digest))[0], batch=8)
-    outputs[digest] = executable(np.load(rows))
-np.savez(sys.argv[3], **outputs)
-"""
 
 
 @dataclass(frozen=True)
@@ -136,24 +122,9 @@ def fresh(
     store: Store, applied: dict[tuple[str, str], Applied], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, NDArray[np.float32]]:
     """Outputs of every artifact, loaded in another process."""
-    folder = tmp_path_factory.mktemp("fresh")
-    wanted = {}
-    for (_, model), case in applied.items():
-        rows = folder / f"{model}.npy"
-        np.save(rows, toys.rows(toys.MODELS[model][1], 33, seed=5).inputs)
-        wanted[case.digest] = str(rows)
-    (folder / "wanted.json").write_text(json.dumps(wanted))
-    command = [
-        sys.executable,
-        "-c",
-        LOADER,
-        str(store.root),
-        str(folder / "wanted.json"),
-        str(folder / "o.npz"),
-    ]
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run(command, check=True, cwd=root)
-    return dict(np.load(folder / "o.npz"))
+    rows = {model: toys.rows(toys.MODELS[model][1], 33, seed=5).inputs for model in MODELS}
+    wanted = {case.digest: rows[model] for (_, model), case in applied.items()}
+    return fresh_outputs(store, wanted, tmp_path_factory.mktemp("fresh"))
 
 
 def _first(plan: tuple[Step, ...]) -> Execution:

@@ -1,0 +1,118 @@
+"""Every sensible pair of steps: a plan of both is saved, and a fresh process answers bit-equal.
+
+One process writes all of them, one loads them all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.compression.step import Context, Other
+from orchestrator.config.measure import Execution
+from orchestrator.config.model import Vit, VitKwargs
+from orchestrator.config.steps import Distill, DynamicInt8, StaticInt8, Step
+from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.runtime.execute import of_module
+from orchestrator.store.store import Store
+from tests.compression import toys
+from tests.conformance.fresh import fresh_outputs
+from tests.conformance.test_steps import STEPS
+
+pytestmark = pytest.mark.slow
+
+KINDS: dict[str, Step] = {
+    **{name: step for name, step in STEPS.items() if name == step.kind},
+    # A student that every later step can work on.
+    "distill": Distill(
+        model=Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)),
+        others=("other",),
+        training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss()),
+    ),
+}
+"""One step of each kind."""
+PAIRS = [
+    (first, second)
+    for first, second in itertools.permutations(KINDS, 2)
+    if KINDS[first].stage < KINDS[second].stage
+]
+MODEL = "vit"
+"""The one architecture that every kind works on."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The model that every plan starts from."""
+
+    store: Store
+    parent: str
+    start: State
+    context: Context
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    store = Store(tmp_path_factory.mktemp("pairs") / "store")
+    module, signature, settings = toys.toy(MODEL)
+    other = toys.near(module)
+    store.set_ref("other", toys.put(store, other, signature, settings))
+    context = toys.context(signature.input_shape, other=lambda _: Other(lambda: other, None))
+    return World(store, toys.put(store, module, signature, settings), toys.state(module, signature), context)
+
+
+@pytest.fixture(scope="module")
+def rows() -> NDArray[Any]:
+    return toys.rows(toys.MODELS[MODEL][1], 33, seed=5).inputs
+
+
+@pytest.fixture(scope="module")
+def made(world: World, rows: NDArray[Any]) -> dict[tuple[str, str], tuple[str, NDArray[np.float32]]]:
+    """Of each pair the stored artifact, and the outputs of the plan's module before it was ever saved."""
+    found = {}
+    for first, seconds in itertools.groupby(PAIRS, key=lambda pair: pair[0]):
+        between = run_step(KINDS[first], world.start, world.context)
+        for _, second in seconds:
+            after = run_step(KINDS[second], between, world.context)
+            executable = of_module(after.module, after.signature, _execution(after), batch=8)
+            digest = apply_plan(world.store, world.parent, (KINDS[first], KINDS[second]), world.context)
+            found[first, second] = digest, executable(rows)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fresh(
+    world: World,
+    made: dict[tuple[str, str], tuple[str, NDArray[np.float32]]],
+    rows: NDArray[Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, NDArray[np.float32]]:
+    wanted = {digest: rows for digest, _ in made.values()}
+    return fresh_outputs(world.store, wanted, tmp_path_factory.mktemp("fresh"))
+
+
+def _execution(state: State) -> Execution:
+    return "lowered" if isinstance(state.plan[-1], StaticInt8 | DynamicInt8) else "eager"
+
+
+def test_every_kind_is_in_a_pair() -> None:
+    assert {step.kind for step in KINDS.values()} == {step.kind for step in STEPS.values()}
+    assert {name for pair in PAIRS for name in pair} == set(KINDS)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_comes_back_bit_equal(
+    pair: tuple[str, str],
+    made: dict[tuple[str, str], tuple[str, NDArray[np.float32]]],
+    fresh: dict[str, NDArray[np.float32]],
+) -> None:
+    digest, outputs = made[pair]
+    assert np.isfinite(outputs).all()
+    assert np.array_equal(fresh[digest], outputs)
