@@ -61,11 +61,17 @@ def plan_of(config: Config, settings: SearchSettings) -> Plan:
     return plan if step is None else (*plan, step)
 
 
-def execution_of(precision: Precision, settings: SearchSettings) -> Execution:
-    """How a variant of this precision runs."""
+def executions_of(precision: Precision, settings: SearchSettings) -> tuple[Execution, ...]:
+    """How a variant of this precision is to run: the first that it can.
+
+    Compiled int8 has less between its kernels than lowered int8 (decision 14), but some graphs lose kernels
+    in the compiler and are refused there.
+    """
+    if precision == "int8_static" and settings.compiled:
+        return "aoti", "lowered"
     if precision in ("int8_static", "int8_dynamic"):
-        return "lowered"
-    return "aoti" if settings.compiled else "eager"
+        return ("lowered",)
+    return ("aoti",) if settings.compiled else ("eager",)
 
 
 def precision_of(config: Config) -> Precision:
@@ -85,7 +91,7 @@ def precision_of(config: Config) -> Precision:
 def variant_key(config: Config, settings: SearchSettings) -> str:
     """Equal for two configs that give the same variant: same plan, same execution."""
     plan = [step.plain() for step in plan_of(config, settings)]
-    return fingerprint([plan, execution_of(precision_of(config), settings)])
+    return fingerprint([plan, list(executions_of(precision_of(config), settings))])
 
 
 def name_of(config: Config) -> str:

@@ -6,6 +6,7 @@ answered at once. Latency is not part of it: that is measured later, while the c
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,20 @@ from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import SearchSettings
+from orchestrator.config.steps import Precision
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, ExecutionError
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.space import Config, execution_of, name_of, plan_of, precision_of
+from orchestrator.search.space import Config, executions_of, name_of, plan_of, precision_of
 from orchestrator.store.store import Store
 
-_VERSION = 1
+_VERSION = 2
 """Raise when this stage's result would differ for the same input."""
+
+log = logging.getLogger(__name__)
 
 
 class TrialJob(Settings):
@@ -54,6 +58,8 @@ class Outcome(Settings):
     """A trial's result as the store keeps it."""
 
     digest: str = ""
+    execution: Execution = "eager"
+    """That it runs and was scored in."""
     metric: float = 0.0
     drop: float = 0.0
     drop_bound: float = 0.0
@@ -99,7 +105,7 @@ def trial_key(job: TrialJob, config: Config) -> str:
         "version": _VERSION,
         "parent": job.parent,
         "plan": [step.plain() for step in plan_of(config, search)],
-        "execution": execution_of(precision_of(config), search),
+        "executions": list(executions_of(precision_of(config), search)),
         "data": job.data_digest,
         "metric": job.metric.plain(),
         "confidence": search.promise.confidence,
@@ -112,13 +118,13 @@ def trial_key(job: TrialJob, config: Config) -> str:
 
 def row_of(number: int, config: Config, outcome: Outcome, job: TrialJob) -> TrialRow:
     """The trial as a row that still lacks its latency."""
-    row = TrialRow(number, name_of(config), execution_of(precision_of(config), job.search), config)
     if outcome.failure:
-        return row.failed(outcome.failure)
+        wanted = executions_of(precision_of(config), job.search)[0]
+        return TrialRow(number, name_of(config), wanted, config).failed(outcome.failure)
     return TrialRow(
         number=number,
-        name=row.name,
-        execution=row.execution,
+        name=name_of(config),
+        execution=outcome.execution,
         config=config,
         digest=outcome.digest,
         metric=outcome.metric,
@@ -165,7 +171,7 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
             allowed=job.allowed,
         )
         digest = apply_plan(store, job.parent, plan, context)
-    outputs = _outputs(store, job, dataset, digest, execution_of(precision_of(config), search))
+    execution, outputs = _first_outputs(store, job, dataset, digest, precision_of(config))
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
     value = score(job.metric, outputs, targets, allowed=job.allowed)
@@ -175,11 +181,25 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
     verdict = non_inferior(job.metric, outputs, reference, targets, search.promise, allowed=job.allowed)
     return Outcome(
         digest=digest,
+        execution=execution,
         metric=value,
         drop=before - value if larger_is_better(job.metric) else value - before,
         drop_bound=verdict.bound,
         bytes=store.artifact_bytes(digest),
     )
+
+
+def _first_outputs(
+    store: Store, job: TrialJob, dataset: Dataset, digest: str, precision: Precision
+) -> tuple[Execution, NDArray[np.float32]]:
+    """The first execution of this precision that the variant runs in, and its outputs there."""
+    *preferred, last = executions_of(precision, job.search)
+    for execution in preferred:
+        try:
+            return execution, _outputs(store, job, dataset, digest, execution)
+        except ExecutionError as error:
+            log.info("%s runs %s: %s", digest[:12], last, error)
+    return last, _outputs(store, job, dataset, digest, last)
 
 
 def _outputs(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.config.data import EmbeddedData
-from orchestrator.config.measure import Metric
+from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.steps import Recovery
 from orchestrator.config.training import Training
 from orchestrator.data.load import load
-from orchestrator.errors import CompressionError, SearchError
+from orchestrator.errors import CompressionError, ExecutionError, SearchError
 from orchestrator.models.build import build
+from orchestrator.runtime.outputs import outputs_on
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
 from orchestrator.search.objectives import PARENT, TrialRow
@@ -93,6 +96,30 @@ def test_a_trial_is_run_once_and_then_known(job: TrialJob, monkeypatch: pytest.M
     assert trial.known(store, job, INT8) == outcome
     other = job.model_copy(update={"seed": 1})
     assert trial.known(store, other, INT8) is None
+
+
+def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def outputs(store: Store, digest: str, execution: Execution, *rest: Any, **more: Any) -> Any:
+        asked.append(execution)
+        if execution == "aoti":
+            raise ExecutionError("AOTInductor runs 0 of 3 layers in int8", "aoti", "run the variant lowered")
+        return outputs_on(store, digest, execution, *rest, **more)
+
+    monkeypatch.setattr(trial, "outputs_on", outputs)
+    compiled = job.model_copy(update={"search": job.search.model_copy(update={"compiled": True})})
+    outcome = trial.evaluate(compiled, INT8)
+    assert outcome.execution == "lowered"
+    assert asked[:2] == ["aoti", "lowered"]
+    assert trial.row_of(1, INT8, outcome, compiled).execution == "lowered"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_int8_runs_compiled_where_its_kernels_are_kept(job: TrialJob) -> None:
+    compiled = job.model_copy(update={"search": job.search.model_copy(update={"compiled": True})})
+    config: Config = {**INT8, "criterion": "l1"}
+    assert trial.row_of(1, config, trial.evaluate(compiled, config), compiled).execution == "aoti"
 
 
 def test_a_row_carries_the_constraint(job: TrialJob) -> None:
