@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench clean
+.PHONY: help install demo serve test lint bench peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: lint ## Lint, types, architecture tests and the whole suite
 
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json
+
+peers: ## Make .venv-peers with the tools that benchmarks/compression.py compares with
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
 clean: ## Remove .venv, caches and runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info runs

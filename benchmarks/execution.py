@@ -5,6 +5,7 @@ Weights are random: speed does not depend on them. All rows are measured interle
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from typing import Any
 
@@ -47,7 +48,7 @@ GOAL = 8.0
 """Times the teacher's eager fp32 throughput (the CIFAR-10 goal)."""
 
 
-def measure() -> Result:
+def measure(arguments: argparse.Namespace) -> Result:  # noqa: ARG001
     """Every plan in every execution that it supports."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)

@@ -19,22 +19,49 @@ class Ratio:
 
     value: float
     goal: float
+    at_most: bool = False
+    """The goal is a limit from above."""
+    holds: bool = True
+    """What else the claim needs."""
+    of: str = ""
+    """What the figure is of, where it was chosen among others."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        reached = self.value <= self.goal if self.at_most else self.value >= self.goal
+        return reached and self.holds
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"value": self.value, "goal": self.goal, "met": self.value >= self.goal}
+        known = {"value": self.value, "goal": self.goal, "met": self.met}
+        return known | ({"of": self.of} if self.of else {})
 
 
 Result = tuple[list[dict[str, Any]], dict[str, Ratio]]
 """Rows, and ratios by name."""
 
 
-def main(name: str, text: str, measure: Callable[[], Result]) -> None:
-    """Run a benchmark and print its rows; with `--json FILE` write them too."""
+def main(
+    name: str,
+    text: str,
+    measure: Callable[[argparse.Namespace], Result],
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Run a benchmark and print its rows; with `--json FILE` write them too.
+
+    Args:
+        name: of the benchmark.
+        text: help.
+        measure: from the arguments to the result.
+        more: adds arguments of the benchmark's own.
+    """
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    if more is not None:
+        more(parser)
     arguments = parser.parse_args()
-    rows, ratios = measure()
+    rows, ratios = measure(arguments)
     document = {
         "benchmark": name,
         "machine": machine(),
@@ -45,8 +72,9 @@ def main(name: str, text: str, measure: Callable[[], Result]) -> None:
     for row in rows:
         print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
     for key, ratio in ratios.items():
-        verdict = "met" if ratio.plain()["met"] else "not met"
-        print(f"{key}: {ratio.value:.2f} (goal {ratio.goal:g}: {verdict})")
+        verdict = "met" if ratio.met else "not met"
+        limit = "at most" if ratio.at_most else "goal"
+        print(f"{key}: {ratio.value:.4g} ({limit} {ratio.goal:g}: {verdict}) {ratio.of}".rstrip())
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,381 @@
+"""A ResNet-20 on CIFAR-10, compressed by this project and by its peers, each on one thread.
+
+`benchmarks/compression.yaml` says how the models are made; here they are compared: accuracy on test rows,
+latency of all in one interleaved run, bytes. Peers (`benchmarks/peers`) start from the same ResNet-20; those
+with packages of their own need `make peers`. The fastest and the smallest variant are chosen by validation
+rows: of those that lose at most 0.01 there.
+
+`--untrained` needs neither data nor a store: weights are random and nothing is trained, so only latencies,
+bytes and the cost of the cache are measured, which do not depend on weights. Its ratios end in `_untrained`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.interleaved import Here, Peer, Subject, interleave
+from benchmarks.output import Ratio, Result, main
+from orchestrator.compression.export import export
+from orchestrator.compression.plan import Context, apply_plan
+from orchestrator.config.load import load_run
+from orchestrator.config.measure import Execution
+from orchestrator.config.model import ModelSettings
+from orchestrator.config.run import RunConfig
+from orchestrator.config.steps import Distill, Qat, Recovery
+from orchestrator.config.training import Augment, DistillationLoss, Training
+from orchestrator.data.arrays import from_arrays
+from orchestrator.data.dataset import Dataset, Part
+from orchestrator.data.load import default_cache, load
+from orchestrator.errors import ExecutionError
+from orchestrator.measure.cost import count
+from orchestrator.measure.latency import ratio
+from orchestrator.models.build import build
+from orchestrator.models.served import Served
+from orchestrator.runtime import execute
+from orchestrator.runtime.execute import Executable, executions
+from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+from orchestrator.training.loop import train
+from orchestrator.training.teacher import TeacherCache
+
+RUN_FILE = Path(__file__).with_name("compression.yaml")
+PARENT = "resnet20"
+ALLOWED_DROP = 0.01
+BATCHES = (32, 1)
+ROUNDS, BLOCK_MS = 21, 60.0
+PEER_PYTHON = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
+PEERS = {
+    "AOTInductor bf16": ("aoti_bf16", False),
+    "PT2E, torch.compile": ("pt2e", False),
+    "OpenVINO bf16": ("openvino_bf16", True),
+    "OpenVINO int8 (NNCF)": ("openvino_int8", True),
+    "ONNX Runtime int8": ("onnxruntime_int8", True),
+}
+"""Name -> module, and whether it runs in the peers' environment."""
+OVERHEAD_ROWS, OVERHEAD_EPOCHS, OVERHEAD_ROUNDS = 2048, 10, 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table before it is timed."""
+
+    name: str
+    subject: Subject
+    own: bool
+    """Of this project, not a peer's."""
+    execution: str = ""
+    bytes: int = 0
+    flops: float = 0.0
+    """Of a row, two a multiply-accumulate, as ModelOpt counts."""
+    validation: float = 0.0
+    """Accuracy there; of a peer, which gets no validation rows, 0."""
+    test: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What everything is made from."""
+
+    config: RunConfig
+    store: Store
+    data: Dataset
+    folder: Path
+    """Of the peers."""
+
+    def digest(self, name: str) -> str:
+        """Of a model or variant of the run file."""
+        return self.store.ref(f"{self.config.name}/{name}")
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """All figures of the page."""
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bench = _untrained(folder) if arguments.untrained else _trained(arguments, folder)
+        _prepare(bench)
+        rows = _timed([*_own(bench), *_peers(bench, stack)])
+        overhead = _cache_overhead(bench)
+        ratios = _speed_ratios(rows)
+        ratios["cache_overhead"] = Ratio(overhead["ratio"], 1.1, at_most=True)
+        if arguments.untrained:
+            for row in rows:
+                for key in ("accuracy", "drop", "validation_drop"):
+                    row.pop(key, None)
+            return [*rows, overhead], {f"{name}_untrained": found for name, found in ratios.items()}
+        more, gap = _student(bench)
+        return [*rows, *more, overhead], ratios | _accuracy_ratios(rows, gap)
+
+
+def _trained(arguments: argparse.Namespace, folder: Path) -> Bench:
+    if not (arguments.data and arguments.store):
+        raise SystemExit("give --data and --store, or --untrained")
+    config = load_run(RUN_FILE, [f"data.root={arguments.data}"])
+    data = load(config.data, seed=config.seed, cache=default_cache())
+    return Bench(config, Store(arguments.store, create=False), data, folder)
+
+
+def _untrained(folder: Path) -> Bench:
+    """The run file's models and variants with random weights, on random rows."""
+    config = load_run(RUN_FILE)
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 256, (4096, 3, 32, 32), dtype=np.uint8)
+    data = from_arrays(rows, random.integers(0, 10, len(rows)), seed=0)
+    bench = Bench(config, Store(folder / "store"), data, folder)
+    for name, entry in config.models.items():
+        if entry.model is not None:
+            _name(bench, name, _random(bench, entry.model))
+    context = Context(
+        seed=0,
+        calibration=data.part("calibration").inputs,
+        train=data.part("train"),
+        validation=data.part("validation"),
+    )
+    for name, variant in config.variants.items():
+        plan = tuple(step for step in variant.plan if not isinstance(step, Recovery | Qat))
+        if isinstance(plan[0], Distill):
+            digest = _random(bench, plan[0].model)
+        else:
+            digest = apply_plan(bench.store, bench.digest(variant.parent), plan, context)
+        _name(bench, name, digest)
+    return bench
+
+
+def _random(bench: Bench, model: ModelSettings) -> str:
+    module = build(model, bench.data.signature, seed=0)
+    draft = Draft(model=model, signature=bench.data.signature, data=bench.data.digest, seed=0)
+    return bench.store.put_artifact(draft, tensors_of(module))
+
+
+def _name(bench: Bench, name: str, digest: str) -> None:
+    bench.store.set_ref(f"{bench.config.name}/{name}", digest)
+
+
+def _prepare(bench: Bench) -> None:
+    """What peers start from (`benchmarks/peers/worker.py`)."""
+    parent = bench.digest(PARENT)
+    export(bench.store, parent, bench.folder / "model.onnx", "onnx")
+    export(bench.store, parent, bench.folder / "model.pt2")
+    module = rebuild(bench.store, parent).module
+    assert isinstance(module, Served)
+    torch.save((module.preprocess, module.body), bench.folder / "module.pt")
+    np.save(bench.folder / "calibration.npy", bench.data.part("calibration").inputs)
+    np.save(bench.folder / "test.npy", bench.data.part("test").inputs)
+
+
+def _own(bench: Bench) -> Iterator[Entry]:
+    """Every model and variant of the run file in every execution that it has."""
+    for name in (PARENT, "narrow", *(name for name in bench.config.variants if name != "student")):
+        digest = bench.digest(name)
+        manifest = bench.store.manifest(digest)
+        for execution in executions(manifest):
+            print(f"loading {name} ({execution})", file=sys.stderr)
+            subject = Here(_loader(bench.store, digest, execution))
+            try:
+                validation = _accuracy(subject, bench.data.part("validation"), bench.folder)
+            except ExecutionError as error:
+                print(f"left out: {name} ({execution}): {error}", file=sys.stderr)
+                continue
+            yield Entry(
+                name=name,
+                subject=subject,
+                own=True,
+                execution=execution,
+                bytes=bench.store.artifact_bytes(digest),
+                flops=2 * float(_macs(bench, name)),
+                validation=validation,
+                test=_accuracy(subject, bench.data.part("test"), bench.folder),
+            )
+
+
+def _loader(store: Store, digest: str, execution: Execution) -> Callable[[int], Executable]:
+    return lambda batch: execute.load(store, digest, execution, threads=1, batch=batch)
+
+
+def _macs(bench: Bench, name: str) -> int:
+    """Multiply-accumulates of a row; those of an int8 variant are its parent's."""
+    while name in bench.config.variants:
+        rebuilt = rebuild(bench.store, bench.digest(name))
+        if not isinstance(rebuilt.module, torch.fx.GraphModule):
+            break
+        name = bench.config.variants[name].parent
+    rebuilt = rebuild(bench.store, bench.digest(name))
+    return count(rebuilt.module, rebuilt.manifest.signature).macs
+
+
+def _peers(bench: Bench, stack: ExitStack) -> Iterator[Entry]:
+    for name, (module, own_environment) in PEERS.items():
+        python = PEER_PYTHON if own_environment else Path(sys.executable)
+        if not python.exists():
+            print(f"left out: {name}: `make peers` was not run", file=sys.stderr)
+            continue
+        print(f"starting {name}", file=sys.stderr)
+        peer = Peer(module, str(python), bench.folder)
+        stack.callback(peer.close)
+        yield Entry(
+            name=name,
+            subject=peer,
+            own=False,
+            test=_accuracy(peer, bench.data.part("test"), bench.folder),
+        )
+
+
+def _accuracy(subject: Subject, part: Part, folder: Path) -> float:
+    outputs = subject.predict(part.inputs, folder / "outputs.npy")
+    return float((outputs.argmax(1) == part.targets).mean())
+
+
+def _timed(entries: list[Entry]) -> list[dict[str, Any]]:
+    """The table: every entry's figures, its latencies and how many times as fast as the parent it is."""
+    parent = next(entry for entry in entries if entry.name == PARENT and entry.execution == "eager")
+    rows = {id(entry): _row(entry, parent) for entry in entries}
+    for batch in BATCHES:
+        named = {str(id(entry)): entry.subject for entry in entries}
+        samples = interleave(named, batch, rounds=ROUNDS, block_ms=BLOCK_MS)
+        baseline = samples[str(id(parent))].blocks
+        for entry in entries:
+            blocks = samples[str(id(entry))].blocks
+            speedup, interval = ratio(baseline, blocks)
+            rows[id(entry)] |= {
+                f"b{batch}_ms": float(np.median(blocks)),
+                f"b{batch}_speedup": speedup,
+                f"b{batch}_ci": list(interval),
+            }
+    return list(rows.values())
+
+
+def _row(entry: Entry, parent: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": entry.name, "own": entry.own, "accuracy": entry.test}
+    row["drop"] = parent.test - entry.test
+    if entry.own:
+        row |= {
+            "execution": entry.execution,
+            "validation_drop": parent.validation - entry.validation,
+            "bytes": entry.bytes,
+            "bytes_ratio": parent.bytes / entry.bytes,
+            "mflops": entry.flops / 1e6,
+        }
+    return row
+
+
+def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
+    """Share of the gap between a small net and an ensemble of four that one student of them keeps."""
+    part = bench.data.part("test")
+    logits = {
+        name: Here(_loader(bench.store, bench.digest(name), "eager")).predict(part.inputs, bench.folder)
+        for name in ("small-a", "small-b", "small-c", "small-d", "student")
+    }
+    chances = [torch.from_numpy(logits[f"small-{letter}"]).softmax(1).numpy() for letter in "abcd"]
+    found = {
+        "four": np.mean(chances, axis=0),
+        "small-b": logits["small-b"],
+        "student": logits["student"],
+    }
+    accuracy = {name: float((outputs.argmax(1) == part.targets).mean()) for name, outputs in found.items()}
+    rows = [{"name": name, "own": True, "accuracy": value} for name, value in accuracy.items()]
+    gap = accuracy["four"] - accuracy["small-b"]
+    return rows, (accuracy["student"] - accuracy["small-b"]) / gap if gap > 0 else 0.0
+
+
+def _cache_overhead(bench: Bench) -> dict[str, Any]:
+    """Seconds of ten epochs with labels, and with a full cache of a teacher's outputs; and of filling it."""
+    whole = bench.data.part("train")
+    rows = Part(whole.inputs[:OVERHEAD_ROWS], whole.targets[:OVERHEAD_ROWS], whole.ids[:OVERHEAD_ROWS])
+    plain = Training(
+        epochs=OVERHEAD_EPOCHS,
+        batch_size=128,
+        augment=Augment(flip=True, crop=4, views=OVERHEAD_EPOCHS),
+        precision="bf16",
+        channels_last=True,
+    )
+    distilled = plain.model_copy(update={"loss": DistillationLoss()})
+    parent = bench.digest(PARENT)
+    signature = bench.store.manifest(parent).signature
+    with tempfile.TemporaryDirectory() as folder:
+        cache = TeacherCache(
+            Store(folder), parent, bench.data.digest, rows, signature.task, distilled, seed=0, threads=1
+        )
+        started = time.perf_counter()
+        cache.fill(lambda: rebuild(bench.store, parent).module)
+        filling = time.perf_counter() - started
+
+        def ten_epochs(training: Training) -> float:
+            module = rebuild(bench.store, parent).module
+            teacher = cache.outputs() if training is distilled else None
+            started = time.perf_counter()
+            for _ in train(
+                module,
+                rows,
+                bench.data.part("calibration"),
+                training,
+                signature=signature,
+                metric=bench.config.metric,
+                seed=0,
+                threads=1,
+                teacher=teacher,
+            ):
+                pass
+            return time.perf_counter() - started
+
+        taken = [(ten_epochs(plain), ten_epochs(distilled)) for _ in range(OVERHEAD_ROUNDS)]
+    return {
+        "name": f"ten epochs of {OVERHEAD_ROWS} rows",
+        "labels_s": float(np.median([labels for labels, _ in taken])),
+        "cached_s": float(np.median([cached for _, cached in taken])),
+        "filling_s": filling,
+        "ratio": float(np.median([cached / labels for labels, cached in taken])),
+    }
+
+
+def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:
+    found = {"student_gap_kept": Ratio(gap, 0.5)}
+    for flops, allowed in ((59, 0.003), (41, 0.01)):
+        row = next(row for row in rows if row["name"] == f"at-{flops}m" and row["execution"] == "eager")
+        found[f"flops_{flops}m_drop"] = Ratio(
+            row["drop"], allowed, at_most=True, holds=row["mflops"] <= flops
+        )
+    return found
+
+
+def _speed_ratios(rows: list[dict[str, Any]]) -> dict[str, Ratio]:
+    kept = [row for row in rows if row["own"] and row["validation_drop"] <= ALLOWED_DROP]
+    fits = [row for row in rows if not row["own"] and row["drop"] <= ALLOWED_DROP]
+    found: dict[str, Ratio] = {}
+    for batch, goal in ((32, 14.0), (1, 2.5)):
+        best = max(kept, key=lambda row: float(row[f"b{batch}_speedup"]))
+        found[f"speedup_b{batch}"] = _within(best, best[f"b{batch}_speedup"], goal)
+        if fits:
+            peer = min(float(row[f"b{batch}_ms"]) for row in fits)
+            name = "vs_best_peer" if batch == 32 else "vs_best_peer_b1"
+            found[name] = _within(best, peer / best[f"b{batch}_ms"], 1.2)
+    smallest = max(kept, key=lambda row: float(row["bytes_ratio"]))
+    found["bytes_ratio"] = _within(smallest, smallest["bytes_ratio"], 12.0)
+    return found
+
+
+def _within(row: dict[str, Any], value: float, goal: float) -> Ratio:
+    """A ratio of a variant chosen by validation rows: met only if its drop on test rows is small, too."""
+    name = f"{row['name']} ({row['execution']})"
+    return Ratio(float(value), goal, holds=row["drop"] <= ALLOWED_DROP, of=name)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="FOLDER", help="of the CIFAR-10 Parquet files")
+    parser.add_argument("--store", metavar="STORE", help="that the run file was run with")
+    parser.add_argument("--untrained", action="store_true", help="random weights: latencies and bytes alone")
+
+
+if __name__ == "__main__":
+    main("compression", __doc__, measure, _arguments)

@@ -1,0 +1,1 @@
+"""Other tools at the same work, each in a process of its own."""
