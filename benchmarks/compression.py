@@ -54,7 +54,7 @@ RUN_FILE = Path(__file__).with_name("compression.yaml")
 PARENT = "resnet20"
 ALLOWED_DROP = 0.01
 BATCHES = (32, 1)
-ROUNDS, BLOCK_MS = 21, 60.0
+ROUNDS, BLOCK_MS = 9, 60.0
 PEER_PYTHON = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
 PEERS = {
     "AOTInductor bf16": ("aoti_bf16", False),
@@ -64,7 +64,7 @@ PEERS = {
     "ONNX Runtime int8": ("onnxruntime_int8", True),
 }
 """Name -> module, and whether it runs in the peers' environment."""
-OVERHEAD_ROWS, OVERHEAD_EPOCHS, OVERHEAD_ROUNDS = 2048, 10, 3
+OVERHEAD_ROWS, OVERHEAD_EPOCHS, OVERHEAD_ROUNDS = 512, 10, 3
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,12 @@ from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
 CLASSES = 5
-_SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 """Of the models of `transformers`."""
 
 MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
