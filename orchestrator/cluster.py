@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -51,8 +53,9 @@ def _join_address() -> str | None:
 def connected(*, cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of the block: the cluster of `RAY_ADDRESS` or of the job, else one of our own.
 
-    Our own cluster listens on loopback, asks for a token that only this process tree knows (no file is
-    written), and ends with the block. A cluster that was joined is left running.
+    SIGTERM raises KeyboardInterrupt within the block. Our own cluster listens on loopback, asks for a token
+    that only this process tree knows (no file is written), and ends with the block. A cluster that was joined
+    is left running.
 
     Args:
         cpus: cores of our own cluster; all of the machine's when not given.
@@ -73,9 +76,23 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
                 _start_local(cpus)
             else:
                 _join(address)
-            yield
+            with _sigterm_as_interrupt():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Within it SIGTERM ends like Ctrl-C. The handlers that `ray.init` sets print a stack trace instead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _RayOutput(io.TextIOBase):

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.measure.latency import machine
+from orchestrator.measure.machine import has_bf16_kernels, machine
 from orchestrator.pipeline.context import store_root
+from orchestrator.runtime.int8 import reduce_range
 
 GIB = 2**30
 LEAST_MEMORY = 4 * GIB
@@ -53,6 +54,7 @@ def examine(store: str | None = None) -> list[Finding]:
         _packages,
         _compiler,
         _cores_and_memory,
+        _number_types,
         lambda: _space(
             Path("/dev/shm"), LEAST_SHARED, "shared memory", "give the container --shm-size=2g or more"
         ),
@@ -123,6 +125,29 @@ def _cores_and_memory() -> Iterator[Finding]:
     yield Finding(
         "memory", "ok" if good else "warning", f"{total / GIB:.1f} GiB", "" if good else "4 GiB is the least"
     )
+
+
+def _number_types() -> Iterator[Finding]:
+    """What bfloat16 and int8 are worth on this CPU."""
+    isa = machine()["isa"]
+    if has_bf16_kernels():
+        yield Finding("bfloat16", "ok", f"has kernels ({', '.join(isa)})")
+    else:
+        yield Finding(
+            "bfloat16",
+            "warning",
+            f"no kernels on this CPU ({', '.join(isa) or 'unknown'}): many times slower than fp32",
+            "set training.precision: fp32, and leave bf16 out of search.space.precision",
+        )
+    if reduce_range():
+        yield Finding(
+            "int8",
+            "warning",
+            "no VNNI: activations keep to 7 bits, and artifacts with 8 bits are refused here",
+            "set reduce_range: true where artifacts are made for this CPU",
+        )
+    else:
+        yield Finding("int8", "ok", "has VNNI")
 
 
 def _space(place: Path, least: int, topic: str, fix: str) -> Iterator[Finding]:

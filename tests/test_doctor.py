@@ -26,6 +26,8 @@ TOPICS = {
     "compiler",
     "cores",
     "memory",
+    "bfloat16",
+    "int8",
     "shared memory",
     "disk",
     "ports",
@@ -88,7 +90,7 @@ def test_a_sick_machine_has_a_fix_for_everything(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "_listening", lambda _: True)
     monkeypatch.setattr(subprocess, "run", _refuse)
     ill = [finding for finding in examine() if finding.level != "ok"]
-    assert {finding.topic for finding in ill} >= TOPICS - {"cores", "memory"}
+    assert {finding.topic for finding in ill} >= TOPICS - {"cores", "memory", "bfloat16", "int8"}
     assert all(finding.fix for finding in ill)
     assert not any("secret" in finding.text + finding.fix for finding in ill)
 
@@ -186,3 +188,13 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     render([Finding("haproxy", "error", "orphaned", "kill 77")])
     assert "kill 77" in capsys.readouterr().out
     assert json.dumps(well.document)
+
+
+def test_says_what_number_types_are_worth_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "has_bf16_kernels", lambda: False)
+    monkeypatch.setattr(doctor, "reduce_range", lambda: True)
+    assert "precision: fp32" in one("bfloat16").fix
+    assert "reduce_range" in one("int8").fix
+    monkeypatch.setattr(doctor, "has_bf16_kernels", lambda: True)
+    monkeypatch.setattr(doctor, "reduce_range", lambda: False)
+    assert (one("bfloat16").level, one("int8").level) == ("ok", "ok")

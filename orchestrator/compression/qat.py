@@ -52,7 +52,7 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
         raise CompressionError("qat needs calibration rows", fix="give the data a calibration part")
     module = copy_of(state.module)
     rows = torch.tensor(context.calibration[: step.rows])
-    with rounding(module, rows, int8.reduce_range(), step.keep_float):
+    with rounding(module, rows, step.reduce_range or int8.reduce_range(), step.keep_float):
         epochs = fine_tune(module, step.training, state, context)
     return state.after(step, module.eval(), {"epochs": epochs})
 

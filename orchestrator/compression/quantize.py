@@ -34,7 +34,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     if context.calibration is None or len(context.calibration) == 0:
         raise CompressionError("static int8 needs calibration rows", fix="give the data a calibration part")
     rows = torch.tensor(context.calibration[: step.rows])
-    narrow = int8.reduce_range()
+    narrow = step.reduce_range or int8.reduce_range()
 
     def quantized(keep: Collection[str]) -> fx.GraphModule:
         return _static(state, rows, narrow, keep, observer_of(step))
@@ -73,7 +73,7 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
         CompressionError: the model has no linear.
     """
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
-    narrow = int8.reduce_range()
+    narrow = step.reduce_range or int8.reduce_range()
     graph = int8.quantize(
         copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example)
     )

@@ -36,17 +36,25 @@ class Qat(Settings):
     """Calibration rows that activations take their first ranges from."""
     keep_float: tuple[str, ...] = ()
     """Names of layers that will stay float."""
+    reduce_range: bool = False
+    """As `int8_static` has it."""
 
     @model_validator(mode="after")
     def _of_the_type(self) -> Qat:
         if self.to == "int8_static" and self.group is not None:
             raise ValueError("'group' is for weight-only types")
-        if self.to != "int8_static" and self.keep_float:
-            raise ValueError("'keep_float' is for int8_static")
+        if self.to != "int8_static" and (self.keep_float or self.reduce_range):
+            raise ValueError("'keep_float' and 'reduce_range' are for int8_static")
         return self
 
 
-class StaticInt8(Settings):
+class _Int8(Settings):
+    reduce_range: bool = False
+    """Keep activations to 7 bits, so that the artifact runs on CPUs without VNNI, too; one that is made on
+    such a CPU always does."""
+
+
+class StaticInt8(_Int8):
     """int8 weights and activations of convolutions and linears (PT2E, X86 quantizer).
 
     Activation ranges come from the calibration part.
@@ -68,7 +76,7 @@ class StaticInt8(Settings):
     by this at most."""
 
 
-class DynamicInt8(Settings):
+class DynamicInt8(_Int8):
     """int8 weights of linears, activation ranges found at run time (PT2E, X86 quantizer)."""
 
     kind: Literal["int8_dynamic"] = "int8_dynamic"

@@ -116,7 +116,9 @@ def _text(run: Run, name: str, event: EpochReport | str) -> str:
         return event
     epochs = run.config.models[name].training.epochs
     metric = run.config.metric.label
+    left = event.seconds * (epochs - event.epoch - 1)
     return (
         f"epoch {event.epoch + 1} of {epochs}, loss {event.loss:.4f}, "
         f"validation {metric} {event.metric:.4f}, {event.seconds:.1f} s"
+        + (f", about {left / 60:.0f} min left" if left >= 60 else "")
     )

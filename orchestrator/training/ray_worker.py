@@ -18,7 +18,7 @@ from torch import nn
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
-from orchestrator.measure.machine import machine
+from orchestrator.measure.machine import has_bf16_kernels, machine
 from orchestrator.models.build import build
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -64,6 +64,8 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
     dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
     rows = _train_rows(job, dataset)
     state = _last_state()
+    if rank == 0:
+        _announce(job, state, len(rows.ids), world, device, mailbox)
     module = build(entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
     reports = train(
         module,
@@ -148,6 +150,22 @@ def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
     module = build(manifest.model, manifest.signature, allowed=job.allowed, seed=0)
     module.load_state_dict(store.tensors(digest))
     return module.eval()
+
+
+def _announce(
+    job: TrainJob, state: TrainState, rows: int, world: int, device: torch.device, mailbox: Mailbox
+) -> None:
+    """Say that the first epoch begins: it may take minutes."""
+    training, cpus = job.entry.training, job.entry.resources.cpus
+    where = f"{world} worker{'s' * (world > 1)} x {cpus} core{'s' * (cpus > 1)}, {device.type}"
+    begins = f"goes on after epoch {state.epoch}" if state.epoch else "starts"
+    mailbox.put.remote(job.name, f"{begins}: {training.epochs} epochs of {rows} rows, {where}")
+    if training.precision == "bf16" and device.type == "cpu" and not has_bf16_kernels():
+        text = (
+            "this CPU has no bfloat16 kernels, training in it takes many times as long: "
+            f"--set models.{job.name}.training.precision=fp32"
+        )
+        mailbox.put.remote(job.name, text)
 
 
 def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbox: Mailbox) -> None:

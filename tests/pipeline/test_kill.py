@@ -51,6 +51,7 @@ def test_killed_in_each_stage_and_started_again(finished: Finished, tmp_path: Pa
     file = write(tmp_path / "tiny.yaml", finished.config.serving.port)
     last = list(ENSEMBLES)[-1]
     done: dict[Path, tuple[int, int]] = {}
+    _stopped_by_sigterm(Victim(file, store.root, tmp_path / "cache"))
     for stage, text in (
         ("train", ": epoch 1 of"),
         ("search", "trial 1 of"),
@@ -84,6 +85,14 @@ def test_killed_in_each_stage_and_started_again(finished: Finished, tmp_path: Pa
         ENSEMBLES, (REQUESTS, 0)
     )
     assert (tmp_path / "tiny" / "report.html").exists()
+
+
+def _stopped_by_sigterm(victim: Victim) -> None:
+    """What a cluster sends first: it says how to go on, and prints no stack trace."""
+    assert victim.terminate_at("train", " starts: ") == 130
+    assert "run the same command again to continue" in victim.told
+    assert "SIGTERM" not in victim.told
+    assert "Traceback" not in victim.told
 
 
 def _trained_once(victim: Victim, *, first: bool) -> None:

@@ -37,11 +37,18 @@ class Victim:
     def kill_at(self, stage: str, text: str) -> None:
         """SIGKILL at the first line of this stage that holds the text."""
         try:
-            for line in self._read():
-                if line.partition("] ")[2].startswith(f"{stage} ") and text in line:
-                    break
-            else:
-                raise AssertionError(f"ended before {stage} {text!r}:\n{self.told}")
+            self._wait_for(stage, text)
+        finally:
+            self.kill()
+
+    def terminate_at(self, stage: str, text: str) -> int:
+        """SIGTERM at such a line; the exit code, once it has ended by itself."""
+        try:
+            self._wait_for(stage, text)
+            self._process.terminate()
+            for _ in self._read():
+                pass
+            return self._process.wait(timeout=60)
         finally:
             self.kill()
 
@@ -70,6 +77,12 @@ class Victim:
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+
+    def _wait_for(self, stage: str, text: str) -> None:
+        for line in self._read():
+            if line.partition("] ")[2].startswith(f"{stage} ") and text in line:
+                return
+        raise AssertionError(f"ended before {stage} {text!r}:\n{self.told}")
 
     def _read(self) -> Any:
         assert self._process.stderr is not None
