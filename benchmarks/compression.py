@@ -32,7 +32,7 @@ from orchestrator.config.load import load_run
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.run import RunConfig
-from orchestrator.config.steps import Distill, Qat, Recovery
+from orchestrator.config.steps import Bf16, Distill, Qat, Recovery
 from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset, Part
@@ -43,6 +43,7 @@ from orchestrator.measure.latency import ratio
 from orchestrator.models.build import build
 from orchestrator.models.served import Served
 from orchestrator.runtime import execute
+from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.execute import Executable, executions
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
@@ -180,6 +181,9 @@ def _own(bench: Bench) -> Iterator[Entry]:
     for name in (PARENT, "narrow", *(name for name in bench.config.variants if name != "student")):
         digest = bench.digest(name)
         manifest = bench.store.manifest(digest)
+        if any(isinstance(step, Bf16) for step in manifest.plan) and not has_bf16_kernels():
+            print(f"left out: {name}: this CPU has no bfloat16 kernels", file=sys.stderr)
+            continue
         for execution in executions(manifest):
             print(f"loading {name} ({execution})", file=sys.stderr)
             subject = Here(_loader(bench.store, digest, execution))
@@ -220,6 +224,9 @@ def _peers(bench: Bench, stack: ExitStack) -> Iterator[Entry]:
         python = PEER_PYTHON if own_environment else Path(sys.executable)
         if not python.exists():
             print(f"left out: {name}: `make peers` was not run", file=sys.stderr)
+            continue
+        if "bf16" in module and not has_bf16_kernels():
+            print(f"left out: {name}: this CPU has no bfloat16 kernels", file=sys.stderr)
             continue
         print(f"starting {name}", file=sys.stderr)
         peer = Peer(module, str(python), bench.folder)

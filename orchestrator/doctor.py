@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.measure.machine import has_bf16_kernels, machine
+from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import store_root
+from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.int8 import reduce_range
 
 GIB = 2**30
@@ -107,7 +108,7 @@ def _compiler() -> Iterator[Finding]:
             "compiler",
             "warning",
             "no C++ compiler: the execution 'aoti' is not available",
-            "install g++, or set search.compiled=false",
+            "install g++, or leave aoti out of search.executions",
         )
 
 

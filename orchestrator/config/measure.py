@@ -9,8 +9,8 @@ from pydantic import Field
 from orchestrator.config.base import Settings
 from orchestrator.config.imports import ImportPath
 
-Execution = Literal["eager", "lowered", "aoti"]
-"""How an artifact runs: PyTorch eager, int8 lowered to x86 kernels, or compiled by AOTInductor."""
+Execution = Literal["eager", "lowered", "aoti", "openvino"]
+"""How an artifact runs: PyTorch eager, int8 lowered to x86 kernels, by AOTInductor, or by OpenVINO."""
 
 BuiltInMetric = Literal["accuracy", "macro_f1", "auroc", "recall_at_precision", "nll", "mae", "rmse"]
 

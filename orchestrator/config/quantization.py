@@ -7,9 +7,21 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.measure import Execution
 from orchestrator.config.training import DistillationLoss, Training
 
 Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"]
+
+_FLOAT: tuple[Execution, ...] = ("eager", "aoti", "openvino")
+EXECUTIONS: dict[Precision, tuple[Execution, ...]] = {
+    "fp32": _FLOAT,
+    "bf16": _FLOAT,
+    "int8_static": ("lowered", "aoti", "openvino"),
+    "int8_dynamic": ("lowered",),
+    "int8_weight_only": _FLOAT,
+    "int4_weight_only": _FLOAT,
+}
+"""How an artifact of a precision can run, the simplest first."""
 
 
 class Bf16(Settings):

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
-from orchestrator.config.measure import LatencySettings
-from orchestrator.config.steps import Criterion, Precision, Recovery
+from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.config.steps import EXECUTIONS, Criterion, Precision, Recovery
 
 
 class Uniform(Settings):
@@ -95,10 +95,21 @@ class SearchSettings(Settings):
     space: Space = Space()
     recovery: Recovery = Recovery()
     """Fine-tuning of a pruned variant; the space sets its temperature."""
-    compiled: bool = True
-    """Run fp32 and bf16 variants through AOTInductor (seconds of compiling a variant) instead of eager."""
+    executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
+    """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
+    a variant; OpenVINO needs its package."""
     latency: LatencySettings = LatencySettings()
     promise: Promise = Promise()
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, a trial trains with."""
     gpus: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _every_precision_runs(self) -> SearchSettings:
+        for precision in self.space.precision:
+            if not set(EXECUTIONS[precision]) & set(self.executions):
+                raise ValueError(
+                    f"executions: {precision} runs in none of {', '.join(self.executions)}; "
+                    f"add {' or '.join(EXECUTIONS[precision])}"
+                )
+        return self

@@ -17,6 +17,7 @@ from orchestrator.config.factorization import Factorization
 from orchestrator.config.merging import Merge
 from orchestrator.config.pruning import ChannelPruning, Criterion, HeadPruning, MagnitudePruning
 from orchestrator.config.quantization import (
+    EXECUTIONS,
     Bf16,
     DynamicInt8,
     Precision,
@@ -28,6 +29,7 @@ from orchestrator.config.quantization import (
 from orchestrator.config.training import DistillationLoss, Training
 
 __all__ = [
+    "EXECUTIONS",
     "PLAN",
     "Bf16",
     "ChannelPruning",

@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from orchestrator.config.base import fingerprint
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve")
@@ -44,15 +42,6 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(),
         "versions": {"python": platform.python_version(), **library_versions()},
     }
-
-
-def has_bf16_kernels() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this CPU (AVX-512, AMX, or Arm's extension).
-
-    Without it torch takes plain loops: training a small convolutional net was more than ten times slower in
-    bfloat16 than in float32 (AVX2, torch 2.13).
-    """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def machine_fingerprint(facts: dict[str, Any]) -> str:

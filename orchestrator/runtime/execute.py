@@ -1,4 +1,4 @@
-"""Run an artifact: eager, lowered to int8 kernels, or compiled ahead of time."""
+"""Run an artifact: eager, lowered to int8 kernels, compiled ahead of time, or by OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import DynamicInt8, StaticInt8
+from orchestrator.config.steps import EXECUTIONS, DynamicInt8, StaticInt8
 from orchestrator.errors import DataError, ExecutionError
 from orchestrator.models.build import example_rows
-from orchestrator.runtime import compiled, int8
+from orchestrator.runtime import compiled, int8, openvino
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -66,11 +66,10 @@ class Executable:
 
 def executions(manifest: Draft) -> tuple[Execution, ...]:
     """How an artifact can run, the simplest first."""
-    if any(isinstance(step, DynamicInt8) for step in manifest.plan):
-        return ("lowered",)
-    if any(isinstance(step, StaticInt8) for step in manifest.plan):
-        return ("lowered", "aoti")
-    return ("eager", "aoti")
+    for step in manifest.plan:
+        if isinstance(step, StaticInt8 | DynamicInt8):
+            return EXECUTIONS[step.kind]
+    return EXECUTIONS["fp32"]
 
 
 def load(
@@ -93,7 +92,7 @@ def load(
         allowed: import paths that an imported model's factory may come from.
 
     Raises:
-        ExecutionError: the artifact does not run in this execution, or this machine cannot compile it.
+        ExecutionError: the artifact does not run in this execution, or this machine lacks what that needs.
         ModelError: the factory is not allowed.
         CorruptArtifactError: a file is damaged.
     """
@@ -108,6 +107,9 @@ def load(
     if execution == "aoti":
         forward = compiled.load(store, digest, threads=threads, batch=batch, allowed=allowed)
         return Executable(forward, manifest.signature, threads)
+    if execution == "openvino":
+        forward = openvino.load(store, digest, threads=threads, allowed=allowed)
+        return Executable(forward, manifest.signature, threads)
     module = rebuild(store, digest, allowed=allowed).module
     return of_module(module, manifest.signature, execution, threads=threads, batch=batch)
 
@@ -118,9 +120,9 @@ def of_module(
     """A module in memory as an eager or lowered executable.
 
     Raises:
-        ExecutionError: `execution` is neither.
+        ExecutionError: `execution` is neither, or does not fit the module.
     """
-    if execution == "aoti":
+    if execution in ("aoti", "openvino"):
         raise ExecutionError("only a stored artifact can be compiled", execution)
     forward: nn.Module = module
     if isinstance(module, torch.fx.GraphModule):

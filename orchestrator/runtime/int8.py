@@ -8,7 +8,7 @@ channels-last convolution becomes a `reshape`, and max pooling stays in int8.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,10 +22,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional
 
 from orchestrator.errors import CompressionError, CorruptArtifactError, ExecutionError
+from orchestrator.runtime.int8_passes import (
+    DEQUANTIZE,
+    QUANTIZE,
+    expect_example,
+    fence_sums,
+    move_integers,
+    transposes_to_permutes,
+    views_to_reshapes,
+)
 from orchestrator.runtime.torchao_names import (
     HistogramObserver,
     PerChannelMinMaxObserver,
@@ -52,11 +60,7 @@ folded into a convolution makes such channels."""
 
 _NARROW = 127
 """Largest integer of an activation of 7 bits."""
-_QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-_DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 _RANGE_AT_RUN_TIME = torch.ops.quantized_decomposed.choose_qparams.tensor
-_POOL = torch.ops.aten.max_pool2d_with_indices.default
-_RESHAPE = torch.ops.aten.reshape.default
 _FROM_SIGNATURE = ("preprocess.", "rescale.")
 
 
@@ -215,7 +219,7 @@ def lower(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         CompressionError: torchao's passes fail on this graph.
         ExecutionError: its activations have 8 bits, and this CPU lacks VNNI.
     """
-    _check_range(graph)
+    check_range(_largest(graph))
     try:
         with quiet(), torch.no_grad():
             return _lowered(graph, example)
@@ -228,20 +232,28 @@ def lower(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         ) from error
 
 
-def _check_range(graph: fx.GraphModule) -> None:
-    """Without VNNI oneDNN adds pairs of products in 16 bits, which 8-bit activations overflow.
+def check_range(largest: int) -> None:
+    """Refuse activations up to this integer, 127 or 255, where the kernels of this CPU cannot add them up.
 
-    It does so without a word: a layer of 64 channels was wrong by 14 % (torch 2.13, AVX2).
+    Without VNNI oneDNN adds pairs of products in 16 bits, which 8-bit activations overflow, and does so
+    without a word: a layer of 64 channels was wrong by 14 % (torch 2.13, AVX2).
+
+    Raises:
+        ExecutionError: they have 8 bits, and this CPU lacks VNNI.
     """
-    calls = [node for node in graph.graph.nodes if node.target in (_QUANTIZE, _RANGE_AT_RUN_TIME)]
-    # Both take the largest integer, the one after scale and zero point, the other after the smallest.
-    largest = max((node.args[4 if node.target is _QUANTIZE else 2] for node in calls), default=0)
     if largest > _NARROW and reduce_range():
         raise ExecutionError(
             "the int8 graph keeps activations in 8 bits, which overflow on a CPU without VNNI",
             f"largest integer {largest}",
             "compress again with reduce_range: true, which runs on every CPU, or use a CPU with VNNI",
         )
+
+
+def _largest(graph: fx.GraphModule) -> int:
+    """The largest integer of any activation."""
+    calls = [node for node in graph.graph.nodes if node.target in (QUANTIZE, _RANGE_AT_RUN_TIME)]
+    # One takes it after scale, zero point and smallest, the other after the smallest.
+    return max((int(node.args[4 if node.target is QUANTIZE else 2]) for node in calls), default=0)
 
 
 def _lowered(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
@@ -253,15 +265,15 @@ def _lowered(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         lowered: fx.GraphModule = make_fx(graph)(rows)
     if rows.shape[0].node.maybe_as_int() is not None:  # type: ignore[attr-defined]
         raise RuntimeError(f"one of its operators fixes the batch at {len(example)} rows")
-    _transposes_to_permutes(lowered.graph)
-    _expect_example(lowered.graph)
-    fences = _fence_sums(lowered.graph)
+    transposes_to_permutes(lowered.graph)
+    expect_example(lowered.graph)
+    fences = fence_sums(lowered.graph)
     freezing_passes(lowered, (example,))
     constant_fold(lowered)
     for fence in fences:
         fence.replace_all_uses_with(fence.all_input_nodes[0])
-    _views_to_reshapes(lowered.graph)
-    _move_integers(lowered.graph)
+    views_to_reshapes(lowered.graph)
+    move_integers(lowered.graph)
     lowered.graph.eliminate_dead_code()
     lowered.graph.lint()
     lowered.recompile()
@@ -286,7 +298,7 @@ def _any_batch(example: Tensor) -> tuple[FakeTensorMode, Tensor]:
 
 
 def _calls(graph: fx.GraphModule) -> Iterator[fx.Node]:
-    return (node for node in graph.graph.nodes if node.target in (_QUANTIZE, _DEQUANTIZE))
+    return (node for node in graph.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE))
 
 
 def _drop_checks(graph: fx.GraphModule) -> None:
@@ -298,100 +310,6 @@ def _drop_checks(graph: fx.GraphModule) -> None:
     graph._forward_pre_hooks.clear()
     graph.graph.lint()
     graph.recompile()
-
-
-def _transposes_to_permutes(graph: fx.Graph) -> None:
-    """`t` as the `permute` that the lowering patterns look for."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.t.default:
-            with graph.inserting_before(node):
-                permuted = graph.call_function(torch.ops.aten.permute.default, (node.args[0], [1, 0]))
-            permuted.meta = dict(node.meta)
-            node.replace_all_uses_with(permuted)
-            graph.erase_node(node)
-
-
-def _expect_example(graph: fx.Graph) -> None:
-    """Write the example's batch where a shape is symbolic.
-
-    Weights are packed for a kernel, and oneDNN chooses kernels by the input's whole shape. Without one
-    it packs for a shape of its own, and each call may pack again: 30 times slower for 384 channels.
-    """
-    for node in graph.nodes:
-        meta = node.meta.get("tensor_meta")
-        if isinstance(meta, TensorMetadata):
-            shape = torch.Size(
-                size.node.hint if isinstance(size, torch.SymInt) else size for size in meta.shape
-            )
-            node.meta["tensor_meta"] = meta._replace(shape=shape)
-
-
-def _fence_sums(graph: fx.Graph) -> list[fx.Node]:
-    """Put a copy between each `relu(convolution)` and a sum; the caller removes them.
-
-    torchao 0.18 fuses the ReLU into the convolution, then the sum too, and fails on its own assertion.
-    """
-    relu = torch.ops.aten.relu.default
-    sums = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
-    fences = []
-    terms = [(total, term) for total in sums for term in total.all_input_nodes if term.target is relu]
-    for node, term in terms:
-        with graph.inserting_before(node):
-            fence = graph.call_function(torch.ops.aten.clone.default, (term,))
-        fence.meta = dict(term.meta)
-        node.replace_input_with(term, fence)
-        fences.append(fence)
-    return fences
-
-
-def _views_to_reshapes(graph: fx.Graph) -> None:
-    """Lowered convolutions give channels-last memory, of which a `view` to rows is impossible."""
-    for node in graph.nodes:
-        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = _RESHAPE
-
-
-def _move_integers(graph: fx.Graph) -> None:
-    """Max pooling and reshaping between equal scales on the integers themselves.
-
-    Exact, since quantizing is monotone. Lowering leaves dequantize, float operator, quantize there, which
-    is a third of the time of a small ResNet-9.
-    """
-    for node in list(graph.nodes):
-        make = _ON_INTEGERS.get(node.target)
-        if make is None or node.args[0].target is not _DEQUANTIZE:
-            continue
-        integers, *scale = node.args[0].args
-        # Pooling gives a pair, of which the indices must be unused.
-        results = list(node.users) if node.target is _POOL else [node]
-        users = [user for result in results for user in result.users]
-        if any(result.args[1:] != (0,) for result in results if node.target is _POOL):
-            continue
-        if all(user.target is _QUANTIZE and list(user.args[1:]) == scale for user in users):
-            with graph.inserting_before(node):
-                moved = make(graph, integers, *node.args[1:])
-            for user in users:
-                user.replace_all_uses_with(moved)
-
-
-def _pool(
-    graph: fx.Graph,
-    integers: fx.Node,
-    window: list[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil: bool = False,
-) -> fx.Node:
-    arguments = (integers, window, list(stride) or window, list(padding), list(dilation), ceil)
-    return graph.call_function(torch.ops.quantized.max_pool2d.default, arguments)
-
-
-def _reshape(graph: fx.Graph, integers: fx.Node, shape: list[Any]) -> fx.Node:
-    return graph.call_function(_RESHAPE, (integers, shape))
-
-
-_ON_INTEGERS: dict[Any, Callable[..., fx.Node]] = {_POOL: _pool, _RESHAPE: _reshape}
 
 
 def _name_of(module: nn.Module) -> str:

@@ -10,6 +10,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Choice, Numbers, SearchSettings, Space
 from orchestrator.config.steps import (
+    EXECUTIONS,
     Bf16,
     ChannelPruning,
     Criterion,
@@ -62,16 +63,8 @@ def plan_of(config: Config, settings: SearchSettings) -> Plan:
 
 
 def executions_of(precision: Precision, settings: SearchSettings) -> tuple[Execution, ...]:
-    """How a variant of this precision is to run: the first that it can.
-
-    Compiled int8 has less between its kernels than lowered int8 (decision 14), but some graphs lose kernels
-    in the compiler and are refused there.
-    """
-    if precision == "int8_static" and settings.compiled:
-        return "aoti", "lowered"
-    if precision in ("int8_static", "int8_dynamic"):
-        return ("lowered",)
-    return ("aoti",) if settings.compiled else ("eager",)
+    """How a variant of this precision is to run: the first that it can; at least one."""
+    return tuple(one for one in settings.executions if one in EXECUTIONS[precision])
 
 
 def precision_of(config: Config) -> Precision:

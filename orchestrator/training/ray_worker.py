@@ -18,8 +18,9 @@ from torch import nn
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
-from orchestrator.measure.machine import has_bf16_kernels, machine
+from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
+from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views

@@ -74,7 +74,7 @@ def test_a_trial_that_can_never_be_placed(tmp_path: Path) -> None:
         "trials": 2,
         "batch": 2,
         "cpus": 4096,
-        "compiled": False,
+        "executions": ["lowered", "eager"],
         "latency": {"blocks": 5, "block_ms": 1},
     }
     run = toys.write(tmp_path / "run.yaml", models={"mine": {"ref": "digits/mine"}}, search=search)

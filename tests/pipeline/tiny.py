@@ -66,7 +66,7 @@ def values(port: int) -> dict[str, Any]:
                 "temperature": {"kind": "choice", "values": [4.0]},
             },
             "recovery": {"training": {"epochs": 1, "batch_size": 64, "loss": {"kind": "distillation"}}},
-            "compiled": False,
+            "executions": ["lowered", "eager"],
             "latency": {"blocks": 5, "block_ms": 2},
             "promise": {"max_drop": 0.5},
         },

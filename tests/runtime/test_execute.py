@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -15,8 +16,9 @@ from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
 from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
-from orchestrator.runtime import compiled, execute
+from orchestrator.runtime import compiled, execute, int8, openvino
 from orchestrator.runtime.execute import executions, load, predict
+from orchestrator.runtime.onnx import distance
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -36,9 +38,9 @@ def made(store: Store, name: str = "mlp", plan: Plan = ()) -> str:
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        ((), ("eager", "aoti")),
-        ((Bf16(),), ("eager", "aoti")),
-        ((StaticInt8(),), ("lowered", "aoti")),
+        ((), ("eager", "aoti", "openvino")),
+        ((Bf16(),), ("eager", "aoti", "openvino")),
+        ((StaticInt8(),), ("lowered", "aoti", "openvino")),
         ((DynamicInt8(),), ("lowered",)),
     ],
 )
@@ -165,3 +167,52 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(compiled, "_INT8_TOLERANCE", 0.0)
     with pytest.raises(ExecutionError, match="answers otherwise"):
         compiled._check_int8(package, graph, example)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet", "vit"])
+@pytest.mark.parametrize("plan", [(), (StaticInt8(),)], ids=["fp32", "int8"])
+def test_openvino_answers_as_torch_does(store: Store, model: str, plan: Plan) -> None:
+    digest = made(store, model, plan)
+    inputs = toys.rows(toys.MODELS[model][1], 33).inputs
+    reference, found = load(store, digest, "lowered" if plan else "eager"), load(store, digest, "openvino")
+    for rows in (1, 3, 33):
+        far = distance(torch.from_numpy(found(inputs[:rows])), torch.from_numpy(reference(inputs[:rows])))
+        assert far < (0.05 if plan else 1e-5)
+
+
+def test_openvino_computes_bf16_artifacts_where_the_cpu_can(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = made(store, "cnn", (Bf16(),))
+    monkeypatch.setattr(openvino, "has_bf16_kernels", lambda: True)
+    inputs = toys.rows((1, 8, 8)).inputs
+    wanted, found = load(store, digest, "eager")(inputs), load(store, digest, "openvino")(inputs)
+    assert distance(torch.from_numpy(found), torch.from_numpy(wanted)) < 0.05
+    monkeypatch.setattr(openvino, "has_bf16_kernels", lambda: False)
+    with pytest.raises(ExecutionError, match=r"no bfloat16 kernels.*float32"):
+        load(store, digest, "openvino")
+
+
+def test_openvino_converts_once_and_again_when_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = made(store)
+    inputs = toys.rows(toys.MODELS["mlp"][1]).inputs
+    first = load(store, digest, "openvino")(inputs)
+    (file,) = (store.root / "compiled" / digest).glob("*/model.bin")
+    whole = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "rebuild", None)  # a second conversion would call it
+        assert np.array_equal(load(store, digest, "openvino")(inputs), first)
+    file.write_bytes(whole[:-1])
+    assert np.array_equal(load(store, digest, "openvino")(inputs), first)
+    assert file.read_bytes() == whole
+
+
+def test_openvino_says_what_it_lacks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "reduce_range", lambda: False)
+    wide = made(store, plan=(StaticInt8(),))
+    monkeypatch.setattr(int8, "reduce_range", lambda: True)
+    with pytest.raises(ExecutionError, match="without VNNI"):
+        load(store, wide, "openvino")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ExecutionError, match=r"package: openvino.*pip install"):
+        load(store, wide, "openvino")

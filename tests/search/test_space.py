@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optuna
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.config.search import Choice, SearchSettings, Space, Uniform
 from orchestrator.config.steps import Bf16, ChannelPruning, Recovery, StaticInt8
@@ -56,19 +57,23 @@ def test_a_whole_fp32_variant_has_the_empty_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiled", "executions"),
+    ("precision", "wanted", "executions"),
     [
-        ("fp32", True, ["aoti"]),
-        ("bf16", True, ["aoti"]),
-        ("bf16", False, ["eager"]),
-        ("int8_static", True, ["aoti", "lowered"]),
-        ("int8_static", False, ["lowered"]),
-        ("int8_dynamic", True, ["lowered"]),
+        ("fp32", ["aoti", "lowered", "eager"], ["aoti", "eager"]),
+        ("bf16", ["lowered", "eager"], ["eager"]),
+        ("int8_static", ["openvino", "aoti", "lowered", "eager"], ["openvino", "aoti", "lowered"]),
+        ("int8_static", ["lowered", "eager"], ["lowered"]),
+        ("int8_dynamic", ["aoti", "lowered", "eager"], ["lowered"]),
     ],
 )
-def test_executions(precision: str, compiled: bool, executions: list[str]) -> None:
-    checked = space.precision_of({"precision": precision})
-    assert list(space.executions_of(checked, SearchSettings(compiled=compiled))) == executions
+def test_executions(precision: str, wanted: list[str], executions: list[str]) -> None:
+    settings = SearchSettings.model_validate({"executions": wanted})
+    assert list(space.executions_of(space.precision_of({"precision": precision}), settings)) == executions
+
+
+def test_a_precision_that_could_not_run_is_refused() -> None:
+    with pytest.raises(ValidationError, match="int8_dynamic runs in none of aoti, eager; add lowered"):
+        SearchSettings(executions=("aoti", "eager"))
 
 
 def test_an_unknown_precision_is_refused() -> None:

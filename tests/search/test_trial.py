@@ -60,7 +60,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrialJob:
     parent = Store(folder / "store").put_artifact(draft, tensors_of(module))
     recovery = Recovery(training=Training(epochs=1, batch_size=64, lr=0.02))
     return TrialJob(
-        search=SearchSettings(recovery=recovery, compiled=False),
+        search=SearchSettings(recovery=recovery, executions=("lowered", "eager")),
         parent=parent,
         store=str(folder / "store"),
         data_folder=str(dataset.folder),
@@ -108,7 +108,9 @@ def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch:
         return outputs_on(store, digest, execution, *rest, **more)
 
     monkeypatch.setattr(trial, "outputs_on", outputs)
-    compiled = job.model_copy(update={"search": job.search.model_copy(update={"compiled": True})})
+    compiled = job.model_copy(
+        update={"search": job.search.model_copy(update={"executions": ("aoti", "lowered", "eager")})}
+    )
     outcome = trial.evaluate(compiled, INT8)
     assert outcome.execution == "lowered"
     assert asked[:2] == ["aoti", "lowered"]
@@ -117,7 +119,9 @@ def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_int8_runs_compiled_where_its_kernels_are_kept(job: TrialJob) -> None:
-    compiled = job.model_copy(update={"search": job.search.model_copy(update={"compiled": True})})
+    compiled = job.model_copy(
+        update={"search": job.search.model_copy(update={"executions": ("aoti", "lowered", "eager")})}
+    )
     config: Config = {**INT8, "criterion": "l1"}
     assert trial.row_of(1, config, trial.evaluate(compiled, config), compiled).execution == "aoti"
 

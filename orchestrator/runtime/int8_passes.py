@@ -1,0 +1,109 @@
+"""Changes to an int8 graph on its way to oneDNN's kernels, each in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.passes.shape_prop import TensorMetadata
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+_POOL = torch.ops.aten.max_pool2d_with_indices.default
+_RESHAPE = torch.ops.aten.reshape.default
+
+
+def transposes_to_permutes(graph: fx.Graph) -> None:
+    """`t` as the `permute` that the lowering patterns look for."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.t.default:
+            with graph.inserting_before(node):
+                permuted = graph.call_function(torch.ops.aten.permute.default, (node.args[0], [1, 0]))
+            permuted.meta = dict(node.meta)
+            node.replace_all_uses_with(permuted)
+            graph.erase_node(node)
+
+
+def expect_example(graph: fx.Graph) -> None:
+    """Write the example's batch where a shape is symbolic.
+
+    Weights are packed for a kernel, and oneDNN chooses kernels by the input's whole shape. Without one
+    it packs for a shape of its own, and each call may pack again: 30 times slower for 384 channels.
+    """
+    for node in graph.nodes:
+        meta = node.meta.get("tensor_meta")
+        if isinstance(meta, TensorMetadata):
+            shape = torch.Size(
+                size.node.hint if isinstance(size, torch.SymInt) else size for size in meta.shape
+            )
+            node.meta["tensor_meta"] = meta._replace(shape=shape)
+
+
+def fence_sums(graph: fx.Graph) -> list[fx.Node]:
+    """Put a copy between each `relu(convolution)` and a sum; the caller removes them.
+
+    torchao 0.18 fuses the ReLU into the convolution, then the sum too, and fails on its own assertion.
+    """
+    relu = torch.ops.aten.relu.default
+    sums = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    fences = []
+    terms = [(total, term) for total in sums for term in total.all_input_nodes if term.target is relu]
+    for node, term in terms:
+        with graph.inserting_before(node):
+            fence = graph.call_function(torch.ops.aten.clone.default, (term,))
+        fence.meta = dict(term.meta)
+        node.replace_input_with(term, fence)
+        fences.append(fence)
+    return fences
+
+
+def views_to_reshapes(graph: fx.Graph) -> None:
+    """Lowered convolutions give channels-last memory, of which a `view` to rows is impossible."""
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = _RESHAPE
+
+
+def move_integers(graph: fx.Graph) -> None:
+    """Max pooling and reshaping between equal scales on the integers themselves.
+
+    Exact, since quantizing is monotone. Lowering leaves dequantize, float operator, quantize there, which
+    is a third of the time of a small ResNet-9.
+    """
+    for node in list(graph.nodes):
+        make = _ON_INTEGERS.get(node.target)
+        if make is None or node.args[0].target is not DEQUANTIZE:
+            continue
+        integers, *scale = node.args[0].args
+        # Pooling gives a pair, of which the indices must be unused.
+        results = list(node.users) if node.target is _POOL else [node]
+        users = [user for result in results for user in result.users]
+        if any(result.args[1:] != (0,) for result in results if node.target is _POOL):
+            continue
+        if all(user.target is QUANTIZE and list(user.args[1:]) == scale for user in users):
+            with graph.inserting_before(node):
+                moved = make(graph, integers, *node.args[1:])
+            for user in users:
+                user.replace_all_uses_with(moved)
+
+
+def _pool(
+    graph: fx.Graph,
+    integers: fx.Node,
+    window: list[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil: bool = False,
+) -> fx.Node:
+    arguments = (integers, window, list(stride) or window, list(padding), list(dilation), ceil)
+    return graph.call_function(torch.ops.quantized.max_pool2d.default, arguments)
+
+
+def _reshape(graph: fx.Graph, integers: fx.Node, shape: list[Any]) -> fx.Node:
+    return graph.call_function(_RESHAPE, (integers, shape))
+
+
+_ON_INTEGERS: dict[Any, Callable[..., fx.Node]] = {_POOL: _pool, _RESHAPE: _reshape}
