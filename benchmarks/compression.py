@@ -65,6 +65,8 @@ PEERS = {
     "ONNX Runtime int8": ("onnxruntime_int8", True),
 }
 """Name -> module, and whether it runs in the peers' environment."""
+TORCH_PRUNING = "torch-pruning"
+"""The variant that stands for that peer; it leaves an eager model."""
 OVERHEAD_ROWS, OVERHEAD_EPOCHS, OVERHEAD_ROUNDS = 512, 10, 3
 
 
@@ -177,14 +179,15 @@ def _prepare(bench: Bench) -> None:
 
 
 def _own(bench: Bench) -> Iterator[Entry]:
-    """Every model and variant of the run file in every execution that it has."""
+    """Every model and variant of the run file in every execution that it has; a peer among them."""
     for name in (PARENT, "narrow", *(name for name in bench.config.variants if name != "student")):
         digest = bench.digest(name)
         manifest = bench.store.manifest(digest)
         if any(isinstance(step, Bf16) for step in manifest.plan) and not has_bf16_kernels():
             print(f"left out: {name}: this CPU has no bfloat16 kernels", file=sys.stderr)
             continue
-        for execution in executions(manifest):
+        own = name != TORCH_PRUNING
+        for execution in executions(manifest) if own else ("eager",):
             print(f"loading {name} ({execution})", file=sys.stderr)
             subject = Here(_loader(bench.store, digest, execution))
             try:
@@ -195,7 +198,7 @@ def _own(bench: Bench) -> Iterator[Entry]:
             yield Entry(
                 name=name,
                 subject=subject,
-                own=True,
+                own=own,
                 execution=execution,
                 bytes=bench.store.artifact_bytes(digest),
                 flops=2 * float(_macs(bench, name)),
@@ -304,7 +307,7 @@ def _cache_overhead(bench: Bench) -> dict[str, Any]:
         epochs=OVERHEAD_EPOCHS,
         batch_size=128,
         augment=Augment(flip=True, crop=4, views=OVERHEAD_EPOCHS),
-        precision="bf16",
+        precision="bf16" if has_bf16_kernels() else "fp32",
         channels_last=True,
     )
     distilled = plain.model_copy(update={"loss": DistillationLoss()})

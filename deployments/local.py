@@ -186,7 +186,8 @@ def _wait_ready(address: str, port: int, ready_s: float) -> None:
     deadline = time.monotonic() + ready_s
     while not _ready(address, port):
         status = serve.status().applications.get(APPLICATION)
-        if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        # Serve starts a failed replica several times; an error of ours comes again each time.
+        if status is not None and (status.status in ("DEPLOY_FAILED", "UNHEALTHY") or _own_errors(status)):
             raise ServingError("the application could not start", _reason(status))
         if time.monotonic() > deadline:
             raise ServingError(
@@ -208,11 +209,19 @@ def _ready(address: str, port: int) -> bool:
         connection.close()
 
 
+def _own_errors(status: ApplicationStatusOverview) -> list[str]:
+    """Last lines of the tracebacks that end with an error of ours."""
+    return [line for line in _lines(status) if line.startswith("orchestrator.errors.")]
+
+
+def _lines(status: ApplicationStatusOverview) -> list[str]:
+    texts = [status.message, *(part.message for part in status.deployments.values())]
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+
+
 def _reason(status: ApplicationStatusOverview) -> str:
     """What Serve knows of a start that failed, without its tracebacks."""
-    texts = [status.message, *(part.message for part in status.deployments.values())]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("orchestrator.errors.")]
+    lines, own = _lines(status), _own_errors(status)
     unready = [
         f"{name} is {part.status.value}"
         for name, part in status.deployments.items()

@@ -38,7 +38,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
         done = train_models(
             jobs,
             storage=run.folder / "training",
-            on_event=lambda name, event: run.progress("train", f"{name}: {_text(run, name, event)}"),
+            on_event=lambda name, event: run.progress("train", f"{name}: {event_text(run, name, event)}"),
             fresh=fresh,
         )
     digests = {name: (imported | done)[name] for name in entries}
@@ -111,7 +111,8 @@ def _finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:
     return done
 
 
-def _text(run: Run, name: str, event: EpochReport | str) -> str:
+def event_text(run: Run, name: str, event: EpochReport | str) -> str:
+    """An epoch of a model in one line, with the minutes that the others will take."""
     if isinstance(event, str):
         return event
     epochs = run.config.models[name].training.epochs

@@ -26,8 +26,6 @@ from torch.nn import functional
 
 from orchestrator.errors import CompressionError, CorruptArtifactError, ExecutionError
 from orchestrator.runtime.int8_passes import (
-    DEQUANTIZE,
-    QUANTIZE,
     expect_example,
     fence_sums,
     move_integers,
@@ -35,6 +33,8 @@ from orchestrator.runtime.int8_passes import (
     views_to_reshapes,
 )
 from orchestrator.runtime.torchao_names import (
+    DEQUANTIZE,
+    QUANTIZE,
     HistogramObserver,
     PerChannelMinMaxObserver,
     X86InductorQuantizer,

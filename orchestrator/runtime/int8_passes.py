@@ -9,8 +9,8 @@ import torch
 from torch import fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
-QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+from orchestrator.runtime.torchao_names import DEQUANTIZE, QUANTIZE
+
 _POOL = torch.ops.aten.max_pool2d_with_indices.default
 _RESHAPE = torch.ops.aten.reshape.default
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 
+import torch
 from torch._inductor import config as _inductor
 
 os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
@@ -32,11 +33,17 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa
 )
 from torchao.utils import should_reduce_range  # noqa: E402
 
+# Known to torch once torchao is imported.
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+
 _inductor.pre_grad_custom_pass = _pass
 for _name, _level in _levels.items():
     _noisy[_name].setLevel(_level)
 
 __all__ = [
+    "DEQUANTIZE",
+    "QUANTIZE",
     "HistogramObserver",
     "MinMaxObserver",
     "PerChannelMinMaxObserver",

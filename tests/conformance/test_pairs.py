@@ -14,13 +14,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.compression.plan import State, apply_plan, run_step
+from orchestrator.compression.plan import State, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Execution
-from orchestrator.config.model import Vit, VitKwargs
+from orchestrator.config.model import ModelSettings, Vit, VitKwargs
 from orchestrator.config.steps import Distill, DynamicInt8, StaticInt8, Step
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.runtime.execute import of_module
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from tests.compression import toys
 from tests.conformance.fresh import fresh_outputs
@@ -52,7 +54,7 @@ class World:
     """The model that every plan starts from."""
 
     store: Store
-    parent: str
+    settings: ModelSettings
     start: State
     context: Context
 
@@ -63,9 +65,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     store = Store(tmp_path_factory.mktemp("pairs") / "store")
     module, signature, settings = toys.toy(MODEL)
     other = toys.near(module)
-    store.set_ref("other", toys.put(store, other, signature, settings))
     context = toys.context(signature.input_shape, other=lambda _: Other(lambda: other, None))
-    return World(store, toys.put(store, module, signature, settings), toys.state(module, signature), context)
+    return World(store, settings, toys.state(module, signature), context)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,20 @@ def made(world: World, rows: NDArray[Any]) -> dict[tuple[str, str], tuple[str, N
         for _, second in seconds:
             after = run_step(KINDS[second], between, world.context)
             executable = of_module(after.module, after.signature, _execution(after), batch=8)
-            digest = apply_plan(world.store, world.parent, (KINDS[first], KINDS[second]), world.context)
-            found[first, second] = digest, executable(rows)
+            found[first, second] = _put(world, after), executable(rows)
     return found
+
+
+def _put(world: World, state: State) -> str:
+    draft = Draft(
+        model=state.model or world.settings,
+        signature=state.signature,
+        plan=state.plan,
+        decisions=state.decisions,
+        data="",
+        seed=0,
+    )
+    return world.store.put_artifact(draft, tensors_of(state.module))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,12 @@ from orchestrator.pipeline.run import execute
 from tests.pipeline.command import command
 from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, VARIANTS, Finished, refs, results
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.xdist_group("finished"),
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 QUALITY = {"metric", "accuracy", "accuracy_ci", "nll", "ece"}
 
 
