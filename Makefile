@@ -34,8 +34,8 @@ lint: $(STAMP) ## Style and types
 	$(BIN)/mypy orchestrator deployments jobs tests examples benchmarks
 
 test: lint ## Lint, types, architecture tests and the whole suite
-	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadgroup
-	$(BIN)/python -m pytest -m "ray or cluster" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "ray or cluster" -n 2 --dist loadfile
 
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json

@@ -16,20 +16,21 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.serve import Application
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
 from deployments.build import build_app
 from orchestrator.config.serving import AppSettings
-from orchestrator.errors import ClusterError, PortInUseError, ServingError
+from orchestrator.errors import ClusterError, PortInUseError, ServingError, last_line
 
 APPLICATION = "orchestrator-local"
 """Name in Serve; not that of `serve.yaml`, which belongs to whoever deployed it."""
 NAMESPACE = "orchestrator"
 STOP_S = 60.0
 """Longest wait for Serve to stop."""
+START_ATTEMPTS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,17 @@ def _clear(host: str, port: int) -> None:
 def _start(application: Application, host: str, port: int) -> None:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            serve.start(
+                proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet
+            )
+            break
+        except ActorDiedError as error:
+            # Of an earlier Serve that was told to stop and is still going down.
+            if attempt == START_ATTEMPTS:
+                raise ServingError("Ray Serve could not start", last_line(error), "start again") from error
+            time.sleep(1)
     serve.run_many(
         [serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=quiet)],
         wait_for_ingress_deployment_creation=False,

@@ -13,7 +13,6 @@ from tests.pipeline.victim import Victim
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("finished"),
     pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(sys.platform != "linux", reason="ends Ray's processes by /proc"),

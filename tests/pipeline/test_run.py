@@ -18,7 +18,6 @@ from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, VARIANTS, F
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.xdist_group("finished"),
     pytest.mark.slow,
     pytest.mark.timeout(600),
 ]
