@@ -40,9 +40,9 @@ from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ExecutionError
 from orchestrator.measure.cost import count
 from orchestrator.measure.latency import ratio
-from orchestrator.models.build import build
+from orchestrator.models.build import build, example_rows
 from orchestrator.models.served import Served
-from orchestrator.runtime import execute
+from orchestrator.runtime import execute, int8
 from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.execute import Executable, executions
 from orchestrator.runtime.rebuild import rebuild, tensors_of
@@ -173,7 +173,9 @@ def _prepare(bench: Bench) -> None:
     export(bench.store, parent, bench.folder / "model.pt2")
     module = rebuild(bench.store, parent).module
     assert isinstance(module, Served)
-    torch.save((module.preprocess, module.body), bench.folder / "module.pt")
+    scaling, rows = module.preprocess, example_rows(bench.data.signature, 2)
+    torch.export.save(int8.export(scaling, rows), bench.folder / "scaling.pt2")
+    torch.export.save(int8.export(module.body, scaling(rows)), bench.folder / "network.pt2")
     np.save(bench.folder / "calibration.npy", bench.data.part("calibration").inputs)
     np.save(bench.folder / "test.npy", bench.data.part("test").inputs)
 

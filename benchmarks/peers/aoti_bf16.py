@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._inductor.config as inductor
@@ -27,11 +28,12 @@ class _InFloat(nn.Module):
 def load(folder: Path, batch: int) -> Model:
     """Compiled for one batch size."""
     torch.set_num_threads(1)
-    scaling, network = torch.load(folder / "module.pt", weights_only=False)
+    scaling: Any = torch.export.load(folder / "scaling.pt2").module()
+    network: Any = torch.export.load(folder / "network.pt2").module()
     network = network.to(torch.bfloat16, memory_format=torch.channels_last)
     rows = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad(), inductor.patch(freezing=True), tempfile.TemporaryDirectory() as scratch:
-        program = torch.export.export(_InFloat(scaling, network).eval(), (rows,))
+        program = torch.export.export(_InFloat(scaling, network), (rows,))
         path = torch._inductor.aoti_compile_and_package(program, package_path=f"{scratch}/model.pt2")
         run = torch._inductor.aoti_load_package(path)
 

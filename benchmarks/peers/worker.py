@@ -4,7 +4,8 @@ A peer's own clock times its calls, so that the pipe between the processes is in
 more than numpy: peers live in environments of their own.
 
 The folder of a peer holds `model.onnx` (float32, any batch size, raw uint8 rows in, logits out), `model.pt2`
-(the same as a `torch.export` program), and `calibration.npy` and `test.npy`, raw rows.
+(the same as a `torch.export` program), `scaling.pt2` and `network.pt2` (its two parts), and `calibration.npy`
+and `test.npy`, raw rows.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.onnx import INPUT, distance, drop_unread, random_like, tolerance, write_onnx
+from orchestrator.runtime.forms import distance, random_like, tolerance
+from orchestrator.runtime.onnx import INPUT, drop_unread, write_onnx
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
@@ -86,7 +87,7 @@ def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     with torch.no_grad():
         wanted = module(rows)
     far = distance(torch.from_numpy(found), wanted)
-    if not far <= tolerance(module, rows):
+    if not far <= tolerance(module):
         path.unlink()
         raise CompressionError(
             f"onnxruntime answers otherwise than the model (relative error {far:.4f})",

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import platform
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -24,9 +22,10 @@ from torch import Tensor, fx, nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.export import Dim
 
-from orchestrator.errors import CorruptArtifactError, ExecutionError
+from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
+from orchestrator.runtime.forms import INT8_TOLERANCE, cached, distance, mixed, random_like
 from orchestrator.runtime.int8 import quiet
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.torchao_names import quant_lift_up
@@ -38,10 +37,6 @@ _VERSION = 1
 _MOST_ROWS = 2**16
 _INT8_CALLS = re.compile(r"aoti_torch_cpu\w*q(?:conv|linear)\w*\(")
 """Calls of oneDNN's int8 kernels in generated code."""
-_INT8_TOLERANCE = 0.05
-"""Relative error of the outputs: numbers that lie between two integers may be rounded either way."""
-
-log = logging.getLogger(__name__)
 
 
 def load(
@@ -53,22 +48,15 @@ def load(
         ExecutionError: there is no C++ compiler, or it cannot compile the model.
     """
     facts = target_facts(threads, batch)
-    target = target_key(facts)
-    try:
-        folder = store.compiled(digest, target)
-    except CorruptArtifactError as error:
-        # A cache: what is damaged is compiled again, and `publish_folder` replaces it.
-        log.warning("compiling again: %s", error)
-        folder = None
-    if folder is None:
+
+    def make(folder: Path) -> None:
         module = rebuild(store, digest, allowed=allowed).module
-        manifest = store.manifest(digest)
-        example = example_rows(manifest.signature, max(batch, 2))
-        with tempfile.TemporaryDirectory() as scratch:
-            compile_to(Path(scratch) / PACKAGE, module, example, threads)
-            if isinstance(module, fx.GraphModule):
-                _check_int8(Path(scratch) / PACKAGE, module, example)
-            folder = store.publish_folder(digest, target, Path(scratch), facts)
+        example = example_rows(store.manifest(digest).signature, max(batch, 2))
+        compile_to(folder / PACKAGE, module, example, threads)
+        if isinstance(module, fx.GraphModule):
+            _check_int8(folder / PACKAGE, module, example)
+
+    folder = cached(store, digest, target_key(facts), facts, make)
     return _open(folder / PACKAGE)
 
 
@@ -119,10 +107,10 @@ def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
         raise ExecutionError(
             f"AOTInductor runs {found} of {wanted} layers in int8", "aoti", "run the variant lowered"
         )
+    rows = random_like(example)
     with torch.inference_mode():
-        ours, theirs = lowered(example), _open(path)(example)
-    error = float((ours - theirs).norm() / ours.norm().clamp_min(1e-12))
-    if not error < _INT8_TOLERANCE:
+        error = distance(_open(path)(rows), lowered(rows))
+    if not error < INT8_TOLERANCE:
         raise ExecutionError(
             f"the compiled int8 graph answers otherwise than the lowered one (relative error {error:.3f})",
             "aoti",
@@ -146,9 +134,8 @@ def target_facts(threads: int, batch: int) -> dict[str, Any]:
 
 def target_key(facts: dict[str, Any]) -> str:
     """Folder name of a compiled form, readable at its start."""
-    mixed = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
     version, isa = facts["torch"].split("+")[0], facts["isa"].lower()
-    return f"aoti-torch{version}-{isa}-t{facts['threads']}-b{facts['batch']}-{mixed}"
+    return f"aoti-torch{version}-{isa}-t{facts['threads']}-b{facts['batch']}-{mixed(facts)}"
 
 
 @functools.cache

@@ -10,15 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.errors import CompressionError, ExecutionError
+from orchestrator.errors import CompressionError
 from orchestrator.runtime import int8
 
 INPUT, OUTPUT = "rows", "outputs"
 """Names in the file."""
-FLOAT_TOLERANCE = 1e-4
-INT8_TOLERANCE = 0.05
-"""Relative errors of another engine's outputs. Numbers between two integers may be rounded either way, and
-in a deep network that adds up: an engine may be twice as far from the exact graph as torch's own kernels."""
 
 
 def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
@@ -70,31 +66,6 @@ def drop_unread(graph: fx.GraphModule) -> None:
         if name not in read:
             owner, _, leaf = name.rpartition(".")
             delattr(graph.get_submodule(owner), leaf)
-
-
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Relative error: the norm of the difference over the norm of what is wanted."""
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
-
-
-def random_like(example: Tensor) -> Tensor:
-    """Seeded rows of an example's shape and type: pixels, or standard normal features."""
-    generator = torch.Generator().manual_seed(0)
-    if example.is_floating_point():
-        return torch.randn(example.shape, generator=generator, dtype=example.dtype)
-    return torch.randint(0, 256, example.shape, generator=generator).to(example.dtype)
-
-
-def tolerance(module: nn.Module, rows: Tensor) -> float:
-    """Largest relative error of another engine's outputs on these rows."""
-    if not isinstance(module, fx.GraphModule):
-        return FLOAT_TOLERANCE
-    try:
-        lowered = int8.lower(module, rows)
-    except ExecutionError:
-        return INT8_TOLERANCE
-    with torch.no_grad():
-        return max(INT8_TOLERANCE, 2 * distance(lowered(rows), module(rows)))
 
 
 def _refuse(module: nn.Module) -> None:

@@ -6,11 +6,8 @@ refused quantize/dequantize graphs (2026.4).
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import logging
-import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.steps import Bf16, StaticInt8
-from orchestrator.errors import CompressionError, CorruptArtifactError, ExecutionError
+from orchestrator.errors import CompressionError, ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import has_bf16_kernels, to_float
-from orchestrator.runtime.onnx import distance, random_like, tolerance, write_onnx
+from orchestrator.runtime.forms import cached, distance, mixed, random_like, tolerance
+from orchestrator.runtime.onnx import write_onnx
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -31,8 +29,6 @@ from orchestrator.store.store import Store
 MODEL = "model.xml"
 _VERSION = 1
 """Raise when the way of converting changes: older forms are then left alone."""
-
-log = logging.getLogger(__name__)
 
 
 def load(
@@ -50,20 +46,18 @@ def load(
     manifest = store.manifest(digest)
     bf16 = any(isinstance(step, Bf16) for step in manifest.plan)
     _refuse(manifest, bf16=bf16)
-    facts = {"version": _VERSION, "execution": "openvino", "openvino": engine.get_version()}
-    facts["torch"] = torch.__version__
-    target = f"openvino-{hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]}"
-    try:
-        folder = store.compiled(digest, target)
-    except CorruptArtifactError as error:
-        # A cache: what is damaged is converted again, and `publish_folder` replaces it.
-        log.warning("converting again: %s", error)
-        folder = None
-    if folder is None:
+    facts = {
+        "version": _VERSION,
+        "execution": "openvino",
+        "openvino": engine.get_version(),
+        "torch": torch.__version__,
+    }
+
+    def make(folder: Path) -> None:
         module = rebuild(store, digest, allowed=allowed).module
-        with tempfile.TemporaryDirectory() as scratch:
-            _convert(Path(scratch), to_float(module) if bf16 else module, manifest, engine)
-            folder = store.publish_folder(digest, target, Path(scratch), facts)
+        _convert(folder, to_float(module) if bf16 else module, manifest, engine)
+
+    folder = cached(store, digest, f"openvino-{mixed(facts)}", facts, make)
     return _open(engine, folder / MODEL, threads, bf16=bf16)
 
 
@@ -101,7 +95,7 @@ def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any) -> N
     with torch.no_grad():
         found, wanted = _open(engine, folder / MODEL, 1, bf16=False)(rows), module(rows)
     far = distance(found, wanted)
-    if not far <= tolerance(module, rows):
+    if not far <= tolerance(module):
         raise ExecutionError(
             f"OpenVINO answers otherwise than the model (relative error {far:.4f})",
             "openvino",
@@ -110,12 +104,12 @@ def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any) -> N
 
 
 def _open(engine: Any, path: Path, threads: int, *, bf16: bool) -> Callable[[Tensor], Tensor]:
-    from_properties = engine.properties
+    hint = engine.properties.hint
     settings = {
-        from_properties.hint.performance_mode(): from_properties.hint.PerformanceMode.LATENCY,
-        from_properties.hint.inference_precision(): engine.Type.bf16 if bf16 else engine.Type.f32,
-        from_properties.inference_num_threads(): threads,
-        from_properties.num_streams(): 1,
+        hint.performance_mode(): hint.PerformanceMode.LATENCY,
+        hint.inference_precision(): engine.Type.bf16 if bf16 else engine.Type.f32,
+        engine.properties.inference_num_threads(): threads,
+        engine.properties.num_streams(): 1,
     }
     try:
         request = engine.Core().compile_model(path, "CPU", settings).create_infer_request()

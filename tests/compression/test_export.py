@@ -13,7 +13,7 @@ from orchestrator.compression.export import export
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8, Step
 from orchestrator.errors import CompressionError, StoreError
-from orchestrator.runtime import onnx
+from orchestrator.runtime import forms
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
@@ -101,7 +101,7 @@ def test_a_file_that_answers_otherwise_is_removed(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(onnx, "FLOAT_TOLERANCE", -1.0)
+    monkeypatch.setattr(forms, "FLOAT_TOLERANCE", -1.0)
     with pytest.raises(CompressionError, match="answers otherwise"):
         export(store, made(store), tmp_path / "model.onnx", "onnx")
     assert not (tmp_path / "model.onnx").exists()

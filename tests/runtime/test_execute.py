@@ -18,7 +18,7 @@ from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
 from orchestrator.runtime import compiled, execute, int8, openvino
 from orchestrator.runtime.execute import executions, load, predict
-from orchestrator.runtime.onnx import distance
+from orchestrator.runtime.forms import distance
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -164,7 +164,7 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
         patch.setattr(compiled, "_INT8_CALLS", re.compile("no such kernel"))
         with pytest.raises(ExecutionError, match="0 of 3 layers in int8"):
             compiled._check_int8(package, graph, example)
-    monkeypatch.setattr(compiled, "_INT8_TOLERANCE", 0.0)
+    monkeypatch.setattr(compiled, "INT8_TOLERANCE", 0.0)
     with pytest.raises(ExecutionError, match="answers otherwise"):
         compiled._check_int8(package, graph, example)
 

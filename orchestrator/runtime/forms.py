@@ -1,0 +1,70 @@
+"""Other forms of an artifact, made once and kept beside it: their cache, and what they must answer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from orchestrator.errors import CorruptArtifactError
+from orchestrator.store.store import Store
+
+FLOAT_TOLERANCE = 1e-4
+INT8_TOLERANCE = 0.05
+"""Relative errors of another engine's outputs; numbers between two integers may be rounded either way."""
+
+log = logging.getLogger(__name__)
+
+
+def cached(
+    store: Store, digest: str, target: str, facts: Mapping[str, Any], make: Callable[[Path], None]
+) -> Path:
+    """Folder of a form in the store; `make` writes its files when the store does not have it whole.
+
+    Args:
+        store: where the artifact is.
+        digest: of the artifact.
+        target: name of the form's folder.
+        facts: what the form depends on besides the artifact.
+        make: writes the form into an empty folder; what it raises passes on, and nothing is kept.
+    """
+    try:
+        folder = store.compiled(digest, target)
+    except CorruptArtifactError as error:
+        # A cache: what is damaged is made again, and `publish_folder` replaces it.
+        log.warning("making it again: %s", error)
+        folder = None
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+            folder = store.publish_folder(digest, target, Path(scratch), facts)
+    return folder
+
+
+def mixed(facts: Mapping[str, Any]) -> str:
+    """A short digest of facts, for the name of a form's folder."""
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Relative error: the norm of the difference over the norm of what is wanted."""
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+def random_like(example: Tensor) -> Tensor:
+    """Seeded rows of an example's shape and type: pixels, or standard normal features."""
+    generator = torch.Generator().manual_seed(0)
+    if example.is_floating_point():
+        return torch.randn(example.shape, generator=generator, dtype=example.dtype)
+    return torch.randint(0, 256, example.shape, generator=generator).to(example.dtype)
+
+
+def tolerance(module: nn.Module) -> float:
+    """Largest relative error of another engine's outputs for this module."""
+    return INT8_TOLERANCE if isinstance(module, fx.GraphModule) else FLOAT_TOLERANCE
