@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.train.torch import TorchTrainer
 
 from orchestrator.config.training import Resources
 from orchestrator.errors import OrchestratorError, ResourceError, TrainingError, last_line
 from orchestrator.store.store import Store
-from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
+from orchestrator.training import fit_actor
+from orchestrator.training.job import TrainJob, claim
 from orchestrator.training.mailbox import Mailbox, open_mailbox
-from orchestrator.training.ray_worker import work
 from orchestrator.training.state import EpochReport
 
 __all__ = ["TrainJob", "train_models"]
 
-log = logging.getLogger(__name__)
-
-_v2: Any = ray.train  # At run time these are the classes of Train V2; type checkers see those of V1.
-_trainer: Any = TorchTrainer
-
 OnEvent = Callable[[str, EpochReport | str], None]
 POLL_S = 0.2
-# Ray Train answers a report only at the controller's next look, by default every 2 s.
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def train_models(
@@ -64,8 +52,6 @@ def train_models(
     workers = {job.name: _check_resources(job, totals) for job in jobs}
     for job in jobs:
         claim(job, storage, fresh)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     return _Schedule(jobs, workers, totals, storage, on_event).run()
 
 
@@ -125,10 +111,10 @@ class _Schedule:
         self.jobs, self.workers, self.totals = jobs, workers, totals
         self.storage, self.on_event = storage, on_event
         self.mailbox: Mailbox | None = None
-        self.running: dict[str, Resources] = {}
+        self.fits: ActorHandle[Any] | None = None
+        self.running: dict[Any, TrainJob] = {}
         self.digests: dict[str, str] = {}
         self.failures: dict[str, str] = {}
-        self.done: queue.SimpleQueue[tuple[str, str | OrchestratorError]] = queue.SimpleQueue()
 
     def run(self) -> dict[str, str]:
         """Until every job is done or has failed."""
@@ -142,8 +128,8 @@ class _Schedule:
             if self.running:
                 self._collect()
         self._deliver()
-        if self.mailbox is not None:
-            ray.kill(self.mailbox)
+        for actor in filter(None, (self.fits, self.mailbox)):
+            ray.kill(actor)
         if self.failures:
             told = "; ".join(f"{name}: {message}" for name, message in self.failures.items())
             raise TrainingError(f"training failed for {len(self.failures)} of {len(self.jobs)} models", told)
@@ -167,10 +153,8 @@ class _Schedule:
         if not self._fits(job):
             return False
         self.mailbox = self.mailbox or open_mailbox()
-        self.running[job.name] = job.entry.resources
-        # Daemon threads: an interrupted driver must not wait for fits that it cannot stop.
-        arguments = (job, self.workers[job.name], self.storage, self.mailbox, self.done)
-        threading.Thread(target=_fit_in_thread, args=arguments, daemon=True, name=f"fit-{job.name}").start()
+        self.fits = self.fits or fit_actor.start(self.mailbox, len(self.jobs))
+        self.running[self.fits.fit.remote(job, self.workers[job.name], self.storage)] = job
         return True
 
     def _known(self, job: TrainJob) -> str | None:
@@ -182,7 +166,7 @@ class _Schedule:
 
     def _fits(self, job: TrainJob) -> bool:
         cpus, gpus = self._need(job.name, job.entry.resources)
-        used = [self._need(name, resources) for name, resources in self.running.items()]
+        used = [self._need(other.name, other.entry.resources) for other in self.running.values()]
         return (
             cpus + sum(need[0] for need in used) <= self.totals.cpus
             and gpus + sum(need[1] for need in used) <= self.totals.gpus
@@ -200,88 +184,26 @@ class _Schedule:
 
     def _collect(self) -> None:
         """Wait a little for the next job that ends."""
-        try:
-            name, result = self.done.get(timeout=POLL_S)
-        except queue.Empty:
-            return
-        del self.running[name]
-        self._deliver()  # what it reported comes before how it ended
-        if isinstance(result, str):
-            self.digests[name] = result
-            self.on_event(name, f"trained: {result[:12]}")
-        else:
-            self._fail(name, str(result))
+        ended, _ = ray.wait(list(self.running), timeout=POLL_S)
+        for reference in ended:
+            name = self.running.pop(reference).name
+            result = _result(reference)
+            self._deliver()  # what it reported comes before how it ended
+            if isinstance(result, str):
+                self.digests[name] = result
+                self.on_event(name, f"trained: {result[:12]}")
+            else:
+                self._fail(name, str(result))
 
     def _fail(self, name: str, message: str) -> None:
         self.failures[name] = message
         self.on_event(name, f"failed: {message}")
 
 
-def _fit_in_thread(
-    job: TrainJob,
-    workers: int,
-    storage: Path,
-    mailbox: Mailbox,
-    done: queue.SimpleQueue[tuple[str, str | OrchestratorError]],
-) -> None:
+def _result(reference: Any) -> str | OrchestratorError:
+    """The digest, or why there is none."""
     try:
-        store = Store(job.store)
-        done.put((job.name, store.stage(job.key(), lambda: _fit(job, workers, storage, mailbox))))
-    except OrchestratorError as error:
-        done.put((job.name, error))
-    except Exception as error:
-        # The schedule waits for every thread: whatever happened must reach it.
-        log.debug("fit of %s failed", job.name, exc_info=True)
-        done.put((job.name, TrainingError(f"{type(error).__name__}: {last_line(error)}")))
-
-
-def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
-    """One `TorchTrainer` run; under its stable name it goes on where an earlier one stopped.
-
-    Raises:
-        TrainingError: it failed after its retries, or would fail again.
-    """
-    if drop_damaged(storage / run_name(job)):
-        mailbox.put.remote(job.name, "the record of its checkpoints was damaged, training starts over")
-    resources = job.entry.resources
-    least, most = resources.span
-    each: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
-        each["GPU"] = resources.gpus
-    trainer = _trainer(
-        work,
-        train_loop_config={"job": job.plain(), "mailbox": mailbox},
-        scaling_config=_v2.ScalingConfig(
-            num_workers=least if least == most else (least, max(least, workers)),
-            use_gpu=resources.gpus > 0,
-            resources_per_worker=each,
-        ),
-        run_config=_v2.RunConfig(
-            name=run_name(job),
-            storage_path=str(storage),
-            # Two: while one is deleted the other is whole.
-            checkpoint_config=_v2.CheckpointConfig(num_to_keep=2),
-            failure_config=_v2.FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures + 2
-            ),
-            logging_config=_v2.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except _v2.TrainingFailedError as error:
-        raise TrainingError(
-            f"its workers failed {resources.max_failures + 1} times",
-            last_line(error),
-            "run again to go on from the last epoch; see the workers' logs",
-        ) from error
+        result: str | OrchestratorError = ray.get(reference)
     except RayError as error:
-        raise TrainingError(
-            "Ray Train's controller failed", last_line(error), "run again, or with --fresh"
-        ) from error
-    answer = result.return_value
-    if not isinstance(answer, dict):
-        raise TrainingError("the worker gave no result", answer, "run again")
-    if "error" in answer:
-        raise TrainingError(*answer["error"])
-    return str(answer["digest"])
+        return TrainingError("the process that guides the trainings ended", last_line(error), "run again")
+    return result

@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.errors", 0),
     ("orchestrator.config", 0),
     ("orchestrator.measure.bench_actor", 3),
+    ("orchestrator.training.fit_actor", 3),
     ("orchestrator.training.ray_train", 3),
     ("orchestrator.training.ray_worker", 3),
     ("orchestrator.training.mailbox", 3),
