@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 
@@ -217,6 +217,29 @@ def compress(
         _print_json(document)
     else:
         typer.echo(text)
+
+
+@app.command("export")
+@_guarded
+def export_command(
+    source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/chosen.")],
+    path: Annotated[Path, typer.Argument(help="File to write; .pt2, .onnx or .pte says the format.")],
+    format: Annotated[
+        Literal["pt2", "onnx", "executorch"] | None,
+        typer.Option("--format", help="Where the ending does not say it."),
+    ] = None,
+    store: StoreOption = None,
+    allow: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model as one file for torch.export, ONNX or ExecuTorch."""
+    from orchestrator.pipeline.exported import export_ref
+
+    document = export_ref(source, path, format=format, store=store, allow=tuple(allow or ()))
+    if as_json:
+        _print_json(document)
+    else:
+        typer.echo(f"wrote {document['file']} ({document['format']}): {document['bytes']:,} bytes")
 
 
 @app.command()

@@ -22,6 +22,9 @@ from orchestrator.store.store import Store
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._convolution_pointwise")
 _LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
 _PRODUCTS = ("aten.mm", "aten.addmm")
+_ATTENTION = ("aten.scaled_dot_product_attention", "aten._scaled_dot_product_flash_attention_for_cpu")
+_MATMULS = ("aten.matmul", "aten.bmm")
+"""Of two activations: attention's, where it is not one operator."""
 
 
 def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[str, Any]:
@@ -29,24 +32,30 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
 
     Returns:
         `bytes` on disk, `macs` and `params` of one row in its float form, `zeros` (share of the
-        convolutions' and linears' weights), and `int8`: None, or `share` (of the convolutions' and
-        linears' MACs that run in int8 kernels), `kernels`, `left` (float convolutions and linears) and
-        `fell_back` (`layer` and `why` of each of those).
+        convolutions' and linears' weights), and `int8`: None, or `share` (of the MACs of convolutions,
+        linears and attention that run in int8 kernels), `kernels`, `left` (float convolutions and linears)
+        and `fell_back` (`layer` and `why` of each of those and of attention's products).
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
-    facts = facts_of(rebuilt.module, _float_form(manifest, allowed), manifest.signature)
+    kept = manifest.decisions[-1].get("keep_float", ()) if manifest.plan else ()
+    facts = facts_of(rebuilt.module, _float_form(manifest, allowed), manifest.signature, kept)
     return {"bytes": store.artifact_bytes(digest), **facts}
 
 
-def facts_of(module: nn.Module, float_form: nn.Module, signature: Signature) -> dict[str, Any]:
-    """The facts of a module in memory, all but its bytes; operations are counted on its float form."""
+def facts_of(
+    module: nn.Module, float_form: nn.Module, signature: Signature, kept: Collection[str] = ()
+) -> dict[str, Any]:
+    """The facts of a module in memory, all but its bytes; operations are counted on its float form.
+
+    `kept` are names of the layers that were to stay in float.
+    """
     cost = count(float_form, signature)
     return {
         "macs": cost.macs,
         "params": cost.params,
         "zeros": zeros(module),
-        "int8": coverage(module, signature) if isinstance(module, fx.GraphModule) else None,
+        "int8": coverage(module, signature, kept) if isinstance(module, fx.GraphModule) else None,
     }
 
 
@@ -60,35 +69,49 @@ def zeros(module: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
 
 
-def coverage(graph: fx.GraphModule, signature: Signature) -> dict[str, Any]:
+def coverage(graph: fx.GraphModule, signature: Signature, kept: Collection[str] = ()) -> dict[str, Any]:
     """How much of a quantized graph becomes int8 kernels when it is lowered.
 
     Counted in the lowered graph: a pattern that lowering misses stays float there, with the same outputs,
-    so only counting shows it.
+    so only counting shows it. `kept` are names of the layers that were to stay in float.
     """
     before = _count(graph, example_rows(signature, 2))
     lowered = int8.lower(graph, example_rows(signature, int8.EXAMPLE_ROWS))
     after = _count(lowered, example_rows(signature, 2))
     share = 1 - after.macs / before.macs if before.macs else 0.0
-    fell_back = _never_rounded(graph)
+    fell_back = _never_rounded(graph, kept)
     missed = after.floats - len(fell_back)
     if missed > 0:
         why = "rounded, but lowering has no kernel for the pattern"
         fell_back.append({"layer": f"{missed} more", "why": why})
+    fell_back += _attention(graph)
     return {"share": share, "kernels": after.kernels, "left": after.floats, "fell_back": fell_back}
 
 
-def _never_rounded(graph: fx.GraphModule) -> list[dict[str, str]]:
+def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[str, str]]:
     """Convolutions, linears and products of the quantized graph that see float inputs."""
-    found, why = [], "kept in float, or the quantizer has no int8 form of it"
+    found = []
     for node in graph.graph.nodes:
-        operator = ".".join(str(node.target).split(".")[:2])
-        if operator not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
+        if _operator(node.target) not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
             continue
-        sources = [str(source.target) for source in node.all_input_nodes[:2]]
-        if not any("dequantize" in source for source in sources):
-            found.append({"layer": _layer_of(node), "why": why})
+        layer, sources = _layer_of(node), [str(source.target) for source in node.all_input_nodes[:2]]
+        if any(layer == name or layer.startswith(f"{name}.") for name in kept):
+            found.append({"layer": layer, "why": "kept in float, as asked"})
+        elif not any("dequantize" in source for source in sources):
+            found.append({"layer": layer, "why": "the quantizer has no int8 form of it"})
     return found
+
+
+def _attention(graph: fx.GraphModule) -> list[dict[str, str]]:
+    """Layers whose products of two activations stay in float, each once."""
+    nodes = [node for node in graph.graph.nodes if _operator(node.target) in (*_ATTENTION, *_MATMULS)]
+    layers = dict.fromkeys(_layer_of(node) for node in nodes)
+    return [{"layer": layer, "why": "products of two activations have no int8 kernel"} for layer in layers]
+
+
+def _operator(target: object) -> str:
+    """Without its overload: some calls have one (aten.mm.default), some have none (mkl._mkl_linear)."""
+    return ".".join(str(target).split(".")[:2])
 
 
 def _layer_of(node: fx.Node) -> str:
@@ -101,8 +124,9 @@ def _layer_of(node: fx.Node) -> str:
 @dataclass
 class _Counts:
     macs: int = 0
-    """Of float convolutions and linears."""
+    """In float."""
     floats: int = 0
+    """Convolutions and linears."""
     kernels: int = 0
 
 
@@ -121,8 +145,8 @@ class _Counter(fx.Interpreter):
             self.counts.kernels += 1
         elif n.op == "call_function":
             args, _ = self.fetch_args_kwargs_from_env(n)
-            macs = _macs(name, args, result)
-            self.counts.macs += macs
+            macs = _macs(_operator(name), args, result)
+            self.counts.macs += macs + _attention_macs(_operator(name), args, result)
             self.counts.floats += macs > 0
         return result
 
@@ -134,15 +158,25 @@ def _count(graph: fx.GraphModule, rows: Tensor) -> _Counts:
     return counter.counts
 
 
-def _macs(name: str, args: tuple[Any, ...], result: Any) -> int:
-    # Some calls are overloads (aten.mm.default), some are not (mkl._mkl_linear).
-    operator = ".".join(name.split(".")[:2])
+def _macs(operator: str, args: tuple[Any, ...], result: Any) -> int:
+    """Multiply-accumulates of a convolution, linear or product with weights; 0 of anything else."""
     if operator in _CONVOLUTIONS:
         return int(result.numel()) * int(args[1].numel() // args[1].shape[0])
     if operator in _LINEARS:
         return int(result.numel()) * int(args[0].shape[-1])
     if operator in _PRODUCTS:
         return int(result.numel()) * int(args[-1].shape[0])
+    return 0
+
+
+def _attention_macs(operator: str, args: tuple[Any, ...], result: Any) -> int:
+    """Multiply-accumulates of products of two activations; 0 of anything else."""
+    if operator in _ATTENTION:
+        queries, keys, values = args[:3]
+        scores = int(queries.numel()) // int(queries.shape[-1]) * int(keys.shape[-2])
+        return scores * int(queries.shape[-1] + values.shape[-1])
+    if operator in _MATMULS:
+        return int(result.numel()) * int(args[0].shape[-1])
     return 0
 
 

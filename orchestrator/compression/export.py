@@ -7,11 +7,12 @@ import importlib
 import importlib.util
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import fx, nn
 
+from orchestrator.compression.executorch import write_executorch
 from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError, StoreError
 from orchestrator.models.build import example_rows
@@ -21,21 +22,23 @@ from orchestrator.runtime.onnx import INPUT, drop_unread, write_onnx
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
-Format = Literal["pt2", "onnx"]
+Format = Literal["pt2", "onnx", "executorch"]
+_ENDINGS: dict[str, Format] = {".pt2": "pt2", ".onnx": "onnx", ".pte": "executorch"}
 
 
 def export(
     store: Store, digest: str, path: str | Path, format: Format = "pt2", *, allowed: Collection[str] = ()
 ) -> Path:
-    """Write an artifact as one file that takes any batch size.
+    """Write an artifact as one file that takes any batch size (an ExecuTorch program up to 64 rows).
 
     Args:
         store: where the artifact is.
         digest: of the artifact.
         path: of the file; its folder must exist.
         format: `pt2` for `torch.export.load` (int8 as quantize/dequantize pairs, to be lowered by the
-            reader), or `onnx` (needs onnx and onnxscript; float32 and static int8). Where onnxruntime is
-            installed an ONNX file is run once, and kept only if it answers alike.
+            reader), `onnx` (needs onnx and onnxscript; float32 and static int8), or `executorch` (needs
+            executorch; float32 and dynamic int8 with XNNPACK's kernels). Where onnxruntime is installed an
+            ONNX file is run once, as every ExecuTorch program is, and kept only if it answers alike.
         allowed: import paths that an imported model's factory may come from.
 
     Returns:
@@ -49,6 +52,22 @@ def export(
     return write(rebuilt.module, rebuilt.manifest.signature, path, format)
 
 
+def format_of(path: str | Path) -> Format:
+    """What the ending of a file asks for.
+
+    Raises:
+        CompressionError: it is none of `.pt2`, `.onnx` and `.pte`.
+    """
+    ending = Path(path).suffix
+    if ending not in _ENDINGS:
+        raise CompressionError(
+            "the ending of the file names no format",
+            ending or str(path),
+            f"use {', '.join(_ENDINGS)}, or say the format: {', '.join(get_args(Format))}",
+        )
+    return _ENDINGS[ending]
+
+
 def write(module: nn.Module, signature: Signature, path: str | Path, format: Format = "pt2") -> Path:
     """Write a module in memory; see `export`."""
     path = Path(path)
@@ -59,6 +78,9 @@ def write(module: nn.Module, signature: Signature, path: str | Path, format: For
         write_onnx(module, example, path)
         if importlib.util.find_spec("onnxruntime") is not None:
             _check_onnx(module, example, path)
+        return path
+    if format == "executorch":
+        write_executorch(module, example, path)
         return path
     if isinstance(module, fx.GraphModule):
         module = copy.deepcopy(module)

@@ -121,7 +121,8 @@ class Variant:
         settings = latency or LatencySettings()
         latencies = {batch: self._latency(batch, settings) for batch in batches}
         largest = max(batches, default=1)
-        own = facts_of(self.module, self.float_form, self.signature)
+        kept = self.decisions[-1].get("keep_float", ()) if self.decisions else ()
+        own = facts_of(self.module, self.float_form, self.signature, kept)
         before = facts_of(self.before, self.before, self.signature)
         own |= {"bytes": self._bytes(), "peak_bytes": self._peak(self.executable(batch=largest), largest)}
         eager = of_module(self.before, self.signature, "eager")

@@ -11,7 +11,7 @@ from torch_pruning import DependencyGraph
 
 from orchestrator.config.signature import Signature
 from orchestrator.models.build import example_rows
-from orchestrator.runtime.int8 import quiet
+from orchestrator.runtime.quiet import quiet
 
 
 @contextmanager

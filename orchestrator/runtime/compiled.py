@@ -26,7 +26,7 @@ from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.forms import INT8_TOLERANCE, cached, distance, mixed, random_like
-from orchestrator.runtime.int8 import quiet
+from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.torchao_names import quant_lift_up
 from orchestrator.store.store import Store

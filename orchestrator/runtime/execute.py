@@ -1,4 +1,7 @@
-"""Run an artifact: eager, lowered to int8 kernels, compiled ahead of time, or by OpenVINO."""
+"""Run an artifact: eager, lowered to int8 kernels, compiled ahead of time, or by OpenVINO.
+
+Each execution is imported by the artifacts that run in it: torch's compiler alone takes two seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import EXECUTIONS, DynamicInt8, StaticInt8
 from orchestrator.errors import DataError, ExecutionError
 from orchestrator.models.build import example_rows
-from orchestrator.runtime import compiled, int8, openvino
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -105,9 +107,13 @@ def load(
         )
     torch.set_num_threads(threads)
     if execution == "aoti":
+        from orchestrator.runtime import compiled
+
         forward = compiled.load(store, digest, threads=threads, batch=batch, allowed=allowed)
         return Executable(forward, manifest.signature, threads)
     if execution == "openvino":
+        from orchestrator.runtime import openvino
+
         forward = openvino.load(store, digest, threads=threads, allowed=allowed)
         return Executable(forward, manifest.signature, threads)
     module = rebuild(store, digest, allowed=allowed).module
@@ -126,6 +132,8 @@ def of_module(
         raise ExecutionError("only a stored artifact can be compiled", execution)
     forward: nn.Module = module
     if isinstance(module, torch.fx.GraphModule):
+        from orchestrator.runtime import int8
+
         forward = int8.lower(module, example_rows(signature, max(batch, 2)))
     elif execution == "lowered":
         raise ExecutionError("only an int8 graph can be lowered", type(module).__name__)

@@ -7,9 +7,7 @@ channels-last convolution becomes a `reshape`, and max pooling stays in int8.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,6 +30,7 @@ from orchestrator.runtime.int8_passes import (
     transposes_to_permutes,
     views_to_reshapes,
 )
+from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.torchao_names import (
     DEQUANTIZE,
     QUANTIZE,
@@ -278,14 +277,6 @@ def _lowered(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
     lowered.graph.lint()
     lowered.recompile()
     return lowered
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the tracer's deprecation warnings about its own code from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _any_batch(example: Tensor) -> tuple[FakeTensorMode, Tensor]:

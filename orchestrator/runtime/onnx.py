@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.errors import CompressionError
-from orchestrator.runtime import int8
+from orchestrator.runtime.quiet import quiet
 
 INPUT, OUTPUT = "rows", "outputs"
 """Names in the file."""
@@ -39,7 +39,7 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with int8.quiet():
+        with quiet():
             torch.onnx.export(
                 module,
                 (example,),

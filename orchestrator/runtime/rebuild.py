@@ -1,4 +1,7 @@
-"""Manifest + weights -> module: the recorded decisions of its plan are replayed, no data is needed."""
+"""Manifest + weights -> module: the recorded decisions of its plan are replayed, no data is needed.
+
+int8 brings torch's compiler, two seconds of import: it is imported by the artifacts that need it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from orchestrator.config.steps import (
 )
 from orchestrator.errors import CorruptArtifactError, ModelError
 from orchestrator.models.build import build, example_rows
-from orchestrator.runtime import int8, weight_only
+from orchestrator.runtime import weight_only
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.heads import keep_heads
@@ -80,6 +83,8 @@ def load_tensors(module: nn.Module, saved: Mapping[str, Tensor], recorded: list[
         CorruptArtifactError: they do not fit.
     """
     if recorded is not None:
+        from orchestrator.runtime import int8
+
         assert isinstance(module, torch.fx.GraphModule)
         int8.restore(module, recorded, saved)
         return
@@ -95,6 +100,8 @@ def load_tensors(module: nn.Module, saved: Mapping[str, Tensor], recorded: list[
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """What must be saved of a module: for an int8 graph only what it reads, else its state."""
     if isinstance(module, torch.fx.GraphModule):
+        from orchestrator.runtime import int8
+
         return int8.tensors(module)
     return {name: tensor.detach() for name, tensor in module.state_dict().items()}
 
@@ -189,6 +196,8 @@ def _(
 def _(
     step: StaticInt8 | DynamicInt8, module: nn.Module, decision: Mapping[str, Any], signature: Signature
 ) -> nn.Module:
+    from orchestrator.runtime import int8
+
     example = example_rows(signature, int8.EXAMPLE_ROWS)
     mode: int8.Mode = "static" if isinstance(step, StaticInt8) else "dynamic"
     keep = decision.get("keep_float", ())

@@ -13,7 +13,6 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
@@ -21,6 +20,7 @@ from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorErr
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.runtime.bf16 import has_bf16_kernels
+from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
@@ -134,23 +134,10 @@ def _teacher_outputs(
     task = store.manifest(digest).signature.task
     cache = TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
     if rank == 0:
-        cache.fill(lambda: _teacher(job, store, digest))
+        cache.fill(lambda: rebuild(store, digest, allowed=job.allowed).module)
     if world > 1:
         torch.distributed.barrier()
     return cache.outputs()
-
-
-def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
-    """An uncompressed artifact in eval mode.
-
-    `runtime.rebuild` could load any, but importing its quantization takes seconds of every worker's start.
-    """
-    manifest = store.manifest(digest)
-    if manifest.plan:
-        raise DataError("a teacher must be an uncompressed model", digest, "distil from the plan's parent")
-    module = build(manifest.model, manifest.signature, allowed=job.allowed, seed=0)
-    module.load_state_dict(store.tensors(digest))
-    return module.eval()
 
 
 def _announce(

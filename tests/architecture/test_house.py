@@ -77,3 +77,14 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_serving_a_float_model_imports_no_compiler() -> None:
+    """Two seconds of each replica's start otherwise."""
+    code = (
+        "import sys, deployments.member, orchestrator.runtime.execute; "
+        "heavy = {'torch._inductor', 'torchao', 'openvino', 'ray.tune', 'optuna'} & set(sys.modules); "
+        "print(*heavy); sys.exit(len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -127,7 +127,13 @@ def test_no_import_cycle() -> None:
 
 
 # Optional dependencies, and the command line's lazy imports (`orchestrator --help` answers at once).
-LAZY = {"orchestrator.cli", "orchestrator.compression.export"}
+# Where an import takes seconds that only some callers need.
+LAZY = {
+    "orchestrator.cli",
+    "orchestrator.compression.export",
+    "orchestrator.runtime.execute",
+    "orchestrator.runtime.rebuild",
+}
 
 
 @pytest.mark.parametrize("module", [name for name in KNOWN if name not in LAZY])

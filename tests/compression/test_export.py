@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
-from orchestrator.compression.export import export
+from orchestrator.compression.export import Format, export, format_of
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8, Step
 from orchestrator.errors import CompressionError, StoreError
@@ -105,6 +107,52 @@ def test_a_file_that_answers_otherwise_is_removed(
     with pytest.raises(CompressionError, match="answers otherwise"):
         export(store, made(store), tmp_path / "model.onnx", "onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "plan"), [("mlp", ()), ("resnet", ()), ("cnn", (DynamicInt8(),))], ids=["mlp", "resnet", "int8"]
+)
+def test_an_executorch_program_answers_as_the_artifact_does(
+    store: Store, tmp_path: Path, name: str, plan: Plan
+) -> None:
+    pytest.importorskip("executorch")
+    runtime = importlib.import_module("executorch.runtime")
+    digest = made(store, plan, name)
+    path = export(store, digest, tmp_path / "model.pte", "executorch")
+    method = runtime.Runtime.get().load_program(path).load_method("forward")
+    rows = torch.from_numpy(toys.rows(toys.MODELS[name][1]).inputs)
+    module = rebuild(store, digest).module
+    for batch in (1, 5, 64):
+        (outputs,) = method.execute([rows[:batch]])
+        with torch.no_grad():
+            error = forms.distance(outputs, module(rows[:batch]))
+        assert error < (0.05 if plan else 1e-4), batch
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"), [(Bf16(), "no bfloat16 kernels"), (StaticInt8(), "takes signed activations")]
+)
+def test_what_executorch_cannot_hold_is_refused_with_the_reason(
+    store: Store, tmp_path: Path, step: Step, sentence: str
+) -> None:
+    with pytest.raises(CompressionError, match=sentence):
+        export(store, made(store, (step,)), tmp_path / "model.pte", "executorch")
+    assert not (tmp_path / "model.pte").exists()
+
+
+@pytest.mark.slow
+def test_what_executorch_fails_on_is_one_sentence(store: Store, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    with pytest.raises(CompressionError, match="ExecuTorch cannot hold the model"):
+        export(store, made(store, (), "vit"), tmp_path / "model.pte", "executorch")
+    assert not (tmp_path / "model.pte").exists()
+
+
+def test_the_ending_says_the_format() -> None:
+    assert [format_of(f"model{ending}") for ending in (".pt2", ".onnx", ".pte")] == list(get_args(Format))
+    with pytest.raises(CompressionError, match=r"names no format.*\.bin"):
+        format_of("model.bin")
 
 
 def test_a_missing_folder_is_named(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""`orchestrator export`: one model of the store as a file for another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.compression.export import Format, export, format_of
+from orchestrator.pipeline.context import store_root
+from orchestrator.store.store import Store
+
+
+def export_ref(
+    source: str,
+    path: Path,
+    *,
+    format: Format | None = None,
+    store: str | None = None,
+    allow: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Write a model as one file.
+
+    Args:
+        source: ref or digest of the model.
+        path: of the file; its folder must exist.
+        format: see `compression.export.export`; by the file's ending when not given.
+        store: path or URI of the store.
+        allow: import paths that factories may come from.
+
+    Returns:
+        `source`, `digest`, `file`, `format` and `bytes`.
+
+    Raises:
+        CompressionError: the format cannot hold the model, or the ending names none.
+        NotFoundError: no such model.
+        StoreError: the file cannot be written.
+    """
+    opened = Store(store_root(store), create=False)
+    digest, format = opened.resolve(source), format or format_of(path)
+    export(opened, digest, path, format, allowed=allow)
+    size = path.stat().st_size
+    return {"source": source, "digest": digest, "file": str(path), "format": format, "bytes": size}
