@@ -15,7 +15,6 @@ from orchestrator.pipeline.context import store_root
 from orchestrator.pipeline.imported import data_of
 from orchestrator.progress import Progress
 from orchestrator.store.store import Store
-from orchestrator.training.state import EpochReport
 
 
 def compress_ref(
@@ -65,7 +64,7 @@ def compress_ref(
         seed=seed,
         threads=threads,
         allowed=allow,
-        on_epoch=lambda report: progress("compress", _told(report, metric.label)),
+        on_epoch=lambda report: progress("compress", report.text(metric.label)),
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
@@ -75,13 +74,6 @@ def compress_ref(
         "source": source,
         **_plain(variant.audit(batches, LatencySettings())),
     }
-
-
-def _told(report: EpochReport, metric: str) -> str:
-    return (
-        f"epoch {report.epoch + 1}: loss {report.loss:.4f}, "
-        f"validation {metric} {report.metric:.4f}, {report.seconds:.1f} s"
-    )
 
 
 def _plain(audit: Audit) -> dict[str, Any]:

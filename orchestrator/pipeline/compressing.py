@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -17,9 +18,13 @@ from orchestrator.config.run import VariantEntry
 from orchestrator.config.steps import Plan, Step, others_of
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, OrchestratorError, first_line
+from orchestrator.mailbox import Mailbox, deliver, open_mailbox
 from orchestrator.pipeline.context import Run
 from orchestrator.runtime.execute import executions
 from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
+
+POLL_S = 0.5
 
 
 class VariantJob(Settings):
@@ -65,8 +70,8 @@ def compress_variants(run: Run, models: dict[str, str]) -> dict[str, Member]:
     return members
 
 
-def make_variant(job: VariantJob) -> str:
-    """Apply the plan; the digest of the variant. A plain function, no Ray."""
+def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
+    """Apply the plan; the digest of the variant. The mailbox, if there is one, is told of epochs."""
     store, dataset = Store(job.store), open_cached(Path(job.data_folder))
     context = Context(
         calibration=dataset.part("calibration").inputs,
@@ -77,6 +82,7 @@ def make_variant(job: VariantJob) -> str:
         data=job.data_digest,
         metric=job.metric,
         allowed=job.allowed,
+        on_epoch=None if mailbox is None else lambda report: mailbox.put.remote(job.name, report.plain()),
     )
     return apply_plan(store, job.parent, job.plan, context)
 
@@ -115,7 +121,7 @@ def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
     fitting(f"variant {job.name}", entry.cpus, entry.gpus, f"variants.{job.name}")
     task = ray.remote(make_variant).options(num_cpus=entry.cpus, num_gpus=entry.gpus, max_retries=1)
     try:
-        digest: str = ray.get(task.remote(job))
+        digest = _followed(run, task, job)
     except RayTaskError as error:
         if isinstance(error.cause, OrchestratorError):
             raise CompressionError(f"variant {job.name}: {error.cause}") from None
@@ -123,6 +129,23 @@ def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
     except RayError as error:
         raise CompressionError(f"variant {job.name} was lost", first_line(error), "run again") from error
     run.progress("compress", f"{job.name}: {run.store.artifact_bytes(digest):,} bytes")
+    return digest
+
+
+def _followed(run: Run, task: Any, job: VariantJob) -> str:
+    """The task's result; what it tells meanwhile goes to the log."""
+    mailbox = open_mailbox()
+
+    def tell(name: str, epoch: dict[str, Any]) -> None:
+        run.progress("compress", f"{name}: {EpochReport(**epoch).text(run.config.metric.label)}")
+
+    reference = task.remote(job, mailbox)
+    ended = False
+    while not ended:
+        ended = bool(ray.wait([reference], timeout=POLL_S)[0])
+        deliver(mailbox, tell)
+    ray.kill(mailbox)
+    digest: str = ray.get(reference)
     return digest
 
 

@@ -57,7 +57,7 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     settings = run.config.search
     if settings is None:
         return None
-    job = _job(run, settings, models[settings.parent])
+    job, metric = _job(run, settings, models[settings.parent]), run.config.metric.label
     with closing(_Measurer(run, job)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
@@ -66,6 +66,7 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
             parent,
             measure=measurer,
             on_event=lambda row: run.progress("search", _line(row, settings.trials, run)),
+            on_epoch=lambda name, report: run.progress("search", f"{name}: {report.text(metric)}"),
             storage=run.folder / "tune",
             connect=run.cluster,
         )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
@@ -21,23 +23,28 @@ from ray.tune.search import Searcher
 from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
+from orchestrator.mailbox import Mailbox, deliver, open_mailbox
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.space import Config
+from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
 from orchestrator.search.trial import Outcome, TrialJob, evaluate, known, row_of
 from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
 
 Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
 """Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
 their cores in Ray's books meanwhile, so a measuring actor must ask for none."""
 OnEvent = Callable[[TrialRow], None]
 """Called in the driver when a trial ended (`evaluated` or `failed`) and again when it was measured."""
+OnEpoch = Callable[[str, EpochReport], None]
+"""Called in the driver with the name of a trial and an epoch of its recovery."""
 Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
 
 _RETRIES = 1
 """Of a trial whose process died; a variant that cannot be built is a result and not tried again."""
 _LONGEST_REASON = 300
+POLL_S = 1.0
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Tune's own handler would end the search as if it were finished; Ctrl-C must reach the caller.
@@ -54,6 +61,7 @@ def run_search(
     measure: Measure,
     on_event: OnEvent,
     storage: Path,
+    on_epoch: OnEpoch = lambda name, report: None,  # noqa: ARG005
     connect: Callable[[], object] = lambda: None,
 ) -> list[TrialRow]:
     """Run the whole search on the cluster.
@@ -62,7 +70,8 @@ def run_search(
         job: what to search and where the parent and the rows lie; its paths must hold on every node.
         parent: the measured parent (`trial.parent_row`); drops and ratios are against it.
         measure: adds latencies to a batch of rows.
-        on_event: told of every trial's progress.
+        on_event: told of every trial that ended or was measured.
+        on_epoch: told of every epoch of a recovery, with the trial's name.
         storage: folder for Tune's own files, removed at the end.
         connect: joins the cluster; called only when a trial has to run, so that a finished search needs none.
 
@@ -86,7 +95,10 @@ def run_search(
     search.advance()
     if not search.finished:
         connect()
-        drive(search, tune_trial, {"job": job.plain()}, job.search, storage)
+        mailbox = open_mailbox()
+        shared = {"job": job.plain(), "mailbox": mailbox}
+        drive(search, tune_trial, shared, job.search, storage, [_Epochs(mailbox, on_epoch)])
+        ray.kill(mailbox)
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
     return search.rows
@@ -94,8 +106,12 @@ def run_search(
 
 def tune_trial(config: dict[str, Any]) -> None:
     """What a Tune worker runs: evaluate one config and report flat, finite numbers once."""
-    chosen = {name: value for name, value in config.items() if name != "job"}
-    outcome = evaluate(TrialJob.model_validate(config["job"]), chosen)
+    chosen = {name: value for name, value in config.items() if name not in ("job", "mailbox")}
+
+    def told(report: EpochReport) -> None:
+        config["mailbox"].put.remote(name_of(chosen), report.plain())
+
+    outcome = evaluate(TrialJob.model_validate(config["job"]), chosen, told)
     tune.report({"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop})
 
 
@@ -210,12 +226,27 @@ class _FailureReasons(tune.Callback):
         self._search.fail(trial.trial_id, _last_line(trial.error_file))
 
 
+class _Epochs(tune.Callback):
+    """Passes on what trials tell while they run."""
+
+    def __init__(self, mailbox: Mailbox, on_epoch: OnEpoch) -> None:
+        self._mailbox, self._on_epoch = mailbox, on_epoch
+        self._looked = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        del iteration, trials, info
+        if time.monotonic() - self._looked > POLL_S:
+            self._looked = time.monotonic()
+            deliver(self._mailbox, lambda name, epoch: self._on_epoch(name, EpochReport(**epoch)))
+
+
 def drive(
     search: BatchSearch,
     trainable: Callable[[dict[str, Any]], None],
     shared: Mapping[str, Any],
     settings: SearchSettings,
     storage: Path,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> None:
     """Let Tune run what the searcher asks for, `shared` merged into every config, until it is finished.
 
@@ -245,7 +276,7 @@ def drive(
                 name="tune",
                 storage_path=str(Path(folder).resolve()),
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[_FailureReasons(search)],
+                callbacks=[_FailureReasons(search), *callbacks],
                 verbose=0,
             ),
         ).fit()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.space import Config, executions_of, name_of, plan_of, precision_of
 from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
 
 _VERSION = 2
 """Raise when this stage's result would differ for the same input."""
@@ -68,16 +70,20 @@ class Outcome(Settings):
     """The sentence of a failure that would come again; empty when the trial succeeded."""
 
 
-def evaluate(job: TrialJob, config: Config) -> Outcome:
+OnEpoch = Callable[[EpochReport], None]
+
+
+def evaluate(job: TrialJob, config: Config, on_epoch: OnEpoch | None = None) -> Outcome:
     """Compress, run and score one variant, or take that from the store.
 
-    A `CompressionError` is a result (it would come again); any other error is raised.
+    A `CompressionError` is a result (it would come again); any other error is raised. `on_epoch` is called
+    after each epoch of a recovery.
     """
     store = Store(job.store)
 
     def compute() -> dict[str, Any]:
         try:
-            return _compress_and_score(store, job, config).plain()
+            return _compress_and_score(store, job, config, on_epoch).plain()
         except CompressionError as error:
             return Outcome(failure=str(error)).plain()
 
@@ -153,7 +159,7 @@ def _is_gone(store: Store, outcome: Outcome) -> bool:
     return bool(outcome.digest) and not store.has(outcome.digest)
 
 
-def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
+def _compress_and_score(store: Store, job: TrialJob, config: Config, on_epoch: OnEpoch | None) -> Outcome:
     search = job.search
     torch.set_num_threads(search.cpus)
     dataset = open_cached(Path(job.data_folder))
@@ -169,6 +175,7 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config) -> Outcome:
             data=job.data_digest,
             metric=job.metric,
             allowed=job.allowed,
+            on_epoch=on_epoch,
         )
         digest = apply_plan(store, job.parent, plan, context)
     execution, outputs = _first_outputs(store, job, dataset, digest, precision_of(config))

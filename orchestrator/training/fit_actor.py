@@ -19,9 +19,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError, TrainingError, last_line
+from orchestrator.mailbox import Mailbox
 from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, drop_damaged, run_name
-from orchestrator.training.mailbox import Mailbox
 from orchestrator.training.ray_worker import work
 
 log = logging.getLogger(__name__)

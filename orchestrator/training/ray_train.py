@@ -13,10 +13,10 @@ from ray.exceptions import RayError
 
 from orchestrator.config.training import Resources
 from orchestrator.errors import OrchestratorError, ResourceError, TrainingError, last_line
+from orchestrator.mailbox import Mailbox, deliver, open_mailbox
 from orchestrator.store.store import Store
 from orchestrator.training import fit_actor
 from orchestrator.training.job import TrainJob, claim
-from orchestrator.training.mailbox import Mailbox, open_mailbox
 from orchestrator.training.state import EpochReport
 
 __all__ = ["TrainJob", "train_models"]
@@ -176,11 +176,11 @@ class _Schedule:
         return self.workers[name] * resources.cpus, self.workers[name] * resources.gpus
 
     def _deliver(self) -> None:
-        if self.mailbox is None:
-            return
-        messages: list[tuple[str, Any]] = ray.get(self.mailbox.take.remote())
-        for name, content in messages:
-            self.on_event(name, content if isinstance(content, str) else EpochReport(**content))
+        if self.mailbox is not None:
+            deliver(self.mailbox, self._tell)
+
+    def _tell(self, name: str, content: Any) -> None:
+        self.on_event(name, content if isinstance(content, str) else EpochReport(**content))
 
     def _collect(self) -> None:
         """Wait a little for the next job that ends."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
+from orchestrator.mailbox import Mailbox
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.runtime.bf16 import has_bf16_kernels
@@ -26,7 +27,6 @@ from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
-from orchestrator.training.mailbox import Mailbox
 from orchestrator.training.state import EpochReport, TrainState
 from orchestrator.training.teacher import TeacherCache
 

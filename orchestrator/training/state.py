@@ -34,6 +34,13 @@ class EpochReport:
     seconds: float
     """Training and validation together."""
 
+    def text(self, metric: str) -> str:
+        """One line for people; `metric` is the name of the validation figure."""
+        return (
+            f"epoch {self.epoch + 1}: loss {self.loss:.4f}, "
+            f"validation {metric} {self.metric:.4f}, {self.seconds:.1f} s"
+        )
+
     def plain(self) -> dict[str, float | int]:
         """As plain values, for records and messages."""
         return asdict(self)

@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.training.fit_actor", 3),
     ("orchestrator.training.ray_train", 3),
     ("orchestrator.training.ray_worker", 3),
-    ("orchestrator.training.mailbox", 3),
+    ("orchestrator.mailbox", 3),
     ("orchestrator.search.ray_tune", 3),
     ("orchestrator.cluster", 3),
     ("orchestrator.store", 1),

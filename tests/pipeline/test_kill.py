@@ -70,6 +70,8 @@ def test_killed_in_each_stage_and_started_again(finished: Finished, tmp_path: Pa
             store.verify(digest)
         if stage != "train":
             _trained_once(victim, first=stage == "search")
+        if (stage, text) == ("ensemble", "("):
+            _tells_of_recoveries(victim)
 
     victim = Victim(file, store.root, tmp_path / "cache")
     summary = victim.finish()
@@ -95,8 +97,13 @@ def _stopped_by_sigterm(victim: Victim) -> None:
     assert "Traceback" not in victim.told
 
 
+def _tells_of_recoveries(victim: Victim) -> None:
+    """The search's trainings are followed epoch by epoch, like those of the models."""
+    assert [line for line in victim.lines if "] search " in line and ": epoch 1: loss" in line], victim.told
+
+
 def _trained_once(victim: Victim, *, first: bool) -> None:
     """Models that were finished say so; after the search began none trains."""
     if not first:
         assert all(f"{name}: finished before" in victim.told for name in MODELS), victim.told
-        assert ": epoch " not in victim.told
+        assert not [line for line in victim.lines if "] train " in line and ": epoch " in line]

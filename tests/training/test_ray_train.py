@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from orchestrator.compression.plan import apply_plan
+from orchestrator.compression.step import Context
 from orchestrator.config.data import CustomData
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.steps import Bf16
 from orchestrator.config.training import CustomLoss, DistillationLoss, Resources, Training
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, ResourceError, TrainingError
@@ -144,6 +148,10 @@ def test_a_student_waits_for_its_teacher_and_a_second_call_trains_nothing(world:
 
     with pytest.raises(ConfigError, match=r"'teacher' was trained .* training.epochs: 3 -> 4.*--fresh"):
         world.train(world.job("teacher", TRAINING.model_copy(update={"epochs": 4})))
+
+    small = apply_plan(world.store, digests["teacher"], (Bf16(),), Context(seed=0))
+    taught = world.train(replace(world.job("taught", distilled()), teacher_digest=small))["taught"]
+    assert world.store.manifest(taught).parents == (small,)
 
 
 def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(world: World, tmp_path: Path) -> None:

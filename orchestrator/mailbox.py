@@ -5,6 +5,7 @@ Its module imports nothing heavy, so that the actor starts fast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -36,3 +37,10 @@ def open_mailbox() -> Mailbox:
     remote: Any = ray.remote(_Mailbox)
     mailbox: Mailbox = remote.options(num_cpus=0, scheduling_strategy=here).remote()
     return mailbox
+
+
+def deliver(mailbox: Mailbox, tell: Callable[[str, Any], None]) -> None:
+    """Tell all messages since the last call, in the order in which they came."""
+    messages: list[tuple[str, Any]] = ray.get(mailbox.take.remote())
+    for name, content in messages:
+        tell(name, content)
