@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ModelError
+from orchestrator.models.attention import split_attention
 
 
 class Preprocess(nn.Module):
@@ -67,13 +68,14 @@ class Rescale(nn.Module):
 class Served(nn.Module):
     """Scaling, network (`body`), and for regression the way back to raw units.
 
-    Its `state_dict` holds the body's tensors alone, as `body.*`.
+    torch's attention in the body is split into layers (`split_attention`). The `state_dict` holds the body's
+    tensors alone, as `body.*`.
     """
 
     def __init__(self, signature: Signature, body: nn.Module) -> None:
         super().__init__()
         self.preprocess = Preprocess(signature)
-        self.body = body
+        self.body = split_attention(body)
         self.rescale = Rescale(signature) if signature.task == "regression" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

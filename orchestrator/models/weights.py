@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
+from orchestrator.models.attention import separated
 from orchestrator.models.served import Served
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = module.state_dict()
     strip = BODY if isinstance(module, Served) else ""
     places = {name.removeprefix(strip): name for name in own}
-    given = _without_prefix(tensors, places)
+    given = separated(_without_prefix(tensors, places), places)
     missing = [name for name in places if name not in given]
     unknown = [name for name in given if name not in places]
     if missing or unknown:

@@ -23,6 +23,11 @@ from orchestrator.runtime.execute import load, of_module
 from orchestrator.store.store import Store
 from tests.compression import toys
 
+ATTENTION = {
+    "vit": ["body.blocks.0.attention"],
+    "torch_encoder": ["body.encoder.layers.0.self_attn", "body.encoder.layers.1.self_attn"],
+}
+
 
 def quantized(name: str, step: StaticInt8 | DynamicInt8) -> tuple[State, fx.GraphModule]:
     module, signature, _ = toys.toy(name) if name in toys.MODELS else toys.imported(name, _shape(name))
@@ -32,7 +37,12 @@ def quantized(name: str, step: StaticInt8 | DynamicInt8) -> tuple[State, fx.Grap
 
 
 def _shape(name: str) -> tuple[int, ...]:
-    return {"functional_linear": (12,), "tokens": (1, 8, 8), "relu_sum": (3, 8, 8)}[name]
+    return {
+        "functional_linear": (12,),
+        "tokens": (1, 8, 8),
+        "relu_sum": (3, 8, 8),
+        "torch_encoder": (3, 16, 16),
+    }[name]
 
 
 def operators(graph: fx.GraphModule) -> list[str]:
@@ -61,6 +71,7 @@ def test_scaling_stays_float() -> None:
         "airbench",
         "vit",
         "functional_linear",
+        "torch_encoder",
         "tokens",
         "relu_sum",
     ],
@@ -69,12 +80,13 @@ def test_static_covers_every_convolution_and_linear(name: str) -> None:
     state, graph = quantized(name, StaticInt8())
     found = coverage(graph, state.signature)
     assert found["left"] == 0
-    if name == "vit":
+    if name in ATTENTION:
         why = "products of two activations have no int8 kernel"
-        assert found["fell_back"] == [{"layer": "body.blocks.0.attention", "why": why}]
-        # Four tokens of 16 features; the patches have 192, the block's hidden layer 32.
-        layers = 4 * 16 * (192 + 4 * 16 + 2 * 32) + 16 * toys.CLASSES
-        assert found["share"] == pytest.approx(layers / (layers + 2 * 4 * 4 * 16))
+        assert found["fell_back"] == [{"layer": layer, "why": why} for layer in ATTENTION[name]]
+        # Four tokens of 16 features; the patches have 192, a block's hidden layer 32.
+        blocks = len(ATTENTION[name])
+        layers = 4 * 16 * (192 + blocks * (4 * 16 + 2 * 32)) + 16 * toys.CLASSES
+        assert found["share"] == pytest.approx(layers / (layers + blocks * 2 * 4 * 4 * 16))
     else:
         assert found["fell_back"] == []
         assert found["share"] == 1.0

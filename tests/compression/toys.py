@@ -256,6 +256,26 @@ def fused_heads(signature: Signature) -> nn.Module:
     return _FusedHeads(signature.input_shape[0])
 
 
+class _TorchEncoder(nn.Module):
+    """Patches and `nn.TransformerEncoder`, which torch runs as one operator in eval mode."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, 16, 8, 8)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+        return out
+
+
+def torch_encoder(signature: Signature) -> nn.Module:
+    """Model factory."""
+    return _TorchEncoder(signature.input_shape[0])
+
+
 class _HuggingFaceVit(nn.Module):
     def __init__(self, side: int) -> None:
         super().__init__()
