@@ -11,7 +11,7 @@ from orchestrator.compression import Audit, compress
 from orchestrator.config.measure import LatencySettings
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
-from orchestrator.pipeline.context import store_root
+from orchestrator.pipeline.context import check_fits, store_root
 from orchestrator.pipeline.imported import data_of
 from orchestrator.progress import Progress
 from orchestrator.store.store import Store
@@ -54,7 +54,7 @@ def compress_ref(
     progress, opened = Progress(), Store(store_root(store), create=False)
     settings, metric = data_of(data)
     dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
-    _check_rows(opened, opened.resolve(source), dataset.signature.input_shape)
+    check_fits(source, opened.manifest(opened.resolve(source)).signature, dataset.signature)
     variant = compress(
         source,
         read_plan(plan),
@@ -106,9 +106,3 @@ def read_plan(plan: str) -> list[Any]:
     if not isinstance(found, list) or not all(isinstance(step, dict) for step in found):
         raise ConfigError("a plan is a list of steps", plan, "like [{kind: prune_channels, amount: 0.5}]")
     return found
-
-
-def _check_rows(store: Store, digest: str, shape: tuple[int, ...]) -> None:
-    takes = store.manifest(digest).signature.input_shape
-    if takes != shape:
-        raise ConfigError(f"the data's rows are not the model's: it takes {list(takes)}", list(shape))

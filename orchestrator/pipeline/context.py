@@ -13,6 +13,7 @@ from orchestrator.cluster import inside_job
 from orchestrator.config.data import FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member
 from orchestrator.config.run import RunConfig
+from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
@@ -150,3 +151,31 @@ def refuse_relative_data(config: RunConfig) -> None:
         if isinstance(data, (ParquetData, FolderData)) and not Path(data.root).is_absolute():
             fix = "pass --data /path" if place == "data" else "name the folder from / on"
             raise ConfigError(f"inside a Ray job {place}.root must be an absolute path", data.root, fix)
+
+
+def check_fits(model: str, takes: Signature, data: Signature) -> None:
+    """Refuse data that a finished model was not made for; its scaling may differ, it is the model's own.
+
+    Raises:
+        ConfigError: rows, task, number of outputs or class names differ; names the model and what.
+    """
+    facts = {
+        "task": "task",
+        "input_shape": "shape of a row",
+        "input_dtype": "type of a row",
+        "outputs": "number of outputs",
+    }
+    if takes.classes and data.classes:
+        facts["classes"] = "classes"
+    for key, what in facts.items():
+        own, given = getattr(takes, key), getattr(data, key)
+        if own != given:
+            raise ConfigError(
+                f"the data's rows are not those of the model '{model}': its {what} is {_shown(own)}",
+                _shown(given),
+                "take the data that it was made for, or another model",
+            )
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -9,7 +9,7 @@ from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
 from orchestrator.data.load import default_cache, load
-from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.context import Run, check_fits
 from orchestrator.training.ray_train import TrainJob, train_models
 from orchestrator.training.state import EpochReport
 
@@ -24,10 +24,13 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
         ResourceError: the cluster can never run one of the models.
         TrainingError: a model failed; the others are kept.
         ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
-        ConfigError: a model was trained in this run with other settings (`fresh` forgets them).
+        ConfigError: a model was trained in this run with other settings (`fresh` forgets them), or one that
+            is not trained here was made for other data.
     """
     entries = run.config.models
     imported = {name: run.store.resolve(entry.ref) for name, entry in entries.items() if entry.ref}
+    for name, digest in imported.items():
+        check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)
     jobs = [_job(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
     done = {} if fresh else _finished(run, jobs)
     for name in done:

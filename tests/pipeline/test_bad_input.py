@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.models.build import build
 from orchestrator.pipeline import run as pipeline
+from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store import blobs
+from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from tests.data import toy
+from tests.deployments.toys import DIGITS, SMALL_MLP
 from tests.pipeline import toys
 from tests.pipeline.command import Answer, command
 
@@ -97,6 +101,25 @@ def test_a_missing_loss_and_metric(place: Path) -> None:
 def test_a_ref_that_is_not_in_the_store(place: Path) -> None:
     file = toys.write(place / "run.yaml", models={"mine": {"ref": "digits/mine"}})
     assert "digits/mine" in command("train", file).sentence(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"input_shape": (1, 9, 9)}, ("its shape of a row is [1, 9, 9]", "[1, 8, 8]")),
+        ({"outputs": 3, "classes": ()}, ("its number of outputs is 3", "10")),
+        ({"classes": tuple("9876543210")}, ("its classes is ['9', '8'", "['0', '1'")),
+    ],
+)
+def test_a_ref_that_was_made_for_other_data(
+    place: Path, changes: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    signature, store = DIGITS.model_copy(update=changes), Store("store")
+    draft = Draft(model=SMALL_MLP, signature=signature, data="elsewhere", seed=0)
+    store.set_ref("digits/mine", store.put_artifact(draft, tensors_of(build(SMALL_MLP, signature, seed=0))))
+    file = toys.write(place / "run.yaml", models={"mine": {"ref": "digits/mine"}})
+    said = command("train", file).sentence(2)
+    assert all(part in said for part in ("not those of the model 'mine'", *parts))
 
 
 @pytest.mark.parametrize(
