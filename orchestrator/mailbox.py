@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Mailbox = ActorHandle[Any]
+SEND_TIMEOUT_S = 5.0
 
 
 class _Mailbox:
@@ -37,6 +38,14 @@ def open_mailbox() -> Mailbox:
     remote: Any = ray.remote(_Mailbox)
     mailbox: Mailbox = remote.options(num_cpus=0, scheduling_strategy=here).remote()
     return mailbox
+
+
+def send(mailbox: Mailbox, name: str, content: Any) -> None:
+    """Put a message and wait until it is there, so that it comes before what the sender does next.
+
+    A mailbox that does not answer is no failure of the sender.
+    """
+    ray.wait([mailbox.put.remote(name, content)], timeout=SEND_TIMEOUT_S)
 
 
 def deliver(mailbox: Mailbox, tell: Callable[[str, Any], None]) -> None:

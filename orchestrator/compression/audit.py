@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import DynamicInt8, StaticInt8
@@ -23,7 +24,7 @@ _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._conv
 _LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
 _PRODUCTS = ("aten.mm", "aten.addmm")
 _ATTENTION = ("aten.scaled_dot_product_attention", "aten._scaled_dot_product_flash_attention_for_cpu")
-_MATMULS = ("aten.matmul", "aten.bmm")
+_MATMULS = ("aten.matmul", "aten.bmm", "aten.einsum")
 """Of two activations: attention's, where it is not one operator."""
 
 
@@ -75,9 +76,13 @@ def coverage(graph: fx.GraphModule, signature: Signature, kept: Collection[str] 
     Counted in the lowered graph: a pattern that lowering misses stays float there, with the same outputs,
     so only counting shows it. `kept` are names of the layers that were to stay in float.
     """
-    before = _count(graph, example_rows(signature, 2))
+    rows = example_rows(signature, 2)
+    with torch.no_grad():
+        # Without composite operators, like the lowered graph, so that both are counted alike.
+        plain = make_fx(graph)(rows)
+    before = _count(plain, rows)
     lowered = int8.lower(graph, example_rows(signature, int8.EXAMPLE_ROWS))
-    after = _count(lowered, example_rows(signature, 2))
+    after = _count(lowered, rows)
     share = 1 - after.macs / before.macs if before.macs else 0.0
     fell_back = _never_rounded(graph, kept)
     missed = after.floats - len(fell_back)
@@ -92,7 +97,8 @@ def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[st
     """Convolutions, linears and products of the quantized graph that see float inputs."""
     found = []
     for node in graph.graph.nodes:
-        if _operator(node.target) not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
+        of_weight = _operator(node.target) in _MATMULS and any(map(_is_weight, node.all_input_nodes[:2]))
+        if not of_weight and _operator(node.target) not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
             continue
         layer, sources = _layer_of(node), [str(source.target) for source in node.all_input_nodes[:2]]
         if any(layer == name or layer.startswith(f"{name}.") for name in kept):
@@ -104,9 +110,17 @@ def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[st
 
 def _attention(graph: fx.GraphModule) -> list[dict[str, str]]:
     """Layers whose products of two activations stay in float, each once."""
-    nodes = [node for node in graph.graph.nodes if _operator(node.target) in (*_ATTENTION, *_MATMULS)]
+    found = [node for node in graph.graph.nodes if _operator(node.target) in (*_ATTENTION, *_MATMULS)]
+    nodes = [node for node in found if not any(map(_is_weight, node.all_input_nodes[:2]))]
     layers = dict.fromkeys(_layer_of(node) for node in nodes)
     return [{"layer": layer, "why": "products of two activations have no int8 kernel"} for layer in layers]
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether the node is a parameter, or one that was only turned or shaped otherwise."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr"
 
 
 def _operator(target: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from orchestrator.errors import CompressionError, StoreError
+from orchestrator.errors import CompressionError
 from orchestrator.runtime.forms import distance, random_like, tolerance
 from orchestrator.runtime.onnx import drop_unread
 from orchestrator.runtime.quiet import quiet
@@ -25,7 +25,7 @@ MOST_ROWS = 64
 
 
 def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
-    """Write a module as a program for 1 to `MOST_ROWS` rows; it is kept only if it answers alike.
+    """Write a module as a program for 1 to `MOST_ROWS` rows, and run it once.
 
     Args:
         module: float32 inside, or a dynamic int8 graph; it is not changed.
@@ -33,8 +33,9 @@ def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
         path: of the file.
 
     Raises:
-        CompressionError: the format cannot hold the module, or its package is missing.
-        StoreError: the file cannot be written.
+        CompressionError: the format cannot hold the module, its package is missing, or the program answers
+            otherwise than the module.
+        OSError: the file cannot be written.
     """
     _refuse(module)
     if importlib.util.find_spec("executorch") is None:
@@ -49,15 +50,8 @@ def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
     except Exception as error:
         # Its passes raise whatever they meet.
         raise _no_form(error) from error
-    try:
-        path.write_bytes(program)
-    except OSError as error:
-        raise StoreError(f"cannot write the export ({error})", path, "check space and permissions") from error
-    try:
-        _check(module, example, path)
-    except CompressionError:
-        path.unlink()
-        raise
+    path.write_bytes(program)
+    _check(module, example, path)
 
 
 def _refuse(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from torch import fx, nn
 
 from orchestrator.compression.executorch import write_executorch
 from orchestrator.config.signature import Signature
-from orchestrator.errors import CompressionError, StoreError
+from orchestrator.errors import CompressionError, ConfigError, StoreError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.forms import distance, random_like, tolerance
@@ -56,11 +57,11 @@ def format_of(path: str | Path) -> Format:
     """What the ending of a file asks for.
 
     Raises:
-        CompressionError: it is none of `.pt2`, `.onnx` and `.pte`.
+        ConfigError: it is none of `.pt2`, `.onnx` and `.pte`.
     """
     ending = Path(path).suffix
     if ending not in _ENDINGS:
-        raise CompressionError(
+        raise ConfigError(
             "the ending of the file names no format",
             ending or str(path),
             f"use {', '.join(_ENDINGS)}, or say the format: {', '.join(get_args(Format))}",
@@ -74,23 +75,33 @@ def write(module: nn.Module, signature: Signature, path: str | Path, format: For
     if not path.parent.is_dir():
         raise StoreError("the folder of the export does not exist", path.parent, "create it")
     example = example_rows(signature, int8.EXAMPLE_ROWS)
-    if format == "onnx":
-        write_onnx(module, example, path)
-        if importlib.util.find_spec("onnxruntime") is not None:
-            _check_onnx(module, example, path)
-        return path
-    if format == "executorch":
-        write_executorch(module, example, path)
-        return path
+    try:
+        # A file of that name is replaced by a finished and checked one, or stays.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            scratch = Path(folder) / path.name
+            if format == "onnx":
+                write_onnx(module, example, scratch)
+                if importlib.util.find_spec("onnxruntime") is not None:
+                    _check_onnx(module, example, scratch)
+            elif format == "executorch":
+                write_executorch(module, example, scratch)
+            else:
+                _write_pt2(module, example, scratch)
+            scratch.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write the export ({error})", path, "check space and permissions") from error
+    return path
+
+
+def _write_pt2(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     if isinstance(module, fx.GraphModule):
         module = copy.deepcopy(module)
         drop_unread(module)
     program = int8.export(module, example)
     try:
         torch.export.save(program, path)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(f"cannot write the export ({error})", path, "check space and permissions") from error
-    return path
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
@@ -102,7 +113,6 @@ def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
         (found,) = session.run(None, {INPUT: rows.numpy()})
     except Exception as error:
         # Its exceptions have no base class of their own.
-        path.unlink()
         raise CompressionError(
             f"onnxruntime cannot run the file ({str(error).strip()[:200]})", "onnx", "export pt2"
         ) from error
@@ -110,7 +120,6 @@ def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
         wanted = module(rows)
     far = distance(torch.from_numpy(found), wanted)
     if not far <= tolerance(module):
-        path.unlink()
         raise CompressionError(
             f"onnxruntime answers otherwise than the model (relative error {far:.4f})",
             "onnx",

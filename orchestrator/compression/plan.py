@@ -50,7 +50,7 @@ ORDER = (
     "a number type"
 )
 
-_VERSION = 3
+_VERSION = 4
 """Raise when a step would give another artifact for the same input."""
 
 

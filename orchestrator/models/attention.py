@@ -26,7 +26,7 @@ class SplitAttention(nn.Module):
     Weights are read under torch's names too.
     """
 
-    # `nn.TransformerEncoder` and its layer ask for these before they take the fused operator.
+    # `nn.TransformerEncoderLayer` asks for these before it takes the fused operator.
     _qkv_same_embed_dim = False
     in_proj_weight = None
     in_proj_bias = None
@@ -37,11 +37,15 @@ class SplitAttention(nn.Module):
         self.dropout, self.batch_first = source.dropout, source.batch_first
         state = separated(source.state_dict(), _places(source))
         width = source.embed_dim
+        kind = {"device": source.out_proj.weight.device, "dtype": source.out_proj.weight.dtype}
         for name, features in zip(_LAYERS, (width, source.kdim, source.vdim), strict=True):
-            setattr(self, name, nn.Linear(features, width, bias=f"{name}.bias" in state))
-        self.out_proj = nn.Linear(width, width, bias="out_proj.bias" in state)
+            setattr(self, name, nn.Linear(features, width, bias=f"{name}.bias" in state, **kind))
+        self.out_proj = nn.Linear(width, width, bias="out_proj.bias" in state, **kind)
         self.load_state_dict(state)
-        self.to(source.out_proj.weight.device).train(source.training)
+        for fused, parameter in source.named_parameters():
+            for name in separated({fused: parameter}, _places(source)):
+                self.get_parameter(name).requires_grad_(parameter.requires_grad)
+        self.train(source.training)
         self.register_load_state_dict_pre_hook(_read_fused)  # type: ignore[no-untyped-call]
 
     def fixed_width_layers(self) -> list[nn.Module]:
@@ -113,6 +117,10 @@ def split_attention(module: nn.Module) -> nn.Module:
             if type(child) is nn.MultiheadAttention and child.bias_k is None and not child.add_zero_attn:
                 made[child] = made.get(child) or SplitAttention(child)
                 setattr(part, name, made[child])
+        if isinstance(part, nn.TransformerEncoder):
+            # It decided when it was made, by the attention that it had, to pack rows with padding for the
+            # fused operator.
+            part.use_nested_tensor = False
     return module
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from orchestrator.config.run import VariantEntry
 from orchestrator.config.steps import Plan, Step, others_of
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, OrchestratorError, first_line
-from orchestrator.mailbox import Mailbox, deliver, open_mailbox
+from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
 from orchestrator.pipeline.context import Run
 from orchestrator.runtime.execute import executions
 from orchestrator.store.store import Store
@@ -82,7 +83,7 @@ def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
         data=job.data_digest,
         metric=job.metric,
         allowed=job.allowed,
-        on_epoch=None if mailbox is None else lambda report: mailbox.put.remote(job.name, report.plain()),
+        on_epoch=None if mailbox is None else lambda report: send(mailbox, job.name, report.plain()),
     )
     return apply_plan(store, job.parent, job.plan, context)
 
@@ -143,7 +144,8 @@ def _followed(run: Run, task: Any, job: VariantJob) -> str:
     ended = False
     while not ended:
         ended = bool(ray.wait([reference], timeout=POLL_S)[0])
-        deliver(mailbox, tell)
+        with suppress(RayError):  # a lost mailbox loses lines of a log and no more
+            deliver(mailbox, tell)
     ray.kill(mailbox)
     digest: str = ray.get(reference)
     return digest

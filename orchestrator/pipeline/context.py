@@ -165,8 +165,6 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
         "input_dtype": "type of a row",
         "outputs": "number of outputs",
     }
-    if takes.classes and data.classes:
-        facts["classes"] = "classes"
     for key, what in facts.items():
         own, given = getattr(takes, key), getattr(data, key)
         if own != given:
@@ -175,6 +173,19 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
                 _shown(given),
                 "take the data that it was made for, or another model",
             )
+    if _named(takes.classes) and _named(data.classes):
+        for label, (own, given) in enumerate(zip(takes.classes, data.classes, strict=True)):
+            if own != given:
+                raise ConfigError(
+                    f"the data's classes are not those of the model '{model}': its label {label} is '{own}'",
+                    given,
+                    "give data.classes in the model's order",
+                )
+
+
+def _named(classes: tuple[str, ...]) -> bool:
+    """Whether labels have names: whole numbers without names are called by themselves."""
+    return classes != tuple(str(label) for label in range(len(classes)))
 
 
 def _shown(value: object) -> str:

@@ -31,12 +31,14 @@ def export_ref(
         `source`, `digest`, `file`, `format` and `bytes`.
 
     Raises:
-        CompressionError: the format cannot hold the model, or the ending names none.
+        CompressionError: the format cannot hold the model.
+        ConfigError: the ending of the file names no format.
         NotFoundError: no such model.
         StoreError: the file cannot be written.
     """
+    format = format or format_of(path)
     opened = Store(store_root(store), create=False)
-    digest, format = opened.resolve(source), format or format_of(path)
+    digest = opened.resolve(source)
     export(opened, digest, path, format, allowed=allow)
     size = path.stat().st_size
     return {"source": source, "digest": digest, "file": str(path), "format": format, "bytes": size}

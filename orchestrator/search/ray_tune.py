@@ -11,19 +11,20 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
-from orchestrator.mailbox import Mailbox, deliver, open_mailbox
+from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
@@ -84,21 +85,25 @@ def run_search(
     """
     if not parent.ok:
         raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
-    store = Store(job.store)
+    store, epochs = Store(job.store), _Epochs(on_epoch)
+
+    def told(row: TrialRow) -> None:
+        epochs.tell()  # they come before how the trial ended
+        on_event(row)
+
     search = BatchSearch(
         BatchStudy(job.search, job.seed),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=lambda config: known(store, job, config),
         measure=measure,
-        on_event=on_event,
+        on_event=told,
     )
     search.advance()
     if not search.finished:
         connect()
-        mailbox = open_mailbox()
-        shared = {"job": job.plain(), "mailbox": mailbox}
-        drive(search, tune_trial, shared, job.search, storage, [_Epochs(mailbox, on_epoch)])
-        ray.kill(mailbox)
+        shared = {"job": job.plain(), "mailbox": epochs.open()}
+        drive(search, tune_trial, shared, job.search, storage, [epochs])
+        epochs.close()
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
     return search.rows
@@ -109,7 +114,7 @@ def tune_trial(config: dict[str, Any]) -> None:
     chosen = {name: value for name, value in config.items() if name not in ("job", "mailbox")}
 
     def told(report: EpochReport) -> None:
-        config["mailbox"].put.remote(name_of(chosen), report.plain())
+        send(config["mailbox"], name_of(chosen), report.plain())
 
     outcome = evaluate(TrialJob.model_validate(config["job"]), chosen, told)
     tune.report({"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop})
@@ -229,15 +234,33 @@ class _FailureReasons(tune.Callback):
 class _Epochs(tune.Callback):
     """Passes on what trials tell while they run."""
 
-    def __init__(self, mailbox: Mailbox, on_epoch: OnEpoch) -> None:
-        self._mailbox, self._on_epoch = mailbox, on_epoch
+    def __init__(self, on_epoch: OnEpoch) -> None:
+        self._on_epoch = on_epoch
+        self._mailbox: Mailbox | None = None
         self._looked = 0.0
+
+    def open(self) -> Mailbox:
+        """What trials send to."""
+        self._mailbox = open_mailbox()
+        return self._mailbox
+
+    def tell(self) -> None:
+        """Pass on what came since the last call; a lost mailbox loses lines of a log and no more."""
+        if self._mailbox is not None:
+            with suppress(RayError):
+                deliver(self._mailbox, lambda name, epoch: self._on_epoch(name, EpochReport(**epoch)))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         del iteration, trials, info
         if time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
-            deliver(self._mailbox, lambda name, epoch: self._on_epoch(name, EpochReport(**epoch)))
+            self.tell()
+
+    def close(self) -> None:
+        """End the mailbox."""
+        if self._mailbox is not None:
+            ray.kill(self._mailbox)
+            self._mailbox = None
 
 
 def drive(

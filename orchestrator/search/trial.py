@@ -33,7 +33,7 @@ from orchestrator.search.space import Config, executions_of, name_of, plan_of, p
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
 
-_VERSION = 2
+_VERSION = 3
 """Raise when this stage's result would differ for the same input."""
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import OrchestratorError, TrainingError, last_line
-from orchestrator.mailbox import Mailbox
+from orchestrator.mailbox import Mailbox, send
 from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, drop_damaged, run_name
 from orchestrator.training.ray_worker import work
@@ -67,7 +67,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         TrainingError: it failed after its retries, or would fail again.
     """
     if drop_damaged(storage / run_name(job)):
-        mailbox.put.remote(job.name, "the record of its checkpoints was damaged, training starts over")
+        send(mailbox, job.name, "the record of its checkpoints was damaged, training starts over")
     resources = job.entry.resources
     least, most = resources.span
     each: dict[str, float] = {"CPU": resources.cpus}

@@ -187,7 +187,7 @@ class _Schedule:
         ended, _ = ray.wait(list(self.running), timeout=POLL_S)
         for reference in ended:
             name = self.running.pop(reference).name
-            result = _result(reference)
+            result = self._result(reference)
             self._deliver()  # what it reported comes before how it ended
             if isinstance(result, str):
                 self.digests[name] = result
@@ -195,15 +195,15 @@ class _Schedule:
             else:
                 self._fail(name, str(result))
 
+    def _result(self, reference: Any) -> str | OrchestratorError:
+        """The digest, or why there is none."""
+        try:
+            result: str | OrchestratorError = ray.get(reference)
+        except RayError as error:
+            self.fits = None  # the models that wait get another
+            return TrainingError("the process that guides the training ended", last_line(error), "run again")
+        return result
+
     def _fail(self, name: str, message: str) -> None:
         self.failures[name] = message
         self.on_event(name, f"failed: {message}")
-
-
-def _result(reference: Any) -> str | OrchestratorError:
-    """The digest, or why there is none."""
-    try:
-        result: str | OrchestratorError = ray.get(reference)
-    except RayError as error:
-        return TrainingError("the process that guides the trainings ended", last_line(error), "run again")
-    return result

@@ -13,11 +13,12 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
+from torch import fx, nn
 
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
-from orchestrator.mailbox import Mailbox
+from orchestrator.mailbox import Mailbox, send
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.runtime.bf16 import has_bf16_kernels
@@ -33,7 +34,6 @@ from orchestrator.training.teacher import TeacherCache
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
-SEND_TIMEOUT_S = 5.0
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +134,18 @@ def _teacher_outputs(
     task = store.manifest(digest).signature.task
     cache = TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
     if rank == 0:
-        cache.fill(lambda: rebuild(store, digest, allowed=job.allowed).module)
+        cache.fill(lambda: _teacher(job, store, digest))
     if world > 1:
         torch.distributed.barrier()
     return cache.outputs()
+
+
+def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
+    """Any artifact in float, in eval mode."""
+    module = rebuild(store, digest, allowed=job.allowed).module
+    if isinstance(module, fx.GraphModule):
+        raise DataError("an int8 model cannot teach", digest, "distil from the float model it was made from")
+    return module
 
 
 def _announce(
@@ -147,13 +155,13 @@ def _announce(
     training, cpus = job.entry.training, job.entry.resources.cpus
     where = f"{world} worker{'s' * (world > 1)} x {cpus} core{'s' * (cpus > 1)}, {device.type}"
     begins = f"goes on after epoch {state.epoch}" if state.epoch else "starts"
-    mailbox.put.remote(job.name, f"{begins}: {training.epochs} epochs of {rows} rows, {where}")
+    send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows, {where}")
     if training.precision == "bf16" and device.type == "cpu" and not has_bf16_kernels():
         text = (
             "this CPU has no bfloat16 kernels, training in it takes many times as long: "
             f"--set models.{job.name}.training.precision=fp32"
         )
-        mailbox.put.remote(job.name, text)
+        send(mailbox, job.name, text)
 
 
 def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbox: Mailbox) -> None:
@@ -161,8 +169,7 @@ def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbo
     if rank > 0:
         ray.train.report(report.plain())
         return
-    # Waiting for the delivery keeps the order; a lost driver must not end the training.
-    ray.wait([mailbox.put.remote(name, report.plain())], timeout=SEND_TIMEOUT_S)
+    send(mailbox, name, report.plain())
     with TemporaryDirectory() as folder:
         state.save(folder)
         ray.train.report(

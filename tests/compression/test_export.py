@@ -14,7 +14,7 @@ import torch
 from orchestrator.compression.export import Format, export, format_of
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8, Step
-from orchestrator.errors import CompressionError, StoreError
+from orchestrator.errors import CompressionError, ConfigError, StoreError
 from orchestrator.runtime import forms
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
@@ -99,14 +99,16 @@ def test_an_int8_onnx_file_holds_no_float_weights(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_file_that_answers_otherwise_is_removed(
+def test_a_file_that_answers_otherwise_is_not_kept(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(forms, "FLOAT_TOLERANCE", -1.0)
+    (tmp_path / "model.onnx").write_text("the one before")
     with pytest.raises(CompressionError, match="answers otherwise"):
         export(store, made(store), tmp_path / "model.onnx", "onnx")
-    assert not (tmp_path / "model.onnx").exists()
+    assert (tmp_path / "model.onnx").read_text() == "the one before"
+    assert not list(tmp_path.glob(".export-*"))
 
 
 @pytest.mark.slow
@@ -151,7 +153,7 @@ def test_what_executorch_fails_on_is_one_sentence(store: Store, tmp_path: Path) 
 
 def test_the_ending_says_the_format() -> None:
     assert [format_of(f"model{ending}") for ending in (".pt2", ".onnx", ".pte")] == list(get_args(Format))
-    with pytest.raises(CompressionError, match=r"names no format.*\.bin"):
+    with pytest.raises(ConfigError, match=r"names no format.*\.bin"):
         format_of("model.bin")
 
 

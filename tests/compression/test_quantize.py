@@ -39,6 +39,7 @@ def quantized(name: str, step: StaticInt8 | DynamicInt8) -> tuple[State, fx.Grap
 def _shape(name: str) -> tuple[int, ...]:
     return {
         "functional_linear": (12,),
+        "einsum": (12,),
         "tokens": (1, 8, 8),
         "relu_sum": (3, 8, 8),
         "torch_encoder": (3, 16, 16),
@@ -90,6 +91,18 @@ def test_static_covers_every_convolution_and_linear(name: str) -> None:
     else:
         assert found["fell_back"] == []
         assert found["share"] == 1.0
+
+
+def test_products_without_a_layer_are_told_apart() -> None:
+    _, graph = quantized("einsum", StaticInt8())
+    found = coverage(graph, toys.signature((12,)))
+    assert (found["kernels"], found["left"]) == (2, 1)
+    assert found["fell_back"] == [
+        {"layer": "body", "why": "the quantizer has no int8 form of it"},
+        {"layer": "body", "why": "products of two activations have no int8 kernel"},
+    ]
+    layers, products = 12 * 48 + 16 * toys.CLASSES, 2 * 3 * 3 * 16 + 3 * 16 * 16
+    assert found["share"] == pytest.approx(layers / (layers + products))
 
 
 def test_dynamic_covers_linears_and_leaves_convolutions_as_they_are() -> None:

@@ -98,6 +98,28 @@ def test_a_transformer_encoder_answers_and_learns_alike(norm_first: bool) -> Non
     torch.testing.assert_close(fused, other.in_proj_weight.grad)
 
 
+def test_padded_rows_of_an_encoder_are_answered_alike() -> None:
+    torch.manual_seed(0)
+    source = nn.TransformerEncoder(nn.TransformerEncoderLayer(DIM, 2, 16, batch_first=True), 2).eval()
+    split = split_attention(copy.deepcopy(source))
+    x, padding = tokens(2, 5, DIM), torch.tensor([[False] * 5, [False, False, False, True, True]])
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            found, wanted = split(x, src_key_padding_mask=padding), source(x, src_key_padding_mask=padding)
+        # What torch gives for padding depends on the way it took.
+        torch.testing.assert_close(found[~padding], wanted[~padding])
+
+
+def test_frozen_parts_and_types_are_kept() -> None:
+    source = attention().double()
+    source.in_proj_weight.requires_grad_(False)
+    split = SplitAttention(source)
+    frozen = {name for name, parameter in split.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"query.weight", "key.weight", "value.weight"}
+    x = tokens(1, 3, DIM).double()
+    same(split(x, x, x), source(x, x, x))
+
+
 def test_torchs_weights_are_read_under_their_names() -> None:
     source, target = nn.Sequential(attention()), split_attention(nn.Sequential(attention()))
     for parameter in source.parameters():

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.errors import ConfigError
 from orchestrator.models.build import build
 from orchestrator.pipeline import run as pipeline
+from orchestrator.pipeline.context import check_fits
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store import blobs
 from orchestrator.store.artifacts import Draft
@@ -108,7 +110,6 @@ def test_a_ref_that_is_not_in_the_store(place: Path) -> None:
     [
         ({"input_shape": (1, 9, 9)}, ("its shape of a row is [1, 9, 9]", "[1, 8, 8]")),
         ({"outputs": 3, "classes": ()}, ("its number of outputs is 3", "10")),
-        ({"classes": tuple("9876543210")}, ("its classes is ['9', '8'", "['0', '1'")),
     ],
 )
 def test_a_ref_that_was_made_for_other_data(
@@ -120,6 +121,27 @@ def test_a_ref_that_was_made_for_other_data(
     file = toys.write(place / "run.yaml", models={"mine": {"ref": "digits/mine"}})
     said = command("train", file).sentence(2)
     assert all(part in said for part in ("not those of the model 'mine'", *parts))
+
+
+def test_classes_in_another_order_are_refused_and_numbers_without_names_are_not() -> None:
+    cats = DIGITS.model_copy(update={"outputs": 2, "classes": ("cat", "dog")})
+    dogs = cats.model_copy(update={"classes": ("dog", "cat")})
+    with pytest.raises(ConfigError, match=r"label 0 is 'cat': dog\. give data\.classes"):
+        check_fits("mine", cats, dogs)
+    check_fits("mine", cats, cats.model_copy(update={"classes": ("0", "1")}))
+
+
+def test_an_export_in_no_known_format(place: Path) -> None:
+    assert imported(place).code == 0
+    assert "the ending of the file names no format: .bin" in command(
+        "export", "digits/mine", "a.bin"
+    ).sentence(2)
+    assert "digits/none" in command("export", "digits/none", "a.pt2").sentence(2)
+    assert "does not exist" in command("export", "digits/mine", "no/a.pt2").sentence(1)
+    (place / "a.pt2").write_text("kept")
+    answer = command("export", "digits/mine", "a.pt2", "--format", "onnx", "--json")
+    assert answer.document["format"] == "onnx"
+    assert answer.document["bytes"] == (place / "a.pt2").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

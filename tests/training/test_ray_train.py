@@ -30,6 +30,7 @@ from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, ResourceError, TrainingError
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
+from orchestrator.training import fit_actor
 from orchestrator.training.ray_train import TrainJob, train_models
 from orchestrator.training.state import EpochReport
 
@@ -167,6 +168,30 @@ def test_a_killed_worker_goes_on_and_ends_with_the_same_weights(world: World, tm
     assert world.epochs("killed") == [0, 1, 2]  # the finished epoch is not repeated
     calm, killed = (world.store.tensors(digests[name]) for name in ("calm", "killed"))
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+def test_models_that_wait_go_on_when_the_process_that_guides_them_dies(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    start = fit_actor.start
+
+    def remembered(*arguments: Any) -> Any:
+        opened.append(start(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(fit_actor, "start", remembered)
+    both = Resources(cpus=2)
+    jobs = [world.job(name, resources=both) for name in ("first", "second")]
+
+    def told(name: str, event: EpochReport | str) -> None:
+        if name == "first" and "starts" in str(event):
+            ray.kill(opened[0])
+
+    with pytest.raises(TrainingError, match=r"failed for 1 of 2 models: first: the process that guides"):
+        train_models(jobs, storage=world.storage, on_event=told)
+    assert len(opened) == 2
+    assert world.store.stage_result(jobs[1].key()) is not None
 
 
 def test_one_failure_leaves_the_others_and_is_named(world: World) -> None:
