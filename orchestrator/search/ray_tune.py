@@ -256,6 +256,10 @@ class _Epochs(tune.Callback):
             self._looked = time.monotonic()
             self.tell()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps its callbacks in files that are never read."""
+        return {}
+
     def close(self) -> None:
         """End the mailbox."""
         if self._mailbox is not None:
