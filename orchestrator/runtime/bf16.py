@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,3 +58,35 @@ def has_bf16_kernels() -> bool:
     bfloat16 than in float32 (AVX2, torch 2.13).
     """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def without_strided_points(module: nn.Module) -> Iterator[None]:
+    """Within it narrow strided 1x1 convolutions take their pixels first, then step by one: the same numbers.
+
+    oneDNN's bfloat16 gradient of such a layer with fewer than 16 input channels writes past its memory where
+    several threads share an odd batch, and the process dies (torch 2.13, AVX-512).
+    """
+    found = [
+        part
+        for part in module.modules()
+        if type(part) is nn.Conv2d
+        and part.kernel_size == (1, 1)
+        and part.padding == (0, 0)
+        and part.stride != (1, 1)
+        and part.in_channels // part.groups < 16
+    ]
+    strides = [part.stride for part in found]
+    hooks = [part.register_forward_pre_hook(_taker(*part.stride)) for part in found]
+    try:
+        for part in found:
+            part.stride = (1, 1)
+        yield
+    finally:
+        for part, stride, hook in zip(found, strides, hooks, strict=True):
+            part.stride = stride
+            hook.remove()
+
+
+def _taker(down: int, right: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda _, inputs: (inputs[0][..., ::down, ::right],)

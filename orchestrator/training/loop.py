@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from orchestrator.data.dataset import Part
 from orchestrator.errors import ConfigError, TrainingError
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.models.base import DataInitialized
+from orchestrator.runtime.bf16 import without_strided_points
 from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
@@ -92,11 +93,13 @@ def train(
     place = _Place(torch.device(device), threads, seed, rank, world, strategy)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
     run.prepare(train, signature, teacher, masks or {})
+    bf16 = settings.precision == "bf16" and place.device.type == "cpu"
     try:
-        while not run.state.finished:
-            with place.quiet_torch(run.state.epoch):
-                report = run.epoch()
-            yield report
+        with without_strided_points(module) if bf16 else nullcontext():
+            while not run.state.finished:
+                with place.quiet_torch(run.state.epoch):
+                    report = run.epoch()
+                yield report
         sharding.fill_model(module, run.state.weights)
     finally:
         if run.images_last:

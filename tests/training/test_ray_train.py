@@ -151,7 +151,9 @@ def test_a_student_waits_for_its_teacher_and_a_second_call_trains_nothing(world:
         world.train(world.job("teacher", TRAINING.model_copy(update={"epochs": 4})))
 
     small = apply_plan(world.store, digests["teacher"], (Bf16(),), Context(seed=0))
-    taught = world.train(replace(world.job("taught", distilled()), teacher_digest=small))["taught"]
+    taught = world.train(replace(world.job("taught", distilled(), teacher="small"), teacher_digest=small))[
+        "taught"
+    ]
     assert world.store.manifest(taught).parents == (small,)
 
 
