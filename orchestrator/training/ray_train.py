@@ -31,7 +31,8 @@ def train_models(
     """Train models concurrently; a finished one is looked up, an interrupted one goes on.
 
     A job starts when its cores and accelerators are free and its teacher, if that is a job too, is done. Each
-    is its own fault domain: when one fails the others go on. Ray must be connected.
+    is its own fault domain: when one fails the others go on (not when the process that guides them all is
+    lost). Ray must be connected.
 
     Args:
         jobs: names must differ.
@@ -200,7 +201,7 @@ class _Schedule:
         try:
             result: str | OrchestratorError = ray.get(reference)
         except RayError as error:
-            self.fits = None  # the models that wait get another
+            # Models that wait fail with it: its own processes may hold the cores for long.
             return TrainingError("the process that guides the training ended", last_line(error), "run again")
         return result
 
