@@ -93,17 +93,12 @@ def train(
     place = _Place(torch.device(device), threads, seed, rank, world, strategy)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
     run.prepare(train, signature, teacher, masks or {})
-    bf16 = settings.precision == "bf16" and place.device.type == "cpu"
-    try:
-        with without_strided_points(module) if bf16 else nullcontext():
-            while not run.state.finished:
-                with place.quiet_torch(run.state.epoch):
-                    report = run.epoch()
-                yield report
+    with run.borrowed_module():
+        while not run.state.finished:
+            with place.quiet_torch(run.state.epoch):
+                report = run.epoch()
+            yield report
         sharding.fill_model(module, run.state.weights)
-    finally:
-        if run.images_last:
-            set_memory_format(module, torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -158,6 +153,17 @@ class _Run:
         self.place, self.metric, self.allowed, self.state = place, metric, allowed, state
         sharded = place.world > 1 and place.strategy == "fsdp"
         self.images_last = settings.channels_last and validation.inputs.ndim == 4 and not sharded
+
+    @contextmanager
+    def borrowed_module(self) -> Iterator[None]:
+        """The module as its training needs it; afterwards it has its own memory format and kernels again."""
+        bf16 = self.settings.precision == "bf16" and self.place.device.type == "cpu"
+        try:
+            with without_strided_points(self.module) if bf16 else nullcontext():
+                yield
+        finally:
+            if self.images_last:
+                set_memory_format(self.module, torch.contiguous_format)
 
     def prepare(
         self, train: Part, signature: Signature, teacher: Teacher | None, masks: Mapping[str, Tensor]
