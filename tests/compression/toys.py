@@ -268,8 +268,7 @@ class _Einsum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.first(x).relu().reshape(-1, 3, 16)
         scores = torch.einsum("btc,bsc->bts", tokens, tokens).softmax(-1)
-        mixed = torch.einsum("bts,bsc->btc", scores, tokens) @ self.mix
-        out: Tensor = self.head(mixed.mean(1))
+        out: Tensor = self.head((torch.einsum("bts,bsc->btc", scores, tokens) @ self.mix).mean(1))
         return out
 
 
@@ -284,8 +283,7 @@ class _TorchEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, 16, 8, 8)
-        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), 2)
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:

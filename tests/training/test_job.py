@@ -9,17 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
+from orchestrator.compression.plan import apply_plan
 from orchestrator.config.data import CustomData
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
 from orchestrator.config.training import DistillationLoss, Resources, Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
-from orchestrator.training.ray_worker import _train_rows
+from orchestrator.training.ray_worker import _teacher, _train_rows
+from tests.compression import toys
 
 HERE = "tests.training.test_job"
 
@@ -125,3 +130,13 @@ def test_a_transfer_set_is_used_without_its_labels(job: TrainJob, tmp_path: Path
     wide = dataset(tmp_path / "wide", width=7)
     with pytest.raises(DataError, match="shape"):
         _train_rows(replace(taught, transfer_folder=str(wide.folder)), dataset(tmp_path))
+
+
+def test_an_int8_model_cannot_teach(job: TrainJob, tmp_path: Path) -> None:
+    module, signature, settings = toys.toy("mlp")
+    store, context = Store(tmp_path / "models"), toys.context(signature.input_shape)
+    parent = toys.put(store, module, signature, settings)
+    assert isinstance(_teacher(job, store, apply_plan(store, parent, (Bf16(),), context)), nn.Module)
+    for step in (StaticInt8(), DynamicInt8()):
+        with pytest.raises(DataError, match="distil from the float model"):
+            _teacher(job, store, apply_plan(store, parent, (step,), context))
