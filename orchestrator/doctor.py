@@ -138,7 +138,7 @@ def _number_types() -> Iterator[Finding]:
             "bfloat16",
             "warning",
             f"no kernels on this CPU ({', '.join(isa) or 'unknown'}): many times slower than fp32",
-            "set training.precision: fp32, and leave bf16 out of search.space.precision",
+            "set training.precision: fp32, and leave bf16 out of search.space",
         )
     if reduce_range():
         yield Finding(

@@ -23,8 +23,10 @@ from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
 from orchestrator.models.build import build, example_rows
 from orchestrator.training.batches import Teacher, Views
+from orchestrator.training.checkpoint import Checkpoint
 from orchestrator.training.features import Hinted
 from orchestrator.training.loop import initialize, train
+from orchestrator.training.state import TrainState
 from orchestrator.training.teacher import as_kept
 
 
@@ -39,17 +41,23 @@ def recover(step: Recovery, state: State, context: Context) -> State:
         TrainingError: the training fails.
     """
     module = copy_of(state.module)
-    epochs = fine_tune(module, step.training, state, context)
+    epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
     masks = masks_of(module, (*state.plan, step))
     return state.after(step, module.eval(), {"epochs": epochs}, masks=masks)
 
 
 def fine_tune(
-    module: nn.Module, training: Training, state: State, context: Context, teacher: Teacher | None = None
+    module: nn.Module,
+    training: Training,
+    state: State,
+    context: Context,
+    teacher: Teacher | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """Train a module in place; the number of epochs.
 
-    A distillation loss follows `teacher`, or the model that the plan started from when none is given.
+    A distillation loss follows `teacher`, or the model that the plan started from when none is given. With a
+    `checkpoint` the training goes on after the epoch that is kept there, and gives the same weights.
 
     Raises:
         CompressionError: train or validation rows are missing.
@@ -62,6 +70,7 @@ def fine_tune(
     if teacher is None and isinstance(training.loss, DistillationLoss):
         teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
     hinted = _hinted(module, training, state, context.train)
+    progress = (checkpoint.load() if checkpoint is not None else None) or TrainState()
     reports = train(
         hinted or module,
         context.train,
@@ -73,18 +82,19 @@ def fine_tune(
         threads=context.threads,
         teacher=teacher,
         masks=_masks(state, hinted),
+        state=progress,
         allowed=context.allowed,
     )
-    epochs = 0
     try:
         for report in reports:
-            epochs = report.epoch + 1
+            if checkpoint is not None:
+                checkpoint.save(progress)
             if context.on_epoch is not None:
                 context.on_epoch(report)
     finally:
         if hinted is not None:
             hinted.release()
-    return epochs
+    return progress.epoch
 
 
 def _hinted(module: nn.Module, training: Training, state: State, train_part: Part) -> Hinted | None:
@@ -120,7 +130,7 @@ def distill(step: Distill, state: State, context: Context) -> State:
     teachers = [parent, *(context.other(name) for name in step.others)]
     ones = (1.0,) * len(teachers)
     teacher = _teacher(teachers, step.training, state, step.weights or ones, step.temperatures or ones)
-    epochs = fine_tune(student, step.training, state, context, teacher)
+    epochs = fine_tune(student, step.training, state, context, teacher, context.checkpoint)
     # The student shares nothing with the parent's form: what was done to that is not replayed on it.
     fresh = replace(state, plan=(), decisions=(), masks=None)
     masks = masks_of(student, (step,))

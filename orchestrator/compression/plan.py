@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +24,14 @@ from orchestrator.compression import (  # noqa: F401
 )
 from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
-from orchestrator.config.steps import Distill, Plan, Step, others_of
+from orchestrator.config.steps import Distill, Plan, Step, first_out_of_order, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
+from orchestrator.training.checkpoint import Checkpoint
 from orchestrator.training.teacher import TeacherCache
 
 __all__ = [
@@ -60,13 +60,13 @@ def check_plan(plan: Sequence[Step]) -> None:
     Raises:
         CompressionError: names the two steps.
     """
-    for earlier, later in itertools.pairwise(plan):
-        if later.stage <= earlier.stage:
-            raise CompressionError(
-                f"'{later.kind}' cannot follow '{earlier.kind}'",
-                " -> ".join(step.kind for step in plan),
-                f"the order is {ORDER}",
-            )
+    if (pair := first_out_of_order(plan)) is not None:
+        earlier, later = pair
+        raise CompressionError(
+            f"'{later.kind}' cannot follow '{earlier.kind}'",
+            " -> ".join(step.kind for step in plan),
+            f"the order is {ORDER}",
+        )
 
 
 def plan_key(parent: str, plan: Sequence[Step], data: str, seed: int, threads: int) -> str:
@@ -108,7 +108,7 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
     digest = parent
     for end in range(1, len(plan) + 1):
         key = plan_key(parent, plan[:end], data, context.seed, context.threads)
-        digest = store.stage(key, _Job(store, parent, digest, plan[end - 1], context, data))
+        digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], context, data))
     return digest
 
 
@@ -117,6 +117,8 @@ class _Job:
     """One step on the artifact of the steps before it."""
 
     store: Store
+    key: str
+    """Of the stage that it computes."""
     parent: str
     before: str
     step: Step
@@ -137,7 +139,8 @@ class _Job:
             decisions=manifest.decisions,
             masks=masks_of(previous.module, manifest.plan),
         )
-        state = run_step(self.step, state, replace(context, other=self._other))
+        checkpoint = Checkpoint(store, self.key)
+        state = run_step(self.step, state, replace(context, other=self._other, checkpoint=checkpoint))
         assert state.model is not None
         draft = Draft(
             model=state.model,
@@ -149,7 +152,9 @@ class _Job:
             seed=context.seed,
             what={**manifest.what, "compression": what_decides(context.threads)},
         )
-        return store.put_artifact(draft, tensors_of(state.module))
+        digest = store.put_artifact(draft, tensors_of(state.module))
+        checkpoint.forget()
+        return digest
 
     def _other(self, digest: str) -> Other:
         return Other(self._build(digest), self.store.manifest(digest).model, self._outputs(digest))

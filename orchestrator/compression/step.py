@@ -23,6 +23,7 @@ from orchestrator.errors import CompressionError
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import example_rows
 from orchestrator.training.batches import Views
+from orchestrator.training.checkpoint import Checkpoint
 from orchestrator.training.state import EpochReport
 
 ParentOutputs = Callable[[Training], Views]
@@ -63,6 +64,8 @@ class Context:
     allowed: Collection[str] = ()
     on_epoch: Callable[[EpochReport], None] | None = None
     """Called after each epoch of a recovery."""
+    checkpoint: Checkpoint | None = None
+    """Where a step that trains keeps its last epoch, to go on from there when its process dies."""
     other: Callable[[str], Other] = _no_others
     """Finds a model that a step names in `others`; raises CompressionError or NotFoundError."""
 

@@ -8,61 +8,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution, LatencySettings
-from orchestrator.config.steps import EXECUTIONS, Criterion, Precision, Recovery
-
-
-class Uniform(Settings):
-    """A number between `low` and `high`, on a grid of `step` when given, or on a log scale."""
-
-    kind: Literal["uniform"] = "uniform"
-    low: float
-    high: float
-    step: float | None = Field(None, gt=0)
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _order(self) -> Uniform:
-        if not self.low <= self.high:
-            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
-        if self.log and (self.low <= 0 or self.step is not None):
-            raise ValueError("a log scale needs low > 0 and no step")
-        return self
-
-
-class Choice(Settings):
-    """One of the values."""
-
-    kind: Literal["choice"] = "choice"
-    values: tuple[float, ...] = Field(min_length=1)
-
-
-Numbers = Annotated[Uniform | Choice, Field(discriminator="kind")]
-
-
-class Space(Settings):
-    """What a trial may choose. `temperature` is asked for only when something was pruned."""
-
-    amount: Numbers = Choice(values=(0.0, 0.25, 0.5))
-    """Share of channels to prune; 0 leaves the model whole."""
-    criterion: tuple[Criterion, ...] = Field(("l2", "lamp", "fpgm"), min_length=1)
-    precision: tuple[Precision, ...] = Field(("fp32", "bf16", "int8_static", "int8_dynamic"), min_length=1)
-    temperature: Numbers = Choice(values=(1.0, 4.0))
-    """Of the distillation that recovers a pruned model."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Space:
-        low, high = _ends(self.amount)
-        if low < 0 or high >= 1:
-            raise ValueError(f"amount is a share of channels: 0 <= amount < 1, got {low:g} to {high:g}")
-        if _ends(self.temperature)[0] <= 0:
-            raise ValueError(f"temperature must be > 0, got {_ends(self.temperature)[0]:g}")
-        return self
-
-
-def _ends(numbers: Uniform | Choice) -> tuple[float, float]:
-    if isinstance(numbers, Choice):
-        return min(numbers.values), max(numbers.values)
-    return numbers.low, numbers.high
+from orchestrator.config.space import Space, every_precision, grid
+from orchestrator.config.steps import EXECUTIONS, Distill
 
 
 class Promise(Settings):
@@ -82,6 +29,29 @@ class Promise(Settings):
     """Most variants that the contract part is asked about."""
 
 
+class Halving(Settings):
+    """Asynchronous successive halving on the epochs of recoveries (ASHA)."""
+
+    kind: Literal["halving"] = "halving"
+    grace: int = Field(1, ge=1)
+    """Epochs before a trial may be stopped; the next looks are `factor` times as far each."""
+    factor: int = Field(3, ge=2)
+    """Of the trials that cost no more, the best of so many goes on."""
+
+
+class Median(Settings):
+    """Stop a trial that falls behind the median of those that cost no more."""
+
+    kind: Literal["median"] = "median"
+    grace: int = Field(1, ge=1)
+    """Epochs before a trial may be stopped."""
+    least: int = Field(3, ge=1)
+    """Trials that there must be to compare with."""
+
+
+EarlyStop = Annotated[Halving | Median, Field(discriminator="kind")]
+
+
 class SearchSettings(Settings):
     """Ray Tune + Optuna over the space, on measured latency."""
 
@@ -91,25 +61,40 @@ class SearchSettings(Settings):
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""
-    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
+    """Optuna's; `grid` goes through a finite space in order."""
     space: Space = Space()
-    recovery: Recovery = Recovery()
-    """Fine-tuning of a pruned variant; the space sets its temperature."""
     executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
     """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
     a variant; OpenVINO needs its package."""
     latency: LatencySettings = LatencySettings()
+    early_stop: EarlyStop | None = None
+    """Which trials lose their remaining epochs; all finish when not given. What is stopped depends on which
+    trial reports first, so two searches may differ."""
+    small: Distill | None = None
+    """A small net that the search must beat: trained by plain distillation and from labels alone."""
     promise: Promise = Promise()
+    max_latency_ms: float | None = Field(None, gt=0)
+    """Variants that take longer a batch are infeasible, like those that lose more than `promise.max_drop` on
+    validation rows."""
+    max_bytes: int | None = Field(None, ge=1)
+    """Or are larger."""
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, a trial trains with."""
     gpus: float = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _every_precision_runs(self) -> SearchSettings:
-        for precision in self.space.precision:
+        for precision in every_precision(self.space):
             if not set(EXECUTIONS[precision]) & set(self.executions):
                 raise ValueError(
                     f"executions: {precision} runs in none of {', '.join(self.executions)}; "
                     f"add {' or '.join(EXECUTIONS[precision])}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_grid_is_finite(self) -> SearchSettings:
+        if self.sampler == "grid" and grid(self.space) is None:
+            raise ValueError("sampler: grid needs a space of at most 10,000 plans: give each range a step")
         return self

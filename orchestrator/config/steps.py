@@ -6,7 +6,9 @@ Each step's `stage` is a coarse place in the order `distill/merge < prune < fact
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, TypeAdapter
 
@@ -84,6 +86,17 @@ Step = Annotated[
 Plan = tuple[Step, ...]
 PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 """Reads a plan from plain values."""
+
+
+def first_out_of_order(plan: Sequence[Step]) -> tuple[Step, Step] | None:
+    """The first two neighbours whose stages do not rise; None when all do."""
+    return next((pair for pair in itertools.pairwise(plan) if pair[1].stage <= pair[0].stage), None)
+
+
+def precision_of(plan: Sequence[Step]) -> Precision:
+    """The number type that a plan ends in; fp32 when no step changes it."""
+    found = [step.kind for step in plan if step.kind in EXECUTIONS]
+    return cast(Precision, found[-1]) if found else "fp32"
 
 
 def others_of(step: Settings) -> tuple[str, ...]:

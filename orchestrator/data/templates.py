@@ -43,8 +43,12 @@ search:  # pruning x precision x distillation, on latency measured on this machi
   parent: teacher
   trials: 16
   space:
-    amount: {{kind: choice, values: [0.0, 0.25, 0.5]}}  # share of channels to prune
-    precision: [fp32, bf16, int8_static, int8_dynamic]
+    plan:
+      - choice:
+          - null  # whole, or a share of the channels pruned, and recovered by distillation
+          - - {{kind: prune_channels, amount: {{choice: [0.25, 0.5]}}, criterion: {{choice: [l2, lamp, fpgm]}}}}
+            - {{kind: recover}}
+      - choice: [null, {{kind: bf16}}, {{kind: int8_static}}, {{kind: int8_dynamic}}]
   latency: {{batch: 32, threads: 1, blocks: {blocks}}}
   promise: {{max_drop: {drop}}}  # the chosen variant is not worse than its parent by more; {unit}
 """

@@ -65,11 +65,7 @@ def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> t
         return [], f"none qualifies: no trial finished ({first})"
     feasible = [row for row in finished if row.feasible]
     if not feasible:
-        closest = min(finished, key=lambda row: (row.drop, row.number))
-        return [], (
-            f"none qualifies: no variant stays within a drop of {promise.max_drop:g} on validation; "
-            f"the closest, {closest.name}, drops {closest.drop:.4f}"
-        )
+        return [], f"none qualifies: no variant stays within {_limits(finished)}; {_nearest(finished)}"
     better = [row for row in feasible if row.speedup_ci[0] > 1 or row.bytes < parent.bytes]
     if not better:
         return [], (
@@ -77,6 +73,32 @@ def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> t
             "faster or smaller than its parent"
         )
     return _thinned(_chain(better), promise.looks), ""
+
+
+_NEAREST = 3
+
+
+def _limits(rows: Sequence[TrialRow]) -> str:
+    """The limits that the rows were held to, in words."""
+    names = {
+        "max_drop": "the allowed drop on validation",
+        "max_latency_ms": "max_latency_ms",
+        "max_bytes": "max_bytes",
+    }
+    return " and ".join(words for name, words in names.items() if any(name in row.violations for row in rows))
+
+
+def _nearest(rows: Sequence[TrialRow]) -> str:
+    """The rows that come closest to all limits, with their figures."""
+
+    def beyond(row: TrialRow) -> tuple[float, int]:
+        return sum(max(over, 0.0) for over in row.violations.values()), row.number
+
+    said = [
+        f"{row.name} (drops {row.drop:.4f}, {row.latency_ms:.3g} ms, {row.bytes:,} bytes)"
+        for row in sorted(rows, key=beyond)[:_NEAREST]
+    ]
+    return f"nearest were: {', '.join(said)}"
 
 
 def _chain(rows: Sequence[TrialRow]) -> list[TrialRow]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.config.measure import Execution
-from orchestrator.search.space import Config
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config
 
 PARENT = -1
 """Trial number of the row that describes the parent itself."""
@@ -18,7 +19,8 @@ PARENT = -1
 class TrialRow:
     """One trial. Which numbers hold is said by `status`; the others are 0.
 
-    `evaluated`: all but the latency. `ok`: all. `failed`: none; `reason` says why.
+    `evaluated`: all but the latency. `ok`: all. `failed`: none; `reason` says why. `stopped`: none but
+    `epochs` and `metric`, that of the last epoch.
     """
 
     number: int
@@ -26,15 +28,15 @@ class TrialRow:
     execution: Execution
     config: Config = field(default_factory=dict)
     digest: str = ""
-    status: Literal["evaluated", "ok", "failed"] = "evaluated"
+    status: Literal["evaluated", "ok", "failed", "stopped"] = "evaluated"
     metric: float = 0.0
     """Raw value on the validation part, measured in `execution`."""
     drop: float = 0.0
     """How much worse than the parent on the validation part; below 0 when better."""
     drop_bound: float = 0.0
     """Upper confidence bound of `drop`, by the promise's own test."""
-    violation: float = 0.0
-    """The constraint: `drop - max_drop`; feasible when <= 0."""
+    violations: dict[str, float] = field(default_factory=dict)
+    """How far beyond each limit, by its name; kept when <= 0."""
     bytes: int = 0
     latency_ms: float = 0.0
     """Median over blocks at the settings' batch and threads."""
@@ -43,6 +45,12 @@ class TrialRow:
     """The parent's eager latency over this one, measured interleaved."""
     speedup_ci: tuple[float, float] = (0.0, 0.0)
     reason: str = ""
+    arm: str = ""
+    """Label of an honest arm; its number is below 0."""
+    seconds: float = 0.0
+    """From the start of the search to the end of the trial."""
+    epochs: int = 0
+    """Of a trial that was stopped early: how many it trained."""
 
     @property
     def ok(self) -> bool:
@@ -50,13 +58,20 @@ class TrialRow:
 
     @property
     def feasible(self) -> bool:
-        """Finished, and within the allowed drop on the validation part."""
-        return self.ok and self.violation <= 0
+        """Finite, and within every limit: the allowed drop on validation rows, latency and bytes."""
+        return self.ok and all(beyond <= 0 for beyond in self.violations.values())
 
     def failed(self, reason: str) -> TrialRow:
         """This trial, marked failed."""
         return TrialRow(
-            self.number, self.name, self.execution, self.config, status="failed", reason=reason or "unknown"
+            self.number,
+            self.name,
+            self.execution,
+            self.config,
+            status="failed",
+            reason=reason or "unknown",
+            arm=self.arm,
+            seconds=self.seconds,
         )
 
     def measured(
@@ -78,6 +93,15 @@ class TrialRow:
             speedup=speedup,
             speedup_ci=speedup_ci,
         )
+
+    def limited(self, settings: SearchSettings) -> TrialRow:
+        """This trial with how far it is beyond each limit of the settings, as far as is known."""
+        beyond = {"max_drop": self.drop - settings.promise.max_drop}
+        if settings.max_bytes is not None:
+            beyond["max_bytes"] = self.bytes / settings.max_bytes - 1
+        if settings.max_latency_ms is not None and self.ok:
+            beyond["max_latency_ms"] = self.latency_ms / settings.max_latency_ms - 1
+        return dataclasses.replace(self, violations=beyond)
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import optuna
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config, grid
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow, objectives
-from orchestrator.search.space import Config, anchors, grid, suggest, variant_key
+from orchestrator.search.space import anchors, suggest, variant_key
 
-_TRIES = 20
-"""Duplicates of known variants that are thrown away before an untried one is taken from the grid."""
+_STARTUP = 8
+"""Trials before a model of their results is made."""
+_TRIES = {"tpe": 20, "nsga2": 20, "random": 20, "gp": 3, "grid": 0}
+"""Suggestions of known variants that are thrown away before an untried one is taken from the grid; one of a
+Gaussian process takes long."""
 
 
 class Suggestion(NamedTuple):
@@ -29,8 +33,9 @@ class Suggestion(NamedTuple):
 class BatchStudy:
     """Suggestions in batches of fixed size, each batch from the results of all earlier ones.
 
-    The samplers see two objectives (metric up, log latency down) and one constraint (the drop on the
-    validation part). A variant is suggested once: a repeated one is told FAIL, which no sampler learns from.
+    The samplers see two objectives (metric up, log latency down) and each limit as a constraint of its own.
+    A variant is suggested once: a repeated one is told FAIL, which no sampler learns from. What is suggested
+    does not depend on how many trials are asked for, so a search can be extended.
     """
 
     def __init__(self, settings: SearchSettings, seed: int) -> None:
@@ -42,11 +47,16 @@ class BatchStudy:
         self._seen: set[str] = set()
         self._open: dict[int, optuna.Trial] = {}
         self._asked = 0
-        self._grid = grid(settings)
-        if self._grid is not None:
+        self._grid = grid(settings.space)
+        if self._grid is not None and settings.sampler != "grid":
             random.Random(seed).shuffle(self._grid)
-        for config in anchors(settings):
+        for config in () if settings.sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """What the sampler knows."""
+        return self._study.trials
 
     def ask(self) -> list[Suggestion]:
         """The next batch; shorter at the end, empty when the budget or the space is used up.
@@ -74,14 +84,19 @@ class BatchStudy:
             raise SearchError("results do not match the batch", sorted(row.number for row in rows))
         for row in sorted(rows, key=lambda row: row.number):
             trial = self._open.pop(row.number)
+            if row.status == "stopped":
+                trial.set_user_attr("epochs", row.epochs)
+                self._study.tell(trial, state=TrialState.PRUNED)
+                continue
             if not row.ok:
                 self._study.tell(trial, state=TrialState.FAIL)
                 continue
-            trial.set_constraint("max_drop", row.violation)
+            for name, beyond in row.violations.items():
+                trial.set_constraint(name, beyond)
             self._study.tell(trial, objectives(row))
 
     def _next(self) -> Suggestion | None:
-        for _ in range(_TRIES):
+        for _ in range(_TRIES[self._settings.sampler]):
             found = self._ask_once()
             if found is not None:
                 return found
@@ -106,8 +121,10 @@ class BatchStudy:
 
 def _sampler(settings: SearchSettings, seed: int) -> BaseSampler:
     """TPE: Watanabe 2023 (https://arxiv.org/abs/2304.11127); NSGA-II: Deb et al. 2002."""
-    if settings.sampler == "random":
+    if settings.sampler in ("random", "grid"):
         return RandomSampler(seed=seed)
     if settings.sampler == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, settings.batch))
-    return TPESampler(seed=seed, n_startup_trials=min(10, max(settings.batch, settings.trials // 3)))
+    if settings.sampler == "gp":
+        return GPSampler(seed=seed, n_startup_trials=_STARTUP, deterministic_objective=False)
+    return TPESampler(seed=seed, n_startup_trials=_STARTUP)

@@ -1,11 +1,13 @@
 """One trial: apply the plan, run the variant in its execution, score it. A plain function, no Ray.
 
 Its result is a stage in the store, so a repeated trial, in this search or in one that was killed, is
-answered at once. Latency is not part of it: that is measured later, while the cluster is quiet.
+answered at once; one that was stopped early is noted in the study's ledger, since that depended on other
+trials. Latency is not part of it: that is measured later, while the cluster is quiet.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -22,19 +24,30 @@ from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import SearchSettings
-from orchestrator.config.steps import Precision
+from orchestrator.config.steps import Distill, Plan, Precision, precision_of
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, ExecutionError
+from orchestrator.measure.cost import count
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
+from orchestrator.models.build import build
 from orchestrator.runtime.outputs import outputs_on
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.search.arms import EAGER, arm_of
+from orchestrator.search.early_stop import Report
+from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.space import Config, executions_of, name_of, plan_of, precision_of
+from orchestrator.search.space import Config, executions_of, name_of, plan_of, variant_key
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
 
-_VERSION = 3
+_VERSION = 4
 """Raise when this stage's result would differ for the same input."""
+
+_HOW = ("trials",)
+"""Search settings that do not decide what a trial of a given number is."""
+_BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
+"""Of a number that is computed with; 4 when not named."""
 
 log = logging.getLogger(__name__)
 
@@ -68,29 +81,47 @@ class Outcome(Settings):
     bytes: int = 0
     failure: str = ""
     """The sentence of a failure that would come again; empty when the trial succeeded."""
+    cost: float = 0.0
+    """Operations times the bytes of a number; 0 when nothing was trained."""
+    curve: tuple[float, ...] = ()
+    """The metric after each epoch that was trained for this outcome."""
+    stopped: bool = False
+    """Early: `metric` is that of the last epoch, and there is no variant."""
 
 
 OnEpoch = Callable[[EpochReport], None]
+GoesOn = Callable[[Report], bool]
+"""Whether a trial goes on after an epoch (`early_stop`)."""
 
 
-def evaluate(job: TrialJob, config: Config, on_epoch: OnEpoch | None = None) -> Outcome:
+def evaluate(
+    job: TrialJob, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
+) -> Outcome:
     """Compress, run and score one variant, or take that from the store.
 
     A `CompressionError` is a result (it would come again); any other error is raised. `on_epoch` is called
-    after each epoch of a recovery.
+    after each epoch of a recovery, then `goes_on`, which may end the trial there.
     """
     store = Store(job.store)
+    if (before := known(store, job, config)) is not None:
+        return before
+    epochs = Epochs(job, config, on_epoch, goes_on)
 
     def compute() -> dict[str, Any]:
         try:
-            return _compress_and_score(store, job, config, on_epoch).plain()
+            found = _compress_and_score(store, job, config, epochs)
         except CompressionError as error:
-            return Outcome(failure=str(error)).plain()
+            found = Outcome(failure=str(error))
+        return found.model_copy(update={"cost": epochs.cost, "curve": tuple(epochs.curve)}).plain()
 
-    outcome = Outcome.model_validate(store.stage_value(trial_key(job, config), compute))
-    if _is_gone(store, outcome):
-        # The artifact was removed from the store; made again it has the same digest.
-        outcome = Outcome.model_validate(compute())
+    try:
+        outcome = Outcome.model_validate(store.stage_value(trial_key(job, config), compute))
+        if _is_gone(store, outcome):
+            # The artifact was removed from the store; made again it has the same digest.
+            outcome = Outcome.model_validate(compute())
+    except Stopped:
+        outcome = Outcome(stopped=True, metric=epochs.curve[-1], cost=epochs.cost, curve=tuple(epochs.curve))
+        Ledger(store, study_settings(job)).stop(variant_key(config, job.search), outcome.plain())
     return outcome
 
 
@@ -98,7 +129,10 @@ def known(store: Store, job: TrialJob, config: Config) -> Outcome | None:
     """The stored result of a trial that ended, in this search or before; None when it has to run."""
     text = store.stage_result(trial_key(job, config))
     if text is None:
-        return None
+        if job.search.early_stop is None:
+            return None
+        stopped = Ledger(store, study_settings(job)).stopped(variant_key(config, job.search))
+        return None if stopped is None else Outcome.model_validate(stopped)
     outcome = Outcome.model_validate_json(text)
     return None if _is_gone(store, outcome) else outcome
 
@@ -111,7 +145,7 @@ def trial_key(job: TrialJob, config: Config) -> str:
         "version": _VERSION,
         "parent": job.parent,
         "plan": [step.plain() for step in plan_of(config, search)],
-        "executions": list(executions_of(precision_of(config), search)),
+        "executions": list(executions_of(config, search)),
         "data": job.data_digest,
         "metric": job.metric.plain(),
         "confidence": search.promise.confidence,
@@ -122,23 +156,42 @@ def trial_key(job: TrialJob, config: Config) -> str:
     return fingerprint(what)
 
 
+def study_settings(job: TrialJob) -> dict[str, Any]:
+    """What makes two searches the same study, as plain values: all but how many trials it has, and where."""
+    search = job.search.plain()
+    for name in _HOW:
+        del search[name]
+    what = job.plain()
+    found = {name: what[name] for name in ("parent", "data_digest", "metric", "seed", "what")}
+    return {**found, "search": search}
+
+
 def row_of(number: int, config: Config, outcome: Outcome, job: TrialJob) -> TrialRow:
     """The trial as a row that still lacks its latency."""
+    name, arm = name_of(config, job.search), arm_of(config) or ""
+    wanted = executions_of(config, job.search)[0]
     if outcome.failure:
-        wanted = executions_of(precision_of(config), job.search)[0]
-        return TrialRow(number, name_of(config), wanted, config).failed(outcome.failure)
+        return TrialRow(number, name, wanted, config, arm=arm).failed(outcome.failure)
+    if outcome.stopped:
+        row = TrialRow(number, name, wanted, config, arm=arm, metric=outcome.metric)
+        return dataclasses.replace(
+            row,
+            status="stopped",
+            epochs=len(outcome.curve),
+            reason=f"stopped after epoch {len(outcome.curve)}",
+        )
     return TrialRow(
         number=number,
-        name=name_of(config),
+        name=name,
         execution=outcome.execution,
         config=config,
         digest=outcome.digest,
         metric=outcome.metric,
         drop=outcome.drop,
         drop_bound=outcome.drop_bound,
-        violation=outcome.drop - job.search.promise.max_drop,
         bytes=outcome.bytes,
-    )
+        arm=arm,
+    ).limited(job.search)
 
 
 def parent_row(job: TrialJob, name: str) -> TrialRow:
@@ -147,7 +200,13 @@ def parent_row(job: TrialJob, name: str) -> TrialRow:
     outputs = _outputs(store, job, dataset, job.parent, "eager")
     value = score(job.metric, outputs, dataset.part("validation").targets, allowed=job.allowed)
     return TrialRow(
-        PARENT, name, "eager", digest=job.parent, metric=value, bytes=store.artifact_bytes(job.parent)
+        PARENT,
+        name,
+        "eager",
+        digest=job.parent,
+        metric=value,
+        bytes=store.artifact_bytes(job.parent),
+        arm=EAGER,
     )
 
 
@@ -159,7 +218,58 @@ def _is_gone(store: Store, outcome: Outcome) -> bool:
     return bool(outcome.digest) and not store.has(outcome.digest)
 
 
-def _compress_and_score(store: Store, job: TrialJob, config: Config, on_epoch: OnEpoch | None) -> Outcome:
+class Stopped(Exception):  # noqa: N818 - not a failure
+    """A trial was told not to go on."""
+
+
+class Epochs:
+    """Follows a trial's epochs: keeps the curve, passes reports on, ends the trial when it is told to."""
+
+    def __init__(
+        self, job: TrialJob, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
+    ) -> None:
+        self.cost = 0.0
+        self.curve: list[float] = []
+        self._job, self._on_epoch, self._goes_on = job, on_epoch, goes_on
+        self._name = variant_key(config, job.search)
+        self._before = 0
+        """Epochs of earlier steps of the plan."""
+        self._last = 0
+
+    def __call__(self, report: EpochReport) -> None:
+        """Take an epoch's report.
+
+        Raises:
+            Stopped: the trial is not to go on.
+        """
+        number = report.epoch + 1
+        if number <= self._last:
+            self._before += self._last
+        self._last = number
+        self.curve.append(report.metric)
+        if self._on_epoch is not None:
+            self._on_epoch(report)
+        if self._goes_on is None:
+            return
+        metric = report.metric if larger_is_better(self._job.metric) else -report.metric
+        if not self._goes_on(Report(self._name, self._before + number, self.cost, metric)):
+            raise Stopped(self._name)
+
+
+def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
+    """Operations of a row times the bytes of a number, as they are known before the plan trains anything."""
+    size = _BYTES.get(precision_of(plan), 4)
+    if plan and isinstance(plan[0], Distill):
+        signature = store.manifest(job.parent).signature
+        student = build(plan[0].model, signature, allowed=job.allowed, seed=0)
+        return float(count(student, signature).macs * size)
+    trains = [getattr(step, "training", None) is not None for step in plan]
+    head = plan[: trains.index(True)] if True in trains else ()
+    rebuilt = rebuild(store, apply_plan(store, job.parent, head, context), allowed=job.allowed)
+    return float(count(rebuilt.module, rebuilt.manifest.signature).macs * size)
+
+
+def _compress_and_score(store: Store, job: TrialJob, config: Config, epochs: Epochs) -> Outcome:
     search = job.search
     torch.set_num_threads(search.cpus)
     dataset = open_cached(Path(job.data_folder))
@@ -175,15 +285,17 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config, on_epoch: O
             data=job.data_digest,
             metric=job.metric,
             allowed=job.allowed,
-            on_epoch=on_epoch,
+            on_epoch=epochs,
         )
+        if search.early_stop is not None and any(hasattr(step, "training") for step in plan):
+            epochs.cost = _cost(store, job, plan, context)
         digest = apply_plan(store, job.parent, plan, context)
-    execution, outputs = _first_outputs(store, job, dataset, digest, precision_of(config))
+    execution, outputs = _first_outputs(store, job, dataset, digest, config)
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
     value = score(job.metric, outputs, targets, allowed=job.allowed)
     if not (np.isfinite(outputs).all() and math.isfinite(value)):
-        raise CompressionError("the variant's outputs are not finite", name_of(config))
+        raise CompressionError("the variant's outputs are not finite", name_of(config, search))
     before = score(job.metric, reference, targets, allowed=job.allowed)
     verdict = non_inferior(job.metric, outputs, reference, targets, search.promise, allowed=job.allowed)
     return Outcome(
@@ -197,10 +309,10 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config, on_epoch: O
 
 
 def _first_outputs(
-    store: Store, job: TrialJob, dataset: Dataset, digest: str, precision: Precision
+    store: Store, job: TrialJob, dataset: Dataset, digest: str, config: Config
 ) -> tuple[Execution, NDArray[np.float32]]:
-    """The first execution of this precision that the variant runs in, and its outputs there."""
-    *preferred, last = executions_of(precision, job.search)
+    """The first of the config's executions that the variant runs in, and its outputs there."""
+    *preferred, last = executions_of(config, job.search)
     for execution in preferred:
         try:
             return execution, _outputs(store, job, dataset, digest, execution)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from orchestrator.config.space import Config
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.space import Config, name_of
+from tests.search.spaces import whole
 
 
 def evaluated(number: int, config: Config | None = None, *, drop: float = 0.0, size: int = 100) -> TrialRow:
     """A row that lacks its latency; the parent has metric 0.9 and the allowed drop is 0.02."""
-    config = config or {"amount": 0.0, "precision": "bf16"}
+    config = config or whole("bf16")
     return TrialRow(
         number=number,
-        name=f"v{number}" if number >= 0 else name_of(config),
+        name=f"v{number}",
         execution="aoti",
         config=config,
         digest=f"{number:064x}",
         metric=0.9 - drop,
         drop=drop,
         drop_bound=drop + 0.01,
-        violation=drop - 0.02,
+        violations={"max_drop": drop - 0.02},
         bytes=size,
     )
 

@@ -74,7 +74,10 @@ def test_order_of_the_rows_does_not_matter() -> None:
     [
         ([], "there was no trial"),
         ([evaluated(0).failed("no compiler")], "no compiler"),
-        ([measured(0, drop=0.08), measured(1, drop=0.05)], "the closest, v1, drops 0.0500"),
+        (
+            [measured(0, drop=0.08), measured(1, drop=0.05)],
+            "nearest were: v1 (drops 0.0500, 1 ms, 100 bytes), v0",
+        ),
     ],
 )
 def test_none_qualifies_says_why(rows: list[TrialRow], words: str) -> None:

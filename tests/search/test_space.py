@@ -6,54 +6,96 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.config.search import Choice, SearchSettings, Space, Uniform
-from orchestrator.config.steps import Bf16, ChannelPruning, Recovery, StaticInt8
-from orchestrator.config.training import CrossEntropy, DistillationLoss, Training
-from orchestrator.errors import SearchError
-from orchestrator.search import space
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config, Space, grid, parameters, plan_of, probes
+from orchestrator.config.steps import Bf16, ChannelPruning, Clipping, Recovery, StaticInt8
+from orchestrator.config.training import DistillationLoss
+from orchestrator.search import arms, space
+from tests.search.spaces import small
+
+JOINT = Space.model_validate(
+    {
+        "plan": [
+            {
+                "choice": [
+                    None,
+                    [
+                        {"kind": "prune_channels", "amount": {"range": [0.1, 0.6], "step": 0.1}},
+                        {
+                            "kind": "recover",
+                            "training": {
+                                "epochs": {"range": [1, 4]},
+                                "loss": {"kind": "distillation", "temperature": {"choice": [1, 4]}},
+                            },
+                        },
+                    ],
+                ]
+            },
+            {"choice": [None, {"kind": "clip", "method": "percentile", "percentile": {"range": [99, 99.9]}}]},
+            {"choice": [None, {"kind": "int8_static", "observer": {"choice": ["minmax", "mse"]}}]},
+        ]
+    }
+)
 
 
-def asked(settings: SearchSettings, **params: object) -> space.Config:
+def asked(settings: SearchSettings, **params: object) -> Config:
     return space.suggest(optuna.trial.FixedTrial(params), settings)  # type: ignore[arg-type]
 
 
-def test_an_unpruned_trial_is_asked_for_its_precision_only() -> None:
-    assert asked(SearchSettings(), amount=0.0, precision="bf16") == {"amount": 0.0, "precision": "bf16"}
+def of(plan: object, **more: object) -> SearchSettings:
+    return SearchSettings.model_validate({"space": {"plan": plan}, **more})
 
 
-def test_a_pruned_trial_is_asked_for_criterion_and_temperature() -> None:
-    params = {"amount": 0.5, "criterion": "lamp", "temperature": 4.0, "precision": "fp32"}
-    assert asked(SearchSettings(), **params) == params
-
-
-def test_without_distillation_there_is_no_temperature() -> None:
-    settings = SearchSettings(recovery=Recovery(training=Training(loss=CrossEntropy())))
-    config = asked(settings, amount=0.5, criterion="l2", precision="fp32")
-    assert "temperature" not in config
-    assert space.plan_of(config, settings)[1] == settings.recovery
-
-
-def test_plan_has_pruning_recovery_at_the_temperature_and_precision() -> None:
-    config: space.Config = {
-        "amount": 0.5,
-        "criterion": "fpgm",
-        "temperature": 2.0,
-        "precision": "int8_static",
+def test_only_what_the_plan_needs_is_asked_for() -> None:
+    whole = {"prune_channels": "none", "precision": "bf16"}
+    assert asked(SearchSettings(), **whole) == whole
+    pruned = {
+        "prune_channels": "prune_channels+recover",
+        "prune_channels.amount": 0.5,
+        "prune_channels.criterion": "lamp",
+        "precision": "fp32",
     }
-    settings = SearchSettings()
-    pruning, recovery, quantization = space.plan_of(config, settings)
-    assert pruning == ChannelPruning(amount=0.5, criterion="fpgm")
+    assert asked(SearchSettings(), **pruned) == pruned
+
+
+def test_a_joint_config_is_its_plan() -> None:
+    config: Config = {
+        "prune_channels": "prune_channels+recover",
+        "prune_channels.amount": 0.3,
+        "recover.training.epochs": 2,
+        "recover.training.loss.temperature": 4,
+        "clip": "clip",
+        "clip.percentile": 99.5,
+        "precision": "int8_static",
+        "int8_static.observer": "mse",
+    }
+    pruning, recovery, clipping, quantization = plan_of(JOINT, config)
+    assert pruning == ChannelPruning(amount=0.3)
     assert isinstance(recovery, Recovery)
+    assert recovery.training.epochs == 2
     assert isinstance(recovery.training.loss, DistillationLoss)
-    assert recovery.training.loss.temperature == 2.0
-    assert recovery.training.epochs == settings.recovery.training.epochs
-    assert quantization == StaticInt8()
-    assert settings.recovery == SearchSettings().recovery
+    assert recovery.training.loss.temperature == 4
+    assert clipping == Clipping(method="percentile", percentile=99.5)
+    assert quantization == StaticInt8(observer="mse")
+
+
+def test_whole_numbers_stay_whole_and_a_range_has_both_ends() -> None:
+    found = parameters(JOINT)
+    assert found["recover.training.epochs"].numbers.values() == (1, 2, 3, 4)  # type: ignore[union-attr]
+    assert found["prune_channels.amount"].numbers.values() == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # type: ignore[union-attr]
+    assert found["clip.percentile"].numbers.values() is None  # type: ignore[union-attr]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(40):
+        config = space.suggest(study.ask(), SearchSettings(space=JOINT))
+        assert isinstance(config.get("recover.training.epochs", 1), int)
+        assert 0.1 <= config.get("prune_channels.amount", 0.1) <= 0.6  # type: ignore[operator]
+        plan_of(JOINT, config)
 
 
 def test_a_whole_fp32_variant_has_the_empty_plan() -> None:
-    assert space.plan_of({"amount": 0.0, "precision": "fp32"}, SearchSettings()) == ()
-    assert space.plan_of({"amount": 0.0, "precision": "bf16"}, SearchSettings()) == (Bf16(),)
+    settings = SearchSettings()
+    assert space.plan_of({"prune_channels": "none", "precision": "fp32"}, settings) == ()
+    assert space.plan_of({"prune_channels": "none", "precision": "bf16"}, settings) == (Bf16(),)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +110,8 @@ def test_a_whole_fp32_variant_has_the_empty_plan() -> None:
 )
 def test_executions(precision: str, wanted: list[str], executions: list[str]) -> None:
     settings = SearchSettings.model_validate({"executions": wanted})
-    assert list(space.executions_of(space.precision_of({"precision": precision}), settings)) == executions
+    config: Config = {"prune_channels": "none", "precision": precision}
+    assert list(space.executions_of(config, settings)) == executions
 
 
 def test_a_precision_that_could_not_run_is_refused() -> None:
@@ -76,54 +119,118 @@ def test_a_precision_that_could_not_run_is_refused() -> None:
         SearchSettings(executions=("aoti", "eager"))
 
 
-def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(SearchError, match="int4"):
-        space.precision_of({"precision": "int4"})
-
-
-def test_equal_variants_have_equal_keys_and_others_do_not() -> None:
+def test_the_grid_has_every_variant_once() -> None:
     settings = SearchSettings()
-    configs = space.grid(settings)
+    configs = grid(settings.space)
     assert configs is not None
-    # 4 whole ones; 2 amounts x 3 criteria x 2 temperatures x 4 precisions.
-    assert len(configs) == 4 + 48
+    # 4 whole ones; 2 amounts x 3 criteria x 4 precisions.
+    assert len(configs) == 4 + 24
     assert len({space.variant_key(config, settings) for config in configs}) == len(configs)
-    assert len({space.name_of(config) for config in configs}) == len(configs)
+    assert len({space.name_of(config, settings) for config in configs}) == len(configs)
 
 
-def test_grid_counts_a_step_and_gives_up_on_a_continuum() -> None:
-    stepped = Space(amount=Uniform(low=0.1, high=0.4, step=0.1), temperature=Choice(values=(1,)))
-    configs = space.grid(SearchSettings(space=stepped))
-    assert configs is not None
-    assert sorted({float(config["amount"]) for config in configs}) == [0.1, 0.2, 0.3, 0.4]
-    assert space.grid(SearchSettings(space=Space(amount=Uniform(low=0, high=0.4)))) is None
+def test_the_grid_counts_a_step_and_gives_up_on_a_continuum() -> None:
+    assert [
+        config["prune_channels.amount"] for config in grid(small(amounts=[0.25, 0.5], whole=False)) or ()
+    ] == [
+        0.25,
+        0.25,
+        0.5,
+        0.5,
+    ]
+    assert grid(JOINT) is None
+    with pytest.raises(ValidationError, match="give each range a step"):
+        SearchSettings(space=JOINT, sampler="grid")
 
 
-def test_anchors_are_the_unpruned_model_in_each_precision() -> None:
-    assert [config["precision"] for config in space.anchors(SearchSettings(trials=12))] == [
+def test_probes_take_each_option_and_each_end_once() -> None:
+    found = probes(JOINT)
+    for name, parameter in parameters(JOINT).items():
+        assert {config[name] for config in found if name in config} >= set(parameter.probes)
+
+
+def test_anchors_change_whole_steps_alone() -> None:
+    configs = space.anchors(SearchSettings())
+    assert [space.name_of(config, SearchSettings()) for config in configs] == [
         "fp32",
+        "amount=0.25 criterion=l2 fp32",
         "bf16",
         "int8_static",
         "int8_dynamic",
     ]
-    assert len(space.anchors(SearchSettings(trials=6))) == 2
-    assert space.anchors(SearchSettings(space=Space(amount=Choice(values=(0.5,))))) == []
 
 
-def test_names_are_short_and_readable() -> None:
-    assert space.name_of({"amount": 0.0, "precision": "bf16"}) == "whole-bf16"
-    full: space.Config = {"amount": 0.25, "criterion": "l2", "temperature": 4.0, "precision": "int8_static"}
-    assert space.name_of(full) == "p25-l2-t4-int8_static"
+def test_names_are_short_and_tell_apart_what_ends_alike() -> None:
+    settings = SearchSettings(space=JOINT)
+    assert space.name_of(probes(JOINT)[0], settings) == "fp32"
+    twice = of(
+        [
+            {"kind": "prune_channels", "amount": {"choice": [0.25, 0.5]}},
+            {"kind": "prune_magnitude", "amount": {"choice": [0.5, 0.75]}},
+        ]
+    )
+    config: Config = {"prune_channels.amount": 0.25, "prune_magnitude.amount": 0.5}
+    assert space.name_of(config, twice) == "prune_channels.amount=0.25 prune_magnitude.amount=0.5"
+
+
+def test_one_name_may_be_shared_but_not_mean_two_things() -> None:
+    once = {"kind": "prune_channels", "amount": {"choice": [0.25, 0.5]}, "criterion": "l1"}
+    shared = of([{"choice": [once, {**once, "criterion": "l2"}], "name": "which"}])
+    assert len(grid(shared.space) or ()) == 4
+    other = {**once, "amount": {"choice": [0.1, 0.2]}}
+    with pytest.raises(
+        ValidationError, match=r"two different free values are called 'prune_channels\.amount'"
+    ):
+        of([{"choice": [once, other], "name": "which"}])
+    named = {**once, "amount": {"choice": [0.1, 0.2], "name": "less"}}
+    assert len(grid(of([{"choice": [once, named], "name": "which"}]).space) or ()) == 4
+
+
+def test_a_list_or_a_null_may_be_an_option() -> None:
+    settings = of([{"kind": "recover", "training": {"patience": {"choice": [None, 2]}}}])
+    first, second = grid(settings.space) or ()
+    assert first == {"recover.training.patience": "none"}
+    assert space.plan_of(first, settings) == (Recovery.model_validate({"training": {"patience": None}}),)
+    assert second == {"recover.training.patience": 2}
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("plan", "words"),
     [
-        ({"amount": Choice(values=(0.5, 1.0))}, "0 <= amount < 1"),
-        ({"amount": Uniform(low=-0.1, high=0.5)}, "0 <= amount < 1"),
-        ({"temperature": Choice(values=(0.0, 4.0))}, "temperature must be > 0"),
+        (
+            [{"kind": "prune_channels", "amount": {"choice": [0.5, 1.5]}}],
+            r"prune_channels\.amount: .*less than 1",
+        ),
+        ([{"kind": "prune_channels", "amount": {"range": [-0.1, 0.5]}}], r"greater than 0 \(with .*-0\.1"),
+        ([{"kind": "prune_channels", "amount": {"range": [0.5, 0.1]}}], r"low end \(0\.5\) must not exceed"),
+        (
+            [{"kind": "prune_channels", "amount": {"range": [0.1, 0.5], "step": 0.1, "log": True}}],
+            "log scale",
+        ),
+        ([{"kind": "bf16"}, {"kind": "recover"}], "'recover' cannot follow 'bf16'"),
+        ([{"choice": [None, {"kind": "bf16"}]}, {"kind": "recover"}], "'recover' cannot follow 'bf16'"),
+        ([{"kind": "prune_channels", "amout": 0.5}], r"unknown key 'prune_channels\.amout'"),
+        ([{"kind": "prune"}], "does not match any of the expected tags"),
+        ([3], "step 1 of the plan must be a step"),
+        ([{"choice": []}], "at least 1 item"),
+        ({"kind": "bf16"}, "a list of steps"),
     ],
 )
-def test_a_space_that_no_plan_could_hold_is_refused(change: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Space.model_validate(change)
+def test_a_space_that_no_plan_could_hold_is_refused(plan: object, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Space.model_validate({"plan": plan})
+
+
+def test_arms_stand_beside_the_space() -> None:
+    distill = {"kind": "distill", "model": {"factory": "mlp", "kwargs": {"widths": [8]}}}
+    settings = SearchSettings.model_validate({"small": distill})
+    found = arms.arms(settings)
+    assert list(found) == [arms.COMPILED, arms.BF16, arms.SCRATCH, arms.DISTILLED]
+    config = arms.config_of(arms.BF16)
+    assert space.plan_of(config, settings) == (Bf16(),)
+    assert space.executions_of(config, settings) == ("aoti", "eager")
+    assert space.name_of(config, settings) == "bf16 compiled"
+    (scratch,) = found[arms.SCRATCH].plan
+    assert scratch.training.loss.weight == 0  # type: ignore[union-attr]
+    assert arms.arm_of({"precision": "bf16"}) is None
+    assert len(arms.arms(SearchSettings())) == 2

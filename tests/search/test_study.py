@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
+from optuna.trial import TrialState
 
-from orchestrator.config.search import Choice, SearchSettings, Space, Uniform
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.space import Config, variant_key
+from orchestrator.search.space import variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
 from tests.search.rows import evaluated
+from tests.search.spaces import amount_of, pruned, small, whole
 
 
 def result(suggestion: Suggestion) -> TrialRow:
     """A made-up trade-off: pruning loses accuracy and time, each precision has its price."""
-    amount = float(suggestion.config["amount"])
+    amount = amount_of(suggestion.config)
     precision = str(suggestion.config["precision"])
     price = {"fp32": 0.0, "bf16": 0.001, "int8_static": 0.01, "int8_dynamic": 0.02}
-    whole = {"fp32": 4.0, "bf16": 2.0, "int8_static": 1.5, "int8_dynamic": 3.0}
-    latency = (1 - amount) * whole[precision]
+    takes = {"fp32": 4.0, "bf16": 2.0, "int8_static": 1.5, "int8_dynamic": 3.0}
+    latency = (1 - amount) * takes[precision]
     row = evaluated(suggestion.number, suggestion.config, drop=0.05 * amount**2 + price[precision])
-    if suggestion.config.get("criterion") == "fpgm" and amount == 0.5:
+    if suggestion.config.get("prune_channels.criterion") == "fpgm" and amount == 0.5:
         return row.failed("cannot be pruned")
     return row.measured(latency, (latency, latency), 4 / latency, (4 / latency, 4 / latency))
 
@@ -38,33 +42,56 @@ def run(settings: SearchSettings, seed: int, shuffle: random.Random | None = Non
     return configs
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+SAMPLERS = ["tpe", "nsga2", "random", "grid"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_suggestions_repeat_whatever_the_order_of_results(sampler: str) -> None:
     settings = SearchSettings.model_validate({"trials": 18, "batch": 4, "sampler": sampler})
     first = run(settings, seed=3)
     assert len(first) == 18
     assert run(settings, seed=3, shuffle=random.Random(1)) == first
-    assert run(settings, seed=4) != first
+    assert (run(settings, seed=4) == first) == (sampler == "grid")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_larger_budget_extends_a_search(sampler: str) -> None:
+    short, long = (
+        run(SearchSettings.model_validate({"trials": trials, "batch": 4, "sampler": sampler}), seed=1)
+        for trials in (10, 20)
+    )
+    assert long[:10] == short
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_variant_is_suggested_twice(sampler: str) -> None:
-    settings = SearchSettings.model_validate({"trials": 40, "batch": 4, "sampler": sampler})
+    settings = SearchSettings.model_validate({"trials": 28, "batch": 4, "sampler": sampler})
     keys = [variant_key(config, settings) for config in run(settings, seed=0)]
-    assert len(keys) == len(set(keys)) == 40
+    assert len(keys) == len(set(keys)) == 28
 
 
 def test_a_used_up_space_ends_the_search() -> None:
-    space = Space(amount=Choice(values=(0.0, 0.5)), criterion=("l2",), precision=("fp32", "bf16"))
-    settings = SearchSettings(trials=30, batch=4, space=space)
-    # 2 whole ones, 2 temperatures x 2 precisions.
+    settings = SearchSettings(trials=30, batch=4, space=small([0.5], ["l1", "l2"]))
+    # 2 whole ones, 2 criteria x 2 precisions.
     assert len(run(settings, seed=0)) == 6
 
 
-def test_the_first_suggestions_are_the_plain_precisions() -> None:
+def test_the_first_suggestions_are_plain() -> None:
     configs = run(SearchSettings(trials=12, batch=4), seed=0)
-    assert [config["precision"] for config in configs[:4]] == ["fp32", "bf16", "int8_static", "int8_dynamic"]
-    assert all(config["amount"] == 0 for config in configs[:4])
+    assert configs[:5] == [
+        whole(),
+        pruned(0.25),
+        *(whole(precision) for precision in ("bf16", "int8_static", "int8_dynamic")),
+    ]
+
+
+def test_a_grid_is_gone_through_in_order() -> None:
+    settings = SearchSettings(trials=12, batch=4, sampler="grid", space=small())
+    assert run(settings, seed=0) == [
+        whole(),
+        whole("bf16"),
+        *(pruned(amount, precision=name) for amount in (0.25, 0.5) for name in ("fp32", "bf16")),
+    ]
 
 
 def test_batches_have_the_fixed_size_and_the_last_what_is_left() -> None:
@@ -76,8 +103,8 @@ def test_batches_have_the_fixed_size_and_the_last_what_is_left() -> None:
 
 
 def test_a_continuous_space_works() -> None:
-    settings = SearchSettings(trials=12, batch=4, space=Space(amount=Uniform(low=0.1, high=0.6)))
-    amounts = [float(config["amount"]) for config in run(settings, seed=0)]
+    space = small({"range": [0.1, 0.6]}, precisions=("fp32",), whole=False)
+    amounts = list(map(amount_of, run(SearchSettings(trials=12, batch=4, space=space), seed=0)))
     assert len(set(amounts)) == 12
     assert all(0.1 <= amount <= 0.6 for amount in amounts)
 
@@ -91,15 +118,53 @@ def test_asking_before_telling_and_telling_the_wrong_rows_is_refused() -> None:
         study.tell([result(batch[0])])
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trial_that_was_stopped_early_is_told_as_pruned(sampler: str) -> None:
+    study = BatchStudy(SearchSettings.model_validate({"batch": 4, "trials": 24, "sampler": sampler}), seed=0)
+    told = 0
+    while batch := study.ask():
+        rows = [result(suggestion) for suggestion in batch]
+        stopped = dataclasses.replace(rows[0], status="stopped", epochs=2)
+        study.tell([stopped, *rows[1:]])
+        told += 1
+    pruned_trials = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    assert [trial.user_attrs["epochs"] for trial in pruned_trials] == [2] * told
+
+
+def test_every_limit_is_a_constraint_of_its_own() -> None:
+    settings = SearchSettings(batch=2, trials=2, max_latency_ms=3.0, max_bytes=50)
+    study = BatchStudy(settings, seed=0)
+    rows = [result(suggestion).limited(settings) for suggestion in study.ask()]
+    study.tell(rows)
+    found = study.trials[0].constraints
+    assert found == pytest.approx({"max_drop": -0.01, "max_latency_ms": 1 / 3, "max_bytes": 1.0})
+    assert not rows[0].feasible
+
+
+def test_a_gaussian_process_repeats_extends_and_bears_stopped_trials() -> None:
+    """One short search: each of its suggestions takes a good part of a second."""
+
+    def gp(trials: int) -> list[Config]:
+        settings = SearchSettings.model_validate({"trials": trials, "batch": 5, "sampler": "gp"})
+        study, configs = BatchStudy(settings, 1), []
+        while batch := study.ask():
+            rows = [result(suggestion) for suggestion in batch]
+            study.tell([dataclasses.replace(rows[0], status="stopped", epochs=1), *rows[1:]])
+            configs += [suggestion.config for suggestion in batch]
+        return configs
+
+    assert gp(12)[:11] == gp(11)
+
+
 def test_tpe_keeps_to_the_constraint_more_than_random() -> None:
     """Only amounts up to about 0.6 keep the drop; pruning more is always faster."""
-    space = Space(amount=Uniform(low=0.05, high=0.95), criterion=("l2",), precision=("fp32",))
+    space = small({"range": [0.05, 0.95]}, precisions=("fp32",), whole=False)
 
-    def feasible(sampler: str) -> int:
+    def feasible(name: str) -> int:
         settings = SearchSettings.model_validate(
-            {"trials": 40, "batch": 4, "sampler": sampler, "space": space}
+            {"trials": 40, "batch": 4, "sampler": name, "space": space.plain()}
         )
-        found = [config for seed in range(3) for config in run(settings, seed)[20:]]
+        found = [config for seed in range(2) for config in run(settings, seed)[20:]]
         return sum(result(Suggestion(0, config)).feasible for config in found)
 
     assert feasible("tpe") > 1.2 * feasible("random")

@@ -11,31 +11,29 @@ import pytest
 from orchestrator.config.data import EmbeddedData
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.model import Mlp, MlpKwargs
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.steps import Recovery
-from orchestrator.config.training import Training
+from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.data.load import load
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
 from orchestrator.models.build import build
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
+from orchestrator.search.early_stop import Report
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.ray_tune import run_search
-from orchestrator.search.space import Config
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.state import EpochReport
+from tests.search.spaces import pruned, small, whole
 
-WHOLE: Config = {"amount": 0.0, "precision": "fp32"}
-PRUNED: Config = {"amount": 0.5, "criterion": "l2", "temperature": 4.0, "precision": "fp32"}
-INT8: Config = {**PRUNED, "precision": "int8_static"}
-SMALL = {
-    "amount": {"kind": "choice", "values": [0.0, 0.5]},
-    "criterion": ["l2"],
-    "precision": ["fp32", "bf16"],
-}
+WHOLE = whole()
+PRUNED = pruned(0.5)
+INT8 = pruned(0.5, precision="int8_static")
+TRAINING = {"epochs": 3, "batch_size": 64, "lr": 0.02, "loss": {"kind": "distillation"}}
+SPACE = small((0.25, 0.5), ("l2", "l1", "lamp"), ("fp32", "bf16", "int8_static"), training=TRAINING)
+SMALL = small((0.5,), training=TRAINING)
 
 
 def measured(row: TrialRow) -> TrialRow:
@@ -58,9 +56,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrialJob:
         seed=0,
     )
     parent = Store(folder / "store").put_artifact(draft, tensors_of(module))
-    recovery = Recovery(training=Training(epochs=1, batch_size=64, lr=0.02))
     return TrialJob(
-        search=SearchSettings(recovery=recovery, executions=("lowered", "eager")),
+        search=SearchSettings(space=SPACE, executions=("lowered", "eager")),
         parent=parent,
         store=str(folder / "store"),
         data_folder=str(dataset.folder),
@@ -122,15 +119,20 @@ def test_int8_runs_compiled_where_its_kernels_are_kept(job: TrialJob) -> None:
     compiled = job.model_copy(
         update={"search": job.search.model_copy(update={"executions": ("aoti", "lowered", "eager")})}
     )
-    config: Config = {**INT8, "criterion": "l1"}
+    config = pruned(0.5, "l1", "int8_static")
     assert trial.row_of(1, config, trial.evaluate(compiled, config), compiled).execution == "aoti"
 
 
 def test_a_row_carries_the_constraint(job: TrialJob) -> None:
     outcome = trial.evaluate(job, PRUNED)
     row = trial.row_of(4, PRUNED, outcome, job)
-    assert (row.number, row.name, row.execution, row.status) == (4, "p50-l2-t4-fp32", "eager", "evaluated")
-    assert row.violation == pytest.approx(outcome.drop - job.search.promise.max_drop)
+    assert (row.number, row.name, row.execution, row.status) == (
+        4,
+        "amount=0.5 criterion=l2 fp32",
+        "eager",
+        "evaluated",
+    )
+    assert row.violations == {"max_drop": pytest.approx(outcome.drop - job.search.promise.max_drop)}
     assert row.bytes < trial.parent_row(job, "teacher").bytes
 
 
@@ -139,7 +141,7 @@ def test_a_step_that_does_not_fit_is_a_failed_row(job: TrialJob, monkeypatch: py
         raise CompressionError("no channel can be removed", "mlp", "prune less")
 
     monkeypatch.setattr(trial, "apply_plan", refuse)
-    config: Config = {**PRUNED, "amount": 0.25}
+    config = pruned(0.25)
     outcome = trial.evaluate(job, config)
     row = trial.row_of(0, config, outcome, job)
     assert row.status == "failed"
@@ -153,7 +155,7 @@ def test_an_error_that_may_pass_is_raised_not_kept(job: TrialJob, monkeypatch: p
         raise MemoryError
 
     monkeypatch.setattr(trial, "apply_plan", crash)
-    config: Config = {**PRUNED, "criterion": "lamp"}
+    config = pruned(0.5, "lamp")
     with pytest.raises(MemoryError):
         trial.evaluate(job, config)
     assert trial.known(Store(job.store), job, config) is None
@@ -172,7 +174,9 @@ def test_a_removed_artifact_is_made_again(job: TrialJob, tmp_path: Path) -> None
 
 def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> None:
     """All its trials are in the store: no Ray is running here, and none is started."""
-    small = SearchSettings.model_validate({**job.search.plain(), "trials": 6, "batch": 3, "space": SMALL})
+    small = SearchSettings.model_validate(
+        {**job.search.plain(), "trials": 6, "batch": 3, "space": SMALL.plain()}
+    )
     known = job.model_copy(update={"search": small})
     parent = trial.parent_row(job, "teacher").measured(1.0, (1.0, 1.0), 1.0, (1.0, 1.0))
     study = BatchStudy(small, known.seed)
@@ -198,3 +202,53 @@ def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> No
         run_search(
             known, parent.failed("cannot run"), measure=list, on_event=lambda _: None, storage=tmp_path
         )
+
+
+def test_a_trial_goes_on_after_its_last_epoch(job: TrialJob) -> None:
+    """A worker that dies in an epoch costs that epoch, and the result is the same."""
+    config = pruned(0.25, "l1")
+    seen: list[int] = []
+
+    def dies(report: EpochReport) -> None:
+        seen.append(report.epoch)
+        if report.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trial.evaluate(job, config, dies)
+    assert seen == [0, 1]
+    outcome = trial.evaluate(job, config, lambda report: seen.append(report.epoch))
+    assert seen == [0, 1, 2]
+    assert not list((Store(job.store).root / "checkpoints").rglob("*.safetensors"))
+    # Made again from nothing, without a death.
+    store = Store(job.store)
+    for key in [
+        key for key in store.blobs.list("stages") if store.blobs.get(key).find(outcome.digest.encode()) > 0
+    ]:
+        store.blobs.delete(key)
+    shutil.rmtree(store.root / "artifacts" / outcome.digest)
+    assert trial.evaluate(job, config).digest == outcome.digest
+
+
+def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
+    search = job.search.model_copy(update={"early_stop": Halving(), "trials": 99})
+    halving = job.model_copy(update={"search": search})
+    reports: list[Report] = []
+
+    def stops(report: Report) -> bool:
+        reports.append(report)
+        return len(reports) < 2
+
+    config = pruned(0.25, "lamp", "bf16")
+    outcome = trial.evaluate(halving, config, goes_on=stops)
+    assert outcome.stopped
+    assert len(outcome.curve) == len(reports) == 2
+    assert reports[0].cost > 0
+    assert outcome.metric == reports[-1].metric
+    assert trial.known(Store(job.store), halving, config) == outcome
+    row = trial.row_of(3, config, outcome, halving)
+    assert (row.status, row.epochs, row.reason) == ("stopped", 2, "stopped after epoch 2")
+    # A study that stops nothing runs it, from the epoch where it was stopped.
+    whole_outcome = trial.evaluate(job, config)
+    assert len(whole_outcome.curve) == 1
+    assert whole_outcome.digest

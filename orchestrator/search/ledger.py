@@ -1,0 +1,102 @@
+"""What a search did, in the store: its settings, and every trial that ended, a file each.
+
+    studies/<key>/study.json              what was searched, when it began
+    studies/<key>/trials/<number>.json    a row, once it is final
+    studies/<key>/stopped/<variant>.json  a trial that was stopped early, so that it is not run again
+
+With the stages (outcomes) and records (latencies) this is all that a search needs to go on, on this cluster
+or another one; nothing of Ray is read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.config.base import canonical, fingerprint
+from orchestrator.errors import CorruptArtifactError, SearchError
+from orchestrator.search.objectives import TrialRow
+from orchestrator.store.store import Store
+
+_FOLDER = "studies"
+_ROWS: TypeAdapter[TrialRow] = TypeAdapter(TrialRow)
+
+
+class Ledger:
+    """Of one study: what was searched decides its key, the number of trials does not."""
+
+    def __init__(self, store: Store, settings: dict[str, Any]) -> None:
+        """Open, or begin, the ledger of a study with these plain settings."""
+        self.key = fingerprint(settings)
+        self._blobs, self._folder = store.blobs, f"{_FOLDER}/{self.key}"
+        text = {"settings": settings, "begun": time.time()}
+        self._blobs.put_if_absent(f"{self._folder}/study.json", canonical(text))
+
+    def add(self, row: TrialRow) -> None:
+        """Keep a final row; the first one of its number counts."""
+        self._blobs.put_if_absent(self._row_key(row.number), canonical(row.plain()))
+
+    def rows(self) -> list[TrialRow]:
+        """Every row, by number.
+
+        Raises:
+            CorruptArtifactError: a file is damaged.
+        """
+        keys = self._blobs.list(f"{self._folder}/trials")
+        return sorted((self._read(key) for key in keys), key=lambda row: row.number)
+
+    def stop(self, variant: str, outcome: dict[str, Any]) -> None:
+        """Keep the outcome of a trial that was stopped early."""
+        self._blobs.put_if_absent(f"{self._folder}/stopped/{variant}.json", canonical(outcome))
+
+    def stopped(self, variant: str) -> dict[str, Any] | None:
+        """That outcome; None when the trial was not stopped."""
+        key = f"{self._folder}/stopped/{variant}.json"
+        if not self._blobs.exists(key):
+            return None
+        found: dict[str, Any] = json.loads(self._blobs.get(key))
+        return found
+
+    def _row_key(self, number: int) -> str:
+        # Arms are numbered from -2 downwards.
+        return f"{self._folder}/trials/{number + 1_000_000:07d}.json"
+
+    def _read(self, key: str) -> TrialRow:
+        try:
+            return _ROWS.validate_json(self._blobs.get(key))
+        except ValidationError as error:
+            raise CorruptArtifactError("a trial's row is damaged", key, "remove that file") from error
+
+
+def read(store: Store, key: str) -> tuple[dict[str, Any], list[TrialRow]]:
+    """The settings and rows of a study by its key, for a report or a comparison.
+
+    Raises:
+        SearchError: there is no such study.
+    """
+    name = f"{_FOLDER}/{key}/study.json"
+    if not store.blobs.exists(name):
+        raise SearchError("no such study in the store", key)
+    settings: dict[str, Any] = json.loads(store.blobs.get(name))["settings"]
+    return settings, Ledger(store, settings).rows()
+
+
+def difference(before: Any, after: Any, path: str = "") -> str | None:
+    """The first place where two plain values differ, as `a.b: old -> new`; None when they are equal."""
+    if before == after:
+        return None
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            found = difference(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+            if found is not None:
+                return found
+    return f"{path}: {before!r} -> {after!r}"
+
+
+def without_number(row: TrialRow) -> TrialRow:
+    """The row as two searches can be compared by: when it ended does not count."""
+    return dataclasses.replace(row, seconds=0.0)

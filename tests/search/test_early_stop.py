@@ -1,0 +1,56 @@
+"""Which trials go on."""
+
+from __future__ import annotations
+
+from orchestrator.config.search import Halving, Median
+from orchestrator.search.early_stop import Report, Rule, rule_of
+
+
+def asked(rule: Rule, trial: str, epoch: int, metric: float, cost: float = 1.0) -> bool:
+    return rule.goes_on(Report(trial, epoch, cost, metric))
+
+
+def test_without_a_rule_all_go_on() -> None:
+    assert asked(rule_of(None), "a", 1, 0.0)
+
+
+def test_halving_keeps_the_best_third_of_each_rung() -> None:
+    rule = rule_of(Halving(grace=1, factor=3))
+    # The first two cannot be compared yet.
+    assert asked(rule, "a", 1, 0.5)
+    assert asked(rule, "b", 1, 0.4)
+    assert not asked(rule, "c", 1, 0.3)
+    assert asked(rule, "d", 1, 0.9)
+    assert [asked(rule, name, 1, metric) for name, metric in (("e", 0.8), ("f", 0.95))] == [False, True]
+    # Between the rungs nothing is stopped; at the next one only those that came there count.
+    assert asked(rule, "a", 2, 0.0)
+    assert asked(rule, "a", 3, 0.1)
+
+
+def test_halving_compares_a_cheap_trial_with_cheaper_ones_only() -> None:
+    rule = rule_of(Halving(grace=1, factor=2))
+    assert all(asked(rule, f"costly {number}", 1, 0.9, cost=10) for number in range(2))
+    assert asked(rule, "cheap", 1, 0.5, cost=1)
+    assert not asked(rule, "costly and worse", 1, 0.4, cost=10)
+
+
+def test_a_report_that_comes_twice_counts_once() -> None:
+    rule = rule_of(Halving(grace=1, factor=2))
+    assert asked(rule, "a", 1, 0.5)
+    assert asked(rule, "a", 1, 0.5)
+    assert not asked(rule, "b", 1, 0.4)
+    assert not asked(rule, "b", 1, 0.4)
+
+
+def test_median_stops_what_falls_behind() -> None:
+    rule = rule_of(Median(grace=2, least=3))
+    for trial, metric in (("a", 0.5), ("b", 0.6), ("c", 0.7)):
+        assert asked(rule, trial, 1, metric)
+        assert asked(rule, trial, 2, metric) == (trial in "abc")
+    assert asked(rule, "d", 1, 0.1)
+    assert not asked(rule, "d", 2, 0.1)
+    # Its best so far counts, and dearer trials do not.
+    assert asked(rule, "e", 1, 0.65)
+    assert asked(rule, "e", 2, 0.2)
+    assert asked(rule, "f", 1, 0.1, cost=0.5)
+    assert asked(rule, "f", 2, 0.1, cost=0.5)

@@ -1,0 +1,58 @@
+"""What a search leaves in the store."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import CorruptArtifactError, SearchError
+from orchestrator.search.ledger import Ledger, difference, read
+from orchestrator.store.store import Store
+from tests.search.rows import evaluated, measured
+
+SETTINGS = {"parent": "ab", "search": {"sampler": "tpe", "space": {"plan": [1, 2]}}}
+
+
+def test_rows_come_back_by_number_and_the_first_of_a_number_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ledger = Ledger(store, SETTINGS)
+    arm = dataclasses.replace(measured(-2), arm="bf16 compiled")
+    failed = evaluated(1).failed("cannot be pruned")
+    for row in (measured(12), failed, arm, measured(12, latency=2.0)):
+        ledger.add(row)
+    assert Ledger(store, SETTINGS).rows() == [arm, failed, measured(12)]
+    assert read(store, ledger.key) == (SETTINGS, [arm, failed, measured(12)])
+
+
+def test_another_study_has_another_ledger(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    Ledger(store, SETTINGS).add(measured(0))
+    assert Ledger(store, {**SETTINGS, "parent": "cd"}).rows() == []
+    with pytest.raises(SearchError, match="no such study"):
+        read(store, "0" * 64)
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ledger = Ledger(store, SETTINGS)
+    ledger.add(measured(0))
+    (file,) = (store.root / "studies").rglob("1000000.json")
+    file.write_text("{}")
+    with pytest.raises(CorruptArtifactError, match="remove that file"):
+        ledger.rows()
+
+
+def test_a_stopped_trial_is_kept_apart(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path / "store"), SETTINGS)
+    assert ledger.stopped("ab") is None
+    ledger.stop("ab", {"stopped": True})
+    assert ledger.stopped("ab") == {"stopped": True}
+    assert ledger.rows() == []
+
+
+def test_a_difference_is_told_by_its_place() -> None:
+    assert difference(SETTINGS, SETTINGS) is None
+    other = {"parent": "ab", "search": {"sampler": "gp", "space": {"plan": [1, 2]}}}
+    assert difference(SETTINGS, other) == "search.sampler: 'tpe' -> 'gp'"
