@@ -1,4 +1,4 @@
-"""The search on Ray Tune: our own searcher over a `BatchStudy`, one Tune trial a variant.
+"""The search on Ray: our own searcher over a `BatchStudy`, its trials driven by Tune or by a pool of actors.
 
 Nothing of the search's truth lives in Ray: results are stages in the store, so a killed search is run
 again from its start and finished trials answer at once. Ray's pickled experiment state is never read.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray import tune
@@ -25,7 +25,9 @@ from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
+from orchestrator.search import ray_pool
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.ray_pool import POLL_S, RETRIES, Trainable, last_line
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
 from orchestrator.search.trial import Outcome, TrialJob, evaluate, known, row_of
@@ -42,10 +44,6 @@ OnEpoch = Callable[[str, EpochReport], None]
 Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
 
-_RETRIES = 1
-"""Of a trial whose process died; a variant that cannot be built is a result and not tried again."""
-_LONGEST_REASON = 300
-POLL_S = 1.0
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Tune's own handler would end the search as if it were finished; Ctrl-C must reach the caller.
@@ -53,6 +51,25 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+class Driver(Protocol):
+    """Runs what the searcher asks for, `shared` merged into every config, until it is finished.
+
+    `poll` is called about every second in the driver's process; `storage` may hold the driver's own files
+    while it runs. A trial that failed is tried once more before the searcher is told.
+    """
+
+    def __call__(
+        self,
+        search: BatchSearch,
+        trainable: Trainable,
+        shared: Mapping[str, Any],
+        settings: SearchSettings,
+        *,
+        storage: Path,
+        poll: Callable[[], None] = ...,
+    ) -> None: ...
 
 
 def run_search(
@@ -73,14 +90,14 @@ def run_search(
         measure: adds latencies to a batch of rows.
         on_event: told of every trial that ended or was measured.
         on_epoch: told of every epoch of a recovery, with the trial's name.
-        storage: folder for Tune's own files, removed at the end.
+        storage: folder for the driver's own files, removed at the end.
         connect: joins the cluster; called only when a trial has to run, so that a finished search needs none.
 
     Returns:
         Every trial in order of its number; failed ones carry their reason.
 
     Raises:
-        SearchError: the parent was not measured, or Tune ended early.
+        SearchError: the parent was not measured, or the driver ended early.
         ResourceError: the cluster can never hold one trial.
     """
     if not parent.ok:
@@ -102,29 +119,30 @@ def run_search(
     if not search.finished:
         connect()
         shared = {"job": job.plain(), "mailbox": epochs.open()}
-        drive(search, tune_trial, shared, job.search, storage, [epochs])
+        driver = DRIVERS[job.search.driver]
+        driver(search, run_trial, shared, job.search, storage=storage, poll=epochs.tell)
         epochs.close()
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
     return search.rows
 
 
-def tune_trial(config: dict[str, Any]) -> None:
-    """What a Tune worker runs: evaluate one config and report flat, finite numbers once."""
+def run_trial(config: dict[str, Any]) -> dict[str, float]:
+    """What a worker runs: evaluate one config and return flat, finite numbers."""
     chosen = {name: value for name, value in config.items() if name not in ("job", "mailbox")}
 
     def told(report: EpochReport) -> None:
         send(config["mailbox"], name_of(chosen), report.plain())
 
     outcome = evaluate(TrialJob.model_validate(config["job"]), chosen, told)
-    tune.report({"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop})
+    return {"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop}
 
 
 class BatchSearch(Searcher):
-    """Hands a study's suggestions to Tune, and a whole measured batch back to the study.
+    """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
 
     A batch is told only when all its trials ended and were measured, in trial order: what is suggested
-    next does not depend on which trial ended first. Outcomes are looked up, not taken from Tune's results.
+    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver.
     """
 
     def __init__(
@@ -160,7 +178,7 @@ class BatchSearch(Searcher):
                     self._end(suggestion, outcome)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """A config for Tune; None while the batch's other trials run, FINISHED at the end."""
+        """A config to run; None while the batch's other trials run, FINISHED at the end."""
         self.advance()
         if self.finished:
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation lacks the word.
@@ -172,7 +190,7 @@ class BatchSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tune's word that a trial ended; one that failed is ended by `fail`, which knows why."""
+        """The driver's word that a trial ended; one that failed is ended by `fail`, which knows why."""
         del result
         if error or trial_id not in self._running:
             return
@@ -181,9 +199,10 @@ class BatchSearch(Searcher):
         self._end(suggestion, outcome or Outcome(failure="the trial ended without a result"))
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """End a trial that failed after its retries."""
+        """End a trial that failed after its retries; one that was finished before its process died counts."""
         if trial_id in self._running:
-            self._end(self._running.pop(trial_id), Outcome(failure=reason))
+            suggestion = self._running.pop(trial_id)
+            self._end(suggestion, self._lookup(suggestion.config) or Outcome(failure=reason))
 
     def _end(self, suggestion: Suggestion, outcome: Outcome) -> None:
         row = self._to_row(suggestion, outcome)
@@ -228,16 +247,33 @@ class _FailureReasons(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         del iteration, trials, info
-        self._search.fail(trial.trial_id, _last_line(trial.error_file))
+        self._search.fail(trial.trial_id, _reason(trial.error_file))
 
 
-class _Epochs(tune.Callback):
+class _Poll(tune.Callback):
+    """Calls a function about every `POLL_S` seconds."""
+
+    def __init__(self, poll: Callable[[], None]) -> None:
+        self._poll = poll
+        self._polled = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        del iteration, trials, info
+        if time.monotonic() - self._polled > POLL_S:
+            self._polled = time.monotonic()
+            self._poll()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps its callbacks in files that are never read."""
+        return {}
+
+
+class _Epochs:
     """Passes on what trials tell while they run."""
 
     def __init__(self, on_epoch: OnEpoch) -> None:
         self._on_epoch = on_epoch
         self._mailbox: Mailbox | None = None
-        self._looked = 0.0
 
     def open(self) -> Mailbox:
         """What trials send to."""
@@ -250,16 +286,6 @@ class _Epochs(tune.Callback):
             with suppress(RayError):
                 deliver(self._mailbox, lambda name, epoch: self._on_epoch(name, EpochReport(**epoch)))
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        del iteration, trials, info
-        if time.monotonic() - self._looked > POLL_S:
-            self._looked = time.monotonic()
-            self.tell()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune keeps its callbacks in files that are never read."""
-        return {}
-
     def close(self) -> None:
         """End the mailbox."""
         if self._mailbox is not None:
@@ -269,13 +295,14 @@ class _Epochs(tune.Callback):
 
 def drive(
     search: BatchSearch,
-    trainable: Callable[[dict[str, Any]], None],
+    trainable: Trainable,
     shared: Mapping[str, Any],
     settings: SearchSettings,
+    *,
     storage: Path,
-    callbacks: Sequence[tune.Callback] = (),
+    poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Let Tune run what the searcher asks for, `shared` merged into every config, until it is finished.
+    """Let Tune run what the searcher asks for; a `Driver`.
 
     Raises:
         ResourceError: the cluster can never hold one trial.
@@ -302,8 +329,8 @@ def drive(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(Path(folder).resolve()),
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[_FailureReasons(search), *callbacks],
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[_FailureReasons(search), _Poll(poll)],
                 verbose=0,
             ),
         ).fit()
@@ -325,11 +352,11 @@ def _trial_name(trial: Trial) -> str:
     return f"trial-{trial.trial_id}"
 
 
-def _last_line(error_file: str | None) -> str:
-    """The exception's own line at the end of the traceback that Tune wrote."""
-    if error_file is None or not Path(error_file).exists():
-        return "the trial's process failed"
-    lines = [
-        line.strip() for line in Path(error_file).read_text(errors="replace").splitlines() if line.strip()
-    ]
-    return lines[-1][:_LONGEST_REASON] if lines else "the trial's process failed"
+def _reason(error_file: str | None) -> str:
+    """Why a trial failed, from the traceback that Tune wrote."""
+    written = error_file is not None and Path(error_file).exists()
+    return last_line(Path(str(error_file)).read_text(errors="replace") if written else "")
+
+
+DRIVERS: Mapping[str, Driver] = {"tune": drive, "pool": ray_pool.drive}
+"""By `search.driver`."""

@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.training.ray_train", 3),
     ("orchestrator.training.ray_worker", 3),
     ("orchestrator.mailbox", 3),
+    ("orchestrator.search.ray_pool", 3),
     ("orchestrator.search.ray_tune", 3),
     ("orchestrator.cluster", 3),
     ("orchestrator.store", 1),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,20 +9,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from orchestrator.config.base import fingerprint
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import ResourceError, SearchError
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.ray_tune import BatchSearch, drive
-from orchestrator.search.space import Config, name_of
-from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome
-from tests.search.toy import toy_trial
+from tests.search.harness import Harness
 
 pytestmark = pytest.mark.ray
-
-SETTINGS = SearchSettings(trials=12, batch=4)
-SPEED = {"fp32": 1.0, "bf16": 4.0, "int8_static": 3.0, "int8_dynamic": 1.5}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,45 +29,6 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-class Harness:
-    """A search over `toy_trial` in one folder."""
-
-    def __init__(self, folder: Path, settings: SearchSettings = SETTINGS, seed: int = 7) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.settings = folder, settings
-        self.events: list[TrialRow] = []
-        self.measured_while_running = False
-        self.search = BatchSearch(
-            BatchStudy(settings, seed),
-            to_row=self.to_row,
-            lookup=self.lookup,
-            measure=self.measure,
-            on_event=self.events.append,
-        )
-
-    def to_row(self, suggestion: Suggestion, outcome: Outcome) -> TrialRow:
-        name = name_of(suggestion.config)
-        row = TrialRow(suggestion.number, name, "aoti", suggestion.config, outcome.digest, drop=outcome.drop)
-        return row.failed(outcome.failure) if outcome.failure else row
-
-    def lookup(self, config: Config) -> Outcome | None:
-        file = self.folder / f"{fingerprint(config)}.json"
-        return Outcome.model_validate(json.loads(file.read_text())) if file.exists() else None
-
-    def measure(self, rows: Sequence[TrialRow]) -> list[TrialRow]:
-        self.measured_while_running |= bool(self.search._running)
-        found = []
-        for row in rows:
-            latency = 8 * (1 - float(row.config["amount"])) / SPEED[str(row.config["precision"])]
-            found.append(row.measured(latency, (latency, latency), 8 / latency, (8 / latency, 8 / latency)))
-        return found
-
-    def run(self) -> list[TrialRow]:
-        self.search.advance()
-        drive(self.search, toy_trial, {"folder": str(self.folder)}, self.settings, self.folder / "tune")
-        return self.search.rows
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A trial for Tune that needs no torch: its worker starts in a second."""
+"""A trial that needs no torch: its worker starts in a second."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-
 from orchestrator.config.base import fingerprint
 
 
-def toy_trial(config: dict[str, Any]) -> None:
-    """Sleeps for a random time, leaves its outcome in a file; some fail, some die once."""
-    folder = Path(config.pop("folder"))
+def toy_trial(config: dict[str, Any]) -> dict[str, float]:
+    """Sleeps for a random time, leaves its outcome in a file; some fail, some die once.
+
+    `dies` and `dies_after` of the config are precisions of which every process dies, before it has an outcome
+    or after.
+    """
+    folder, dies, dies_after = (config.pop(name, "") for name in ("folder", "dies", "dies_after"))
+    folder = Path(folder)
+    with (folder / f"{config['precision']}.pids").open("a") as file:
+        file.write(f"{os.getpid()}\n")
     time.sleep(random.Random(os.urandom(4)).uniform(0, 0.3))
     started = folder / f"{fingerprint(config)}.started"
     died = started.exists()
     started.touch()
+    if config["precision"] == dies:
+        os._exit(1)
     if config["precision"] == "int8_dynamic" and config["amount"] == 0:
         raise ValueError("no linear layer is left")
     if config["precision"] == "int8_static" and config["amount"] == 0 and not died:
@@ -30,4 +37,6 @@ def toy_trial(config: dict[str, Any]) -> None:
     if config["precision"] == "fp32" and amount == 0.25:
         outcome = {"failure": "cannot be pruned"}
     (folder / f"{fingerprint(config)}.json").write_text(json.dumps(outcome))
-    tune.report({"ended": 1.0})
+    if config["precision"] == dies_after:
+        os._exit(1)
+    return {"ended": 1.0}

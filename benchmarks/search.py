@@ -1,0 +1,339 @@
+"""What the search costs beside its trials: how busy it keeps workers, a thousand trials, their report.
+
+The trials only sleep, on 16 logical CPUs whatever the machine has. Nothing else should run on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from benchmarks.output import Ratio, Result, main
+from benchmarks.search_trials import key_of, length_s, sleep_and_keep, sleep_only
+from orchestrator.cluster import connected
+from orchestrator.config.base import fingerprint
+from orchestrator.config.measure import Metric
+from orchestrator.config.search import SearchSettings
+from orchestrator.measure.machine import machine
+from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.ray_tune import DRIVERS, BatchSearch
+from orchestrator.search.report import Details, write_report
+from orchestrator.search.report.schema import TrialPoint
+from orchestrator.search.space import Config
+from orchestrator.search.study import BatchStudy, Suggestion
+from orchestrator.search.trial import Outcome, TrialJob, row_of
+from orchestrator.store.store import Store
+
+LOGICAL_CPUS = 16
+TRIALS, EACH_S = 400, 1.0
+MANY = 1000
+GOAL = 0.90
+SPACE = {
+    "amount": {"kind": "uniform", "low": 0.05, "high": 0.95},
+    "precision": ["fp32", "bf16", "int8_static", "int8_dynamic"],
+}
+PARENT_MS = 10.0
+SPEED = {"fp32": 1.0, "bf16": 3.0, "int8_static": 4.0, "int8_dynamic": 1.5}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run sleeping trials; without a driver, Tune as a user would write it."""
+
+    name: str
+    driver: str | None
+    batch: int = TRIALS
+    spread: float = 0.0
+
+
+ARMS = (
+    Arm("pool", "pool"),
+    Arm("Tune, tuned", "tune"),
+    Arm("Tune, untuned", None),
+)
+BARRIERS = (
+    Arm("pool, batches of 16", "pool", batch=16),
+    Arm("pool, uneven trials", "pool", spread=0.5),
+    Arm("pool, uneven trials, batches of 64", "pool", batch=64, spread=0.5),
+    Arm("pool, uneven trials, batches of 16", "pool", batch=16, spread=0.5),
+)
+
+
+class Study:
+    """A search over made-up trials with the real searcher and the real store."""
+
+    def __init__(self, folder: Path, settings: SearchSettings, *, spread: float = 0.0) -> None:
+        self.settings, self.store, self.study = settings, Store(folder / "store"), _TimedStudy(settings, 0)
+        self.ended: list[tuple[float, float]] = []
+        """Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
+        self._folder, self._spread = folder, spread
+        job = TrialJob(
+            search=settings,
+            parent="0" * 64,
+            store=str(self.store.root),
+            data_folder="none",
+            data_digest="none",
+            metric=Metric(),
+            seed=0,
+        )
+        self.search = BatchSearch(
+            self.study,
+            to_row=lambda suggestion, outcome: self._row(suggestion, outcome, job),
+            lookup=self._lookup,
+            measure=lambda rows: [_measured(row) for row in rows],
+            on_event=self._event,
+        )
+
+    def run(self, driver: str, each_s: float, workers: int = 0) -> list[TrialRow]:
+        """All trials' rows; the first trials of `workers` processes begin together."""
+        shared = {"store": str(self.store.root), "each_s": each_s, "spread": self._spread}
+        shared |= _gate(self._folder, workers)
+        self._each_s = each_s
+        DRIVERS[driver](self.search, sleep_and_keep, shared, self.settings, storage=self._folder / "tune")
+        return self.search.rows
+
+    def _row(self, suggestion: Suggestion, outcome: Outcome, job: TrialJob) -> TrialRow:
+        return row_of(suggestion.number, suggestion.config, outcome, job)
+
+    def _lookup(self, config: Config) -> Outcome | None:
+        text = self.store.stage_result(key_of(config))
+        return None if text is None else Outcome.model_validate_json(text)
+
+    def _event(self, row: TrialRow) -> None:
+        if row.status != "ok":
+            self.ended.append((time.perf_counter(), length_s(row.config, self._each_s, self._spread)))
+
+
+class _TimedStudy(BatchStudy):
+    """Counts the seconds in the sampler."""
+
+    seconds = 0.0
+
+    def ask(self) -> list[Suggestion]:
+        with self._timed():
+            return super().ask()
+
+    def tell(self, rows: Sequence[TrialRow]) -> None:
+        with self._timed():
+            super().tell(rows)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
+def scheduling(rounds: int, arms: Sequence[Arm] = ARMS) -> Result:
+    """`TRIALS` trials of a second on `LOGICAL_CPUS`, every arm in turns, each time in a Ray of its own."""
+    runs: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
+    for turn in range(rounds):
+        for place in range(len(arms)):
+            arm = arms[(turn + place) % len(arms)]
+            with tempfile.TemporaryDirectory() as folder, _own_ray():
+                runs[arm.name].append(_scheduled(arm, Path(folder)))
+            print(f"round {turn + 1}: {arm.name}: {runs[arm.name][-1]}", file=sys.stderr, flush=True)
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        found = {key: statistics.median(run[key] for run in runs[arm.name]) for key in runs[arm.name][0]}
+        rows.append({"part": "scheduling", "arm": arm.name, "trials": TRIALS, "rounds": rounds, **found})
+    values = {row["arm"]: row["efficiency"] for row in rows}
+    if "pool" not in values:
+        return rows, {}
+    return rows, {"scheduling_efficiency": Ratio(values["pool"], GOAL)}
+
+
+def thousand(folder: Path) -> tuple[list[dict[str, Any]], list[TrialRow]]:
+    """A study of `MANY` trials that do nothing, with TPE and a constraint; then again over the same store."""
+    settings = SearchSettings.model_validate({"trials": MANY, "batch": LOGICAL_CPUS, "space": SPACE})
+    rows: list[dict[str, Any]] = []
+    found: list[TrialRow] = []
+    for name in ("first", "again"):
+        with _own_ray():
+            study = Study(folder, settings)
+            started, cpu = time.perf_counter(), time.process_time()
+            trials = study.run("pool", 0.0)
+            seconds = time.perf_counter() - started
+            cpu = time.process_time() - cpu
+        at = [seen - started for seen, _ in study.ended]
+        rows.append(
+            {
+                "part": "thousand",
+                "run": name,
+                "trials": len(trials),
+                "feasible": sum(row.feasible for row in trials),
+                "failed": sum(row.status == "failed" for row in trials),
+                "seconds": seconds,
+                "sampler_s": study.study.seconds,
+                "driver_cpu_s": cpu,
+                "quarters_s": [round(at[MANY * quarter // 4 - 1], 1) for quarter in (1, 2, 3, 4)],
+            }
+        )
+        found = found or trials
+    return rows, found
+
+
+def report(trials: Sequence[TrialRow], path: Path) -> dict[str, Any]:
+    """Seconds and bytes of the page of these trials."""
+    parent = TrialRow(PARENT, "parent", "eager", metric=0.9, bytes=1_000_000)
+    details: Details = {
+        "trials": [_point(row) for row in trials],
+        "parent": _point(parent.measured(PARENT_MS, (PARENT_MS, PARENT_MS), 1.0, (1.0, 1.0))),
+        "max_drop": SearchSettings().promise.max_drop,
+    }
+    searched = {"trials": len(trials), "front": [], "chosen": None, "reason": "these trials are made up"}
+    summary = {"schema": 1, "run": "thousand", "seconds": 0.0, "machine": machine(), "search": searched}
+    started = time.perf_counter()
+    write_report(summary, details, path)
+    return {
+        "part": "report",
+        "trials": len(trials),
+        "seconds": time.perf_counter() - started,
+        "bytes": path.stat().st_size,
+    }
+
+
+def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
+    started = time.perf_counter()
+    if arm.driver is None:
+        ended = _untuned(folder)
+    else:
+        settings = SearchSettings.model_validate(
+            {"trials": TRIALS, "batch": arm.batch, "sampler": "random", "space": SPACE}
+        )
+        study = Study(folder, settings, spread=arm.spread)
+        study.run(arm.driver, EACH_S, LOGICAL_CPUS)
+        ended = study.ended
+    total_s = time.perf_counter() - started
+    assert len(ended) == TRIALS
+    first, last = ended[0], ended[-1]
+    # All workers begin together (`search_trials._together`): at the first result each has worked as long.
+    ideal_s = sum(length for _, length in ended) / LOGICAL_CPUS - first[1]
+    return {
+        "start_s": first[0] - started - first[1],
+        "first_to_last_s": last[0] - first[0],
+        "ideal_s": ideal_s,
+        "efficiency": ideal_s / (last[0] - first[0]),
+        "total_s": total_s,
+        "load": os.getloadavg()[0],
+    }
+
+
+def _gate(folder: Path, workers: int) -> dict[str, Any]:
+    """What `search_trials._together` needs."""
+    (folder / "gate").mkdir(parents=True, exist_ok=True)
+    return {"gate": str(folder / "gate"), "workers": workers}
+
+
+class _Ends(tune.Callback):
+    """Notes when Tune knew of each end."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[float, float]] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, trial, info
+        self.ended.append((time.perf_counter(), EACH_S))
+
+
+def _untuned(folder: Path) -> list[tuple[float, float]]:
+    """Tune with nothing but what its first page shows; a callback notes the ends."""
+    ends = _Ends()
+    with _environment(), redirect_stdout(io.StringIO()):
+        for name in [name for name in os.environ if name.startswith(("TUNE_", "RAY_AIR_"))]:
+            del os.environ[name]
+        tune.Tuner(
+            tune.with_resources(sleep_only, {"cpu": 1}),
+            param_space={"x": tune.uniform(0, 1), "each_s": EACH_S, **_gate(folder, LOGICAL_CPUS)},
+            tune_config=tune.TuneConfig(num_samples=TRIALS),
+            run_config=tune.RunConfig(storage_path=str(folder), callbacks=[ends]),
+        ).fit()
+    return ends.ended
+
+
+@contextmanager
+def _own_ray() -> Iterator[None]:
+    with _environment(), connected(cpus=LOGICAL_CPUS):
+        yield
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What the block changes in the environment ends with it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _measured(row: TrialRow) -> TrialRow:
+    """A made-up latency, the same for the same config."""
+    ratio = SPEED[str(row.config["precision"])] / (1 - float(row.config["amount"])) ** 0.7
+    ratio *= 1 + int(fingerprint(dict(row.config))[:4], 16) / 2**20
+    latency = PARENT_MS / ratio
+    return row.measured(latency, (0.98 * latency, 1.02 * latency), ratio, (0.98 * ratio, 1.02 * ratio))
+
+
+def _point(row: TrialRow) -> TrialPoint:
+    return TrialPoint(
+        name=row.name,
+        config=dict(row.config),
+        execution=row.execution,
+        metric=row.metric,
+        latency_ms=row.latency_ms,
+        latency_ci=row.latency_ci,
+        speedup=row.speedup,
+        bytes=row.bytes,
+        status=row.status,
+        reason=row.reason,
+    )
+
+
+def _many() -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        rows, trials = thousand(Path(folder))
+        return [*rows, report(trials, Path(folder) / "report.html")], {}
+
+
+PARTS: Mapping[str, Callable[[int], Result]] = {
+    "scheduling": scheduling,
+    "barrier": lambda rounds: scheduling(rounds, BARRIERS),
+    "thousand": lambda rounds: _many(),  # noqa: ARG005
+}
+"""By name; each from the number of rounds to its rows and ratios."""
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """The parts that were asked for, one after the other."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, Ratio] = {}
+    for part in arguments.part or PARTS:
+        found, claims = PARTS[part](arguments.rounds)
+        rows += found
+        ratios |= claims
+    return rows, ratios
+
+
+def _more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--part", action="append", choices=list(PARTS), help="this part only; may be repeated"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of the scheduling arms")
+
+
+if __name__ == "__main__":
+    main("search", __doc__, measure, _more)
