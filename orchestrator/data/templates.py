@@ -46,7 +46,9 @@ search:  # pruning x precision x distillation, on latency measured on this machi
     plan:
       - choice:
           - null  # whole, or a share of the channels pruned, and recovered by distillation
-          - - {{kind: prune_channels, amount: {{choice: [0.25, 0.5]}}, criterion: {{choice: [l2, lamp, fpgm]}}}}
+          - - kind: prune_channels
+              amount: {{choice: [0.25, 0.5]}}
+              criterion: {{choice: [l2, lamp, fpgm]}}
             - {{kind: recover}}
       - choice: [null, {{kind: bf16}}, {{kind: int8_static}}, {{kind: int8_dynamic}}]
   latency: {{batch: 32, threads: 1, blocks: {blocks}}}

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -21,9 +21,7 @@ from ray.exceptions import RayError
 from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
-
-Trainable = Callable[[dict[str, Any]], Mapping[str, float]]
-"""One trial: evaluates a config, leaves its outcome where the searcher looks, returns finite numbers."""
+from orchestrator.search.batches import Source, Trainable
 
 POLL_S = 1.0
 """Between two looks at what running trials tell."""
@@ -35,25 +33,6 @@ _LONGEST_REASON = 300
 _UNKNOWN = "the trial's process failed"
 
 log = logging.getLogger(__name__)
-
-
-class Source(Protocol):
-    """Where trials come from, and who is told how they ended."""
-
-    finished: bool
-    """No trial will come any more."""
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """A config to run under this id; None while there is none."""
-        ...
-
-    def on_trial_complete(self, trial_id: str) -> None:
-        """The trial's function returned."""
-        ...
-
-    def fail(self, trial_id: str, reason: str) -> None:
-        """The trial failed after its retries."""
-        ...
 
 
 class _Worker:

@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.training.ray_worker", 3),
     ("orchestrator.mailbox", 3),
     ("orchestrator.search.ray_pool", 3),
+    ("orchestrator.search.ray_search", 3),
     ("orchestrator.search.ray_tune", 3),
     ("orchestrator.cluster", 3),
     ("orchestrator.store", 1),

@@ -9,10 +9,12 @@ from pathlib import Path
 from orchestrator.config.base import fingerprint
 from orchestrator.config.search import SearchSettings
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.ray_tune import BatchSearch, Driver, drive
+from orchestrator.search.batches import BatchSearch, Driver
+from orchestrator.search.ray_tune import drive
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
 from orchestrator.search.trial import Outcome
+from tests.search.spaces import amount_of
 from tests.search.toy import toy_trial
 
 SETTINGS = SearchSettings(trials=12, batch=4)
@@ -37,7 +39,7 @@ class Harness:
         )
 
     def to_row(self, suggestion: Suggestion, outcome: Outcome) -> TrialRow:
-        name = name_of(suggestion.config)
+        name = name_of(suggestion.config, self.settings)
         row = TrialRow(suggestion.number, name, "aoti", suggestion.config, outcome.digest, drop=outcome.drop)
         return row.failed(outcome.failure) if outcome.failure else row
 
@@ -49,7 +51,7 @@ class Harness:
         self.measured_while_running |= bool(self.search._running)
         found = []
         for row in rows:
-            latency = 8 * (1 - float(row.config["amount"])) / SPEED[str(row.config["precision"])]
+            latency = 8 * (1 - amount_of(row.config)) / SPEED[str(row.config["precision"])]
             found.append(row.measured(latency, (latency, latency), 8 / latency, (8 / latency, 8 / latency)))
         return found
 

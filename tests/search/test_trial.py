@@ -20,7 +20,7 @@ from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.ray_tune import run_search
+from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
 from orchestrator.store.artifacts import Draft

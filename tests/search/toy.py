@@ -28,11 +28,11 @@ def toy_trial(config: dict[str, Any]) -> dict[str, float]:
     started.touch()
     if config["precision"] == dies:
         os._exit(1)
-    if config["precision"] == "int8_dynamic" and config["amount"] == 0:
+    amount = float(config.get("prune_channels.amount", 0))
+    if config["precision"] == "int8_dynamic" and amount == 0:
         raise ValueError("no linear layer is left")
-    if config["precision"] == "int8_static" and config["amount"] == 0 and not died:
+    if config["precision"] == "int8_static" and amount == 0 and not died:
         os._exit(1)
-    amount = float(config["amount"])
     outcome: dict[str, Any] = {"digest": "ab" * 32, "metric": 0.9, "drop": 0.05 * amount**2, "bytes": 100}
     if config["precision"] == "fp32" and amount == 0.25:
         outcome = {"failure": "cannot be pruned"}

@@ -1,0 +1,162 @@
+"""A search in batches: what runs next, what ended, what was measured. Plain Python; drivers run the trials.
+
+Nothing of the search's truth lives in a driver: outcomes are stages in the store, so a killed search is run
+again from its start, and trials that ended answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.objectives import TrialRow
+from orchestrator.search.study import BatchStudy, Suggestion
+from orchestrator.search.trial import Outcome
+
+Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
+"""Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
+their cores in Ray's books meanwhile, so a measuring actor must ask for none."""
+OnEvent = Callable[[TrialRow], None]
+"""Called in the driver when a trial ended (any status but `ok`) and again when it was measured."""
+Lookup = Callable[[Config], Outcome | None]
+"""The stored outcome of a trial that ended, in this search or before; None when there is none."""
+Trainable = Callable[[dict[str, Any]], Mapping[str, float]]
+"""One trial: evaluates a config, leaves its outcome where the searcher looks, returns finite numbers."""
+
+
+class Source(Protocol):
+    """Where a driver's trials come from, and who is told how they ended."""
+
+    finished: bool
+    """No trial will come any more."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A config to run under this id; None while there is none."""
+        ...
+
+    def on_trial_complete(self, trial_id: str) -> None:
+        """The trial's function returned."""
+        ...
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """The trial failed after its retries."""
+        ...
+
+
+class BatchSearch:
+    """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
+
+    A batch is told only when all its trials ended and were measured, in trial order: what is suggested
+    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver.
+    """
+
+    def __init__(
+        self,
+        study: BatchStudy,
+        *,
+        to_row: Callable[[Suggestion, Outcome], TrialRow],
+        lookup: Lookup,
+        measure: Measure,
+        on_event: OnEvent,
+        arms: Sequence[Suggestion] = (),
+        ledger: Ledger | None = None,
+    ) -> None:
+        """Begin; `arms` run with the first batch, and the study is not told of them."""
+        self.rows: list[TrialRow] = []
+        self.arms: list[TrialRow] = []
+        self.finished = False
+        self._study, self._to_row, self._lookup = study, to_row, lookup
+        self._measure, self._on_event, self._ledger = measure, on_event, ledger
+        self._begun = time.monotonic()
+        self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
+        self._arms = list(arms)
+        self._waiting: list[Suggestion] = []
+        self._running: dict[str, Suggestion] = {}
+        self._ended: list[TrialRow] = []
+
+    def advance(self) -> None:
+        """Close the batch that ended, and ask for more until a trial has to run or all is done."""
+        while not self.finished and not self._waiting and not self._running:
+            if self._ended:
+                self._close_batch()
+            batch = [*self._arms, *self._study.ask()]
+            self._arms = []
+            self.finished = not batch
+            for suggestion in batch:
+                outcome = self._lookup(suggestion.config)
+                if outcome is None:
+                    self._waiting.append(suggestion)
+                else:
+                    self._end(suggestion, outcome)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """A config to run; None while the batch's other trials run, and at the end."""
+        self.advance()
+        if self.finished or not self._waiting:
+            return None
+        self._running[trial_id] = self._waiting.pop(0)
+        return dict(self._running[trial_id].config)
+
+    def on_trial_complete(self, trial_id: str) -> None:
+        """The driver's word that a trial ended; one that failed is ended by `fail`."""
+        if trial_id not in self._running:
+            return
+        suggestion = self._running.pop(trial_id)
+        outcome = self._lookup(suggestion.config)
+        self._end(suggestion, outcome or Outcome(failure="the trial ended without a result"))
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """End a trial that failed after its retries; one that was finished before its process died counts."""
+        if trial_id in self._running:
+            suggestion = self._running.pop(trial_id)
+            self._end(suggestion, self._lookup(suggestion.config) or Outcome(failure=reason))
+
+    def _end(self, suggestion: Suggestion, outcome: Outcome) -> None:
+        row = self._to_row(suggestion, outcome)
+        before = self._before.get(row.number)
+        same = before is not None and before.config == row.config
+        seconds = before.seconds if before is not None and same else time.monotonic() - self._begun
+        row = dataclasses.replace(row, seconds=round(seconds, 1))
+        self._ended.append(row)
+        self._on_event(row)
+
+    def _close_batch(self) -> None:
+        """Measure what ended well, keep all, tell the study of its own."""
+        evaluated = [row for row in self._ended if row.status == "evaluated"]
+        evaluated.sort(key=lambda row: row.number)
+        measured = list(self._measure(evaluated)) if evaluated else []
+        rows = [row for row in self._ended if row.status != "evaluated"] + measured
+        rows.sort(key=lambda row: row.number)
+        if self._ledger is not None:
+            for row in rows:
+                self._ledger.add(row)
+        self._study.tell([row for row in rows if row.number >= 0])
+        self.rows += [row for row in rows if row.number >= 0]
+        self.arms += [row for row in rows if row.number < 0]
+        self._ended = []
+        for row in measured:
+            self._on_event(row)
+
+
+class Driver(Protocol):
+    """Runs what the searcher asks for, `shared` merged into every config, until it is finished.
+
+    `poll` is called about every second in the driver's process; `storage` may hold the driver's own files
+    while it runs. A trial that failed is tried once more before the searcher is told.
+    """
+
+    def __call__(
+        self,
+        search: Source,
+        trainable: Trainable,
+        shared: Mapping[str, Any],
+        settings: SearchSettings,
+        *,
+        storage: Any,
+        poll: Callable[[], None] = ...,
+    ) -> None: ...
