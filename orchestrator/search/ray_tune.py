@@ -39,6 +39,8 @@ OnEvent = Callable[[TrialRow], None]
 """Called in the driver when a trial ended (`evaluated` or `failed`) and again when it was measured."""
 OnEpoch = Callable[[str, EpochReport], None]
 """Called in the driver with the name of a trial and an epoch of its recovery."""
+OnRunning = Callable[[int], None]
+"""Called in the driver with the number of trials that run at this moment."""
 Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
 
@@ -63,6 +65,7 @@ def run_search(
     on_event: OnEvent,
     storage: Path,
     on_epoch: OnEpoch = lambda name, report: None,  # noqa: ARG005
+    on_running: OnRunning = lambda count: None,  # noqa: ARG005
     connect: Callable[[], object] = lambda: None,
 ) -> list[TrialRow]:
     """Run the whole search on the cluster.
@@ -73,6 +76,7 @@ def run_search(
         measure: adds latencies to a batch of rows.
         on_event: told of every trial that ended or was measured.
         on_epoch: told of every epoch of a recovery, with the trial's name.
+        on_running: told about once a second how many trials run.
         storage: folder for Tune's own files, removed at the end.
         connect: joins the cluster; called only when a trial has to run, so that a finished search needs none.
 
@@ -85,7 +89,7 @@ def run_search(
     """
     if not parent.ok:
         raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
-    store, epochs = Store(job.store), _Epochs(on_epoch)
+    store, epochs = Store(job.store), _Epochs(on_epoch, on_running)
 
     def told(row: TrialRow) -> None:
         epochs.tell()  # they come before how the trial ended
@@ -234,8 +238,8 @@ class _FailureReasons(tune.Callback):
 class _Epochs(tune.Callback):
     """Passes on what trials tell while they run."""
 
-    def __init__(self, on_epoch: OnEpoch) -> None:
-        self._on_epoch = on_epoch
+    def __init__(self, on_epoch: OnEpoch, on_running: OnRunning) -> None:
+        self._on_epoch, self._on_running = on_epoch, on_running
         self._mailbox: Mailbox | None = None
         self._looked = 0.0
 
@@ -251,10 +255,11 @@ class _Epochs(tune.Callback):
                 deliver(self._mailbox, lambda name, epoch: self._on_epoch(name, EpochReport(**epoch)))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        del iteration, trials, info
+        del iteration, info
         if time.monotonic() - self._looked > POLL_S:
             self._looked = time.monotonic()
             self.tell()
+            self._on_running(sum(trial.status == Trial.RUNNING for trial in trials))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune keeps its callbacks in files that are never read."""

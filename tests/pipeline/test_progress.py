@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.pipeline.training import event_text
+from orchestrator.pipeline.watching import event_text
 from orchestrator.training.state import EpochReport
 from tests.pipeline.tiny import config
 
