@@ -17,6 +17,7 @@ from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Subject, recorded_latency
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.choose import choose
 from orchestrator.search.objectives import TrialRow
@@ -80,6 +81,7 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     best = _distinct([finished[index] for index in front(points)])
     choice = choose(rows, parent, settings.promise, lambda row: _look(run, job, row))
     run.progress("search", choice.reason)
+    record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
     run.name_artifact("fastest", best[0].digest)
     run.name_artifact("chosen", (choice.row or parent).digest)
     return Found(parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason)
