@@ -19,7 +19,7 @@ from rich.text import Text
 
 from orchestrator.progress import Best, Consumer, Cores, Event, LineLog, Training, Trials, line_of
 
-REFRESH_PER_S = 4.0
+REFRESH_PER_S = 2.0
 MOST_TRAININGS = 8
 """Rows of trainings at once; of more the first that still train are shown."""
 BAR_WIDTH = 40
