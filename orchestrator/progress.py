@@ -129,7 +129,7 @@ class Progress:
             consumer: shows the events.
             cores: says what the cluster uses; asked at most once a second, by events with a fact.
         """
-        self._consumer = consumer or LineLog()
+        self._consumer = LineLog() if consumer is None else consumer
         self._ask_cores = cores
         self._cores: Cores | None = None
         self._asked = -CORES_EVERY_S
