@@ -219,6 +219,48 @@ def compress(
         typer.echo(text)
 
 
+@app.command()
+@_guarded
+def reproduce(
+    variant: Annotated[str, typer.Argument(help="Ref like digits/chosen, digest, or its beginning.")],
+    config: Annotated[
+        str | None, typer.Option("--config", help="Its run file. (default: what is noted beside it)")
+    ] = None,
+    store: StoreOption = None,
+    data: DataOption = None,
+    execution: Annotated[
+        Literal["eager", "lowered", "aoti", "openvino"] | None,
+        typer.Option(help="Look at this one only. (default: all that were recorded)"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Distance of two latencies that is noise.")
+    ] = 0.05,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train a model without a plan again, as its run file says.")
+    ] = False,
+    allow: AllowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one variant again from its manifest; compare digest, accuracy and latency with the record."""
+    from orchestrator.pipeline import comparing, reproducing
+
+    found = reproducing.reproduce(
+        variant,
+        store=store,
+        config=config,
+        data=data,
+        allow=tuple(allow or ()),
+        execution=execution,
+        tolerance=tolerance,
+        train_again=retrain,
+    )
+    if as_json:
+        _print_json(found.plain())
+    else:
+        comparing.show(found)
+    raise typer.Exit(0 if found.reproduces else 1)
+
+
 @app.command("export")
 @_guarded
 def export_command(

@@ -167,6 +167,17 @@ def alive_nodes() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
+def cores_in_use() -> tuple[float, float] | None:
+    """(used, total) cores of the cluster by Ray's books; None where there is none or it does not answer."""
+    if not ray.is_initialized():
+        return None
+    try:
+        total = float(ray.cluster_resources().get("CPU", 0.0))
+        return total - float(ray.available_resources().get("CPU", 0.0)), total
+    except RayError:
+        return None
+
+
 def fitting(what: str, cpus: int, gpus: float, keys: str) -> int:
     """How many tasks of this size the whole cluster holds at once.
 

@@ -27,6 +27,7 @@ VERBS = (
     "ensemble",
     "evaluate",
     "compress",
+    "reproduce",
     "serve",
     "submit",
     "models",

@@ -22,6 +22,7 @@ from orchestrator.store.store import Store
 
 Subject = tuple[str, Execution]
 """(artifact digest, execution)."""
+_EAGER: Execution = "eager"
 _OWN = ("median_ms", "ci", "p95_ms")
 """What of a record does not depend on its baseline."""
 
@@ -60,10 +61,10 @@ def measure_artifacts(
 
     Returns:
         One dict a subject: `kind` ("latency"), `digest`, `batch`, `threads`, `execution`, `median_ms`,
-        `ci`, `p95_ms`, `baseline`, `ratio` (baseline's time over its own), `ratio_ci`, `machine`,
-        `fingerprint`, `time`. A latency that was recorded against another baseline comes as it is:
-        `baseline` says which. A subject that cannot run here has `digest`, `execution` and `error` instead,
-        and is not recorded.
+        `ci`, `p95_ms`, `blocks`, `block_ms`, `baseline`, `ratio` (baseline's time over its own),
+        `ratio_ci`, `machine`, `fingerprint`, `time`. A latency that was recorded against another baseline
+        comes as it is: `baseline` says which. A subject that cannot run here has `digest`, `execution` and
+        `error` instead, and is not recorded.
     """
     bench = _Bench(store, settings, allowed, machine())
     found = {subject: _recorded(bench, subject, baseline) for subject in dict.fromkeys(subjects)}
@@ -78,6 +79,35 @@ def recorded_latency(
 ) -> dict[str, Any] | None:
     """The subject's latency on this machine as it was first measured, or None."""
     return _recorded(_Bench(store, settings, (), machine()), subject, baseline)
+
+
+def measure_again(
+    store: Store,
+    baseline: str,
+    subject: Subject,
+    settings: LatencySettings,
+    *,
+    allowed: Collection[str] = (),
+) -> tuple[Latency, Latency]:
+    """The subject's latency and its eager baseline's, interleaved, now: no record is looked at or written.
+
+    Raises:
+        ExecutionError: one of them cannot run here.
+    """
+    bench, reference = _Bench(store, settings, allowed, machine()), (baseline, _EAGER)
+    with _threads(settings.threads):
+        calls = {reference: _call(bench, reference)}
+        calls[subject] = calls.get(subject) or _call(bench, subject)
+        found = _compared(bench, reference, calls)
+    return found[subject], found[reference]
+
+
+def keep_latency(
+    store: Store, digest: str, baseline: str, latency: Latency, settings: LatencySettings
+) -> None:
+    """Note a latency that was measured elsewhere in this process, against `baseline` in eager execution."""
+    bench = _Bench(store, settings, (), machine())
+    store.add_record(digest, _record(bench, baseline, digest, latency))
 
 
 def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArray[Any]:
@@ -116,7 +146,7 @@ def _recorded(bench: _Bench, subject: Subject, baseline: str | None) -> dict[str
 def _measure(bench: _Bench, baseline: str, subjects: Sequence[Subject]) -> dict[Subject, dict[str, Any]]:
     """Records of the subjects, freshly measured; the baseline's is kept too when there is none."""
     records: dict[Subject, dict[str, Any]] = {}
-    reference: Subject = (baseline, "eager")
+    reference: Subject = (baseline, _EAGER)
     with _threads(bench.settings.threads):
         calls = {reference: _call(bench, reference)}
         for subject in subjects:
@@ -124,16 +154,10 @@ def _measure(bench: _Bench, baseline: str, subjects: Sequence[Subject]) -> dict[
                 calls[subject] = calls.get(subject) or _call(bench, subject)
             except ExecutionError as error:
                 records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
-        names = {"/".join(subject): subject for subject in calls}
-        latencies = compare(
-            {name: calls[subject] for name, subject in names.items()},
-            bench.settings,
-            baseline="/".join(reference),
-            executions={name: subject[1] for name, subject in names.items()},
-        )
-    for name, subject in names.items():
+        latencies = _compared(bench, reference, calls)
+    for subject, latency in latencies.items():
         if subject in subjects or _recorded(bench, subject, baseline) is None:
-            bench.store.add_record(subject[0], _record(bench, baseline, subject[0], latencies[name]))
+            bench.store.add_record(subject[0], _record(bench, baseline, subject[0], latency))
         # Read back: should another process have been first, its record is the one that counts.
         record = _recorded(bench, subject, baseline)
         if record is not None:
@@ -141,11 +165,25 @@ def _measure(bench: _Bench, baseline: str, subjects: Sequence[Subject]) -> dict[
     return records
 
 
+def _compared(bench: _Bench, reference: Subject, calls: dict[Subject, Call]) -> dict[Subject, Latency]:
+    """Latencies of the calls, measured in turns, each against the reference's."""
+    names = {"/".join(subject): subject for subject in calls}
+    found = compare(
+        {name: calls[subject] for name, subject in names.items()},
+        bench.settings,
+        baseline="/".join(reference),
+        executions={name: subject[1] for name, subject in names.items()},
+    )
+    return {names[name]: latency for name, latency in found.items()}
+
+
 def _record(bench: _Bench, baseline: str, digest: str, latency: Latency) -> dict[str, Any]:
     return {
         "kind": "latency",
         "digest": digest,
         **latency.plain(),
+        "blocks": bench.settings.blocks,
+        "block_ms": bench.settings.block_ms,
         "baseline": baseline,
         "machine": bench.facts,
         "fingerprint": bench.machine,

@@ -11,8 +11,10 @@ from orchestrator.compression import Audit, compress
 from orchestrator.config.measure import LatencySettings
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
+from orchestrator.measure.artifacts import keep_latency
 from orchestrator.pipeline.context import check_fits, store_root
 from orchestrator.pipeline.imported import data_of
+from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
 from orchestrator.store.store import Store
 
@@ -54,9 +56,10 @@ def compress_ref(
     progress, opened = Progress(), Store(store_root(store), create=False)
     settings, metric = data_of(data)
     dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
-    check_fits(source, opened.manifest(opened.resolve(source)).signature, dataset.signature)
+    parent = opened.resolve(source)
+    check_fits(source, opened.manifest(parent).signature, dataset.signature)
     variant = compress(
-        source,
+        parent,
         read_plan(plan),
         dataset,
         store=opened,
@@ -68,12 +71,14 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    return {
-        "ref": name,
-        "digest": digest,
-        "source": source,
-        **_plain(variant.audit(batches, LatencySettings())),
-    }
+    latency = LatencySettings()
+    audit = variant.audit(batches, latency)
+    if digest != parent:
+        subject = (digest, variant.execution)
+        note_quality(opened, subject, dataset, source=settings, metric=metric, latency=latency, allowed=allow)
+        for found in audit.latencies.values():
+            keep_latency(opened, digest, parent, found, latency)
+    return {"ref": name, "digest": digest, "source": source, **_plain(audit)}
 
 
 def _plain(audit: Audit) -> dict[str, Any]:

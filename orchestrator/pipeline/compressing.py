@@ -21,6 +21,8 @@ from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, OrchestratorError, first_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.watching import epoch_of
+from orchestrator.progress import Training
 from orchestrator.runtime.execute import executions
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
@@ -129,7 +131,8 @@ def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
         raise
     except RayError as error:
         raise CompressionError(f"variant {job.name} was lost", first_line(error), "run again") from error
-    run.progress("compress", f"{job.name}: {run.store.artifact_bytes(digest):,} bytes")
+    said = f"{job.name}: {run.store.artifact_bytes(digest):,} bytes"
+    run.progress("compress", said, Training(job.name, "trained"))
     return digest
 
 
@@ -138,7 +141,9 @@ def _followed(run: Run, task: Any, job: VariantJob) -> str:
     mailbox = open_mailbox()
 
     def tell(name: str, epoch: dict[str, Any]) -> None:
-        run.progress("compress", f"{name}: {EpochReport(**epoch).text(run.config.metric.label)}")
+        report = EpochReport(**epoch)
+        text = f"{name}: {report.text(run.config.metric.label)}"
+        run.progress("compress", text, epoch_of(run, name, report))
 
     reference = task.remote(job, mailbox)
     ended = False

@@ -19,6 +19,7 @@ from orchestrator.measure.latency import compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.searching import Found
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.objectives import TrialRow
@@ -48,6 +49,9 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     summary = {name: _model(run, member) for name, member in members.items()}
     for name, latency in _model_latencies(run, members, baseline).items():
         summary[name]["latency_ms"] = latency
+    record_quality(
+        run, [(member.digest, member.execution) for member in members.values()], run.config.latency
+    )
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
     latencies = _spec_latencies(run, specs, baseline)

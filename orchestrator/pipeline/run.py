@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from deployments.local import check_port
-from orchestrator.cluster import alive_nodes, connected
+from orchestrator.cluster import alive_nodes, connected, cores_in_use, inside_job
 from orchestrator.config.ensemble import Member
 from orchestrator.config.load import load_run, override, parse_yaml, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
+from orchestrator.live import consumer_for
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
@@ -56,14 +57,19 @@ def execute_file(
 ) -> dict[str, Any]:
     """Read a run file and execute it; see `execute`. The final table is printed unless `quiet`."""
     run = read_config(config, overrides, data)
-    summary = execute(run, until=until, store=store, fresh=fresh)
+    summary = execute(run, until=until, store=store, fresh=fresh, live=not quiet)
     if "search" in summary and not quiet:
         print_table(summary, run_folder(run.name, store))
     return summary
 
 
 def execute(
-    config: RunConfig, *, until: str = "report", store: str | None = None, fresh: bool = False
+    config: RunConfig,
+    *,
+    until: str = "report",
+    store: str | None = None,
+    fresh: bool = False,
+    live: bool = False,
 ) -> dict[str, Any]:
     """Run the stages in order up to `until`.
 
@@ -72,6 +78,7 @@ def execute(
         until: last stage: train, search, ensemble, evaluate (with a report), or report (served as well).
         store: path or URI of the store.
         fresh: train models anew even if one of that name was trained with other settings.
+        live: show where the run stands, if standard error is a terminal; else one line an event.
 
     Returns:
         The run summary (design: Run summary); before the evaluation, the digests by name.
@@ -82,33 +89,40 @@ def execute(
     """
     if until not in STAGES:
         raise ConfigError("no such stage", until, f"stages: {', '.join(STAGES)}")
-    progress = Progress()
+    progress = Progress(consumer_for(live=live and not inside_job()), cores_in_use)
     with ExitStack() as stack:
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
         run.store.clean()
         if until == "report" and config.serving is not None and config.ensembles:
             check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
-        models = train(run, fresh=fresh)
-        if until == "train":
-            return {"run": config.name, "models": models}
-        variants = compress_variants(run, models)
-        found = search(run, models)
-        if until == "search":
-            chosen = found.chosen.digest if found and found.chosen else None
-            digests = {name: member.digest for name, member in variants.items()}
-            return {"run": config.name, "models": models, "variants": digests, "chosen": chosen}
-        members = {name: Member(name=name, digest=digest) for name, digest in models.items()} | variants
-        specs = fit_ensembles(run, members, found)
-        if until == "ensemble":
-            refs = {name: run.store.ref(f"{config.name}/{name}") for name in specs}
-            return {"run": config.name, "models": models, "ensembles": refs}
-        evaluation = evaluate(run, members, found, specs)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        served = check_served(run, specs) if until == "report" else _served_before(run, evaluation)
-        summary = summarize(run, found, evaluation, served)
-        write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
-        return _finish(run, summary)
+        with progress:  # the view is gone before Ray ends, and before anything is said about how it went
+            return _stages(run, until, fresh)
+
+
+def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
+    """The stages in order, each with what the earlier ones found."""
+    name = run.config.name
+    models = train(run, fresh=fresh)
+    if until == "train":
+        return {"run": name, "models": models}
+    variants = compress_variants(run, models)
+    found = search(run, models)
+    if until == "search":
+        chosen = found.chosen.digest if found and found.chosen else None
+        digests = {variant: member.digest for variant, member in variants.items()}
+        return {"run": name, "models": models, "variants": digests, "chosen": chosen}
+    members = {model: Member(name=model, digest=digest) for model, digest in models.items()} | variants
+    specs = fit_ensembles(run, members, found)
+    if until == "ensemble":
+        refs = {ensemble: run.store.ref(f"{name}/{ensemble}") for ensemble in specs}
+        return {"run": name, "models": models, "ensembles": refs}
+    evaluation = evaluate(run, members, found, specs)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    served = check_served(run, specs) if until == "report" else _served_before(run, evaluation)
+    summary = summarize(run, found, evaluation, served)
+    write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
+    return _finish(run, summary)
 
 
 def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:

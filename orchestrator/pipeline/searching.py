@@ -17,10 +17,12 @@ from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Subject, recorded_latency
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.recording import record_quality
+from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.choose import choose
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
-from orchestrator.search.ray_tune import run_search
+from orchestrator.search.ray_search import run_search
 from orchestrator.search.trial import TrialJob, parent_row
 
 
@@ -57,16 +59,18 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     settings = run.config.search
     if settings is None:
         return None
-    job, metric = _job(run, settings, models[settings.parent]), run.config.metric.label
+    job = _job(run, settings, models[settings.parent])
     with closing(_Measurer(run, job)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
+        watch = SearchWatch(run, parent, settings.trials)
         rows = run_search(
             job,
             parent,
             measure=measurer,
-            on_event=lambda row: run.progress("search", _line(row, settings.trials, run)),
-            on_epoch=lambda name, report: run.progress("search", f"{name}: {report.text(metric)}"),
+            on_event=watch.row,
+            on_epoch=watch.epoch,
+            on_running=watch.running,
             storage=run.folder / "tune",
             connect=run.cluster,
         )
@@ -77,6 +81,7 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
     best = _distinct([finished[index] for index in front(points)])
     choice = choose(rows, parent, settings.promise, lambda row: _look(run, job, row))
     run.progress("search", choice.reason)
+    record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
     run.name_artifact("fastest", best[0].digest)
     run.name_artifact("chosen", (choice.row or parent).digest)
     return Found(parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason)
@@ -175,13 +180,3 @@ def _figures(row: TrialRow, run: Run) -> str:
     return (
         f"{metric} {row.metric:.4f}, {row.latency_ms:.3f} ms a batch ({row.execution}), {row.bytes:,} bytes"
     )
-
-
-def _line(row: TrialRow, trials: int, run: Run) -> str:
-    head = f"trial {row.number + 1} of {trials}: {row.name}"
-    if row.status == "failed":
-        return f"{head} failed: {row.reason}"
-    if row.status == "evaluated":
-        metric = run.config.metric.label
-        return f"{head}: {metric} {row.metric:.4f}, drop {row.drop:+.4f}, {row.bytes:,} bytes"
-    return f"{head}: {row.latency_ms:.3f} ms, {row.speedup:.2f} times the parent's speed"

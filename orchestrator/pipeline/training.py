@@ -10,8 +10,8 @@ from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
 from orchestrator.data.load import default_cache, load
 from orchestrator.pipeline.context import Run, check_fits
+from orchestrator.pipeline.watching import TrainingWatch
 from orchestrator.training.ray_train import TrainJob, train_models
-from orchestrator.training.state import EpochReport
 
 
 def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
@@ -31,7 +31,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
     imported = {name: run.store.resolve(entry.ref) for name, entry in entries.items() if entry.ref}
     for name, digest in imported.items():
         check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)
-    jobs = [_job(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
+    jobs = [job_of(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
     done = {} if fresh else _finished(run, jobs)
     for name in done:
         run.progress("train", f"{name}: finished before")
@@ -41,7 +41,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
         done = train_models(
             jobs,
             storage=run.folder / "training",
-            on_event=lambda name, event: run.progress("train", f"{name}: {event_text(run, name, event)}"),
+            on_event=TrainingWatch(run, [job.name for job in jobs if job.name not in done]),
             fresh=fresh,
         )
     digests = {name: (imported | done)[name] for name in entries}
@@ -60,7 +60,8 @@ def curves(run: Run, models: dict[str, str]) -> dict[str, list[dict[str, float]]
     return found
 
 
-def _job(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> TrainJob:
+def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> TrainJob:
+    """The training of one model as plain data; `imported` are digests of teachers that are there already."""
     transfer = entry.training.transfer
     folder = None
     if transfer is not None:
@@ -112,17 +113,3 @@ def _finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:
             break
         waiting = later
     return done
-
-
-def event_text(run: Run, name: str, event: EpochReport | str) -> str:
-    """An epoch of a model in one line, with the minutes that the others will take."""
-    if isinstance(event, str):
-        return event
-    epochs = run.config.models[name].training.epochs
-    metric = run.config.metric.label
-    left = event.seconds * (epochs - event.epoch - 1)
-    return (
-        f"epoch {event.epoch + 1} of {epochs}, loss {event.loss:.4f}, "
-        f"validation {metric} {event.metric:.4f}, {event.seconds:.1f} s"
-        + (f", about {left / 60:.0f} min left" if left >= 60 else "")
-    )

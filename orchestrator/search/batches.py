@@ -79,6 +79,11 @@ class BatchSearch:
         self._running: dict[str, Suggestion] = {}
         self._ended: list[TrialRow] = []
 
+    @property
+    def running(self) -> int:
+        """Trials that a driver is at."""
+        return len(self._running)
+
     def advance(self) -> None:
         """Close the batch that ended, and ask for more until a trial has to run or all is done."""
         while not self.finished and not self._waiting and not self._running:

@@ -32,6 +32,8 @@ DRIVERS: Mapping[str, Driver] = {"tune": ray_tune.drive, "pool": ray_pool.drive}
 """By `search.driver`."""
 OnEpoch = Callable[[str, EpochReport], None]
 """Called in the driver with the name of a trial and an epoch of its recovery."""
+OnRunning = Callable[[int], None]
+"""Called in the driver with the number of trials that run at this moment."""
 _SHARED = ("job", "mailbox", "judge")
 """Entries of a worker's config that are not the trial's."""
 
@@ -51,6 +53,7 @@ def run_search(
     on_event: OnEvent,
     storage: Path,
     on_epoch: OnEpoch = lambda name, report: None,  # noqa: ARG005
+    on_running: OnRunning = lambda count: None,  # noqa: ARG005
     connect: Callable[[], object] = lambda: None,
 ) -> Searched:
     """Run the whole search on the cluster.
@@ -61,6 +64,7 @@ def run_search(
         measure: adds latencies to a batch of rows.
         on_event: told of every trial that ended or was measured.
         on_epoch: told of every epoch of a recovery, with the trial's name.
+        on_running: told about once a second how many trials run.
         storage: folder for the driver's own files, removed at the end.
         connect: joins the cluster; called only when a trial has to run, so that a finished search needs none.
 
@@ -91,13 +95,18 @@ def run_search(
         arms=_arms(job.search),
         ledger=Ledger(store, study_settings(job)),
     )
+
+    def poll() -> None:
+        epochs.tell()
+        on_running(search.running)
+
     search.advance()
     if not search.finished:
         connect()
         shared = {"job": job.plain(), "mailbox": epochs.open(), "judge": judge.open()}
         try:
             driver = DRIVERS[job.search.driver]
-            driver(search, run_trial, shared, job.search, storage=storage, poll=epochs.tell)
+            driver(search, run_trial, shared, job.search, storage=storage, poll=poll)
         finally:
             epochs.close()
             judge.close()

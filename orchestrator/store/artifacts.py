@@ -107,6 +107,18 @@ def put(blobs: Blobs, draft: Draft, tensors: Mapping[str, torch.Tensor]) -> str:
     raise StoreError("cannot publish the artifact, others keep changing it", digest, "run again")
 
 
+def copy(blobs: Blobs, digest: str, target: Blobs) -> None:
+    """Copy an artifact into another store, byte for byte and verified; one that is there already stays.
+
+    Raises:
+        NotFoundError: there is no such artifact.
+        CorruptArtifactError: it is damaged.
+    """
+    verify(blobs, digest)
+    names = [*read_manifest(blobs, digest).files, MANIFEST]
+    target.put_folder(_folder(digest), {name: blobs.get(f"{_folder(digest)}/{name}") for name in names})
+
+
 def exists(blobs: Blobs, digest: str) -> bool:
     """Whether the store holds the artifact."""
     return blobs.exists(f"{_folder(digest)}/{MANIFEST}")

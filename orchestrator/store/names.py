@@ -16,6 +16,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{
 """A tensor file inside an artifact's folder."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _SEQUENCE = re.compile(r"[0-9]{20}\.json")
 
@@ -23,6 +24,11 @@ _SEQUENCE = re.compile(r"[0-9]{20}\.json")
 def is_digest(value: str) -> bool:
     """Whether `value` has the form of a digest."""
     return _DIGEST.fullmatch(value) is not None
+
+
+def is_prefix(value: str) -> bool:
+    """Whether `value` may be the beginning of a digest: at least four of its characters."""
+    return _PREFIX.fullmatch(value) is not None
 
 
 def check_digest(value: str) -> str:

@@ -19,11 +19,17 @@ from pydantic import ValidationError
 
 from orchestrator.config.base import canonical, fingerprint
 from orchestrator.config.ensemble import Spec
-from orchestrator.errors import CorruptArtifactError, ForeignStoreError, NotFoundError, StoreError
+from orchestrator.errors import (
+    CorruptArtifactError,
+    ForeignStoreError,
+    InputError,
+    NotFoundError,
+    StoreError,
+)
 from orchestrator.store import artifacts, compiled, leases, predictions, refs, stages
 from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.blobs import TEMPORARY, Blobs, local_root
-from orchestrator.store.names import check_digest, is_digest
+from orchestrator.store.names import check_digest, is_digest, is_prefix
 from orchestrator.store.refs import RefEntry
 
 SCHEMA = 1
@@ -64,6 +70,15 @@ class Store:
     def put_artifact(self, draft: Draft, tensors: Mapping[str, torch.Tensor]) -> str:
         """Store an artifact, whole or not at all, and return its digest; the same again changes nothing."""
         return artifacts.put(self.blobs, draft, tensors)
+
+    def copy_artifact(self, digest: str, target: Store) -> None:
+        """Copy an artifact into another store, verified.
+
+        Raises:
+            NotFoundError: no such artifact.
+            CorruptArtifactError: it is damaged.
+        """
+        artifacts.copy(self.blobs, digest, target.blobs)
 
     def has(self, digest: str) -> bool:
         """Whether the artifact is in the store."""
@@ -142,6 +157,20 @@ class Store:
             NotFoundError: no such ref.
         """
         return name_or_digest if is_digest(name_or_digest) else check_digest(self.ref(name_or_digest))
+
+    def find(self, name: str) -> str:
+        """The digest that a ref, a digest or the beginning of an artifact's digest names.
+
+        Raises:
+            NotFoundError: none of them.
+            InputError: several artifacts begin so.
+        """
+        if is_digest(name) or not is_prefix(name) or refs.history(self.blobs, name):
+            return self.resolve(name)
+        found = [digest for digest in self.digests() if digest.startswith(name)]
+        if len(found) > 1:
+            raise InputError(f"{len(found)} artifacts begin so", name, "give more of the digest")
+        return found[0] if found else self.ref(name)
 
     # Records
 

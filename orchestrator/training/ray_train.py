@@ -19,7 +19,16 @@ from orchestrator.training import fit_actor
 from orchestrator.training.job import TrainJob, claim
 from orchestrator.training.state import EpochReport
 
-__all__ = ["TrainJob", "train_models"]
+__all__ = ["Ended", "Failed", "TrainJob", "train_models"]
+
+
+class Ended(str):
+    """The line that tells that a model is trained."""
+
+
+class Failed(str):
+    """The line that tells that a model cannot be trained."""
+
 
 OnEvent = Callable[[str, EpochReport | str], None]
 POLL_S = 0.2
@@ -37,7 +46,8 @@ def train_models(
     Args:
         jobs: names must differ.
         storage: folder for checkpoints that all nodes reach.
-        on_event: called in this thread with the job's name and each epoch's report, or a line of text.
+        on_event: called in this thread with the job's name and each epoch's report, or a line of text:
+            an `Ended` or `Failed` when it is the last.
         fresh: forget settings and checkpoints kept under these names.
 
     Returns:
@@ -149,7 +159,7 @@ class _Schedule:
         known = self._known(job)
         if known is not None:
             self.digests[job.name] = known
-            self.on_event(job.name, f"trained before, taken from the store: {known[:12]}")
+            self.on_event(job.name, Ended(f"trained before, taken from the store: {known[:12]}"))
             return True
         if not self._fits(job):
             return False
@@ -192,7 +202,7 @@ class _Schedule:
             self._deliver()  # what it reported comes before how it ended
             if isinstance(result, str):
                 self.digests[name] = result
-                self.on_event(name, f"trained: {result[:12]}")
+                self.on_event(name, Ended(f"trained: {result[:12]}"))
             else:
                 self._fail(name, str(result))
 
@@ -207,4 +217,4 @@ class _Schedule:
 
     def _fail(self, name: str, message: str) -> None:
         self.failures[name] = message
-        self.on_event(name, f"failed: {message}")
+        self.on_event(name, Failed(f"failed: {message}"))

@@ -12,9 +12,10 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline import run as pipeline
+from orchestrator.pipeline.reproducing import reproduce
 from orchestrator.pipeline.run import execute
 from tests.pipeline.command import command
-from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, VARIANTS, Finished, refs, results
+from tests.pipeline.tiny import ENSEMBLES, MODELS, REQUESTS, TRIALS, VARIANTS, Finished, refs, results, write
 
 pytestmark = [
     pytest.mark.ray,
@@ -149,6 +150,24 @@ def test_what_was_trained_is_sound(finished: Finished) -> None:
     assert listed.code == 0
     assert {row["ref"] for row in listed.document} == set(refs(finished.store))
     assert all(row["state"] == "ok" for row in listed.document)
+
+
+def test_what_the_run_made_reproduces(finished: Finished) -> None:
+    for name in ("chosen", "thin"):
+        found = reproduce(f"tiny/{name}", store=str(finished.store.root), tolerance=2.0)
+        assert found.reproduces, found
+        status = {check.name.split()[0]: check.status for check in found.checks}
+        assert (status["digest"], status["accuracy"]) == ("holds", "holds")
+        assert status["latency"] != "unknown"
+
+
+def test_a_model_trained_again_is_the_same(finished: Finished, tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.yaml", port=1)
+    found = reproduce(
+        "tiny/small", store=str(finished.store.root), config=str(file), tolerance=2.0, train_again=True
+    )
+    assert found.checks[0].status == "holds", found
+    assert found.reproduces, found
 
 
 def test_again_nothing_is_repeated_and_all_is_equal(
