@@ -43,6 +43,14 @@ class TrialRow:
     """The parent's eager latency over this one, measured interleaved."""
     speedup_ci: tuple[float, float] = (0.0, 0.0)
     reason: str = ""
+    arm: str = ""
+    """Label of an honest arm, like `fp32 eager`; empty for a trial that the sampler suggested."""
+    target: str = ""
+    """Name of the target whose machine, threads and batch the latency was measured with."""
+    seconds: float = 0.0
+    """When it ended, from the start of the search; 0 when unknown."""
+    plan: tuple[dict[str, Any], ...] = ()
+    """The plan's steps as plain values, where they are known."""
 
     @property
     def ok(self) -> bool:
@@ -56,7 +64,16 @@ class TrialRow:
     def failed(self, reason: str) -> TrialRow:
         """This trial, marked failed."""
         return TrialRow(
-            self.number, self.name, self.execution, self.config, status="failed", reason=reason or "unknown"
+            self.number,
+            self.name,
+            self.execution,
+            self.config,
+            status="failed",
+            reason=reason or "unknown",
+            arm=self.arm,
+            target=self.target,
+            seconds=self.seconds,
+            plan=self.plan,
         )
 
     def measured(
