@@ -81,8 +81,9 @@ def test_a_failed_trial_without_a_number_is_left_aside() -> None:
 
 def test_mixed_values_and_a_name_with_any_letters() -> None:
     chance = random.Random(0)
+    values: list[Value] = [1, "auto", True]
     configs: list[Config] = [
-        {"</script> \u00e9": chance.choice([1, "auto", True]), "other": chance.random()} for _ in range(80)
+        {"</script> \u00e9": chance.choice(values), "other": chance.random()} for _ in range(80)
     ]
     losses = [float(config["</script> \u00e9"] == "auto") for config in configs]
     assert next(iter(importance(configs, losses).shares)) == "</script> \u00e9"
