@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, create_trial
 
 FEWEST_TRIALS = 12
 """With fewer finished trials no importance is given."""
 _BEST_SHARE = 0.1
 _FEWEST_BEST = 5
+_SHUFFLES = 40
 _LOG_SPAN = 100.0
 
 Value = float | int | str | bool
@@ -34,7 +36,8 @@ def importance(configs: Sequence[Mapping[str, Value]], losses: Sequence[float]) 
 
     PED-ANOVA (Watanabe et al. 2023, https://arxiv.org/abs/2304.10255) in its form for conditional
     parameters (https://arxiv.org/abs/2601.20800): a parameter that only some trials have is judged among
-    those. It looks at one parameter at a time; two that work only together may both seem unimportant.
+    those. It looks at one parameter at a time; two that work only together may both seem unimportant. A
+    parameter counts only as far as it passes what the same trials with shuffled losses show.
 
     Args:
         configs: what each finished trial chose; a conditional parameter is absent where it has no meaning.
@@ -50,9 +53,9 @@ def importance(configs: Sequence[Mapping[str, Value]], losses: Sequence[float]) 
     spaces = _spaces([config for config, _ in finite])
     if not spaces:
         return Importance({}, "No parameter took more than one value.")
-    shares = _shares([_trial(config, loss, spaces) for config, loss in finite])
-    if sum(shares.values()) <= 0:
-        return Importance({}, "The best trials chose no parameter otherwise than the rest.")
+    shares = _shares([_trial(config, spaces) for config, _ in finite], [loss for _, loss in finite])
+    if not shares:
+        return Importance({}, f"What the best of {len(finite)} trials chose is not to be told from chance.")
     return Importance(shares)
 
 
@@ -98,10 +101,10 @@ def _distribution(values: Sequence[Value]) -> BaseDistribution:
     return CategoricalDistribution(sorted({str(value) for value in values}))
 
 
-def _trial(config: Mapping[str, Value], loss: float, spaces: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _trial(config: Mapping[str, Value], spaces: Mapping[str, BaseDistribution]) -> FrozenTrial:
     own = {name: space for name, space in spaces.items() if name in config}
     return create_trial(
-        value=loss,
+        value=0.0,  # the loss is looked up by the trial's number
         params={
             name: float(config[name]) if isinstance(space, FloatDistribution) else str(config[name])
             for name, space in own.items()
@@ -110,21 +113,42 @@ def _trial(config: Mapping[str, Value], loss: float, spaces: Mapping[str, BaseDi
     )
 
 
-def _shares(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+def _shares(trials: Sequence[FrozenTrial], losses: Sequence[float]) -> dict[str, float]:
+    """What each parameter has beyond chance; one that shuffled losses reach as well is left out."""
+    study = _study(trials)
+    best = min(max(_BEST_SHARE, _FEWEST_BEST / len(trials)), 0.5)
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+
+    def raw(values: Sequence[float]) -> dict[str, float]:
+        return evaluator.evaluate(study, target=lambda trial: values[trial.number])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a branch with one trial, which then counts as nothing
+        found = raw(losses)
+        shuffled = list(losses)
+        chance: dict[str, list[float]] = {name: [] for name in found}
+        draw = random.Random(0)
+        for _ in range(_SHUFFLES):
+            draw.shuffle(shuffled)
+            for name, value in raw(shuffled).items():
+                chance[name].append(value)
+    beyond = {
+        name: value - sum(chance[name]) / _SHUFFLES
+        for name, value in found.items()
+        if value > max(chance[name])
+    }
+    total = sum(beyond.values())
+    return {
+        name: value / total for name, value in sorted(beyond.items(), key=lambda item: (-item[1], item[0]))
+    }
+
+
+def _study(trials: Sequence[FrozenTrial]) -> optuna.Study:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(direction="minimize")
         study.add_trials(trials)
-        best = min(max(_BEST_SHARE, _FEWEST_BEST / len(trials)), 0.5)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a branch with one trial; it then counts as nothing
-            raw = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(target_quantile=best), normalize=False
-            )
     finally:
         optuna.logging.set_verbosity(verbosity)
-    total = sum(raw.values())
-    if total <= 0:
-        return {}
-    return {name: value / total for name, value in sorted(raw.items(), key=lambda item: (-item[1], item[0]))}
+    return study

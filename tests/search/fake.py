@@ -210,7 +210,17 @@ def summary() -> dict[str, Any]:
         },
         "search": {
             "trials": len(points),
-            "front": [{"name": name, "digest": "0" * 64, **quality(0.98)} for name in front_names],
+            "front": [
+                {
+                    "name": point["name"],
+                    "digest": "0" * 64,
+                    **quality(0.98),
+                    "latency_ms": latency(point["latency_ms"], point["execution"]),
+                    "bytes": point["bytes"],
+                }
+                for point in points
+                if point["name"] in front_names
+            ],
             "chosen": {
                 "name": chosen["name"],
                 "digest": "1" * 64,

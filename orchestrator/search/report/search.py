@@ -118,7 +118,8 @@ def _importances(searched: Searched, details: Details, name: str) -> str:
     }
     caption = (
         '<p class="caption">How much each setting decides whether a trial is among the best tenth '
-        "(PED-ANOVA), each looked at alone. Shares of one objective add up to 100&nbsp;%.</p>"
+        "(PED-ANOVA), each looked at alone; what could be chance is left out. Shares of one objective add "
+        "up to 100&nbsp;%.</p>"
     )
     parts = []
     for objective, values in losses.items():

@@ -18,7 +18,7 @@ def metric_name(summary: Mapping[str, Any]) -> str:
     for group in ("models", "ensembles"):
         for item in summary.get(group, {}).values():
             return str(item["metric"]["name"])
-    return "accuracy"
+    return str(summary.get("metric", "accuracy"))
 
 
 def header(summary: Mapping[str, Any], details: Details) -> str:
@@ -67,7 +67,7 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
         (key, "model", item) for key, item in summary.get("models", {}).items()
     ]
     chosen = (summary.get("search") or {}).get("chosen")
-    if chosen:
+    if chosen and "metric" in chosen:
         rows.append((str(chosen["name"]), "chosen variant", chosen))
     rows += [
         (key, _KINDS.get(item["kind"], item["kind"]), item)
