@@ -334,7 +334,7 @@ def report(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the table of a finished run and where its report is."""
+    """Write a run's report again, print its table and say where the report is."""
     from orchestrator.pipeline.run import show
 
     summary = show(name, store=store, quiet=as_json)

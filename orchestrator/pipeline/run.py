@@ -22,12 +22,12 @@ from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
+from orchestrator.pipeline.reporting import PAGE, report, report_again, searched_summary
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
-from orchestrator.pipeline.summary import details, print_table, summarize
+from orchestrator.pipeline.summary import print_table, summarize
 from orchestrator.pipeline.training import train
 from orchestrator.progress import Progress
-from orchestrator.search.report import write_report
 
 Stage = Literal["train", "search", "ensemble", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -109,6 +109,8 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     variants = compress_variants(run, models)
     found = search(run, models)
     if until == "search":
+        if found:
+            report(run, searched_summary(run, found), models, found)
         chosen = found.chosen.digest if found and found.chosen else None
         digests = {variant: member.digest for variant, member in variants.items()}
         return {"run": name, "models": models, "variants": digests, "chosen": chosen}
@@ -121,23 +123,31 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     served = check_served(run, specs) if until == "report" else _served_before(run, evaluation)
     summary = summarize(run, found, evaluation, served)
-    write_report(summary, details(run, models, found, specs, evaluation), run.folder / "report.html")
+    report(run, summary, models, found, specs, evaluation)
     return _finish(run, summary)
 
 
 def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
-    """Print the table of a finished run again.
+    """Write the report of a run again, from what its folder holds, and print the run's table.
+
+    Returns:
+        The run summary; of a run that ended after its search, what is known without test figures.
 
     Raises:
         NotFoundError: there is no summary of that run.
     """
     folder = run_folder(name, store)
+    shown = report_again(folder)
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise NotFoundError(
-            "no finished run of that name", folder, "orchestrator run RUN_FILE makes one"
-        ) from error
+        if shown is None:
+            raise NotFoundError(
+                "no finished run of that name", folder, "orchestrator run RUN_FILE makes one"
+            ) from error
+        if not quiet:
+            print(f"search: {shown['search']['reason']}\nreport: {folder / PAGE}")
+        return shown
     if not quiet:
         print_table(summary, folder)
     return summary

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `summary.json` for machines, a table for people, details for the report."""
+"""What a run leaves behind: `summary.json` for machines, and a table for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
 from orchestrator.measure.machine import machine
-from orchestrator.measure.quality import larger_is_better
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.ensembling import label
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
-from orchestrator.pipeline.training import curves
-from orchestrator.search.objectives import TrialRow
-from orchestrator.search.report import Details
-from orchestrator.search.report.schema import TrialPoint
 
 SCHEMA = 1
 TABLE_WIDTH = 118
@@ -49,50 +41,6 @@ def summarize(
         "ensembles": evaluation.ensembles,
         "serving": served,
     }
-
-
-def details(
-    run: Run, models: dict[str, str], found: Found | None, specs: dict[str, Spec], evaluation: Evaluation
-) -> Details:
-    """What the report shows beyond the summary."""
-    trees = {name: spec.tree for name, spec in specs.items()}
-    more: Details = {
-        "curves": curves(run, models),  # type: ignore[typeddict-item]  # plain records of that shape
-        "larger_is_better": larger_is_better(run.config.metric),
-        "exits": evaluation.exits,
-        "stages": {
-            name: [label(stage) for stage in tree.stages]
-            for name, tree in trees.items()
-            if isinstance(tree, Sequential)
-        },
-        "weights": {
-            name: {label(member): weight for member, weight in zip(tree.members, tree.weights, strict=True)}
-            for name, tree in trees.items()
-            if isinstance(tree, WeightedMix) and tree.weights is not None
-        },
-        "config": yaml.safe_dump(run.config.plain(), sort_keys=False, allow_unicode=True),
-        "notes": [],
-    }
-    if found is not None and run.config.search is not None:
-        more["trials"] = [_point(row) for row in found.rows]
-        more["parent"] = _point(found.parent)
-        more["max_drop"] = run.config.search.promise.max_drop
-    return more
-
-
-def _point(row: TrialRow) -> TrialPoint:
-    return TrialPoint(
-        name=row.name,
-        config=dict(row.config),
-        execution=row.execution,
-        metric=row.metric,
-        latency_ms=row.latency_ms,
-        latency_ci=row.latency_ci,
-        speedup=row.speedup,
-        bytes=row.bytes,
-        status=row.status,
-        reason=row.reason,
-    )
 
 
 def print_table(summary: dict[str, Any], folder: Path) -> None:

@@ -46,9 +46,13 @@ class TrialRow:
     speedup_ci: tuple[float, float] = (0.0, 0.0)
     reason: str = ""
     arm: str = ""
-    """Label of an honest arm; its number is below 0."""
+    """Label of an honest arm, like `fp32 eager`; empty for a trial that the sampler suggested."""
+    target: str = ""
+    """Name of the target whose machine, threads and batch the latency was measured with."""
     seconds: float = 0.0
-    """From the start of the search to the end of the trial."""
+    """When it ended, from the start of the search; 0 when unknown."""
+    plan: tuple[dict[str, Any], ...] = ()
+    """The plan's steps as plain values, where they are known."""
     epochs: int = 0
     """Of a trial that was stopped early: how many it trained."""
 
@@ -71,7 +75,9 @@ class TrialRow:
             status="failed",
             reason=reason or "unknown",
             arm=self.arm,
+            target=self.target,
             seconds=self.seconds,
+            plan=self.plan,
         )
 
     def measured(

@@ -138,8 +138,27 @@ def test_the_report_is_one_file_about_this_run(finished: Finished) -> None:
         assert name in page
 
 
-def test_the_table_can_be_printed_again(finished: Finished) -> None:
+def test_the_report_knows_each_trial(finished: Finished) -> None:
+    source = json.loads((finished.folder / "report.json").read_text(encoding="utf-8"))
+    (target,) = source["details"]["targets"].values()
+    assert [trial["number"] for trial in target["trials"]] == list(range(TRIALS))
+    assert target["parent"]["name"] == "teacher"
+    chosen = next(trial for trial in target["trials"] if trial["name"] == target["chosen"])
+    assert chosen["verdict"]["holds"]
+    assert chosen["audit"]["macs"] > 0
+    for trial in target["trials"]:
+        low, high = trial["metric_ci"]
+        assert 0 <= low <= trial["metric"] <= high <= 1
+        pruned = float(trial["config"]["amount"]) > 0
+        assert ("prune_channels" in [step["kind"] for step in trial["plan"]]) == pruned
+
+
+def test_report_writes_the_page_again_and_prints_the_table(finished: Finished) -> None:
+    page = finished.folder / "report.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
     said = command("report", "tiny", "--store", finished.store.root)
+    assert page.read_text(encoding="utf-8") == before
     assert said.code == 0
     for name in (*MODELS, *ENSEMBLES, "chosen", str(finished.folder / "report.html")):
         assert name in said.out

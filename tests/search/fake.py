@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 from orchestrator.search.report import Details
-from orchestrator.search.report.schema import Epoch, TrialPoint
+from orchestrator.search.report.schema import Epoch, Searched, TrialPoint
 
 PRECISIONS = ("fp32", "bf16", "int8_static", "int8_dynamic")
 REASON = (
@@ -66,6 +67,7 @@ def served(name: str, p50: float) -> dict[str, Any]:
 
 
 def trials() -> list[TrialPoint]:
+    """Sixteen of a small space; the last of them failed."""
     found: list[TrialPoint] = []
     speed = {"fp32": 2.4, "bf16": 7.5, "int8_static": 6.9, "int8_dynamic": 1.6}
     loss = {"fp32": 0.0, "bf16": 0.0007, "int8_static": 0.004, "int8_dynamic": 0.001}
@@ -73,11 +75,15 @@ def trials() -> list[TrialPoint]:
         name = f"whole-{precision}" if not amount else f"p{100 * amount:g}-lamp-t4-{precision}"
         if amount == 0.65 and precision == "int8_dynamic":
             reason = "cannot quantize: no linear layer is left whole. Prune less."
-            found.append({"name": name, "config": {}, "status": "failed", "reason": reason})
+            config = {"amount": amount, "precision": precision}
+            found.append(
+                {"number": index, "name": name, "config": config, "status": "failed", "reason": reason}
+            )
             continue
         ratio = speed[precision] * (1 - amount) ** -1.4
         found.append(
             {
+                "number": index,
                 "name": name,
                 "config": {"amount": amount, "precision": precision},
                 "execution": "lowered" if "int8" in precision else "aoti",
@@ -86,11 +92,84 @@ def trials() -> list[TrialPoint]:
                 "latency_ci": (24.3 / ratio, 25.9 / ratio),
                 "speedup": ratio,
                 "bytes": round(1.1e6 * (1 - amount) ** 1.9 * {"fp32": 1, "bf16": 0.5}.get(precision, 0.27)),
+                "drop": loss[precision] + 0.05 * amount**3 - 0.001 * math.sin(index),
                 "status": "ok",
                 "reason": "",
+                "plan": [{"kind": "prune_channels", "amount": amount}] if amount else [],
             }
         )
     return found
+
+
+ARMS = ("fp32 eager", "fp32 compiled", "bf16", "best single member", "from scratch", "plain distillation")
+
+
+def many_trials(count: int, seed: int = 0) -> list[TrialPoint]:
+    """A study of a wide conditional space: honest arms first, some trials failed, some not feasible."""
+    chance = random.Random(seed)
+    return [_drawn(number, chance) for number in range(count)]
+
+
+def _drawn(number: int, chance: random.Random) -> TrialPoint:
+    arm = ARMS[number] if number < len(ARMS) else ""
+    amount = 0.0 if arm else round(chance.uniform(0, 0.8), 3)
+    precision = ("fp32", "fp32", "bf16")[number] if number < 3 else chance.choice(PRECISIONS)
+    config: dict[str, Any] = {
+        "prune_channels.amount": amount,
+        "quantize.precision": precision,
+        "width": chance.choice([16, 24, 32]),
+        "augment": chance.random() < 0.5,
+    }
+    if amount > 0:
+        config["recovery.learning_rate"] = round(10 ** chance.uniform(-4, -1), 6)
+        config["recovery.temperature"] = chance.choice([1.0, 2.0, 4.0])
+        config["prune_channels.criterion"] = chance.choice(["l2", "lamp", "fpgm"])
+    if "int8" in precision:
+        config["quantize.observer"] = chance.choice(["minmax", "mse", "percentile"])
+    point: TrialPoint = {
+        "number": number,
+        "name": arm or f"p{100 * amount:g}-w{config['width']}-{precision}-{number}",
+        "arm": arm,
+        "config": config,
+        "seconds": 3.0 * (number + 1) + chance.random(),
+        "plan": [
+            {"kind": "prune_channels", "amount": amount, "criterion": config.get("prune_channels.criterion")},
+            {"kind": "recovery", "training": {"epochs": 4, "loss": {"kind": "distillation", "alpha": 0.9}}},
+            {"kind": precision, "range": [0, "1e3", "no"], "keep_float": []},
+        ],
+    }
+    if not arm and chance.random() < 0.06:
+        width = chance.choice([8, 12])
+        reason = f"cannot quantize: no linear layer of {width} channels is left whole. Prune less."
+        return {**point, "status": "failed", "reason": reason}
+    return {**point, **_figures(config, amount, precision, chance)}
+
+
+def _figures(config: dict[str, Any], amount: float, precision: str, chance: random.Random) -> TrialPoint:
+    ratio = {"fp32": 2.4, "bf16": 7.5, "int8_static": 6.9, "int8_dynamic": 1.6}[precision]
+    ratio *= (1 - amount) ** -1.4 * 24 / config["width"] * chance.uniform(0.93, 1.07)
+    poor = 0.02 * abs(math.log10(config.get("recovery.learning_rate", 0.01)) + 2)
+    drop = 0.16 * amount**3 + poor * amount + 0.0004 * (32 - config["width"]) + chance.gauss(0, 0.003)
+    if chance.random() < 0.03:
+        drop += 0.5
+    size = round(1.1e6 * (1 - amount) ** 1.9 * {"fp32": 1, "bf16": 0.5}.get(precision, 0.27))
+    value = 0.986 - drop
+    return {
+        "execution": "lowered" if "int8" in precision else "aoti",
+        "digest": f"{round(1e6 * amount):064x}",
+        "metric": value,
+        "metric_ci": (value - 0.011, value + 0.009),
+        "drop": drop,
+        "drop_bound": drop + 0.012,
+        "latency_ms": 24.9 / ratio,
+        "latency_ci": (24.3 / ratio, 25.9 / ratio),
+        "speedup": ratio,
+        "speedup_ci": (0.97 * ratio, 1.02 * ratio),
+        "bytes": size,
+        "status": "ok",
+        "violations": [f"drops by {drop:.4f}, more than the allowed 0.03"] if drop > 0.03 else [],
+        "audit": {"macs": 41_200_000, "zeros": 0.01, "int8": {"share": 0.98, "fell_back": []}},
+    }
 
 
 def summary() -> dict[str, Any]:
@@ -131,7 +210,17 @@ def summary() -> dict[str, Any]:
         },
         "search": {
             "trials": len(points),
-            "front": [{"name": name, "digest": "0" * 64, **quality(0.98)} for name in front_names],
+            "front": [
+                {
+                    "name": point["name"],
+                    "digest": "0" * 64,
+                    **quality(0.98),
+                    "latency_ms": latency(point["latency_ms"], point["execution"]),
+                    "bytes": point["bytes"],
+                }
+                for point in points
+                if point["name"] in front_names
+            ],
             "chosen": {
                 "name": chosen["name"],
                 "digest": "1" * 64,
@@ -166,13 +255,8 @@ def curve(scale: float, top: float) -> list[Epoch]:
     ]
 
 
-def details() -> Details:
+def searched() -> Searched:
     return {
-        "curves": {
-            "teacher": curve(2.1, 0.985),
-            "small-a": curve(2.4, 0.962),
-            "small-b": curve(2.5, 0.957),
-        },
         "trials": trials(),
         "parent": {
             "name": "teacher",
@@ -181,6 +265,33 @@ def details() -> Details:
             "latency_ci": (24.4, 25.6),
             "bytes": 1_104_000,
         },
+        "setting": "Intel Xeon (AMX), batch 32, 1 thread",
+        "chosen": "p50-lamp-t4-bf16",
+    }
+
+
+def many(count: int) -> Details:
+    """Two targets with so many trials each; the second is a slower machine."""
+    found = details()
+    server: Searched = {**searched(), "trials": many_trials(count)}
+    edge: Searched = {**server, "setting": "AVX2, batch 1, 1 thread", "trials": many_trials(count, seed=1)}
+    for target in (server, edge):
+        fit = [trial for trial in target["trials"] if trial["status"] == "ok" and not trial["violations"]]
+        fastest = min(fit, key=lambda trial: trial["latency_ms"])
+        fastest["verdict"] = {"holds": True, "status": "holds", "reason": "accuracy drops by 0.0100"}
+        target["chosen"] = fastest["name"]
+    found["targets"] = {"server": server, "edge": edge}
+    return found
+
+
+def details() -> Details:
+    return {
+        "curves": {
+            "teacher": curve(2.1, 0.985),
+            "small-a": curve(2.4, 0.962),
+            "small-b": curve(2.5, 0.957),
+        },
+        "targets": {"this machine": searched()},
         "max_drop": 0.03,
         "exits": {"cascade": [0.86, 0.14]},
         "stages": {"cascade": ["small-a", "teacher"]},

@@ -7,7 +7,16 @@ import random
 
 import pytest
 
-from orchestrator.search.pareto import LATENCY_SPAN, Point, dominates, front, hypervolume
+from orchestrator.search.pareto import (
+    LATENCY_SPAN,
+    Point,
+    dominates,
+    front,
+    hypervolume,
+    hypervolumes,
+    knee,
+    outline,
+)
 
 
 def brute_force(points: list[Point]) -> set[int]:
@@ -84,3 +93,46 @@ def test_hypervolume_equals_counting_cells(seed: int) -> None:
             latency = 10.0 * LATENCY_SPAN ** -((column + 0.5) / cells)
             inside += any(point.gain >= gain and point.latency_ms <= latency for point in points)
     assert volume(*points) == pytest.approx(inside / cells**2, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hypervolume_after_each_point(seed: int) -> None:
+    draw = random.Random(seed)
+    points = [
+        Point(draw.uniform(0.78, 1.02), 10 ** draw.uniform(-1.2, 1.2), draw.random()) for _ in range(30)
+    ]
+    points.append(points[3])
+    found = hypervolumes(points, parent_gain=0.9, parent_latency_ms=10.0)
+    assert found == pytest.approx([volume(*points[: count + 1]) for count in range(len(points))])
+    assert found == sorted(found)
+
+
+def test_the_outline_leaves_bytes_aside() -> None:
+    points = [Point(0.9, 2.0, 50), Point(0.8, 1.0, 90), Point(0.85, 2.0, 10), Point(0.9, 2.0, 60)]
+    assert front(points) == [1, 0, 2]
+    assert outline(points) == [1, 0]
+
+
+def test_the_knee_bulges_farthest_from_the_chord() -> None:
+    # On a log axis 1, 2, 4, 8 ms are evenly spaced; the chord gains 0.1 a step.
+    bent = [Point(0.6, 1.0), Point(0.85, 2.0), Point(0.88, 4.0), Point(0.9, 8.0)]
+    assert knee(bent) == 1
+    dominated = [Point(0.5, 1.5), *bent, Point(0.84, 9.0)]
+    assert knee(dominated) == 2
+    # Neither the unit of an axis nor where it starts changes the knee.
+    assert knee([Point(100 * gain + 7, 1000 * latency) for gain, latency, _ in bent]) == 1
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        [Point(0.9, 1.0)],
+        [Point(0.8, 1.0), Point(0.9, 2.0)],
+        [Point(0.6, 1.0), Point(0.7, 2.0), Point(0.8, 4.0)],
+        [Point(0.6, 1.0), Point(0.61, 2.0), Point(0.9, 4.0)],
+    ],
+    ids=["none", "one", "two", "straight", "inwards"],
+)
+def test_a_front_without_a_knee(points: list[Point]) -> None:
+    assert knee(points) is None

@@ -10,15 +10,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
-from orchestrator.search.report import plots, sections
+from orchestrator.search.report import plots, search, sections
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
+from orchestrator.search.report.targets import search_data
 from orchestrator.search.report.text import safe
 
 # No address can be reached from the page, whatever a name or a note in it says.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+_SCRIPTS = ("text", "draw", "front", "parallel", "table", "detail", "lines", "page")
+"""Joined in this order; each is a few functions about one thing."""
 
 
 def write_report(summary: Mapping[str, Any], details: Details, path: Path) -> None:
@@ -42,6 +44,7 @@ def write_report(summary: Mapping[str, Any], details: Details, path: Path) -> No
 def render(summary: Mapping[str, Any], details: Details) -> str:
     """The page as one string."""
     figures = _figures(summary, details)
+    name = sections.metric_name(summary)
     body = "\n".join(
         part
         for part in (
@@ -49,17 +52,16 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
             sections.promise(summary),
             sections.notes(details),
             sections.models(summary, details),
-            sections.front(summary, details, "front" in figures),
-            sections.comparison("comparison" in figures),
+            search.section(summary, details, name),
+            sections.comparison(figures["comparison"] is not None),
             sections.combination(details),
-            sections.training("loss" in figures),
+            sections.training(bool(figures["curves"])),
             sections.serving(summary),
             sections.facts(summary),
             sections.run_file(details),
         )
         if part
     )
-    assets = resources.files("orchestrator.search.report")
     # Inside a script "<" could open "</script>"; as an escape it is the same JSON.
     data = json.dumps(figures, allow_nan=False).replace("<", "\\u003c")
     return f"""<!doctype html>
@@ -70,29 +72,35 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{safe(summary["run"])}: run report</title>
 <style>
-{assets.joinpath("page.css").read_text(encoding="utf-8")}</style>
+{_asset("page.css")}</style>
 </head>
 <body>
 <main>
 {body}
 </main>
 <script id="figures" type="application/json">{data}</script>
-<script>{get_plotlyjs()}</script>
 <script>
-{assets.joinpath("page.js").read_text(encoding="utf-8")}</script>
+(() => {{
+"use strict";
+{"".join(_asset(f"{script}.js") for script in _SCRIPTS)}}})();
+</script>
 </body>
 </html>
 """
 
 
-def _figures(summary: Mapping[str, Any], details: Details) -> dict[str, Figure]:
+def _asset(name: str) -> str:
+    assets = resources.files("orchestrator.search.report").joinpath("assets")
+    return assets.joinpath(name).read_text(encoding="utf-8")
+
+
+def _figures(summary: Mapping[str, Any], details: Details) -> Figure:
+    """All that is drawn; None for a chart that the run has nothing for."""
     name = sections.metric_name(summary)
     curves = details.get("curves", {})
-    larger = details.get("larger_is_better", True)
-    found = {
-        "front": plots.front_figure(summary.get("search") or {}, details, name),
-        "comparison": plots.comparison_figure(summary, name, larger),
-        "loss": plots.curve_figure(curves, "loss", name),
-        "metric": plots.curve_figure(curves, "metric", name),
+    drawn = {what: plots.curve_figure(curves, what, name) for what in ("loss", "metric")}
+    return {
+        "search": search_data(details, name) if summary.get("search") else None,
+        "comparison": plots.comparison_figure(summary, name, details.get("larger_is_better", True)),
+        "curves": {what: figure for what, figure in drawn.items() if figure is not None},
     }
-    return {key: figure for key, figure in found.items() if figure is not None}

@@ -16,17 +16,48 @@ class Epoch(TypedDict):
 class TrialPoint(TypedDict, total=False):
     """One trial of the search, or its parent; quality is on the validation part."""
 
+    number: int
     name: str
     config: dict[str, Any]
+    """What the trial chose: plain values by any names."""
     execution: str
+    digest: str
     metric: float
+    metric_ci: tuple[float, float]
+    drop: float
+    drop_bound: float
     latency_ms: float
     latency_ci: tuple[float, float]
     speedup: float
+    speedup_ci: tuple[float, float]
     bytes: int
     status: str
-    """`ok` or `failed`."""
+    """`ok`, or one word for what it ended as: `failed`, `evaluated` (no latency), `stopped`."""
     reason: str
+    violations: list[str]
+    """Of a finished trial: a sentence for each constraint that it does not keep; none when feasible."""
+    arm: str
+    """Label of an honest arm; empty or missing for what the sampler suggested."""
+    seconds: float
+    """When it ended, from the start of the search."""
+    plan: list[dict[str, Any]]
+    """Its steps; empty where there was none, missing where it is not known."""
+    audit: dict[str, Any]
+    """Facts about the artifact (`compression.audit`)."""
+    verdict: dict[str, Any]
+    """The contract part's answer, of a variant that it was asked about."""
+
+
+class Searched(TypedDict, total=False):
+    """The trials of one target, in order."""
+
+    trials: list[TrialPoint]
+    parent: TrialPoint
+    """The searched model in eager fp32."""
+    setting: str
+    """Machine, batch and threads of its latencies, in words."""
+    chosen: str
+    """Name of the chosen variant; missing when there is none."""
 
 
 class Details(TypedDict, total=False):
@@ -34,9 +65,8 @@ class Details(TypedDict, total=False):
 
     curves: dict[str, list[Epoch]]
     """By model."""
-    trials: list[TrialPoint]
-    parent: TrialPoint
-    """The searched model in eager fp32."""
+    targets: dict[str, Searched]
+    """By name; the first is shown at first."""
     max_drop: float
     """Of the promise."""
     larger_is_better: bool

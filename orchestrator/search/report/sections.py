@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.search.report import text
 from orchestrator.search.report.plots import SERIES
-from orchestrator.search.report.schema import Details, TrialPoint
+from orchestrator.search.report.schema import Details, Searched, TrialPoint
 from orchestrator.search.report.text import safe
 
 _KINDS = {"parallel": "parallel", "sequential": "cascade", "weighted_mix": "weighted mix"}
@@ -18,7 +18,7 @@ def metric_name(summary: Mapping[str, Any]) -> str:
     for group in ("models", "ensembles"):
         for item in summary.get(group, {}).values():
             return str(item["metric"]["name"])
-    return "accuracy"
+    return str(summary.get("metric", "accuracy"))
 
 
 def header(summary: Mapping[str, Any], details: Details) -> str:
@@ -67,7 +67,7 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
         (key, "model", item) for key, item in summary.get("models", {}).items()
     ]
     chosen = (summary.get("search") or {}).get("chosen")
-    if chosen:
+    if chosen and "metric" in chosen:
         rows.append((str(chosen["name"]), "chosen variant", chosen))
     rows += [
         (key, _KINDS.get(item["kind"], item["kind"]), item)
@@ -89,23 +89,6 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
         f"The row with the best {text.metric_label(name)} is bold."
     )
     return _section("Models and ensembles", caption, _table(head, body))
-
-
-def front(summary: Mapping[str, Any], details: Details, drawn: bool) -> str:
-    """The search: chart and table of trials."""
-    search = summary.get("search")
-    if not search:
-        return ""
-    trials = details.get("trials", [])
-    failed = sum(trial.get("status") == "failed" for trial in trials)
-    caption = (
-        "Each point is one compressed variant in the execution it would be served in. Quality is on the "
-        "validation part, latency was measured beside its parent in eager fp32. The front is what no other "
-        f"variant beats in quality, latency and bytes at once.{_failed_text(failed)}"
-    )
-    chart = _chart("front", "Metric against latency of every trial; the table below has the numbers")
-    table = _trial_table(search, trials, metric_name(summary))
-    return _section("Search", caption, (chart if drawn else "") + table)
 
 
 def comparison(drawn: bool) -> str:
@@ -209,8 +192,10 @@ def _chosen_tile(summary: Mapping[str, Any], details: Details) -> list[tuple[str
     if not chosen:
         return []
     empty: TrialPoint = {}
-    trial = next((item for item in details.get("trials", []) if item["name"] == chosen["name"]), empty)
-    own, before = trial.get("bytes"), details.get("parent", empty).get("bytes")
+    nothing: Searched = {}
+    first = next(iter(details.get("targets", {}).values()), nothing)
+    trial = next((item for item in first.get("trials", []) if item["name"] == chosen["name"]), empty)
+    own, before = trial.get("bytes"), first.get("parent", empty).get("bytes")
     said = [f"{own / before:.0%} of the bytes"] if own and before else []
     speedup = trial.get("speedup")
     value = f"{text.number(speedup)}\u00d7 as fast" if speedup else safe(chosen["name"])
@@ -248,41 +233,6 @@ def _latency_caption(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     return f"Latency is the median at batch {batch} on {_count(int(threads or 1), 'thread')}."
 
 
-def _trial_table(search: Mapping[str, Any], trials: Sequence[TrialPoint], name: str) -> str:
-    if not trials:
-        return ""
-    on_front = {point["name"] for point in search.get("front") or []}
-    chosen = (search.get("chosen") or {}).get("name")
-    body = "".join(_trial_row(trial, name, on_front, chosen) for trial in trials)
-    head = ["", text.metric_label(name), "latency", "speed-up", "bytes"]
-    return f"<details><summary>All {len(trials)} trials</summary>{_table(head, body)}</details>"
-
-
-def _trial_row(trial: TrialPoint, name: str, on_front: set[str], chosen: str | None) -> str:
-    label = safe(trial["name"])
-    if trial.get("status") == "failed":
-        reason = safe(trial.get("reason", ""))
-        return (
-            f'<tr><td>{label}<span class="tag failed">failed</span></td>'
-            f'<td class="wide" colspan="4">{reason}</td></tr>'
-        )
-    if trial["name"] == chosen:
-        label += '<span class="tag chosen">chosen</span>'
-    elif trial["name"] in on_front:
-        label += '<span class="tag">front</span>'
-    speedup = trial.get("speedup")
-    return (
-        f"<tr><td>{label}<small>{safe(trial.get('execution', ''))}</small></td>"
-        + _cells(
-            text.metric(trial.get("metric"), name),
-            _stacked(text.milliseconds(trial.get("latency_ms")), text.interval(trial.get("latency_ci"))),
-            f"{text.number(speedup)}\u00d7" if speedup else text.NONE,
-            text.size(trial.get("bytes")),
-        )
-        + "</tr>"
-    )
-
-
 def _bar(name: str, shares: Sequence[float], labels: Sequence[str]) -> str:
     colors = [f"var({SERIES[index % len(SERIES)]})" for index in range(len(shares))]
     pieces = "".join(
@@ -310,7 +260,7 @@ def _table(head: Sequence[str], body: str) -> str:
 
 
 def _chart(identifier: str, description: str) -> str:
-    return f'<div class="chart" id="{identifier}" role="img" aria-label="{description}"></div>'
+    return f'<div class="plot" id="{identifier}" role="group" aria-label="{description}"></div>'
 
 
 def _cells(*values: str) -> str:
@@ -324,10 +274,6 @@ def _stacked(value: str, below: str) -> str:
 def _sentence(reason: str) -> str:
     said = safe(reason.strip())
     return said if said.endswith(".") or not said else f"{said}."
-
-
-def _failed_text(failed: int) -> str:
-    return f" {_count(failed, 'trial')} failed; the table says why." if failed else ""
 
 
 def _count(count: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""How numbers and names are written for people. Every function returns text that is safe in HTML."""
+"""How numbers and names are written for people. All but `metric_name` return text that is safe in HTML."""
 
 from __future__ import annotations
 
@@ -31,9 +31,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{min(decimals, 6)}f}"
 
 
+def metric_name(name: str) -> str:
+    """The metric's readable name, of an imported one the function's; not escaped."""
+    return _LABELS.get(name, name.partition(":")[2] or name).replace("_", " ")
+
+
 def metric_label(name: str) -> str:
-    """The metric's readable name; of an imported one the function's."""
-    return safe(_LABELS.get(name, name.partition(":")[2] or name).replace("_", " "))
+    """The metric's readable name, escaped."""
+    return safe(metric_name(name))
 
 
 def metric(value: float | None, name: str) -> str:

@@ -1,0 +1,240 @@
+"""The page for people: what it shows beyond the summary, and how it is written again without a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from orchestrator.compression.audit import audit
+from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
+from orchestrator.config.search import SearchSettings
+from orchestrator.errors import NotFoundError, OrchestratorError
+from orchestrator.measure.intervals import wilson
+from orchestrator.measure.machine import machine
+from orchestrator.measure.quality import larger_is_better
+from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.ensembling import label
+from orchestrator.pipeline.evaluation import Evaluation
+from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.training import curves
+from orchestrator.search.objectives import TrialRow
+from orchestrator.search.report import Details, write_report
+from orchestrator.search.report.schema import Searched, TrialPoint
+
+PAGE = "report.html"
+SOURCE = "report.json"
+"""Beside the page: the summary and details that it was made of."""
+_HERE = "this machine"
+_MOST_AUDITS = 12
+"""Audits that a report makes, of a second or so each: of the chosen variant, then from the fastest on. One on
+record costs nothing."""
+_KNOWN = ("kind", "bytes")
+"""Keys of an audit's record that the panel does not repeat."""
+
+
+def report(
+    run: Run,
+    summary: dict[str, Any],
+    models: dict[str, str],
+    found: Found | None,
+    specs: dict[str, Spec] | None = None,
+    evaluation: Evaluation | None = None,
+) -> None:
+    """Write `report.html`, and beside it all that is needed to write it again."""
+    details = _details(run, models, found, specs or {}, evaluation)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    source = run.folder / SOURCE
+    part = source.with_suffix(".tmp")
+    part.write_text(json.dumps({"summary": summary, "details": details}), encoding="utf-8")
+    part.replace(source)
+    write_report(summary, details, run.folder / PAGE)
+
+
+def report_again(folder: Path) -> dict[str, Any] | None:
+    """Write a run's page from what its folder holds.
+
+    Returns:
+        The summary that the page shows; None when the folder does not hold its source.
+
+    Raises:
+        NotFoundError: the source cannot be read.
+    """
+    source = folder / SOURCE
+    if not source.exists():
+        return None
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+        summary, details = dict(found["summary"]), cast(Details, found["details"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NotFoundError(
+            "the report's source cannot be read", source, "run the run file again: finished work is kept"
+        ) from error
+    write_report(summary, details, folder / PAGE)
+    return summary
+
+
+def searched_summary(run: Run, found: Found) -> dict[str, Any]:
+    """What is known when only the search was asked for: a summary without test figures."""
+    chosen = None
+    if found.chosen is not None and found.verdict is not None:
+        chosen = {
+            "name": found.chosen.name,
+            "digest": found.chosen.digest,
+            "execution": found.chosen.execution,
+            "verdict": found.verdict.plain(),
+        }
+    return {
+        "run": run.config.name,
+        "seed": run.config.seed,
+        "seconds": round(run.progress.seconds, 1),
+        "metric": run.config.metric.name,
+        "machine": machine(),
+        "data": {"digest": run.dataset.digest, **run.dataset.facts},
+        "models": {},
+        "search": {"trials": len(found.rows), "front": [], "chosen": chosen, "reason": found.reason},
+        "ensembles": {},
+        "serving": {},
+    }
+
+
+def _details(
+    run: Run,
+    models: dict[str, str],
+    found: Found | None,
+    specs: Mapping[str, Spec],
+    evaluation: Evaluation | None,
+) -> Details:
+    """What the report shows beyond the summary."""
+    trees = {name: spec.tree for name, spec in specs.items()}
+    more: Details = {
+        "curves": curves(run, models),  # type: ignore[typeddict-item]  # plain records of that shape
+        "larger_is_better": larger_is_better(run.config.metric),
+        "exits": evaluation.exits if evaluation else {},
+        "stages": {
+            name: [label(stage) for stage in tree.stages]
+            for name, tree in trees.items()
+            if isinstance(tree, Sequential)
+        },
+        "weights": {
+            name: {label(member): weight for member, weight in zip(tree.members, tree.weights, strict=True)}
+            for name, tree in trees.items()
+            if isinstance(tree, WeightedMix) and tree.weights is not None
+        },
+        "config": yaml.safe_dump(run.config.plain(), sort_keys=False, allow_unicode=True),
+        "notes": [],
+    }
+    if found is not None and run.config.search is not None:
+        more["max_drop"] = run.config.search.promise.max_drop
+        more["targets"] = _targets(run, run.config.search, found)
+    return more
+
+
+def _targets(run: Run, settings: SearchSettings, found: Found) -> dict[str, Searched]:
+    """The trials by the target that they were measured on; each target has the parent's own figures."""
+    rows: dict[str, list[TrialRow]] = {}
+    for row in found.rows:
+        rows.setdefault(row.target, []).append(row)
+    wanted = [found.chosen, *found.front] if found.chosen else list(found.front)
+    audited = set(list(dict.fromkeys(row.digest for row in wanted))[:_MOST_AUDITS])
+    latency = settings.latency
+    threads = f"{latency.threads} thread{'' if latency.threads == 1 else 's'}"
+    targets: dict[str, Searched] = {}
+    for target, own in rows.items():
+        targets[target or _HERE] = {
+            "trials": [_trial(run, settings, row, audited) for row in own],
+            "setting": f"{machine()['cpu']}, batch {latency.batch}, {threads}",
+        }
+        if found.parent.target == target:
+            targets[target or _HERE]["parent"] = _point(run, found.parent)
+        if found.chosen is not None and found.chosen.target == target:
+            targets[target or _HERE]["chosen"] = found.chosen.name
+    return targets
+
+
+def _trial(run: Run, settings: SearchSettings, row: TrialRow, audited: set[str]) -> TrialPoint:
+    point = _point(run, row)
+    if row.ok and row.violation > 0:
+        point["violations"] = [_violation(row, settings)]
+    plan = _plan(run, row)
+    if plan is not None:
+        point["plan"] = plan
+    if row.digest:
+        verdict = _verdict(run, row)
+        if verdict is not None:
+            point["verdict"] = verdict
+        facts = _audit(run, row.digest, missing=row.digest in audited)
+        if facts is not None:
+            point["audit"] = facts
+    return point
+
+
+def _point(run: Run, row: TrialRow) -> TrialPoint:
+    point = TrialPoint(
+        number=row.number,
+        name=row.name,
+        config=dict(row.config),
+        execution=row.execution,
+        digest=row.digest,
+        status=row.status,
+        reason=row.reason,
+        arm=row.arm,
+        seconds=row.seconds,
+    )
+    if row.status != "failed":
+        point["metric"], point["bytes"] = row.metric, row.bytes
+        point["drop"], point["drop_bound"] = row.drop, row.drop_bound
+        if run.config.metric.name == "accuracy":
+            count = len(run.dataset.part("validation").ids)
+            point["metric_ci"] = wilson(row.metric * count, count)
+    if row.ok:
+        point["latency_ms"], point["latency_ci"] = row.latency_ms, row.latency_ci
+        point["speedup"], point["speedup_ci"] = row.speedup, row.speedup_ci
+    return point
+
+
+def _violation(row: TrialRow, settings: SearchSettings) -> str:
+    allowed = settings.promise.max_drop
+    if row.drop > allowed:
+        return f"drops by {row.drop:.4f} on validation, more than the allowed {allowed:g}"
+    return f"exceeds a constraint by {row.violation:.4g}"
+
+
+def _plan(run: Run, row: TrialRow) -> list[dict[str, Any]] | None:
+    """The row's own plan, else that of its artifact; None where neither is known."""
+    if row.plan:
+        return [dict(step) for step in row.plan]
+    if not row.digest or not run.store.has(row.digest):
+        return None
+    return [step.plain() for step in run.store.manifest(row.digest).plan]
+
+
+def _verdict(run: Run, row: TrialRow) -> dict[str, Any] | None:
+    """The contract part's answer, where this variant was looked at in this execution."""
+    look = {"kind": "look", "execution": row.execution, "data": run.dataset.digest}
+    found = [record for record in run.store.records(row.digest) if look.items() <= record.items()]
+    return _last(found)
+
+
+def _audit(run: Run, digest: str, *, missing: bool) -> dict[str, Any] | None:
+    """Facts about an artifact from its record; a `missing` one is made now, None where that fails."""
+    known = _last([record for record in run.store.records(digest) if record.get("kind") == "audit"])
+    if known is None and missing:
+        run.progress("report", f"looking into {digest[:12]}")
+        try:
+            known = audit(run.store, digest, allowed=run.allowed)
+        except (
+            OrchestratorError,
+            RuntimeError,
+            ValueError,
+        ):  # facts for reading: a run does not end for them
+            return None
+        run.store.add_record(digest, {"kind": "audit", **known})
+    return None if known is None else {name: value for name, value in known.items() if name not in _KNOWN}
+
+
+def _last(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return records[-1] if records else None
