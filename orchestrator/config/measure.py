@@ -42,3 +42,14 @@ class LatencySettings(Settings):
     """Repeated blocks; the interval is the bootstrap interval of their median."""
     block_ms: float = Field(20.0, gt=0)
     """Length of one block; the call is repeated to fill it."""
+
+
+class Target(LatencySettings):
+    """What variants are measured for: a kind of machine, and how they are called there."""
+
+    isa: Literal["native", "avx2"] = "native"
+    """Instructions that kernels may use: all of the machine's, or AVX2 alone as a stand-in for a small
+    device."""
+    resource: str | None = None
+    """Custom Ray resource that quiet nodes of the target's kind offer; a measurement holds one unit of it
+    alone. Without it the machine of the search is measured, between batches of trials."""

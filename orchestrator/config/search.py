@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
-from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.config.measure import Execution, Target
 from orchestrator.config.space import Space, every_precision, grid
 from orchestrator.config.steps import EXECUTIONS, Distill
 
@@ -67,7 +67,10 @@ class SearchSettings(Settings):
     executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
     """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
     a variant; OpenVINO needs its package."""
-    latency: LatencySettings = LatencySettings()
+    latency: Target = Target()
+    """What the search minimizes latency on."""
+    targets: dict[str, Target] = Field(default_factory=dict)
+    """Further targets by name: at the end all variants are measured there, too; each has its own front."""
     early_stop: EarlyStop | None = None
     """Which trials lose their remaining epochs; all finish when not given. What is stopped depends on which
     trial reports first, so two searches may differ."""

@@ -9,8 +9,10 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.config.measure import LatencySettings
+from orchestrator.config.measure import Target
+from orchestrator.errors import ResourceError
 from orchestrator.measure.artifacts import Subject, measure_artifacts
+from orchestrator.measure.machine import HELD_TO
 from orchestrator.store.store import Store
 
 
@@ -24,15 +26,22 @@ class BenchActor:
     def measure(
         self, baseline: str, subjects: Sequence[Subject], settings: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """As `measure_artifacts`; `settings` are `LatencySettings` as plain values."""
+        """As `measure_artifacts`; `settings` are a `Target` as plain values."""
         wanted = [(digest, execution) for digest, execution in subjects]
-        return measure_artifacts(
-            self._store, baseline, wanted, LatencySettings(**settings), allowed=self._allowed
-        )
+        return measure_artifacts(self._store, baseline, wanted, Target(**settings), allowed=self._allowed)
+
+
+AVX2 = {HELD_TO: "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+"""Environment of a process whose kernels keep to AVX2; read when torch is loaded."""
 
 
 def start(
-    store: str, *, cpus: float = 1, allowed: Collection[str] = (), name: str | None = None
+    store: str,
+    *,
+    cpus: float = 1,
+    allowed: Collection[str] = (),
+    name: str | None = None,
+    target: Target | None = None,
 ) -> ActorHandle[BenchActor]:
     """Start the actor in a running Ray.
 
@@ -43,10 +52,31 @@ def start(
         cpus: Cores that it holds while it lives; at least the threads that are measured.
         allowed: Import paths that artifacts may be built from.
         name: To find it again by.
+        target: Says on which nodes, and with which instructions; on this machine's kind with all of them when
+            not given.
+
+    Raises:
+        ResourceError: no node offers the target's resource.
     """
+    target = target or Target()
     # Without reserved cores Ray could put it on a head that does no work.
     largest = max(ray.nodes(), key=lambda node: float(node["Alive"]) * node["Resources"].get("CPU", 0.0))
-    place = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
-    options = {"num_cpus": cpus, "name": name, "max_restarts": 1, "scheduling_strategy": place}
+    options: dict[str, Any] = {"num_cpus": cpus, "name": name, "max_restarts": 1}
+    if target.resource is None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
+    else:
+        _check_offered(target.resource)
+        options["resources"] = {target.resource: 1}
+    if target.isa == "avx2":
+        options["runtime_env"] = {"env_vars": AVX2}
     handle = ray.remote(BenchActor).options(**options).remote(store, sorted(allowed))
     return cast("ActorHandle[BenchActor]", handle)
+
+
+def _check_offered(resource: str) -> None:
+    if ray.cluster_resources().get(resource, 0.0) < 1:
+        raise ResourceError(
+            "no node offers the resource of the target",
+            resource,
+            f"start a quiet node of that kind with `ray start --resources '{{\"{resource}\": 1}}'`",
+        )

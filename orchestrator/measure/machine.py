@@ -16,6 +16,9 @@ ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", 
 """Instruction sets that kernels of torch choose by, as Linux names them."""
 LIBRARIES = ("torch", "torchao", "numpy")
 
+HELD_TO = "ATEN_CPU_CAPABILITY"
+"""Environment variable that keeps torch's kernels to fewer instructions than the machine has."""
+
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -25,7 +28,7 @@ def machine() -> dict[str, Any]:
     """Facts of this machine as plain JSON: nothing that names the host or a path.
 
     Keys: `cpu`, `cores` (that this process may use), `isa`, `governor` (None where the system hides it),
-    `memory_bytes`, `system`, `versions`.
+    `memory_bytes`, `system`, `versions`; `held_to` where kernels may not use all instructions.
     """
     return dict(_machine())
 
@@ -41,6 +44,7 @@ def _machine() -> dict[str, Any]:
         "memory_bytes": memory_bytes(_read(_MEMINFO)),
         "system": platform.system(),
         "versions": {"python": platform.python_version(), **library_versions()},
+        **({"held_to": held} if (held := os.environ.get(HELD_TO)) else {}),
     }
 
 

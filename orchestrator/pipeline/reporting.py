@@ -11,6 +11,7 @@ import yaml
 
 from orchestrator.compression.audit import audit
 from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
+from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.intervals import wilson
@@ -21,7 +22,7 @@ from orchestrator.pipeline.ensembling import label
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
 from orchestrator.pipeline.training import curves
-from orchestrator.search.objectives import TrialRow
+from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import Searched, TrialPoint
 
@@ -134,31 +135,37 @@ def _details(
 
 
 def _targets(run: Run, settings: SearchSettings, found: Found) -> dict[str, Searched]:
-    """The trials by the target that they were measured on; each target has the parent's own figures."""
-    rows: dict[str, list[TrialRow]] = {}
-    for row in found.rows:
-        rows.setdefault(row.target, []).append(row)
+    """The trials and arms by the target that they were measured on."""
     wanted = [found.chosen, *found.front] if found.chosen else list(found.front)
     audited = set(list(dict.fromkeys(row.digest for row in wanted))[:_MOST_AUDITS])
-    latency = settings.latency
-    threads = f"{latency.threads} thread{'' if latency.threads == 1 else 's'}"
+    everything = {_HERE: (settings.latency, (*found.rows, *found.arms))}
+    everything |= {name: (settings.targets[name], rows) for name, rows in found.elsewhere.items()}
     targets: dict[str, Searched] = {}
-    for target, own in rows.items():
-        targets[target or _HERE] = {
-            "trials": [_trial(run, settings, row, audited) for row in own],
-            "setting": f"{machine()['cpu']}, batch {latency.batch}, {threads}",
+    for name, (target, rows) in everything.items():
+        parent = next((row for row in rows if row.number == PARENT), None)
+        targets[name] = {
+            "trials": [_trial(run, settings, row, audited) for row in rows if row is not parent],
+            "setting": _setting(target),
         }
-        if found.parent.target == target:
-            targets[target or _HERE]["parent"] = _point(run, found.parent)
-        if found.chosen is not None and found.chosen.target == target:
-            targets[target or _HERE]["chosen"] = found.chosen.name
+        if parent is not None and parent.ok:
+            targets[name]["parent"] = _point(run, parent)
+        if found.chosen is not None:
+            targets[name]["chosen"] = found.chosen.name
     return targets
+
+
+def _setting(target: Target) -> str:
+    """Machine, batch and threads in words."""
+    threads = f"{target.threads} thread{'' if target.threads == 1 else 's'}"
+    held = "" if target.isa == "native" else f", held to {target.isa.upper()}"
+    where = machine()["cpu"] if target.resource is None else f"a node with {target.resource}"
+    return f"{where}{held}, batch {target.batch}, {threads}"
 
 
 def _trial(run: Run, settings: SearchSettings, row: TrialRow, audited: set[str]) -> TrialPoint:
     point = _point(run, row)
-    if row.ok and row.violation > 0:
-        point["violations"] = [_violation(row, settings)]
+    if row.ok and not row.feasible:
+        point["violations"] = _violations(row, settings)
     plan = _plan(run, row)
     if plan is not None:
         point["plan"] = plan
@@ -196,11 +203,15 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
     return point
 
 
-def _violation(row: TrialRow, settings: SearchSettings) -> str:
+def _violations(row: TrialRow, settings: SearchSettings) -> list[str]:
+    """A sentence for each limit that the row does not keep."""
     allowed = settings.promise.max_drop
-    if row.drop > allowed:
-        return f"drops by {row.drop:.4f} on validation, more than the allowed {allowed:g}"
-    return f"exceeds a constraint by {row.violation:.4g}"
+    said = {
+        "max_drop": f"drops by {row.drop:.4f} on validation, more than the allowed {allowed:g}",
+        "max_latency_ms": f"takes {row.latency_ms:.3g} ms, more than {settings.max_latency_ms}",
+        "max_bytes": f"has {row.bytes:,} bytes, more than {settings.max_bytes}",
+    }
+    return [said[name] for name, beyond in row.violations.items() if beyond > 0]
 
 
 def _plan(run: Run, row: TrialRow) -> list[dict[str, Any]] | None:

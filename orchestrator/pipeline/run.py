@@ -107,7 +107,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     if until == "train":
         return {"run": name, "models": models}
     variants = compress_variants(run, models)
-    found = search(run, models)
+    found = search(run, models, fresh=fresh)
     if until == "search":
         if found:
             report(run, searched_summary(run, found), models, found)

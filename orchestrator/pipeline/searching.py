@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
+from dataclasses import dataclass, field, replace
 
 from orchestrator.config.ensemble import Member
+from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import OrchestratorError, SearchError
-from orchestrator.measure import bench_actor
-from orchestrator.measure.artifacts import Subject, recorded_latency
+from orchestrator.errors import ConfigError, NotFoundError, SearchError
+from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.promise import Verdict, non_inferior
+from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.measuring import Measurer
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
+from orchestrator.search.arms import EAGER, MEMBER
 from orchestrator.search.choose import choose
+from orchestrator.search.ledger import Ledger, difference, read
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
 from orchestrator.search.ray_search import run_search
-from orchestrator.search.trial import TrialJob, parent_row
+from orchestrator.search.trial import TrialJob, parent_row, study_settings
+
+_MEMBER_NUMBER = -1000
+"""Of the row of the best single member, which is no trial."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Found:
     verdict: Verdict | None
     """The contract part's answer about the preselected variant."""
     reason: str
+    arms: tuple[TrialRow, ...] = ()
+    """The honest arms, the parent first; those that failed carry their reason."""
+    elsewhere: dict[str, tuple[TrialRow, ...]] = field(default_factory=dict)
+    """By further target: every variant and arm that finished, as measured there."""
 
     def member(self, name: str) -> Member:
         """`chosen` or `fastest` as an ensemble's member; the parent where none qualified."""
@@ -48,23 +55,25 @@ class Found:
         return Member(name=name, digest=row.digest, execution=row.execution)
 
 
-def search(run: Run, models: dict[str, str]) -> Found | None:
+def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | None:
     """Search variants of the parent model; None when the run file asks for no search.
 
     Trials and latencies that are in the store are not repeated.
 
     Raises:
+        ConfigError: the run's search had other settings before, and not `fresh`.
         SearchError: no trial finished.
     """
     settings = run.config.search
     if settings is None:
         return None
     job = _job(run, settings, models[settings.parent])
-    with closing(_Measurer(run, job)) as measurer:
+    _claim(run, job, fresh)
+    with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
         watch = SearchWatch(run, parent, settings.trials)
-        rows = run_search(
+        rows, arms = run_search(
             job,
             parent,
             measure=measurer,
@@ -74,17 +83,84 @@ def search(run: Run, models: dict[str, str]) -> Found | None:
             storage=run.folder / "tune",
             connect=run.cluster,
         )
-    finished = [row for row in rows if row.ok]
-    if not finished:
+        arms = [parent, *arms, *measurer(best_member(run, job, models))]
+    finished = [row for row in (*rows, *arms) if row.ok]
+    if not any(row.ok for row in rows):
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
-    points = [Point(-row.drop, row.latency_ms, row.bytes) for row in finished]
-    best = _distinct([finished[index] for index in front(points)])
-    choice = choose(rows, parent, settings.promise, lambda row: _look(run, job, row))
+    best = front_of(finished)
+    candidates = [row for row in (*rows, *arms) if row.arm not in (EAGER, MEMBER)]
+    choice = choose(candidates, parent, settings.promise, lambda row: _look(run, job, row))
     run.progress("search", choice.reason)
     record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
     run.name_artifact("fastest", best[0].digest)
     run.name_artifact("chosen", (choice.row or parent).digest)
-    return Found(parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason)
+    elsewhere = {
+        name: _on_target(run, job, name, target, finished) for name, target in settings.targets.items()
+    }
+    return Found(
+        parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason, tuple(arms), elsewhere
+    )
+
+
+def front_of(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The measured rows that are best in metric, latency and bytes, fastest first.
+
+    Several trials may have led to one artifact in one execution; the first stands for them.
+    """
+    points = [Point(-row.drop, row.latency_ms, row.bytes) for row in rows]
+    found: dict[Subject, TrialRow] = {}
+    for row in (rows[index] for index in front(points)):
+        found.setdefault((row.digest, row.execution), row)
+    return list(found.values())
+
+
+def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRow]:
+    """The honest arm of the best other model of the run, without its latency; none if there is none."""
+    dataset, metric = run.dataset, job.metric
+    targets = dataset.part("validation").targets
+    before = score(metric, run.outputs(Member(name="parent", digest=job.parent), "validation"), targets)
+    sign = 1 if larger_is_better(metric) else -1
+    rows: list[TrialRow] = []
+    for name, digest in models.items():
+        if digest == job.parent:
+            continue
+        value = score(
+            metric, run.outputs(Member(name=name, digest=digest), "validation"), targets, allowed=job.allowed
+        )
+        size = run.store.artifact_bytes(digest)
+        row = TrialRow(_MEMBER_NUMBER, name, "eager", digest=digest, metric=value, bytes=size, arm=MEMBER)
+        rows.append(replace(row, drop=sign * (before - value)).limited(job.search))
+    return sorted(rows, key=lambda row: (row.drop, row.bytes))[:1]
+
+
+def _claim(run: Run, job: TrialJob, fresh: bool) -> None:
+    """Keep the run's name for this study, so that its settings do not change without a word.
+
+    Raises:
+        ConfigError: the run's search had other settings; more or fewer trials are the same search.
+    """
+    name, settings = f"{run.config.name}/study", study_settings(job)
+    key = Ledger(run.store, settings).key
+    try:
+        before = run.store.ref(name)
+    except NotFoundError:
+        before = key
+    if before != key and not fresh:
+        changed = difference(read(run.store, before)[0], settings)
+        raise ConfigError(
+            "this run's search had other settings", changed, "take another run name, or pass --fresh"
+        )
+    run.store.set_ref(name, key)
+
+
+def _on_target(
+    run: Run, job: TrialJob, name: str, target: Target, rows: Sequence[TrialRow]
+) -> tuple[TrialRow, ...]:
+    """The same variants measured on another target; those that cannot run there are failed."""
+    run.progress("search", f"measuring {len(rows)} variants for the target {name}")
+    with closing(Measurer(run, job.parent, target, name)) as measurer:
+        found = measurer([replace(row, status="evaluated") for row in rows])
+    return tuple(row if row.status == "failed" else row.limited(job.search) for row in found)
 
 
 def _job(run: Run, settings: SearchSettings, parent: str) -> TrialJob:
@@ -98,55 +174,6 @@ def _job(run: Run, settings: SearchSettings, parent: str) -> TrialJob:
         seed=run.config.seed,
         allowed=tuple(sorted(run.allowed)),
     )
-
-
-class _Measurer:
-    """Adds latencies to rows: recorded ones, or measured by an actor that starts when first needed."""
-
-    def __init__(self, run: Run, job: TrialJob) -> None:
-        self._run, self._job = run, job
-        self._actor: Any = None
-
-    def __call__(self, rows: Sequence[TrialRow]) -> list[TrialRow]:
-        subjects: list[Subject] = [(row.digest, row.execution) for row in rows]
-        return [_with_latency(row, record) for row, record in zip(rows, self._records(subjects), strict=True)]
-
-    def _records(self, subjects: list[Subject]) -> list[dict[str, Any]]:
-        settings = self._job.search.latency
-        known = [
-            recorded_latency(self._run.store, subject, settings, self._job.parent) for subject in subjects
-        ]
-        if all(known):
-            return [record for record in known if record is not None]
-        if self._actor is None:
-            self._run.cluster()
-            # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
-            self._actor = bench_actor.start(str(self._run.store.root), cpus=0, allowed=self._run.allowed)
-        try:
-            records: list[dict[str, Any]] = ray.get(
-                self._actor.measure.remote(self._job.parent, subjects, settings.plain())
-            )
-        except RayTaskError as error:
-            if isinstance(error.cause, OrchestratorError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise SearchError("the latencies could not be measured", reason, "run again") from error
-        return records
-
-    def close(self) -> None:
-        """End the actor, if there is one."""
-        if self._actor is not None:
-            ray.kill(self._actor)
-
-
-def _with_latency(row: TrialRow, record: dict[str, Any]) -> TrialRow:
-    if "error" in record:
-        return row.failed(str(record["error"]))
-    low, high = record["ci"]
-    slow, fast = record["ratio_ci"]
-    return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast))
 
 
 def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:
@@ -165,14 +192,6 @@ def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:
     if not any(look.items() <= record.items() for record in run.store.records(row.digest)):
         run.store.add_record(row.digest, {**look, "part": "contract", **verdict.plain()})
     return verdict
-
-
-def _distinct(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Several trials may have led to one artifact in one execution; the first stands for them."""
-    found: dict[Subject, TrialRow] = {}
-    for row in rows:
-        found.setdefault((row.digest, row.execution), row)
-    return list(found.values())
 
 
 def _figures(row: TrialRow, run: Run) -> str:

@@ -12,7 +12,9 @@ from rich.table import Table
 from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
-from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.searching import Found, front_of
+from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.pareto import Point, hypervolume
 
 SCHEMA = 1
 TABLE_WIDTH = 118
@@ -28,6 +30,7 @@ def summarize(
         "front": evaluation.front,
         "chosen": evaluation.chosen,
         "reason": found.reason if found else "the run file has no search",
+        **(_beside(found) if found else {}),
     }
     return {
         "schema": SCHEMA,
@@ -40,6 +43,35 @@ def summarize(
         "search": searched,
         "ensembles": evaluation.ensembles,
         "serving": served,
+    }
+
+
+def _beside(found: Found) -> dict[str, Any]:
+    """How good the front is, what it has to beat, and what the chosen variant costs on other targets."""
+    points = [Point(-row.drop, row.latency_ms, row.bytes) for row in found.front]
+    return {
+        "hypervolume": hypervolume(points, parent_gain=0.0, parent_latency_ms=found.parent.latency_ms),
+        "arms": [
+            {"arm": row.arm, "name": row.name, "execution": row.execution, "status": row.status}
+            | ({"drop": row.drop, "latency_ms": row.latency_ms, "bytes": row.bytes} if row.ok else {})
+            for row in found.arms
+        ],
+        "targets": {name: _target(found, rows) for name, rows in found.elsewhere.items()},
+    }
+
+
+def _target(found: Found, rows: tuple[TrialRow, ...]) -> dict[str, Any]:
+    """A further target's front, its own best, and how much slower the chosen variant is there than that."""
+    feasible = [row for row in rows if row.feasible and row.number != PARENT]
+    best = min(feasible, key=lambda row: (row.latency_ms, row.drop), default=None)
+    chosen = next(
+        (row for row in rows if row.ok and found.chosen and row.number == found.chosen.number), None
+    )
+    return {
+        "front": [row.name for row in front_of([row for row in rows if row.ok])],
+        "best": best.name if best else None,
+        "chosen_loss": chosen.latency_ms / best.latency_ms - 1 if chosen and best else None,
+        "failed": {row.name: row.reason for row in rows if row.status == "failed"},
     }
 
 

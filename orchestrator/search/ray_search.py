@@ -90,7 +90,7 @@ def run_search(
         BatchStudy(job.search, job.seed),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=looked_up,
-        measure=measure,
+        measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
         arms=_arms(job.search),
         ledger=Ledger(store, study_settings(job)),

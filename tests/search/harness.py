@@ -8,8 +8,8 @@ from pathlib import Path
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.search import SearchSettings
-from orchestrator.search.objectives import TrialRow
 from orchestrator.search.batches import BatchSearch, Driver
+from orchestrator.search.objectives import TrialRow
 from orchestrator.search.ray_tune import drive
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
