@@ -74,6 +74,8 @@ class SearchSettings(Settings):
     early_stop: EarlyStop | None = None
     """Which trials lose their remaining epochs; all finish when not given. What is stopped depends on which
     trial reports first, so two searches may differ."""
+    arms: bool = True
+    """Also evaluate what anybody would try first (`search/arms.py`); the compiler takes seconds for two of them."""
     small: Distill | None = None
     """A small net that the search must beat: trained by plain distillation and from labels alone."""
     promise: Promise = Promise()

@@ -63,7 +63,8 @@ class SearchWatch:
 
     def row(self, row: TrialRow) -> None:
         """A trial that ended, or was measured after that."""
-        self._rows[row.number] = row
+        if row.number >= 0:  # arms are no trials
+            self._rows[row.number] = row
         self._tell(trial_line(row, self._total, self._run), row)
 
     def epoch(self, name: str, report: EpochReport) -> None:
@@ -149,9 +150,11 @@ def event_text(run: Run, name: str, event: TrainingEvent) -> str:
 
 def trial_line(row: TrialRow, trials: int, run: Run) -> str:
     """A trial in one line."""
-    head = f"trial {row.number + 1} of {trials}: {row.name}"
+    head = f"arm {row.name}" if row.number < 0 else f"trial {row.number + 1} of {trials}: {row.name}"
     if row.status == "failed":
         return f"{head} failed: {row.reason}"
+    if row.status == "stopped":
+        return f"{head} {row.reason}: {run.config.metric.label} {row.metric:.4f}"
     if row.status == "evaluated":
         metric = run.config.metric.label
         return f"{head}: {metric} {row.metric:.4f}, drop {row.drop:+.4f}, {row.bytes:,} bytes"

@@ -74,27 +74,8 @@ def run_search(
     """
     if not parent.ok:
         raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
-    store, epochs, judge = Store(job.store), _Epochs(on_epoch), _Judge(job)
-
-    def told(row: TrialRow) -> None:
-        epochs.tell()  # they come before how the trial ended
-        on_event(row)
-
-    def looked_up(config: Config) -> Outcome | None:
-        outcome = known(store, job, config)
-        if outcome is not None:
-            judge.learn(config, outcome)
-        return outcome
-
-    search = BatchSearch(
-        BatchStudy(job.search, job.seed),
-        to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
-        lookup=looked_up,
-        measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
-        on_event=told,
-        arms=_arms(job.search),
-        ledger=Ledger(store, study_settings(job)),
-    )
+    epochs, judge = _Epochs(on_epoch), _Judge(job)
+    search = _search(job, measure, on_event, epochs, judge)
 
     def poll() -> None:
         epochs.tell()
@@ -113,6 +94,33 @@ def run_search(
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
     return Searched(search.rows, search.arms)
+
+
+def _search(
+    job: TrialJob, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge
+) -> BatchSearch:
+    """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
+    store = Store(job.store)
+
+    def told(row: TrialRow) -> None:
+        epochs.tell()  # they come before how the trial ended
+        on_event(row)
+
+    def looked_up(config: Config) -> Outcome | None:
+        outcome = known(store, job, config)
+        if outcome is not None:
+            judge.learn(config, outcome)
+        return outcome
+
+    return BatchSearch(
+        BatchStudy(job.search, job.seed),
+        to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
+        lookup=looked_up,
+        measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
+        on_event=told,
+        arms=_arms(job.search) if job.search.arms else (),
+        ledger=Ledger(store, study_settings(job)),
+    )
 
 
 def run_trial(config: dict[str, Any]) -> dict[str, float]:

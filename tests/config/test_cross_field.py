@@ -123,9 +123,15 @@ def test_the_metric_fits_the_task() -> None:
         ("models.big.resources.workers=[3, 2]", "workers must be at least 1"),
         ("models.big.model={factory: resnet, kwargs: {depth: 9}}", "depth must be 6n + 2"),
         ("models.big.model={factory: vit, kwargs: {dim: 30}}", "dim (30) must be a multiple of heads (4)"),
-        ("search.space.amount={kind: choice, values: [1.5]}", "amount is a share of channels"),
-        ("search.space.amount={kind: uniform, low: 0.5, high: 0.1}", "low (0.5) must not exceed high (0.1)"),
-        ("search.space.temperature={kind: choice, values: [0]}", "temperature must be > 0"),
+        (
+            "search.space.plan=[{kind: prune_channels, amount: {choice: [1.5]}}]",
+            "search.space: prune_channels.amount: Input should be less than 1",
+        ),
+        ("search.space.plan=[{kind: bf16}, {kind: recover}]", "'recover' cannot follow 'bf16' in a plan"),
+        (
+            "search={sampler: grid, space: {plan: [{kind: clip, percentile: {range: [99.0, 99.9]}}]}}",
+            "a step",
+        ),
         ("data={kind: parquet, train: a, input: x, features: [y]}", "not both"),
         ("data={kind: parquet, train: a, target: [x, y]}", "one target column"),
     ],

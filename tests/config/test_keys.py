@@ -17,7 +17,7 @@ from tests.config.toys import model, refused
         ({"data": {"kind": "parquet", "train": "a", "rot": "b"}}, "data.rot", "root"),
         ({"models": {"a": {"modle": {}}}}, "models.a.modle", "model"),
         ({"models": {"a": model(training={"epoch": 3})}}, "models.a.training.epoch", "epochs"),
-        ({"search": {"parent": "big", "space": {"amout": {}}}}, "search.space.amout", "amount"),
+        ({"search": {"parent": "big", "space": {"plam": []}}}, "search.space.plam", "plan"),
         (
             {"ensembles": {"x": {"kind": "parallel", "member": ["big", "small"]}}},
             "ensembles.x.member",

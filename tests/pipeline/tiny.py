@@ -12,6 +12,7 @@ import yaml
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.store.store import Store
+from tests.search.spaces import small
 
 MODELS = ("teacher", "small")
 ENSEMBLES = {"average": "parallel", "mix": "weighted_mix", "cascade": "sequential"}
@@ -59,13 +60,10 @@ def values(port: int) -> dict[str, Any]:
             "parent": "teacher",
             "trials": TRIALS,
             "batch": 2,
-            "space": {
-                "amount": {"kind": "choice", "values": [0.0, 0.25, 0.5]},
-                "criterion": ["l2"],
-                "precision": ["fp32", "bf16"],
-                "temperature": {"kind": "choice", "values": [4.0]},
-            },
-            "recovery": {"training": {"epochs": 1, "batch_size": 64, "loss": {"kind": "distillation"}}},
+            "space": small(
+                training={"epochs": 1, "batch_size": 64, "loss": {"kind": "distillation"}}
+            ).plain(),
+            "arms": False,
             "executions": ["lowered", "eager"],
             "latency": {"blocks": 5, "block_ms": 2},
             "promise": {"max_drop": 0.5},

@@ -188,7 +188,9 @@ def test_one_name_may_be_shared_but_not_mean_two_things() -> None:
 
 def test_a_list_or_a_null_may_be_an_option() -> None:
     settings = of([{"kind": "recover", "training": {"patience": {"choice": [None, 2]}}}])
-    first, second = grid(settings.space) or ()
+    found = grid(settings.space)
+    assert found is not None
+    first, second = found
     assert first == {"recover.training.patience": "none"}
     assert space.plan_of(first, settings) == (Recovery.model_validate({"training": {"patience": None}}),)
     assert second == {"recover.training.patience": 2}

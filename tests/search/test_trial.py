@@ -19,6 +19,7 @@ from orchestrator.runtime.outputs import outputs_on
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
+from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
@@ -175,7 +176,7 @@ def test_a_removed_artifact_is_made_again(job: TrialJob, tmp_path: Path) -> None
 def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> None:
     """All its trials are in the store: no Ray is running here, and none is started."""
     small = SearchSettings.model_validate(
-        {**job.search.plain(), "trials": 6, "batch": 3, "space": SMALL.plain()}
+        {**job.search.plain(), "trials": 6, "batch": 3, "space": SMALL.plain(), "arms": False}
     )
     known = job.model_copy(update={"search": small})
     parent = trial.parent_row(job, "teacher").measured(1.0, (1.0, 1.0), 1.0, (1.0, 1.0))
@@ -188,7 +189,7 @@ def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> No
                 for suggestion, outcome in zip(batch, outcomes, strict=True)
             ]
         )
-    rows = run_search(
+    rows, arms = run_search(
         known,
         parent,
         measure=lambda rows: [measured(row) for row in rows],
@@ -198,6 +199,8 @@ def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> No
     )
     assert [row.number for row in rows] == list(range(len(rows)))
     assert all(row.ok for row in rows)
+    assert not arms
+    assert Ledger(Store(known.store), trial.study_settings(known)).rows() == rows
     with pytest.raises(SearchError, match="no latency"):
         run_search(
             known, parent.failed("cannot run"), measure=list, on_event=lambda _: None, storage=tmp_path
