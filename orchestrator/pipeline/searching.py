@@ -87,8 +87,8 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     finished = [row for row in (*rows, *arms) if row.ok]
     if not any(row.ok for row in rows):
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
-    best = front_of(finished)
     candidates = [row for row in (*rows, *arms) if row.arm not in (EAGER, MEMBER)]
+    best = front_of([row for row in candidates if row.ok])
     choice = choose(candidates, parent, settings.promise, lambda row: _look(run, job, row))
     run.progress("search", choice.reason)
     record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
