@@ -33,6 +33,7 @@ def section(summary: Mapping[str, Any], details: Details, name: str) -> str:
     parts = (
         "<h2>Search</h2>",
         f'<p class="caption">{_caption(details)}</p>',
+        '<noscript><p class="caption">The charts and the table of trials need scripts.</p></noscript>',
         _switch(targets),
         _FRONT,
         _PARALLEL,
@@ -73,7 +74,8 @@ def _switch(targets: Mapping[str, Searched]) -> str:
 
 _FRONT = (
     '<div class="beside"><div><div id="front" class="plot"></div><p id="front-note" class="caption"></p>'
-    '<ul id="front-key" class="key"></ul></div><aside id="detail" aria-label="Selected trial"></aside></div>'
+    '<ul id="front-key" class="key"></ul></div><div><aside id="detail" aria-label="Selected trial">'
+    "</aside></div></div>"
     '<p id="said" class="unseen" role="status"></p>'
 )
 _PARALLEL = (
