@@ -97,6 +97,7 @@ def execute(
         if until == "search":
             if found:
                 report(run, searched_summary(run, found), models, found)
+                run.progress("search", f"report: {run.folder / PAGE}")
             chosen = found.chosen.digest if found and found.chosen else None
             digests = {name: member.digest for name, member in variants.items()}
             return {"run": config.name, "models": models, "variants": digests, "chosen": chosen}

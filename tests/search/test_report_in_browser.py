@@ -214,10 +214,10 @@ def test_little_is_no_error(tmp_path: Path) -> None:
     failed = fake.trials()[-1:]
     details["targets"] = {"none": {"trials": failed}, "one": {"trials": fake.trials()[:1]}}
     probe = """
-    const first = shown("#front");
+    const first = [shown("#front"), all("#settings-part[hidden]").length, shown("#count")];
     all("#targets button")[1].click();
-    report([first, all("#front .point").length, shown("[data-target=one] .objectives")]);"""
+    report([...first, all("#front .point").length, shown("div[data-target=one] .caption")]);"""
     found = show(tmp_path, details, probe=probe)
     assert "No trial finished" in found.probe[0]
-    assert found.probe[1] == 1
-    assert "too few" in found.probe[2]
+    assert found.probe[1:4] == [1, "1 trial", 1]
+    assert "too few" in found.probe[4]

@@ -56,10 +56,11 @@ const parallelChart = (box, chips, report) => {
 
   const redraw = () => {
     axes = axesOf(report);
+    byId("settings-part").hidden = axes.length < 2;
     if (axes.length < 2) return box.replaceChildren();
     const room = Math.max(box.clientWidth, 280);
     const [left, top, height] = [52, 46, 280];
-    const step = Math.max(88, (room - left - 74) / (axes.length - 1));
+    const step = Math.max(84, (room - left - 74) / (axes.length - 1));
     const width = left + step * (axes.length - 1) + 74;
     const y = (place) => top + (1 - place) * height;
     const lines = shape("g", { class: "lines" });

@@ -104,7 +104,7 @@ const trialTable = ({ table, count, pager, filter, settings }, report) => {
     const all = report.target().trials.length;
     page = Math.max(0, Math.min(page, Math.ceil(order.length / PAGE) - 1));
     table.replaceChildren(head(), make("tbody", {}, ...order.slice(page * PAGE, (page + 1) * PAGE).map(row)));
-    count.textContent = order.length === all ? `${all} trials` : `${order.length} of ${all} trials`;
+    count.textContent = `${order.length === all ? "" : `${order.length} of `}${all} trial${all === 1 ? "" : "s"}`;
     const pages = Math.ceil(order.length / PAGE);
     pager.hidden = pages < 2;
     pager.replaceChildren(turn(page - 1, "\u2039", "Previous page"), make("span", {}, `page ${page + 1} of ${pages}`), turn(page + 1, "\u203a", "Next page"));
