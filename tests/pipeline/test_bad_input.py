@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.models.build import build
+from orchestrator.pipeline import reporting
 from orchestrator.pipeline import run as pipeline
 from orchestrator.pipeline.context import check_fits
 from orchestrator.runtime.rebuild import tensors_of
@@ -257,7 +258,7 @@ def test_a_full_disk_for_the_report(place: Path, monkeypatch: pytest.MonkeyPatch
     assert imported(place).code == 0
     file = toys.write(place / "run.yaml", models={"mine": {"ref": "digits/mine"}})
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_report", full)
+        patch.setattr(reporting, "write_report", full)
         assert "no space is left on the disk" in command("evaluate", file).sentence(1)
     assert not (place / "toy" / "summary.json").exists()
     before = {path: path.stat().st_mtime_ns for path in (place / "store" / "records").rglob("*.json")}
