@@ -75,7 +75,7 @@ class SearchSettings(Settings):
     """Which trials lose their remaining epochs; all finish when not given. What is stopped depends on which
     trial reports first, so two searches may differ."""
     arms: bool = True
-    """Also evaluate what anybody would try first (`search/arms.py`), which takes some seconds of compiling."""
+    """Also evaluate what anybody would try first (`search/arms.py`); it takes seconds of compiling."""
     small: Distill | None = None
     """A small net that the search must beat: trained by plain distillation and from labels alone."""
     promise: Promise = Promise()

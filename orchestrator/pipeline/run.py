@@ -111,6 +111,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     if until == "search":
         if found:
             report(run, searched_summary(run, found), models, found)
+            run.progress("search", f"report: {run.folder / PAGE}")
         chosen = found.chosen.digest if found and found.chosen else None
         digests = {variant: member.digest for variant, member in variants.items()}
         return {"run": name, "models": models, "variants": digests, "chosen": chosen}

@@ -6,6 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import NamedTuple
 
 import optuna
@@ -17,7 +18,8 @@ FEWEST_TRIALS = 12
 """With fewer finished trials no importance is given."""
 _BEST_SHARE = 0.1
 _FEWEST_BEST = 5
-_SHUFFLES = 40
+_SHUFFLES = 20
+_DEVIATIONS = 3.0
 _LOG_SPAN = 100.0
 
 Value = float | int | str | bool
@@ -133,9 +135,9 @@ def _shares(trials: Sequence[FrozenTrial], losses: Sequence[float]) -> dict[str,
             for name, value in raw(shuffled).items():
                 chance[name].append(value)
     beyond = {
-        name: value - sum(chance[name]) / _SHUFFLES
+        name: value - fmean(chance[name])
         for name, value in found.items()
-        if value > max(chance[name])
+        if value > max(*chance[name], fmean(chance[name]) + _DEVIATIONS * pstdev(chance[name]))
     }
     total = sum(beyond.values())
     return {

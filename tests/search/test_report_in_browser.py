@@ -96,7 +96,7 @@ def test_every_chart_draws(tmp_path: Path) -> None:
           points: all("#front .point").length,
           lines: all("#parallel .line").length,
           rows: all("#trials tbody tr").length,
-          charts: all(".plot svg[role=img]").length,
+          charts: all(".plot svg[aria-label]").length,
           labels: all("#front .label").map((node) => node.textContent),
           detail: shown("#detail"), wide: document.documentElement.scrollWidth,
         });""",
@@ -124,8 +124,11 @@ def test_a_click_on_a_point_and_the_keyboard_open_a_trial(tmp_path: Path) -> Non
         press(plot, "ArrowUp"); press(plot, "Enter");
         const keyed = shown("#detail h3");
         all("#trials tbody tr").at(-1).click();
+        const floating = all("#detail.floating").length;
         const [failed, picked] = [shown("#detail"), all("tr.picked").length];
-        report({ clicked, address, pointed, keyed, failed, picked });""",
+        document.querySelector("#detail .close").click();
+        const closed = [shown("#detail"), location.hash, all("#detail.floating").length];
+        report({ clicked, address, pointed, keyed, floating, failed, picked, closed });""",
     )
     assert "p50-lamp-t4-bf16" in found.probe["clicked"]
     assert "kind: prune_channels" in found.probe["clicked"]
@@ -134,7 +137,10 @@ def test_a_click_on_a_point_and_the_keyboard_open_a_trial(tmp_path: Path) -> Non
     assert "p65-lamp-t4-bf16" in found.probe["pointed"]
     assert found.probe["keyed"] == "p65-lamp-t4-int8_static"
     assert "no linear layer is left whole" in found.probe["failed"]
-    assert found.probe["picked"] == 1
+    # The row is far below the panel's own place.
+    assert (found.probe["picked"], found.probe["floating"]) == (1, 1)
+    assert "Select a trial" in found.probe["closed"][0]
+    assert found.probe["closed"][1:] == ["", 0]
 
 
 def test_filters_sorting_and_targets(tmp_path: Path) -> None:
@@ -208,10 +214,10 @@ def test_little_is_no_error(tmp_path: Path) -> None:
     failed = fake.trials()[-1:]
     details["targets"] = {"none": {"trials": failed}, "one": {"trials": fake.trials()[:1]}}
     probe = """
-    const first = shown("#front");
+    const first = [shown("#front"), all("#settings-part[hidden]").length, shown("#count")];
     all("#targets button")[1].click();
-    report([first, all("#front .point").length, shown("[data-target=one] .objectives")]);"""
+    report([...first, all("#front .point").length, shown("div[data-target=one] .caption")]);"""
     found = show(tmp_path, details, probe=probe)
     assert "No trial finished" in found.probe[0]
-    assert found.probe[1] == 1
-    assert "too few" in found.probe[2]
+    assert found.probe[1:4] == [1, "1 trial", 1]
+    assert "too few" in found.probe[4]

@@ -33,6 +33,7 @@ def section(summary: Mapping[str, Any], details: Details, name: str) -> str:
     parts = (
         "<h2>Search</h2>",
         f'<p class="caption">{_caption(details)}</p>',
+        '<noscript><p class="caption">The charts and the table of trials need scripts.</p></noscript>',
         _switch(targets),
         _FRONT,
         _PARALLEL,
@@ -73,14 +74,15 @@ def _switch(targets: Mapping[str, Searched]) -> str:
 
 _FRONT = (
     '<div class="beside"><div><div id="front" class="plot"></div><p id="front-note" class="caption"></p>'
-    '<ul id="front-key" class="key"></ul></div><aside id="detail" aria-label="Selected trial"></aside></div>'
+    '<ul id="front-key" class="key"></ul></div><div><aside id="detail" aria-label="Selected trial">'
+    "</aside></div></div>"
     '<p id="said" class="unseen" role="status"></p>'
 )
 _PARALLEL = (
-    "<h3>Settings and what they brought</h3>"
+    '<div id="settings-part"><h3>Settings and what they brought</h3>'
     '<p class="caption">One line a trial: the best fifth in the strongest colour, failed ones red. Drag '
     "along an axis to keep only the trials that pass there; the table and the points above follow.</p>"
-    '<div id="parallel" class="scroll"></div><div id="chips"></div>'
+    '<div id="parallel" class="scroll"></div><div id="chips"></div></div>'
 )
 _TRIALS = (
     "<h3>Trials</h3>"
@@ -121,9 +123,12 @@ def _importances(searched: Searched, details: Details, name: str) -> str:
         "(PED-ANOVA), each looked at alone; what could be chance is left out. Shares of one objective add "
         "up to 100&nbsp;%.</p>"
     )
+    known = {objective: importance(configs, values) for objective, values in losses.items()}
+    reasons = {found.reason for found in known.values()}
+    if len(reasons) == 1 and reasons != {""}:
+        return f'<p class="caption">{safe(*reasons)}</p>{_constants(configs)}'
     parts = []
-    for objective, values in losses.items():
-        found = importance(configs, values)
+    for objective, found in known.items():
         body = _shares(found.shares) if found.shares else f'<p class="caption">{safe(found.reason)}</p>'
         parts.append(f"<div><h4>{objective}</h4>{body}</div>")
     return f'{caption}<div class="objectives">{"".join(parts)}</div>{_constants(configs)}'
@@ -147,7 +152,11 @@ def _share(name: str, share: float) -> str:
 
 def _constants(configs: Sequence[Mapping[str, Any]]) -> str:
     fixed = ", ".join(f"{safe(key)} {safe(value)}" for key, value in constant(configs).items())
-    return f'<p class="caption">The same in every finished trial: {fixed}.</p>' if fixed else ""
+    return (
+        f'<p class="caption">With one value in all finished trials that have it: {fixed}.</p>'
+        if fixed
+        else ""
+    )
 
 
 def _missing(targets: Mapping[str, Searched]) -> str:

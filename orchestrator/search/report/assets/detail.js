@@ -5,11 +5,11 @@ const detailPanel = (box, report) => {
   const facts = (pairs) => make("dl", {}, ...pairs.filter(([, value]) => value && value !== NONE).flatMap(([name, value]) => [make("dt", {}, soft(name)), make("dd", {}, value)]));
 
   const figures = (trial) => {
-    const { value, span, drop, label } = report.format;
+    const { value, span, drop, label, points } = report.format;
     const bound = trial.drop_bound === null || trial.drop_bound === undefined ? "" : `, at most ${drop(trial.drop_bound)} (upper bound)`;
     return facts([
       [`${label} on validation`, `${value(trial.metric)}${span(trial.metric_ci)}`],
-      ["drop against the parent", trial.drop === null || trial.drop === undefined ? "" : `${drop(trial.drop)}${bound}`],
+      ["drop against the parent", trial.drop === null || trial.drop === undefined ? "" : `${drop(trial.drop)}${points}${bound}`],
       ["latency", `${millisecondsText(trial.latency_ms)}${spanText(trial.latency_ci, numberText)}`],
       ["speed-up", trial.speedup ? `${timesText(trial.speedup)}${spanText(trial.speedup_ci, numberText)}` : ""],
       ["bytes", trial.bytes ? sizeText(trial.bytes) : ""],
@@ -22,7 +22,7 @@ const detailPanel = (box, report) => {
       return [["work in int8 kernels", `${(100 * value.share).toFixed(1)}\u00a0%`], ["left in float", left]];
     }
     if (value === null || value === undefined) return [];
-    const text = name === "bytes" ? sizeText(value) : name === "zeros" ? `${(100 * value).toFixed(1)}\u00a0%` : typeof value === "number" ? numberText(value, 4) : typeof value === "object" ? JSON.stringify(value) : String(value);
+    const text = name === "bytes" ? sizeText(value) : name === "zeros" ? `${(100 * value).toFixed(1)}\u00a0%` : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en-US") : numberText(value, 4)) : typeof value === "object" ? JSON.stringify(value) : String(value);
     return [[AUDIT_LABELS[name] ?? name.replaceAll("_", " "), text]];
   });
 
@@ -69,8 +69,20 @@ const detailPanel = (box, report) => {
     );
   };
 
+  // A trial chosen far from the panel, in the table say, brings the panel along until its own place is in view.
+  const home = box.parentElement;
+  const inView = () => {
+    const { top, bottom } = home.getBoundingClientRect();
+    return top < window.innerHeight - 120 && bottom > 120;
+  };
+  const settle = () => box.classList.toggle("floating", report.state.selected !== null && !inView());
+  new IntersectionObserver(() => {
+    if (inView()) settle();
+  }, { threshold: [0, 0.25, 0.5] }).observe(home);
   report.views.push((what) => {
-    if (what !== "filter") render();
+    if (what === "filter") return;
+    render();
+    settle();
   });
   render();
 };

@@ -51,6 +51,7 @@ const frontChart = (box, key, note, report) => {
       label: `${label} against latency of ${rows.length} trials. Arrow keys move from trial to trial, Enter opens one.`,
     });
     chart.svg.setAttribute("tabindex", "0");
+    chart.svg.setAttribute("role", "application");
     chart.svg.setAttribute("class", "front-plot");
     drawPoints(target, shown);
     note.replaceChildren(...rangeNote(off, far));

@@ -33,7 +33,11 @@ const makeReport = (data) => {
     tell("selected");
     const trial = place === null ? null : report.target().trials[place];
     const target = names.length > 1 ? `target=${encodeURIComponent(report.state.target)}&` : "";
-    history.replaceState(null, "", trial ? `#${target}trial=${trial.number}` : location.pathname + location.search);
+    try {
+      history.replaceState(null, "", `#${trial ? `${target}trial=${trial.number}` : ""}`);
+    } catch {
+      // Inside some frames a page may not change its address; the selection holds all the same.
+    }
     report.say(trial ? `${trial.name} is shown in the panel` : "nothing is selected");
   };
   report.aim = (name) => {
@@ -47,12 +51,12 @@ const makeReport = (data) => {
     for (const button of document.querySelectorAll("#targets button")) button.setAttribute("aria-pressed", String(button.value === name));
   };
   report.lines = (trial) => {
-    const { value, span, drop, label } = report.format;
+    const { value, span, drop, label, points } = report.format;
     const speed = trial.speedup ? `${timesText(trial.speedup)} as fast${spanText(trial.speedup_ci, numberText)}` : "";
     return [
       trial.arm ? `${trial.name} (${trial.arm})` : trial.name,
       `${label} ${value(trial.metric)}${span(trial.metric_ci)}`,
-      trial.drop === null || trial.drop === undefined ? "" : `drop ${drop(trial.drop)}${trial.drop_bound === null || trial.drop_bound === undefined ? "" : `, at most ${drop(trial.drop_bound)}`}`,
+      trial.drop === null || trial.drop === undefined ? "" : `drop ${drop(trial.drop)}${trial.drop_bound === null || trial.drop_bound === undefined ? "" : `, at most ${drop(trial.drop_bound)}`}${points}`,
       `${millisecondsText(trial.latency_ms)}${spanText(trial.latency_ci, numberText)}`,
       speed,
       `${sizeText(trial.bytes)}, ${trial.execution}`,

@@ -56,11 +56,12 @@ const parallelChart = (box, chips, report) => {
 
   const redraw = () => {
     axes = axesOf(report);
+    byId("settings-part").hidden = axes.length < 2;
     if (axes.length < 2) return box.replaceChildren();
     const room = Math.max(box.clientWidth, 280);
     const [left, top, height] = [52, 46, 280];
-    const step = Math.max(88, (room - left - 66) / (axes.length - 1));
-    const width = left + step * (axes.length - 1) + 66;
+    const step = Math.max(84, (room - left - 74) / (axes.length - 1));
+    const width = left + step * (axes.length - 1) + 74;
     const y = (place) => top + (1 - place) * height;
     const lines = shape("g", { class: "lines" });
     const svg = shape("svg", { width, height: height + top + 62, role: "group", "aria-label": "Parallel coordinates of all trials" }, lines);

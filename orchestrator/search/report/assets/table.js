@@ -6,7 +6,7 @@ const trialColumns = (report) => [
   { key: "number", title: "#", value: (trial) => trial.number, text: (trial) => String(trial.number) },
   { key: "name", title: "name", value: (trial) => trial.name },
   { key: "metric", title: report.format.label, value: (trial) => measured(trial, trial.metric), text: (trial) => report.format.value(measured(trial, trial.metric)) },
-  { key: "drop", title: "drop", value: (trial) => measured(trial, trial.drop), text: (trial) => report.format.drop(measured(trial, trial.drop)) },
+  { key: "drop", title: report.format.points ? "drop, points" : "drop", value: (trial) => measured(trial, trial.drop), text: (trial) => report.format.drop(measured(trial, trial.drop)) },
   { key: "latency", title: "latency", value: (trial) => measured(trial, trial.latency_ms), text: (trial) => millisecondsText(measured(trial, trial.latency_ms)),
     below: (trial) => (trial.status === "ok" && trial.latency_ci ? trial.latency_ci.map((end) => numberText(end)).join(" to ") : "") },
   { key: "speedup", title: "speed-up", value: (trial) => measured(trial, trial.speedup), text: (trial) => timesText(measured(trial, trial.speedup)) },
@@ -104,7 +104,7 @@ const trialTable = ({ table, count, pager, filter, settings }, report) => {
     const all = report.target().trials.length;
     page = Math.max(0, Math.min(page, Math.ceil(order.length / PAGE) - 1));
     table.replaceChildren(head(), make("tbody", {}, ...order.slice(page * PAGE, (page + 1) * PAGE).map(row)));
-    count.textContent = order.length === all ? `${all} trials` : `${order.length} of ${all} trials`;
+    count.textContent = `${order.length === all ? "" : `${order.length} of `}${all} trial${all === 1 ? "" : "s"}`;
     const pages = Math.ceil(order.length / PAGE);
     pager.hidden = pages < 2;
     pager.replaceChildren(turn(page - 1, "\u2039", "Previous page"), make("span", {}, `page ${page + 1} of ${pages}`), turn(page + 1, "\u203a", "Next page"));

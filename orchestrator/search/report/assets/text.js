@@ -54,6 +54,7 @@ const metricFormats = ({ percent, label }) => {
       const text = percent ? (100 * value).toFixed(2) : numberText(value);
       return value > 0 ? `+${text}` : text.replace("-", "\u2212");
     },
+    points: percent ? " points" : "",
     unit: percent ? ", %" : "",
   };
 };
