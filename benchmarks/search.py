@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray import tune
 
 from benchmarks.output import Ratio, Result, main
@@ -48,20 +49,26 @@ PARENT_MS = 10.0
 SPEED = {"fp32": 1.0, "bf16": 3.0, "int8_static": 4.0, "int8_dynamic": 1.5}
 
 
+Ends = list[tuple[float, float]]
+"""Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One way to run sleeping trials; without a driver, Tune as a user would write it."""
+    """One way to run sleeping trials."""
 
     name: str
-    driver: str | None
+    driver: Literal["tune", "pool", "untuned Tune", "bare actors"]
+    """The last two without our searcher and store."""
     batch: int = TRIALS
     spread: float = 0.0
 
 
 ARMS = (
     Arm("pool", "pool"),
+    Arm("bare actors", "bare actors"),
     Arm("Tune, tuned", "tune"),
-    Arm("Tune, untuned", None),
+    Arm("Tune, untuned", "untuned Tune"),
 )
 BARRIERS = (
     Arm("pool, batches of 16", "pool", batch=16),
@@ -76,8 +83,7 @@ class Study:
 
     def __init__(self, folder: Path, settings: SearchSettings, *, spread: float = 0.0) -> None:
         self.settings, self.store, self.study = settings, Store(folder / "store"), _TimedStudy(settings, 0)
-        self.ended: list[tuple[float, float]] = []
-        """Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
+        self.ended: Ends = []
         self._folder, self._spread = folder, spread
         job = TrialJob(
             search=settings,
@@ -207,8 +213,11 @@ def report(trials: Sequence[TrialRow], path: Path) -> dict[str, Any]:
 
 def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
     started = time.perf_counter()
-    if arm.driver is None:
+    cpu = time.process_time()
+    if arm.driver == "untuned Tune":
         ended = _untuned(folder)
+    elif arm.driver == "bare actors":
+        ended = _bare(folder)
     else:
         settings = SearchSettings.model_validate(
             {"trials": TRIALS, "batch": arm.batch, "sampler": "random", "space": SPACE}
@@ -227,6 +236,7 @@ def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
         "ideal_s": ideal_s,
         "efficiency": ideal_s / (last[0] - first[0]),
         "total_s": total_s,
+        "driver_cpu_s": time.process_time() - cpu,
         "load": os.getloadavg()[0],
     }
 
@@ -241,14 +251,35 @@ class _Ends(tune.Callback):
     """Notes when Tune knew of each end."""
 
     def __init__(self) -> None:
-        self.ended: list[tuple[float, float]] = []
+        self.ended: Ends = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, trial, info
         self.ended.append((time.perf_counter(), EACH_S))
 
 
-def _untuned(folder: Path) -> list[tuple[float, float]]:
+def _bare(folder: Path) -> Ends:
+    """The least that Ray can do: actors that sleep, each called again when it returns."""
+
+    class Sleeper:
+        def sleep(self, config: dict[str, Any]) -> None:
+            sleep_only(config)
+
+    config = {"x": 0.0, "each_s": EACH_S, **_gate(folder, LOGICAL_CPUS)}
+    remote: Any = ray.remote(Sleeper)
+    actors = [remote.options(num_cpus=1).remote() for _ in range(LOGICAL_CPUS)]
+    calls = {actor.sleep.remote(config): actor for actor in actors}
+    ends: Ends = []
+    while calls:
+        (call,), _ = ray.wait(list(calls))
+        actor = calls.pop(call)
+        ends.append((time.perf_counter(), EACH_S))
+        if len(ends) + len(calls) < TRIALS:
+            calls[actor.sleep.remote(config)] = actor
+    return ends
+
+
+def _untuned(folder: Path) -> Ends:
     """Tune with nothing but what its first page shows; a callback notes the ends."""
     ends = _Ends()
     with _environment(), redirect_stdout(io.StringIO()):

@@ -33,7 +33,7 @@ def sleep_and_keep(config: dict[str, Any]) -> dict[str, float]:
     own = {name: value for name, value in config.items() if name not in SHARED}
     time.sleep(length_s(own, each_s, spread))
     outcome = Store(store).stage_value(key_of(own), lambda: _outcome(own))
-    return {"drop": float(outcome["drop"])}
+    return {"succeeded": float("failure" not in outcome)}
 
 
 def sleep_only(config: dict[str, Any]) -> dict[str, float]:
