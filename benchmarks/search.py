@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray import tune
 
 from benchmarks.output import Ratio, Result, main
@@ -27,8 +28,9 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.measure.machine import machine
+from orchestrator.search.batches import BatchSearch
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.ray_tune import DRIVERS, BatchSearch
+from orchestrator.search.ray_search import DRIVERS
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import TrialPoint
 from orchestrator.search.space import Config
@@ -41,27 +43,35 @@ TRIALS, EACH_S = 400, 1.0
 MANY = 1000
 GOAL = 0.90
 SPACE = {
-    "amount": {"kind": "uniform", "low": 0.05, "high": 0.95},
-    "precision": ["fp32", "bf16", "int8_static", "int8_dynamic"],
+    "plan": [
+        {"kind": "prune_channels", "amount": {"range": [0.05, 0.95]}},
+        {"choice": [None, {"kind": "bf16"}, {"kind": "int8_static"}, {"kind": "int8_dynamic"}]},
+    ]
 }
 PARENT_MS = 10.0
 SPEED = {"fp32": 1.0, "bf16": 3.0, "int8_static": 4.0, "int8_dynamic": 1.5}
 
 
+Ends = list[tuple[float, float]]
+"""Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One way to run sleeping trials; without a driver, Tune as a user would write it."""
+    """One way to run sleeping trials."""
 
     name: str
-    driver: str | None
+    driver: Literal["tune", "pool", "untuned Tune", "bare actors"]
+    """The last two without our searcher and store."""
     batch: int = TRIALS
     spread: float = 0.0
 
 
 ARMS = (
     Arm("pool", "pool"),
+    Arm("bare actors", "bare actors"),
     Arm("Tune, tuned", "tune"),
-    Arm("Tune, untuned", None),
+    Arm("Tune, untuned", "untuned Tune"),
 )
 BARRIERS = (
     Arm("pool, batches of 16", "pool", batch=16),
@@ -76,8 +86,7 @@ class Study:
 
     def __init__(self, folder: Path, settings: SearchSettings, *, spread: float = 0.0) -> None:
         self.settings, self.store, self.study = settings, Store(folder / "store"), _TimedStudy(settings, 0)
-        self.ended: list[tuple[float, float]] = []
-        """Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
+        self.ended: Ends = []
         self._folder, self._spread = folder, spread
         job = TrialJob(
             search=settings,
@@ -207,8 +216,11 @@ def report(trials: Sequence[TrialRow], path: Path) -> dict[str, Any]:
 
 def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
     started = time.perf_counter()
-    if arm.driver is None:
+    cpu = time.process_time()
+    if arm.driver == "untuned Tune":
         ended = _untuned(folder)
+    elif arm.driver == "bare actors":
+        ended = _bare(folder)
     else:
         settings = SearchSettings.model_validate(
             {"trials": TRIALS, "batch": arm.batch, "sampler": "random", "space": SPACE}
@@ -227,6 +239,7 @@ def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
         "ideal_s": ideal_s,
         "efficiency": ideal_s / (last[0] - first[0]),
         "total_s": total_s,
+        "driver_cpu_s": time.process_time() - cpu,
         "load": os.getloadavg()[0],
     }
 
@@ -241,14 +254,35 @@ class _Ends(tune.Callback):
     """Notes when Tune knew of each end."""
 
     def __init__(self) -> None:
-        self.ended: list[tuple[float, float]] = []
+        self.ended: Ends = []
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, trial, info
         self.ended.append((time.perf_counter(), EACH_S))
 
 
-def _untuned(folder: Path) -> list[tuple[float, float]]:
+def _bare(folder: Path) -> Ends:
+    """The least that Ray can do: actors that sleep, each called again when it returns."""
+
+    class Sleeper:
+        def sleep(self, config: dict[str, Any]) -> None:
+            sleep_only(config)
+
+    config = {"x": 0.0, "each_s": EACH_S, **_gate(folder, LOGICAL_CPUS)}
+    remote: Any = ray.remote(Sleeper)
+    actors = [remote.options(num_cpus=1).remote() for _ in range(LOGICAL_CPUS)]
+    calls = {actor.sleep.remote(config): actor for actor in actors}
+    ends: Ends = []
+    while calls:
+        (call,), _ = ray.wait(list(calls))
+        actor = calls.pop(call)
+        ends.append((time.perf_counter(), EACH_S))
+        if len(ends) + len(calls) < TRIALS:
+            calls[actor.sleep.remote(config)] = actor
+    return ends
+
+
+def _untuned(folder: Path) -> Ends:
     """Tune with nothing but what its first page shows; a callback notes the ends."""
     ends = _Ends()
     with _environment(), redirect_stdout(io.StringIO()):
@@ -282,7 +316,7 @@ def _environment() -> Iterator[None]:
 
 def _measured(row: TrialRow) -> TrialRow:
     """A made-up latency, the same for the same config."""
-    ratio = SPEED[str(row.config["precision"])] / (1 - float(row.config["amount"])) ** 0.7
+    ratio = SPEED[str(row.config["precision"])] / (1 - float(row.config["prune_channels.amount"])) ** 0.7
     ratio *= 1 + int(fingerprint(dict(row.config))[:4], 16) / 2**20
     latency = PARENT_MS / ratio
     return row.measured(latency, (0.98 * latency, 1.02 * latency), ratio, (0.98 * ratio, 1.02 * ratio))
