@@ -97,6 +97,6 @@ def difference(before: Any, after: Any, path: str = "") -> str | None:
     return f"{path}: {before!r} -> {after!r}"
 
 
-def without_number(row: TrialRow) -> TrialRow:
+def untimed(row: TrialRow) -> TrialRow:
     """The row as two searches can be compared by: when it ended does not count."""
     return dataclasses.replace(row, seconds=0.0)
