@@ -107,8 +107,8 @@ def failing_together(world: int) -> Iterator[None]:
     if world > 1:
         found = [None] * world
         distributed.all_gather_object(found, failure)
-    for error in filter(None, found):
-        raise error
+    for first in filter(None, found):
+        raise first
 
 
 def share_buffers(module: nn.Module, world: int) -> None:
