@@ -44,7 +44,7 @@ from orchestrator.training.state import EpochReport
 _VERSION = 4
 """Raise when this stage's result would differ for the same input."""
 
-_HOW = ("trials",)
+_HOW = ("trials", "targets", "driver", "arms", "small")
 """Search settings that do not decide what a trial of a given number is."""
 _BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
 """Of a number that is computed with; 4 when not named."""

@@ -12,6 +12,7 @@ from orchestrator.config.data import EmbeddedData
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.search import Halving, SearchSettings
+from orchestrator.config.space import grid
 from orchestrator.data.load import load
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
 from orchestrator.models.build import build
@@ -231,6 +232,28 @@ def test_a_trial_goes_on_after_its_last_epoch(job: TrialJob) -> None:
         store.blobs.delete(key)
     shutil.rmtree(store.root / "artifacts" / outcome.digest)
     assert trial.evaluate(job, config).digest == outcome.digest
+
+
+def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: TrialJob) -> None:
+    """Prefixes of a plan are stages: what plans have in common is computed once."""
+    training = {"epochs": 2, "batch_size": 64, "lr": 0.03, "loss": {"kind": "distillation"}}
+    plan = [
+        {"kind": "prune_channels", "amount": 0.5},
+        {"kind": "recover", "training": training},
+        {"kind": "clip", "method": "percentile", "percentile": {"range": [99.0, 99.9], "step": 0.1}},
+        {"kind": "int8_static", "observer": {"choice": ["minmax", "histogram", "percentile"]}},
+    ]
+    search = SearchSettings.model_validate(
+        {"space": {"plan": plan}, "sampler": "grid", "executions": ["lowered"]}
+    )
+    many = job.model_copy(update={"search": search})
+    epochs: list[EpochReport] = []
+    configs = grid(search.space)
+    assert configs is not None
+    assert len(configs) == 30
+    outcomes = [trial.evaluate(many, config, epochs.append) for config in configs[:6]]
+    assert len(epochs) == 2
+    assert all(not outcome.failure for outcome in outcomes)
 
 
 def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
