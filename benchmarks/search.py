@@ -30,12 +30,13 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.measure.machine import machine
 from orchestrator.search.batches import BatchSearch
 from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import DRIVERS
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import TrialPoint
 from orchestrator.search.space import Config
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome, TrialJob, row_of
+from orchestrator.search.trial import TrialJob, row_of
 from orchestrator.store.store import Store
 
 LOGICAL_CPUS = 16

@@ -8,16 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.data import EmbeddedData
-from orchestrator.config.measure import Execution, Metric
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.measure import Execution
 from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.config.space import grid
-from orchestrator.data.load import load
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
-from orchestrator.models.build import build
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
@@ -25,9 +20,9 @@ from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
-from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
+from tests.search.jobs import job_over_a_tiny_model
 from tests.search.spaces import pruned, small, whole
 
 WHOLE = whole()
@@ -44,29 +39,8 @@ def measured(row: TrialRow) -> TrialRow:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrialJob:
-    folder = tmp_path_factory.mktemp("trial")
-    dataset = load(EmbeddedData(limit=300), seed=0, cache=folder / "cache")
-    settings = Mlp(kwargs=MlpKwargs(widths=(32, 32)))
-    module = build(settings, dataset.signature, seed=0)
-    draft = Draft(
-        model=settings,
-        signature=dataset.signature,
-        plan=(),
-        decisions=(),
-        parents=(),
-        data=dataset.digest,
-        seed=0,
-    )
-    parent = Store(folder / "store").put_artifact(draft, tensors_of(module))
-    return TrialJob(
-        search=SearchSettings(space=SPACE, executions=("lowered", "eager")),
-        parent=parent,
-        store=str(folder / "store"),
-        data_folder=str(dataset.folder),
-        data_digest=dataset.digest,
-        metric=Metric(),
-        seed=0,
-    )
+    settings = SearchSettings(space=SPACE, executions=("lowered", "eager"))
+    return job_over_a_tiny_model(tmp_path_factory.mktemp("trial"), settings)
 
 
 def test_a_job_crosses_processes_as_plain_values(job: TrialJob) -> None:
