@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StoreError
-from orchestrator.search.ledger import without_number
+from orchestrator.search.ledger import untimed
 from orchestrator.store import blobs
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
 from tests.search.study_driver import Study, settings_of
@@ -63,5 +63,5 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_a_trial(
     (study.folder / READ_ONLY).unlink()
     again = run(Study(tmp_path / "study", SETTINGS))
     assert [row.status for row in again.search.rows].count("failed") == [
-        without_number(row).reason for row in again.search.rows
+        untimed(row).reason for row in again.search.rows
     ].count("cannot be pruned")

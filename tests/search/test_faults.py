@@ -19,7 +19,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.searching import _claim, front_of
-from orchestrator.search.ledger import without_number
+from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.trial import TrialJob
 from orchestrator.store import blobs
@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], lis
 
 
 def timeless(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    return [without_number(row) for row in rows]
+    return [untimed(row) for row in rows]
 
 
 def first(folder: Path, wanted: Callable[[Note], bool]) -> Note:
