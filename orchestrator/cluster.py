@@ -204,7 +204,9 @@ def fitting(
     needs = {"CPU": float(cpus), "GPU": gpus, "memory": float(memory_bytes)}
     count = sum(_held(node, needs) for node in labelled)
     if count < 1:
-        cores, cards, memory = (max(node.get(name, 0.0) for node in labelled) for name in needs)
+        # Of a head without cores the memory is of no use.
+        working = [node for node in labelled if node.get("CPU", 0.0) > 0] or labelled
+        cores, cards, memory = (max(node.get(name, 0.0) for node in working) for name in needs)
         raise ResourceError(
             f"{what} needs more than any node has",
             f"{cpus} of {cores:g} cores, {gpus:g} of {cards:g} GPUs, {memory_bytes:,} of {memory:,.0f} bytes",

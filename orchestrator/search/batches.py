@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,12 @@ Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
 Trainable = Callable[[dict[str, Any]], Mapping[str, float]]
 """One trial: evaluates a config, leaves its outcome where the searcher looks, returns finite numbers."""
+
+
+NODE_DIED = "the actor's node was "
+"""In Ray's words for a process that was lost with its node: terminated, preempted."""
+_LOSSES = 5
+"""Of one trial, with nodes that died, before it counts as failed."""
 
 
 class Source(Protocol):
@@ -78,6 +85,7 @@ class BatchSearch:
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
         self._ended: list[TrialRow] = []
+        self._lost: Counter[int] = Counter()
 
     @property
     def running(self) -> int:
@@ -118,6 +126,9 @@ class BatchSearch:
     def fail(self, trial_id: str, reason: str) -> None:
         """End a trial that failed after its retries; one that was finished before its process died counts.
 
+        One whose node died waits for another turn: a retry may have been sent to the same node, whose death
+        takes seconds to be noticed.
+
         Raises:
             StoreError: the store can no longer be written, so the trial is not to blame.
         """
@@ -126,6 +137,10 @@ class BatchSearch:
             outcome = self._lookup(suggestion.config)
             if outcome is None and self._ledger is not None:
                 self._ledger.check()
+            if outcome is None and NODE_DIED in reason and self._lost[suggestion.number] < _LOSSES:
+                self._lost[suggestion.number] += 1
+                self._waiting.insert(0, suggestion)
+                return
             self._end(suggestion, outcome or Outcome(failure=reason))
 
     def _end(self, suggestion: Suggestion, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StoreError
+from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
 from orchestrator.store import blobs
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
@@ -49,6 +50,26 @@ def test_a_trial_that_failed_is_tried_again_and_moves_no_other(tmp_path: Path) -
     # Its failure was what later suggestions were made from: without it they are others.
     other = run(Study(tmp_path / "other", SETTINGS))
     assert [row.config for row in other.search.rows] != [row.config for row in expected]
+
+
+def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
+    search = Study(tmp_path / "study", settings_of(4)).search
+    died = f"{NODE_DIED}terminated unexpectedly: health check failed"
+    config = search.suggest("0")
+    for turn in range(5):
+        search.fail(str(turn), died)
+        assert search.suggest(str(turn + 1)) == config
+    search.fail("5", died)
+    # Not for ever: then the next trial comes.
+    assert search.suggest("6") != config
+    search.fail("6", "the process has died")
+    assert search.running == 0
+    for name in ("7", "8"):
+        assert search.suggest(name) is not None
+        search.fail(name, "the process has died")
+    assert search.suggest("9") is None
+    assert search.finished
+    assert [died in row.reason for row in search.rows] == [True, False, False, False]
 
 
 def test_a_store_that_cannot_be_written_is_no_failure_of_a_trial(

@@ -26,7 +26,7 @@ from orchestrator.store import blobs
 from orchestrator.store.store import Store
 from tests.search.beside import beside
 from tests.search.faulty import HANG, READ_ONLY, Note, guarded, notes, repeated, starts
-from tests.search.nodes import GIB, Nodes, nodes
+from tests.search.nodes import CORES, GIB, Nodes, nodes
 from tests.search.study_driver import (
     POINTS,
     Moment,
@@ -139,7 +139,8 @@ def test_a_driver_that_is_killed_twenty_times(
     cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], tmp_path: Path
 ) -> None:
     """The same command each time, on a cluster that lives on; two kills a batch."""
-    folder, settings = tmp_path / "study", settings_of(TRIALS)
+    # Two processes, one a node, since each driver starts its own.
+    folder, settings = tmp_path / "study", settings_of(TRIALS, cpus=CORES)
     chance = random.Random(20)
     kinds = [chance.choice(POINTS) for _ in range(KILLS - len(POINTS))] + list(POINTS)
     chance.shuffle(kinds)
@@ -168,11 +169,12 @@ def _extended(
 ) -> None:
     """With more trials, the last batch not full, the same study goes on."""
     before = starts(folder)
-    assert run_driver(folder, settings_of(MORE), cluster.address) == 0
+    settings = settings_of(MORE, cpus=CORES)
+    assert run_driver(folder, settings, cluster.address) == 0
     more = rows_of(folder)
     assert more[:TRIALS] == rows
     assert timeless(more) == undisturbed(MORE)
-    assert Study(folder, settings_of(MORE)).ledger.rows() == more
+    assert Study(folder, settings).ledger.rows() == more
     now = starts(folder)
     assert before.items() <= now.items()
     assert len(now) == MORE

@@ -197,6 +197,7 @@ def test_a_trial_goes_on_after_its_last_epoch(job: TrialJob) -> None:
     assert seen == [0, 1]
     outcome = trial.evaluate(job, config, lambda report: seen.append(report.epoch))
     assert seen == [0, 1, 2]
+    assert outcome.epochs == (3,), "its number, whoever trained the others"
     assert not list((Store(job.store).root / "checkpoints").rglob("*.safetensors"))
     # Made again from nothing, without a death.
     store = Store(job.store)
@@ -243,6 +244,7 @@ def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
     outcome = trial.evaluate(halving, config, goes_on=stops)
     assert outcome.stopped
     assert len(outcome.curve) == len(reports) == 2
+    assert outcome.epochs == (1, 2)
     assert reports[0].cost > 0
     assert outcome.metric == reports[-1].metric
     assert trial.known(Store(job.store), halving, config) == outcome
@@ -250,5 +252,5 @@ def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
     assert (row.status, row.epochs, row.reason) == ("stopped", 2, "stopped after epoch 2")
     # A study that stops nothing runs it, from the epoch where it was stopped.
     whole_outcome = trial.evaluate(job, config)
-    assert len(whole_outcome.curve) == 1
+    assert whole_outcome.epochs == (3,)
     assert whole_outcome.digest
