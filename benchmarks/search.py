@@ -119,8 +119,12 @@ def report(trials: Sequence[TrialRow], path: Path) -> dict[str, Any]:
     """Seconds and bytes of the page of these trials."""
     parent = TrialRow(PARENT, "parent", "eager", metric=0.9, bytes=1_000_000)
     details: Details = {
-        "trials": [_point(row) for row in trials],
-        "parent": _point(parent.measured(PARENT_MS, (PARENT_MS, PARENT_MS), 1.0, (1.0, 1.0))),
+        "targets": {
+            "search": {
+                "trials": [_point(row) for row in trials],
+                "parent": _point(parent.measured(PARENT_MS, (PARENT_MS, PARENT_MS), 1.0, (1.0, 1.0))),
+            }
+        },
         "max_drop": SearchSettings().promise.max_drop,
     }
     searched = {"trials": len(trials), "front": [], "chosen": None, "reason": "these trials are made up"}
