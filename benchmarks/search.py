@@ -1,6 +1,8 @@
-"""What the search costs beside its trials: how busy it keeps workers, a thousand trials, their report.
+"""The search: what it costs beside its trials, and what it finds in equal time.
 
-The trials only sleep, on 16 logical CPUs whatever the machine has. Nothing else should run on it.
+Parts scheduling, barrier and thousand: trials that only sleep, on 16 logical CPUs whatever the machine has.
+Part noise: one variant measured again and again while a sweep burns all cores. Part hypervolume: this search
+and Ray Tune's on CIFAR-10 (`benchmarks/search_hypervolume.py`). Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -22,39 +24,21 @@ import ray
 from ray import tune
 
 from benchmarks.output import Ratio, Result, main
-from benchmarks.search_trials import key_of, length_s, sleep_and_keep, sleep_only
+from benchmarks.search_hypervolume import add_arguments, hypervolume
+from benchmarks.search_noise import noise
+from benchmarks.search_study import PARENT_MS, SPACE, Ends, Study, gate
+from benchmarks.search_trials import sleep_only
 from orchestrator.cluster import connected
-from orchestrator.config.base import fingerprint
-from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.measure.machine import machine
-from orchestrator.search.batches import BatchSearch
 from orchestrator.search.objectives import PARENT, TrialRow
-from orchestrator.search.outcome import Outcome
-from orchestrator.search.ray_search import DRIVERS
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import TrialPoint
-from orchestrator.search.space import Config
-from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import TrialJob, row_of
-from orchestrator.store.store import Store
 
 LOGICAL_CPUS = 16
 TRIALS, EACH_S = 400, 1.0
 MANY = 1000
 GOAL = 0.90
-SPACE = {
-    "plan": [
-        {"kind": "prune_channels", "amount": {"range": [0.05, 0.95]}},
-        {"choice": [None, {"kind": "bf16"}, {"kind": "int8_static"}, {"kind": "int8_dynamic"}]},
-    ]
-}
-PARENT_MS = 10.0
-SPEED = {"fp32": 1.0, "bf16": 3.0, "int8_static": 4.0, "int8_dynamic": 1.5}
-
-
-Ends = list[tuple[float, float]]
-"""Of every trial that ran: when the driver knew that it had ended, and how long it slept."""
 
 
 @dataclass(frozen=True)
@@ -80,70 +64,6 @@ BARRIERS = (
     Arm("pool, uneven trials, batches of 64", "pool", batch=64, spread=0.5),
     Arm("pool, uneven trials, batches of 16", "pool", batch=16, spread=0.5),
 )
-
-
-class Study:
-    """A search over made-up trials with the real searcher and the real store."""
-
-    def __init__(self, folder: Path, settings: SearchSettings, *, spread: float = 0.0) -> None:
-        self.settings, self.store, self.study = settings, Store(folder / "store"), _TimedStudy(settings, 0)
-        self.ended: Ends = []
-        self._folder, self._spread = folder, spread
-        job = TrialJob(
-            search=settings,
-            parent="0" * 64,
-            store=str(self.store.root),
-            data_folder="none",
-            data_digest="none",
-            metric=Metric(),
-            seed=0,
-        )
-        self.search = BatchSearch(
-            self.study,
-            to_row=lambda suggestion, outcome: self._row(suggestion, outcome, job),
-            lookup=self._lookup,
-            measure=lambda rows: [_measured(row) for row in rows],
-            on_event=self._event,
-        )
-
-    def run(self, driver: str, each_s: float, workers: int = 0) -> list[TrialRow]:
-        """All trials' rows; the first trials of `workers` processes begin together."""
-        shared = {"store": str(self.store.root), "each_s": each_s, "spread": self._spread}
-        shared |= _gate(self._folder, workers)
-        self._each_s = each_s
-        DRIVERS[driver](self.search, sleep_and_keep, shared, self.settings, storage=self._folder / "tune")
-        return self.search.rows
-
-    def _row(self, suggestion: Suggestion, outcome: Outcome, job: TrialJob) -> TrialRow:
-        return row_of(suggestion.number, suggestion.config, outcome, job)
-
-    def _lookup(self, config: Config) -> Outcome | None:
-        text = self.store.stage_result(key_of(config))
-        return None if text is None else Outcome.model_validate_json(text)
-
-    def _event(self, row: TrialRow) -> None:
-        if row.status != "ok":
-            self.ended.append((time.perf_counter(), length_s(row.config, self._each_s, self._spread)))
-
-
-class _TimedStudy(BatchStudy):
-    """Counts the seconds in the sampler."""
-
-    seconds = 0.0
-
-    def ask(self) -> list[Suggestion]:
-        with self._timed():
-            return super().ask()
-
-    def tell(self, rows: Sequence[TrialRow]) -> None:
-        with self._timed():
-            super().tell(rows)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started
 
 
 def scheduling(rounds: int, arms: Sequence[Arm] = ARMS) -> Result:
@@ -199,8 +119,12 @@ def report(trials: Sequence[TrialRow], path: Path) -> dict[str, Any]:
     """Seconds and bytes of the page of these trials."""
     parent = TrialRow(PARENT, "parent", "eager", metric=0.9, bytes=1_000_000)
     details: Details = {
-        "trials": [_point(row) for row in trials],
-        "parent": _point(parent.measured(PARENT_MS, (PARENT_MS, PARENT_MS), 1.0, (1.0, 1.0))),
+        "targets": {
+            "search": {
+                "trials": [_point(row) for row in trials],
+                "parent": _point(parent.measured(PARENT_MS, (PARENT_MS, PARENT_MS), 1.0, (1.0, 1.0))),
+            }
+        },
         "max_drop": SearchSettings().promise.max_drop,
     }
     searched = {"trials": len(trials), "front": [], "chosen": None, "reason": "these trials are made up"}
@@ -245,12 +169,6 @@ def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
     }
 
 
-def _gate(folder: Path, workers: int) -> dict[str, Any]:
-    """What `search_trials._together` needs."""
-    (folder / "gate").mkdir(parents=True, exist_ok=True)
-    return {"gate": str(folder / "gate"), "workers": workers}
-
-
 class _Ends(tune.Callback):
     """Notes when Tune knew of each end."""
 
@@ -269,7 +187,7 @@ def _bare(folder: Path) -> Ends:
         def sleep(self, config: dict[str, Any]) -> None:
             sleep_only(config)
 
-    config = {"x": 0.0, "each_s": EACH_S, **_gate(folder, LOGICAL_CPUS)}
+    config = {"x": 0.0, "each_s": EACH_S, **gate(folder, LOGICAL_CPUS)}
     remote: Any = ray.remote(Sleeper)
     actors = [remote.options(num_cpus=1).remote() for _ in range(LOGICAL_CPUS)]
     calls = {actor.sleep.remote(config): actor for actor in actors}
@@ -291,7 +209,7 @@ def _untuned(folder: Path) -> Ends:
             del os.environ[name]
         tune.Tuner(
             tune.with_resources(sleep_only, {"cpu": 1}),
-            param_space={"x": tune.uniform(0, 1), "each_s": EACH_S, **_gate(folder, LOGICAL_CPUS)},
+            param_space={"x": tune.uniform(0, 1), "each_s": EACH_S, **gate(folder, LOGICAL_CPUS)},
             tune_config=tune.TuneConfig(num_samples=TRIALS),
             run_config=tune.RunConfig(storage_path=str(folder), callbacks=[ends]),
         ).fit()
@@ -315,14 +233,6 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _measured(row: TrialRow) -> TrialRow:
-    """A made-up latency, the same for the same config."""
-    ratio = SPEED[str(row.config["precision"])] / (1 - float(row.config["prune_channels.amount"])) ** 0.7
-    ratio *= 1 + int(fingerprint(dict(row.config))[:4], 16) / 2**20
-    latency = PARENT_MS / ratio
-    return row.measured(latency, (0.98 * latency, 1.02 * latency), ratio, (0.98 * ratio, 1.02 * ratio))
-
-
 def _point(row: TrialRow) -> TrialPoint:
     return TrialPoint(
         name=row.name,
@@ -344,20 +254,23 @@ def _many() -> Result:
         return [*rows, report(trials, Path(folder) / "report.html")], {}
 
 
-PARTS: Mapping[str, Callable[[int], Result]] = {
-    "scheduling": scheduling,
-    "barrier": lambda rounds: scheduling(rounds, BARRIERS),
-    "thousand": lambda rounds: _many(),  # noqa: ARG005
+PARTS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
+    "scheduling": lambda arguments: scheduling(arguments.rounds),
+    "barrier": lambda arguments: scheduling(arguments.rounds, BARRIERS),
+    "thousand": lambda arguments: _many(),  # noqa: ARG005
+    "noise": lambda arguments: noise(arguments.measurements, arguments.busy_s),
+    "hypervolume": hypervolume,
 }
-"""By name; each from the number of rounds to its rows and ratios."""
+"""By name; each from the arguments to its rows and ratios."""
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """The parts that were asked for, one after the other."""
     rows: list[dict[str, Any]] = []
     ratios: dict[str, Ratio] = {}
-    for part in arguments.part or PARTS:
-        found, claims = PARTS[part](arguments.rounds)
+    wanted = arguments.part or [part for part in PARTS if part != "hypervolume" or arguments.data]
+    for part in wanted:
+        found, claims = PARTS[part](arguments)
         rows += found
         ratios |= claims
     return rows, ratios
@@ -365,9 +278,15 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--part", action="append", choices=list(PARTS), help="this part only; may be repeated"
+        "--part",
+        action="append",
+        choices=list(PARTS),
+        help="this part only; may be repeated (hypervolume is left out without --data)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="of the scheduling arms")
+    parser.add_argument("--measurements", type=int, default=10, help="of the one variant of part noise")
+    parser.add_argument("--busy-s", type=float, default=10.0, help="that trials burn between them")
+    add_arguments(parser)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Trials of `benchmarks.search`: they sleep and keep a made-up outcome. Nothing heavy is imported here, so
-that sixteen workers start fast."""
+"""Trials of `benchmarks.search`: they sleep, or burn, and keep a made-up outcome. Nothing heavy is imported
+here, so that sixteen workers start fast."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from orchestrator.config.base import fingerprint
 from orchestrator.store.store import Store
@@ -58,3 +60,14 @@ def _outcome(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"failure": "no linear layer is left"}
     luck = random.Random(fingerprint(dict(config))).uniform(-0.005, 0.005)
     return {"metric": 0.9 - amount**3 / 10, "drop": amount**3 / 10 + luck, "bytes": round(1e6 * (1 - amount))}
+
+
+def burn_and_keep(config: dict[str, Any]) -> dict[str, float]:
+    """Keep a core busy as long as `sleep_and_keep` sleeps, then keep an outcome."""
+    own = {name: value for name, value in config.items() if name not in SHARED}
+    square = np.random.default_rng(0).standard_normal((256, 256))
+    until = time.monotonic() + length_s(own, config["each_s"], config["spread"])
+    while time.monotonic() < until:
+        np.tanh(square @ square)
+    outcome = Store(config["store"]).stage_value(key_of(own), lambda: _outcome(own))
+    return {"succeeded": float("failure" not in outcome)}

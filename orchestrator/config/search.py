@@ -66,6 +66,9 @@ class SearchSettings(Settings):
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""
+    siblings: int = Field(0, ge=0)
+    """Of each batch, so many take a trained model that an earlier trial left, one of the best of their number
+    type, and choose what follows its training anew: such a trial trains nothing."""
     sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
     """Optuna's; `grid` goes through a finite space in order."""
     space: Space = Space()
@@ -109,6 +112,14 @@ class SearchSettings(Settings):
                     f"executions: {precision} runs in none of {', '.join(self.executions)}; "
                     f"add {' or '.join(EXECUTIONS[precision])}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_has_news(self) -> SearchSettings:
+        if self.siblings >= self.batch:
+            raise ValueError(f"siblings ({self.siblings}) must be fewer than the batch ({self.batch})")
+        if self.siblings and self.sampler == "grid":
+            raise ValueError("siblings are for samplers that choose: a grid has them all in its order")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from typing import cast
 
@@ -15,7 +17,17 @@ from orchestrator.config.space import Config, Parameter, Scalar, rounded
 from orchestrator.config.steps import EXECUTIONS, Plan, precision_of
 from orchestrator.search.arms import arm_of, arms
 
-__all__ = ["Config", "anchors", "executions_of", "name_of", "plan_of", "suggest", "variant_key"]
+__all__ = [
+    "Config",
+    "anchors",
+    "draw",
+    "executions_of",
+    "name_of",
+    "plan_of",
+    "suggest",
+    "training_prefix",
+    "variant_key",
+]
 
 
 def suggest(trial: optuna.Trial, settings: SearchSettings) -> Config:
@@ -76,6 +88,54 @@ def anchors(settings: SearchSettings) -> list[Config]:
         for config in space.probes(settings.space)
         if all(known[name].of_steps or value == known[name].first for name, value in config.items())
     ]
+
+
+def training_prefix(config: Config, settings: SearchSettings) -> Config:
+    """The free values that decide the plan's steps up to the last one that trains; empty when none does.
+
+    Configs that share them share the trained artifact in the store.
+    """
+    trains = [
+        place for place, step in enumerate(plan_of(config, settings)) if getattr(step, "training", None)
+    ]
+    for end in range(1, len(settings.space.plan) + 1) if trains else ():
+        asked: Config = {}
+
+        def pick(parameter: Parameter, asked: Config = asked) -> Scalar:
+            asked[parameter.name] = config[parameter.name]
+            return asked[parameter.name]
+
+        # Each item of the space gives steps of its own, so the first items give the first steps.
+        steps = space.walk(settings.space.model_copy(update={"plan": settings.space.plan[:end]}), pick)
+        if len(steps) > trains[-1]:
+            return asked
+    return {}
+
+
+def draw(settings: SearchSettings, source: random.Random, fixed: Mapping[str, Scalar]) -> Config:
+    """A config at random, but for the free values that are given."""
+    config: Config = {}
+
+    def pick(parameter: Parameter) -> Scalar:
+        if parameter.name not in config:
+            drawn = _drawn(parameter, source)
+            config[parameter.name] = fixed.get(parameter.name, drawn)
+        return config[parameter.name]
+
+    space.walk(settings.space, pick)
+    return config
+
+
+def _drawn(parameter: Parameter, source: random.Random) -> Scalar:
+    numbers = parameter.numbers
+    if numbers is None:
+        return source.choice(parameter.labels or (parameter.first,))
+    if (values := numbers.values()) is not None and not numbers.log:
+        return source.choice(values)
+    low, high = (math.log(end) if numbers.log else end for end in numbers.range)
+    number = source.uniform(low, high)
+    number = math.exp(number) if numbers.log else number
+    return round(number) if numbers.whole else rounded(number)
 
 
 def _ask(trial: optuna.Trial, parameter: Parameter) -> Scalar:

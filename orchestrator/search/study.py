@@ -14,13 +14,17 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config, grid
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow, objectives
-from orchestrator.search.space import anchors, suggest, variant_key
+from orchestrator.search.siblings import TrainedParents
+from orchestrator.search.space import anchors, draw, suggest, variant_key
 
 _STARTUP = 8
 """Trials before a model of their results is made."""
 _TRIES = {"tpe": 20, "nsga2": 20, "random": 20, "gp": 3, "grid": 0}
 """Suggestions of known variants that are thrown away before an untried one is taken from the grid; one of a
 Gaussian process takes long."""
+
+_SIBLING_TRIES = 3
+"""The same for the ends of a plan whose training is done, of which there are few."""
 
 
 class Suggestion(NamedTuple):
@@ -36,11 +40,15 @@ class BatchStudy:
     The samplers see two objectives (metric up, log latency down) and each limit as a constraint of its own.
     A variant is suggested once: a repeated one is told FAIL, which no sampler learns from. What is suggested
     does not depend on how many trials are asked for, so a search can be extended.
+
+    The last `siblings` of a batch reuse what earlier trials trained (`TrainedParents`), as far as there is
+    such a parent with untried ways to end its plan; the sampler chooses among those ways, and learns from
+    them as from any other trial.
     """
 
     def __init__(self, settings: SearchSettings, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._settings = settings
+        self._settings, self._seed = settings, seed
         self._study = optuna.create_study(
             directions=["maximize", "minimize"], sampler=_sampler(settings, seed)
         )
@@ -51,6 +59,7 @@ class BatchStudy:
         if settings.sampler != "grid":
             random.Random(seed).shuffle(every)
         self._untried = iter(every)
+        self._trained = TrainedParents(settings)
         for config in () if settings.sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
@@ -68,8 +77,9 @@ class BatchStudy:
         if self._open:
             raise SearchError("a batch was asked for before the last one was told", sorted(self._open))
         batch: list[Suggestion] = []
-        for _ in range(min(self._settings.batch, self._settings.trials - self._asked)):
-            suggestion = self._next()
+        news = self._settings.batch - self._settings.siblings
+        for place in range(min(self._settings.batch, self._settings.trials - self._asked)):
+            suggestion = (self._sibling() if place >= news else None) or self._next()
             if suggestion is None:
                 break
             batch.append(suggestion)
@@ -95,6 +105,25 @@ class BatchStudy:
             for name, beyond in row.violations.items():
                 trial.set_constraint(name, beyond)
             self._study.tell(trial, objectives(row))
+        self._trained.learn(rows)
+
+    def _sibling(self) -> Suggestion | None:
+        """Another end for a plan whose training is done; None when no such parent has one left."""
+        while (prefix := self._trained.next()) is not None:
+            # A sampler that likes one end best suggests that again and again; then chance decides.
+            source = random.Random(f"{self._seed} {self._asked}")
+            ends = [prefix] * _SIBLING_TRIES
+            ends += [draw(self._settings, source, prefix) for _ in range(_TRIES[self._settings.sampler])]
+            for end in ends:
+                if len(end) > len(prefix) and variant_key(end, self._settings) in self._seen:
+                    continue
+                self._study.enqueue_trial(dict(end))
+                found = self._ask_once()
+                if found is not None:
+                    self._trained.took(prefix)
+                    return found
+            self._trained.forget(prefix)
+        return None
 
     def _next(self) -> Suggestion | None:
         for _ in range(_TRIES[self._settings.sampler]):

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from orchestrator.compression.plan import apply_plan
-from orchestrator.config.steps import ChannelPruning, Plan, StaticInt8
+from orchestrator.config.steps import ChannelPruning, Clipping, Plan, Recovery, StaticInt8
+from orchestrator.config.training import Training
 from orchestrator.errors import CorruptArtifactError, ModelError
+from orchestrator.models.build import example_rows
+from orchestrator.runtime import int8
+from orchestrator.runtime import rebuild as rebuild_module
+from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -85,3 +91,30 @@ def test_no_data_and_little_else_is_stored(store: Store) -> None:
     digest = made(store, (StaticInt8(),))
     kinds = {str(tensor.dtype) for tensor in store.tensors(digest).values() if tensor.ndim > 1}
     assert kinds == {"torch.int8"}
+
+
+def test_int8_graphs_of_one_form_are_traced_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is first, each variant answers as in a process that never saw the other."""
+    plans: list[Plan] = [
+        (Recovery(training=Training(epochs=1)), StaticInt8()),
+        (Clipping(method="percentile", percentile=90), StaticInt8(observer="minmax")),
+    ]
+    digests = [made(store, plan) for plan in plans]
+    rows = example_rows(store.manifest(digests[0]).signature, 8).numpy()
+    alone = []
+    for digest in digests:
+        rebuild_module._GRAPHS.clear()
+        alone.append(load(store, digest, "lowered")(rows))
+    assert not np.array_equal(alone[0], alone[1])
+    rebuild_module._GRAPHS.clear()
+    traced: list[torch.nn.Module] = []
+    export = int8.export
+
+    def counted(module: torch.nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+        traced.append(module)
+        return export(module, example)
+
+    monkeypatch.setattr(int8, "export", counted)
+    for digest, expected in [*zip(digests, alone, strict=True)] * 2:
+        assert np.array_equal(load(store, digest, "lowered")(rows), expected)
+    assert len(traced) == 1

@@ -12,7 +12,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.space import variant_key
+from orchestrator.search.space import training_prefix, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
 from tests.search.rows import evaluated
 from tests.search.spaces import amount_of, pruned, small, whole
@@ -168,3 +168,47 @@ def test_tpe_keeps_to_the_constraint_more_than_random() -> None:
         return sum(result(Suggestion(0, config)).feasible for config in found)
 
     assert feasible("tpe") > 1.2 * feasible("random")
+
+
+def with_siblings(**changed: object) -> SearchSettings:
+    space = small(
+        {"range": [0.1, 0.6]}, criteria=("l1", "l2"), precisions=("fp32", "bf16", "int8_static"), whole=False
+    )
+    given = {"trials": 24, "batch": 6, "siblings": 3, "space": space, "promise": {"max_drop": 0.05}}
+    return SearchSettings.model_validate({**given, **changed})
+
+
+def test_siblings_share_a_trained_parent_and_differ_after_it() -> None:
+    settings = with_siblings()
+    configs = run(settings, seed=0)
+    assert len({variant_key(config, settings) for config in configs}) == 24
+    shared = 0
+    for begin in range(6, 24, 6):
+        before = [training_prefix(config, settings) for config in configs[:begin]]
+        assert training_prefix(configs[begin + 3], settings) in before
+        shared += sum(
+            training_prefix(config, settings) in before for config in configs[begin + 3 : begin + 6]
+        )
+    # Where all ends of the best parents were tried, something new takes the place.
+    assert shared >= 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_siblings_repeat_whatever_the_order_of_results_and_extend(sampler: str) -> None:
+    first = run(with_siblings(sampler=sampler), seed=3)
+    assert run(with_siblings(sampler=sampler), seed=3, shuffle=random.Random(1)) == first
+    assert run(with_siblings(sampler=sampler, trials=10), seed=3) == first[:10]
+
+
+def test_parents_without_another_end_leave_room_for_news() -> None:
+    # One number type: nothing follows the training but what is fixed.
+    space = small({"range": [0.1, 0.6]}, precisions=("fp32",), whole=False)
+    settings = with_siblings(space=space, trials=12)
+    assert len({variant_key(config, settings) for config in run(settings, seed=0)}) == 12
+
+
+def test_siblings_need_room_and_a_sampler() -> None:
+    with pytest.raises(ValueError, match=r"siblings \(6\) must be fewer than the batch \(6\)"):
+        with_siblings(siblings=6)
+    with pytest.raises(ValueError, match="grid"):
+        SearchSettings.model_validate({"sampler": "grid", "siblings": 1})

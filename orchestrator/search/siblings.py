@@ -1,0 +1,70 @@
+"""Trained parents that further trials of a search may share: what follows a recovery costs no recovery."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from orchestrator.config.base import fingerprint
+from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import Config
+from orchestrator.config.steps import Precision, precision_of
+from orchestrator.search.objectives import TrialRow
+from orchestrator.search.pareto import Point, front
+from orchestrator.search.space import plan_of, training_prefix
+
+
+class TrainedParents:
+    """Of a study's results, the trained prefixes of plans that are worth another end.
+
+    Worth it are those with a feasible variant on the front of its own number type: there a good recovery
+    shows, whichever type its plan happened to end in. The one with the fewest variants is next, of equals the
+    earliest, so what is next depends on results alone.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        """Of a study with these settings."""
+        self._settings = settings
+        self._rows: dict[Precision, list[TrialRow]] = defaultdict(list)
+        self._prefixes: dict[str, Config] = {}
+        self._taken: Counter[str] = Counter()
+        self._used_up: set[str] = set()
+
+    def learn(self, rows: Sequence[TrialRow]) -> None:
+        """Take the results of a batch into account."""
+        if not self._settings.siblings:
+            return
+        for row in sorted(rows, key=lambda row: row.number):
+            prefix = training_prefix(row.config, self._settings) if row.feasible else {}
+            # A plan that ends with its training has no other end.
+            if prefix and len(prefix) < len(row.config):
+                self._prefixes[_key(prefix)] = prefix
+                self._rows[precision_of(plan_of(row.config, self._settings))].append(row)
+
+    def next(self) -> Config | None:
+        """The free values of the parent to share next; None when there is none."""
+        keys = [key for key in self._best() if key not in self._used_up]
+        if not keys:
+            return None
+        return self._prefixes[min(keys, key=lambda key: self._taken[key])]
+
+    def took(self, prefix: Config) -> None:
+        """Note that a further variant of it was suggested."""
+        self._taken[_key(prefix)] += 1
+
+    def forget(self, prefix: Config) -> None:
+        """Leave out a parent that has no untried end."""
+        self._used_up.add(_key(prefix))
+
+    def _best(self) -> list[str]:
+        """Keys of those on a front, by the number of their first trial there."""
+        found: dict[str, int] = {}
+        for rows in self._rows.values():
+            for place in front([Point(-row.drop, row.latency_ms) for row in rows]):
+                key = _key(training_prefix(rows[place].config, self._settings))
+                found[key] = min(rows[place].number, found.get(key, rows[place].number))
+        return sorted(found, key=lambda key: found[key])
+
+
+def _key(prefix: Config) -> str:
+    return fingerprint(dict(prefix))
