@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config
+from orchestrator.config.free import Config
+from orchestrator.config.search import Searching
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.study import BatchStudy, Suggestion
@@ -160,7 +160,7 @@ class Driver(Protocol):
         search: Source,
         trainable: Trainable,
         shared: Mapping[str, Any],
-        settings: SearchSettings,
+        settings: Searching,
         *,
         storage: Any,
         poll: Callable[[], None] = ...,

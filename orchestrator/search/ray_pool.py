@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from orchestrator.cluster import fitting
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Searching
 from orchestrator.errors import SearchError
 from orchestrator.search.batches import Source, Trainable
 
@@ -68,7 +68,7 @@ def drive(
     search: Source,
     trainable: Trainable,
     shared: Mapping[str, Any],
-    settings: SearchSettings,
+    settings: Searching,
     *,
     storage: Path,
     poll: Callable[[], None] = lambda: None,

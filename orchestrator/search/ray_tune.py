@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.cluster import fitting
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Searching
 from orchestrator.search.batches import Source, Trainable
 from orchestrator.search.ray_pool import POLL_S, RETRIES, last_line
 
@@ -104,7 +104,7 @@ def drive(
     search: Source,
     trainable: Trainable,
     shared: Mapping[str, Any],
-    settings: SearchSettings,
+    settings: Searching,
     *,
     storage: Path,
     poll: Callable[[], None] = lambda: None,

@@ -10,8 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config, grid
+from orchestrator.config.free import Config, grid
+from orchestrator.config.search import Searching
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow, objectives
 from orchestrator.search.space import anchors, suggest, variant_key
@@ -38,7 +38,7 @@ class BatchStudy:
     does not depend on how many trials are asked for, so a search can be extended.
     """
 
-    def __init__(self, settings: SearchSettings, seed: int) -> None:
+    def __init__(self, settings: Searching, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._settings = settings
         self._study = optuna.create_study(
@@ -119,7 +119,7 @@ class BatchStudy:
         return Suggestion(self._asked - 1, config)
 
 
-def _sampler(settings: SearchSettings, seed: int) -> BaseSampler:
+def _sampler(settings: Searching, seed: int) -> BaseSampler:
     """TPE: Watanabe 2023 (https://arxiv.org/abs/2304.11127); NSGA-II: Deb et al. 2002."""
     if settings.sampler in ("random", "grid"):
         return RandomSampler(seed=seed)

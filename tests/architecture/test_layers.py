@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.submit", 6),
     ("orchestrator.doctor", 6),
     ("orchestrator.cli", 6),
+    ("orchestrator.options", 6),
     ("orchestrator.__main__", 6),
     ("jobs", 6),
     ("benchmarks", 6),
