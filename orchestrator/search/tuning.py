@@ -14,21 +14,19 @@ from orchestrator.config.space import Config
 from orchestrator.config.tuning import TrainingSearch, tuned
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
-from orchestrator.errors import ConfigError, DataError, ModelError, TrainingError
+from orchestrator.errors import ConfigError, DataError, ExecutionError, ModelError, TrainingError
 from orchestrator.measure.cost import count
 from orchestrator.models.build import build
 from orchestrator.search.trial import (
     Epochs,
     Job,
     Outcome,
-    Stopped,
     make,
     scored,
     settings_of,
     trial_key,
 )
 from orchestrator.store.store import Store
-from orchestrator.training.checkpoint import Checkpoint
 from orchestrator.training.fitting import fit
 from orchestrator.training.job import TrainJob
 
@@ -40,7 +38,7 @@ _FLOAT_BYTES = 4
 class TuneJob(Job):
     """Of trials that train one model with other settings; `parent` is the model as it is."""
 
-    failures = (TrainingError, ModelError, ConfigError, DataError)
+    failures = (TrainingError, ExecutionError, ModelError, ConfigError, DataError)
 
     kind: Literal["training"] = "training"
     search: TrainingSearch
@@ -101,16 +99,9 @@ def _(job: TuneJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
     if job.search.early_stop is not None:
         epochs.cost = _cost(wanted, dataset)
 
-    def train() -> str:
-        try:
-            return fit(wanted, store, epochs)
-        except Stopped:
-            Checkpoint(store, wanted.key()).forget()  # it is not gone on with
-            raise
-
-    digest = store.stage(wanted.key(), train)
+    digest = store.stage(wanted.key(), lambda: fit(wanted, store, epochs))
     if not store.has(digest):
-        digest = train()  # it was removed from the store; made again it has the same digest
+        digest = fit(wanted, store, epochs)  # it was removed from the store; made again it is the same
     return scored(job, store, dataset, digest, config, Promise())
 
 
