@@ -28,7 +28,8 @@ from orchestrator.pipeline.serving import check_served
 from orchestrator.pipeline.summary import print_table, summarize
 from orchestrator.pipeline.training import train
 from orchestrator.pipeline.tuning import document, snippet, tune, tuned_run
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, Together
+from orchestrator.tracking.tensorboard import TensorBoard
 
 Stage = Literal["train", "search", "ensemble", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -144,8 +145,11 @@ def tune_file(
 @contextmanager
 def _opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
     """The run while this process alone works on it; Ray is joined when a stage first needs it."""
-    progress = Progress(consumer_for(live=live and not inside_job()), cores_in_use)
+    shown = consumer_for(live=live and not inside_job())
+    kept = TensorBoard(run_folder(config.name, store) / "tensorboard")
+    progress = Progress(Together([shown, kept]), cores_in_use)
     with ExitStack() as stack:
+        stack.callback(kept.close)
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
         run.store.clean()

@@ -58,8 +58,8 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     claim_study(run, "training-study", job, fresh)
     with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.model)])
-        run.progress("search", f"{settings.trials} trainings of {settings.model}: {figures(parent, run)}")
-        watch = SearchWatch(run, parent, settings.trials)
+        run.progress("tune", f"{settings.trials} trainings of {settings.model}: {figures(parent, run)}")
+        watch = SearchWatch(run, parent, settings.trials, stage="tune")
         rows, _ = run_search(
             job,
             parent,
@@ -74,7 +74,7 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     if not any(row.ok for row in rows):
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
     best, reason = best_of(rows, parent, settings, run.config.metric.label)
-    run.progress("search", reason)
+    run.progress("tune", reason)
     record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
     run.name_artifact(settings.result, best.digest)
     found = Found(
@@ -94,7 +94,7 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     summary = searched_summary(run, found)
     summary["search"]["best"] = None if found.chosen is None else best.name
     page = report_tuning(run, summary, models, settings, found)
-    run.progress("search", f"report: {page}")
+    run.progress("tune", f"report: {page}")
     return Tuned(found, best, entry, page)
 
 

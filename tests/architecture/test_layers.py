@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.runtime", 1),
     ("orchestrator.progress", 1),
     ("orchestrator.live", 1),
+    ("orchestrator.tracking", 1),
     ("orchestrator.training", 2.0),
     ("orchestrator.ensemble", 2.0),
     ("orchestrator.compression", 2.1),

@@ -14,6 +14,7 @@ import yaml
 
 from orchestrator.config.load import load_run
 from orchestrator.store.store import Store
+from orchestrator.tracking.tensorboard import FILE
 from tests.pipeline import toys
 from tests.pipeline.command import command
 
@@ -84,6 +85,12 @@ def test_a_search_over_trainings(tmp_path: Path) -> None:
     assert "The best model:" in page.read_text()
     page.unlink()
 
+    # TensorBoard has each training, each trial and the whole; told again, nothing is doubled.
+    board = {file: file.read_bytes() for file in (tmp_path / "toy" / "tensorboard").rglob(FILE)}
+    names = {file.parent.relative_to(tmp_path / "toy" / "tensorboard").as_posix() for file in board}
+    assert names >= {"train/small", "tune", f"tune/{best['name']}"}
+    assert len(names) == 6
+
     # Again: nothing is computed, and the snippet is what the document says.
     ray.shutdown()
     again = command(*line)
@@ -91,6 +98,7 @@ def test_a_search_over_trainings(tmp_path: Path) -> None:
     assert yaml.safe_load(again.out) == {"models": {"small": told["entry"]}}
     assert f"# {told['reason']}" in again.out
     assert page.exists()
+    assert {file: file.read_bytes() for file in board} == board
 
     # The written file is a run of its own, whose model is in the store already.
     run = load_run(out)
