@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 
 from orchestrator.errors import OrchestratorError, of_system
-from orchestrator.pipeline.run import execute_file
+from orchestrator.pipeline.run import execute_file, tune_file
 
 
 def main(until: str, text: str) -> None:
@@ -26,17 +26,21 @@ def main(until: str, text: str) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="train anew even where a model's settings changed"
     )
+    if until == "search":
+        parser.add_argument(
+            "--stage",
+            choices=("compression", "training"),
+            default="compression",
+            help="search compressed variants, or settings of a model's training",
+        )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        execute_file(
-            arguments.config,
-            until=until,
-            store=arguments.store,
-            overrides=arguments.overrides,
-            data=arguments.data,
-            fresh=arguments.fresh,
-        )
+        given = {name: getattr(arguments, name) for name in ("store", "overrides", "data", "fresh")}
+        if getattr(arguments, "stage", None) == "training":
+            tune_file(arguments.config, **given)
+        else:
+            execute_file(arguments.config, until=until, **given)
     except OrchestratorError as error:
         sys.exit(_complain(f"error: {error}", error.exit_code))
     except OSError as error:

@@ -13,6 +13,21 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.errors import OrchestratorError, of_system
+from orchestrator.options import (
+    AllowOption,
+    Config,
+    DataOption,
+    FormatOption,
+    FreshOption,
+    JsonOption,
+    PlanOption,
+    RowsOption,
+    SearchStage,
+    SetOption,
+    StoreOption,
+    ToleranceOption,
+    TunedOption,
+)
 
 P = ParamSpec("P")
 
@@ -23,24 +38,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Config = Annotated[str, typer.Argument(help="Run file, or 'digits' for the embedded one.")]
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", help="Store: a path or URI. (default: $ORCHESTRATOR_STORE, else runs/store)"),
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated.")
-]
-DataOption = Annotated[str | None, typer.Option("--data", help="Folder of the run's data files.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Train anew even where a model's settings changed since the last run.")
-]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option("--allow", metavar="PKG.MOD:FN", help="Import path that models may be built from."),
-]
 
 
 def _guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -103,9 +100,35 @@ def _stage_command(name: str, until: str, text: str) -> None:
 
 _stage_command("run", "report", "The whole run: train, compress, ensemble, evaluate, serve and report.")
 _stage_command("train", "train", "Train the models of a run file.")
-_stage_command("search", "search", "Train, then search compressed variants on measured latency.")
 _stage_command("ensemble", "ensemble", "Train and search, then fit the ensembles.")
 _stage_command("evaluate", "evaluate", "Everything but serving: test figures, latencies, report.")
+
+
+@app.command()
+@_guarded
+def search(
+    config: Config,
+    stage: SearchStage = "compression",
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    data: DataOption = None,
+    fresh: FreshOption = False,
+    out: TunedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, then search compressed variants on measured latency, or better training settings."""
+    from orchestrator.pipeline.run import execute_file, tune_file
+
+    given: dict[str, Any] = {"store": store, "data": data, "fresh": fresh, "quiet": as_json}
+    given["overrides"] = overrides or []
+    if stage == "training":
+        summary = tune_file(config, out=out, **given)
+    elif out is not None:
+        raise typer.BadParameter("goes with --stage training", param_hint="--out")
+    else:
+        summary = execute_file(config, until="search", **given)
+    if as_json:
+        _print_json(summary)
 
 
 @app.command()
@@ -176,18 +199,8 @@ def import_command(
 @_guarded
 def compress(
     source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/teacher.")],
-    plan: Annotated[
-        str,
-        typer.Option(
-            help="YAML file with a list of steps, or the list: '[{kind: bf16}]' (docs/compression.md)."
-        ),
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Rows to train and calibrate with: run file, Parquet file, image folder, or 'digits'."
-        ),
-    ],
+    plan: PlanOption,
+    data: RowsOption,
     name: Annotated[str, typer.Option("--name", help="Ref for the variant, like digits/small.")],
     store: StoreOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
@@ -232,9 +245,7 @@ def reproduce(
         Literal["eager", "lowered", "aoti", "openvino"] | None,
         typer.Option(help="Look at this one only. (default: all that were recorded)"),
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Distance of two latencies that is noise.")
-    ] = 0.05,
+    tolerance: ToleranceOption = 0.05,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Train a model without a plan again, as its run file says.")
     ] = False,
@@ -266,10 +277,7 @@ def reproduce(
 def export_command(
     source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/chosen.")],
     path: Annotated[Path, typer.Argument(help="File to write; .pt2, .onnx or .pte says the format.")],
-    format: Annotated[
-        Literal["pt2", "onnx", "executorch"] | None,
-        typer.Option("--format", help="Where the ending does not say it."),
-    ] = None,
+    format: FormatOption = None,
     store: StoreOption = None,
     allow: AllowOption = None,
     as_json: JsonOption = False,

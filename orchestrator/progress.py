@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, TextIO
@@ -50,6 +50,22 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Result:
+    """A trial, or an honest arm, that was measured."""
+
+    number: int
+    """From 0; below 0 for an arm."""
+    name: str
+    config: Mapping[str, float | int | str | bool]
+    metric: float
+    drop: float
+    """How much worse than the parent."""
+    latency_ms: float
+    bytes: int
+    feasible: bool = True
+
+
+@dataclass(frozen=True)
 class Trials:
     """Where a search stands."""
 
@@ -65,6 +81,8 @@ class Trials:
     ended: str = ""
     """Name of the trial that just ended, if one did."""
     ended_badly: bool = False
+    result: Result | None = None
+    """Of the trial that was just measured, if one was."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,23 @@ class LineLog:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class Together:
+    """Shows every event to several consumers."""
+
+    def __init__(self, consumers: Sequence[Consumer]) -> None:
+        self._consumers = tuple(consumers)
+
+    def show(self, event: Event) -> None:
+        """To each in turn."""
+        for consumer in self._consumers:
+            consumer.show(event)
+
+    def close(self) -> None:
+        """Each in turn."""
+        for consumer in self._consumers:
+            consumer.close()
 
 
 def line_of(event: Event) -> str:

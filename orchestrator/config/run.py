@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import Ensemble, Member, walk_nodes
+from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
@@ -22,6 +23,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan
 from orchestrator.config.training import DistillationLoss, Resources, Training
+from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 """Becomes part of refs, file names and URLs."""
@@ -81,6 +83,8 @@ class RunConfig(Settings):
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
     variants: dict[Name, VariantEntry] = Field(default_factory=dict)
+    training_search: TrainingSearch | None = None
+    """`orchestrator search --stage training`; no other command looks at it."""
     search: SearchSettings | None = None
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     latency: LatencySettings = LatencySettings()
@@ -109,6 +113,7 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
+        self._tuned_models()
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
             raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
@@ -143,6 +148,27 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
             known.append(ensemble)
+
+    def _tuned_models(self) -> None:
+        """Every option and both ends of every range must make a model that can be trained."""
+        settings = self.training_search
+        if settings is None:
+            return
+        if settings.model not in self.models:
+            known = ", ".join(self.models)
+            raise ValueError(f"training_search.model: no model is named '{settings.model}'; models: {known}")
+        base = self.models[settings.model]
+        if base.ref is not None:
+            raise ValueError(f"training_search.model: '{settings.model}' is not trained here, it has a 'ref'")
+        if settings.result in (*self.models, *self.variants, *self.ensembles):
+            raise ValueError(f"the name '{settings.result}' is that of the training search's result")
+        for config in probes(settings.space):
+            try:
+                entry = ModelEntry.model_validate(tuned(base.plain(), settings, config))
+            except ValidationError as error:
+                raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
+            if entry.training.transfer != base.training.transfer:
+                raise ValueError("training_search.space: the rows of a transfer set cannot be free")
 
     def allowed(self) -> frozenset[str]:
         """Every import path that this file names: the only code of the user's that may run."""

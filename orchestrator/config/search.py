@@ -1,14 +1,15 @@
-"""The space of compression plans, the objectives and the promise."""
+"""What a search is told: its trials, the space of compression plans, the objectives and the promise."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.free import Template, grid
 from orchestrator.config.measure import Execution, Target
-from orchestrator.config.space import Space, every_precision, grid
+from orchestrator.config.space import Space, every_precision
 from orchestrator.config.steps import EXECUTIONS, Distill
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -57,24 +58,16 @@ class Median(Settings):
 EarlyStop = Annotated[Halving | Median, Field(discriminator="kind")]
 
 
-class SearchSettings(Settings):
-    """Ray Tune + Optuna over the space, on measured latency."""
+class Searching(Settings):
+    """What every search says, whatever its trials do."""
 
-    parent: str = "teacher"
-    """Name of the model to compress."""
     trials: int = Field(16, ge=1)
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""
-    siblings: int = Field(0, ge=0)
-    """Of each batch, so many take a trained model that an earlier trial left, one of the best of their number
-    type, and choose what follows its training anew: such a trial trains nothing."""
     sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
     """Optuna's; `grid` goes through a finite space in order."""
-    space: Space = Space()
-    executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
-    """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
-    a variant; OpenVINO needs its package."""
+    space: Template
     latency: Target = Target()
     """What the search minimizes latency on."""
     targets: dict[str, Target] = Field(default_factory=dict)
@@ -82,13 +75,8 @@ class SearchSettings(Settings):
     early_stop: EarlyStop | None = None
     """Which trials lose their remaining epochs; all finish when not given. What is stopped depends on which
     trial reports first, so two searches may differ."""
-    arms: bool = True
-    """Also evaluate what anybody would try first (`search/arms.py`); it takes seconds of compiling."""
-    small: Distill | None = None
-    """A small net that the search must beat: trained by plain distillation and from labels alone."""
-    promise: Promise = Promise()
     max_latency_ms: float | None = Field(None, gt=0)
-    """Variants that take longer a batch are infeasible, like those that lose more than `promise.max_drop` on
+    """Variants that take longer a batch are infeasible, like those that lose more than is allowed on
     validation rows."""
     max_bytes: int | None = Field(None, ge=1)
     """Or are larger."""
@@ -103,6 +91,41 @@ class SearchSettings(Settings):
     driver: Literal["tune", "pool"] = "tune"
     """What runs the trials: Ray Tune, or a pool of warm Ray actors, which loses less time between trials of
     seconds. The result is the same."""
+
+    @property
+    def allowed_drop(self) -> float | None:
+        """How much worse than the parent on validation rows a variant may be; None for anything."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _a_grid_is_finite(self) -> Self:
+        if self.sampler == "grid" and grid(self.space) is None:
+            raise ValueError("sampler: grid needs a space of at most 10,000 plans: give each range a step")
+        return self
+
+
+class SearchSettings(Searching):
+    """Ray Tune + Optuna over the space, on measured latency."""
+
+    parent: str = "teacher"
+    """Name of the model to compress."""
+    siblings: int = Field(0, ge=0)
+    """Of each batch, so many take a trained model that an earlier trial left, one of the best of their number
+    type, and choose what follows its training anew: such a trial trains nothing."""
+    space: Space = Space()
+    executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
+    """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
+    a variant; OpenVINO needs its package."""
+    arms: bool = True
+    """Also evaluate what anybody would try first (`search/arms.py`); it takes seconds of compiling."""
+    small: Distill | None = None
+    """A small net that the search must beat: trained by plain distillation and from labels alone."""
+    promise: Promise = Promise()
+
+    @property
+    def allowed_drop(self) -> float:
+        """That of the promise."""
+        return self.promise.max_drop
 
     @model_validator(mode="after")
     def _every_precision_runs(self) -> SearchSettings:
@@ -120,10 +143,4 @@ class SearchSettings(Settings):
             raise ValueError(f"siblings ({self.siblings}) must be fewer than the batch ({self.batch})")
         if self.siblings and self.sampler == "grid":
             raise ValueError("siblings are for samplers that choose: a grid has them all in its order")
-        return self
-
-    @model_validator(mode="after")
-    def _a_grid_is_finite(self) -> SearchSettings:
-        if self.sampler == "grid" and grid(self.space) is None:
-            raise ValueError("sampler: grid needs a space of at most 10,000 plans: give each range a step")
         return self

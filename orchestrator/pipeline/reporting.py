@@ -12,7 +12,7 @@ import yaml
 from orchestrator.compression.audit import audit
 from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
 from orchestrator.config.measure import Target
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Searching
 from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
@@ -29,6 +29,8 @@ from orchestrator.search.report.schema import Searched, TrialPoint
 PAGE = "report.html"
 SOURCE = "report.json"
 """Beside the page: the summary and details that it was made of."""
+TUNING = "tuning"
+"""Folder of the page of a search over trainings."""
 _HERE = "this machine"
 _MOST_AUDITS = 12
 """Audits that a report makes, of a second or so each: of the chosen variant, then from the fastest on. One on
@@ -46,13 +48,28 @@ def report(
     evaluation: Evaluation | None = None,
 ) -> None:
     """Write `report.html`, and beside it all that is needed to write it again."""
-    details = _details(run, models, found, specs or {}, evaluation)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    source = run.folder / SOURCE
+    details = _details(run, models, specs or {}, evaluation)
+    if found is not None and run.config.search is not None:
+        details |= _searched(run, run.config.search, found)
+    _write(run.folder, summary, details)
+
+
+def report_tuning(
+    run: Run, summary: dict[str, Any], models: dict[str, str], settings: Searching, found: Found
+) -> Path:
+    """The same page for a search over trainings, in a folder of its own; where it is."""
+    folder = run.folder / TUNING
+    _write(folder, summary, _details(run, models, {}, None) | _searched(run, settings, found))
+    return folder / PAGE
+
+
+def _write(folder: Path, summary: dict[str, Any], details: Details) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / SOURCE
     part = source.with_suffix(".tmp")
     part.write_text(json.dumps({"summary": summary, "details": details}), encoding="utf-8")
     part.replace(source)
-    write_report(summary, details, run.folder / PAGE)
+    write_report(summary, details, folder / PAGE)
 
 
 def report_again(folder: Path) -> dict[str, Any] | None:
@@ -105,7 +122,6 @@ def searched_summary(run: Run, found: Found) -> dict[str, Any]:
 def _details(
     run: Run,
     models: dict[str, str],
-    found: Found | None,
     specs: Mapping[str, Spec],
     evaluation: Evaluation | None,
 ) -> Details:
@@ -128,13 +144,18 @@ def _details(
         "config": yaml.safe_dump(run.config.plain(), sort_keys=False, allow_unicode=True),
         "notes": [],
     }
-    if found is not None and run.config.search is not None:
-        more["max_drop"] = run.config.search.promise.max_drop
-        more["targets"] = _targets(run, run.config.search, found)
     return more
 
 
-def _targets(run: Run, settings: SearchSettings, found: Found) -> dict[str, Searched]:
+def _searched(run: Run, settings: Searching, found: Found) -> Details:
+    """What the report shows of a search."""
+    more: Details = {"targets": _targets(run, settings, found)}
+    if settings.allowed_drop is not None:
+        more["max_drop"] = settings.allowed_drop
+    return more
+
+
+def _targets(run: Run, settings: Searching, found: Found) -> dict[str, Searched]:
     """The trials and arms by the target that they were measured on."""
     wanted = [found.chosen, *found.front] if found.chosen else list(found.front)
     audited = set(list(dict.fromkeys(row.digest for row in wanted))[:_MOST_AUDITS])
@@ -162,7 +183,7 @@ def _setting(target: Target) -> str:
     return f"{where}{held}, batch {target.batch}, {threads}"
 
 
-def _trial(run: Run, settings: SearchSettings, row: TrialRow, audited: set[str]) -> TrialPoint:
+def _trial(run: Run, settings: Searching, row: TrialRow, audited: set[str]) -> TrialPoint:
     point = _point(run, row)
     if row.ok and not row.feasible:
         point["violations"] = _violations(row, settings)
@@ -203,11 +224,10 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
     return point
 
 
-def _violations(row: TrialRow, settings: SearchSettings) -> list[str]:
+def _violations(row: TrialRow, settings: Searching) -> list[str]:
     """A sentence for each limit that the row does not keep."""
-    allowed = settings.promise.max_drop
     said = {
-        "max_drop": f"drops by {row.drop:.4f} on validation, more than the allowed {allowed:g}",
+        "max_drop": f"drops by {row.drop:.4f} on validation, more than the allowed {settings.allowed_drop}",
         "max_latency_ms": f"takes {row.latency_ms:.3g} ms, more than {settings.max_latency_ms}",
         "max_bytes": f"has {row.bytes:,} bytes, more than {settings.max_bytes}",
     }

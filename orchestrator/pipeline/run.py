@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,12 +22,14 @@ from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
-from orchestrator.pipeline.reporting import PAGE, report, report_again, searched_summary
+from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, searched_summary
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
 from orchestrator.pipeline.summary import print_table, summarize
 from orchestrator.pipeline.training import train
-from orchestrator.progress import Progress
+from orchestrator.pipeline.tuning import document, snippet, tune, tuned_run
+from orchestrator.progress import Progress, Together
+from orchestrator.tracking.tensorboard import TensorBoard
 
 Stage = Literal["train", "search", "ensemble", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -89,15 +91,69 @@ def execute(
     """
     if until not in STAGES:
         raise ConfigError("no such stage", until, f"stages: {', '.join(STAGES)}")
-    progress = Progress(consumer_for(live=live and not inside_job()), cores_in_use)
+    with _opened(config, store, live) as run:
+        if until == "report" and config.serving is not None and config.ensembles:
+            check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
+        with run.progress:  # the view is gone before Ray ends, and before anything is said about how it went
+            return _stages(run, until, fresh)
+
+
+def tune_file(
+    config: str,
+    *,
+    store: str | None = None,
+    overrides: Sequence[str] = (),
+    data: str | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Search better training settings for the model that a run file's `training_search` names.
+
+    The best model is printed as it stands in a run file, unless `quiet`.
+
+    Args:
+        config: path of the run file.
+        store: where the results go.
+        overrides: settings to change first.
+        data: folder of the run's data files.
+        fresh: search anew even if the search or its model had other settings before.
+        quiet: print nothing.
+        out: file for a whole run file with the best model in it.
+
+    Returns:
+        The best model, the front and where the report is, as plain values.
+
+    Raises:
+        OrchestratorError: whatever went wrong, as one sentence; what was finished stays in the store.
+    """
+    settings = read_config(config, overrides, data)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
+    with _opened(settings, store, not quiet) as run, run.progress:
+        found = tune(run, fresh=fresh)
+        told = document(run, found)
+    if out is not None:
+        out.write_text(tuned_run(settings, found.entry), encoding="utf-8")
+        told["written"] = str(out)
+    if not quiet:
+        print(f"# {told['reason']}\n# {told['best']['ref']}; report: {told['report']}")
+        print(snippet(told["model"], told["entry"]), end="")
+    return told
+
+
+@contextmanager
+def _opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
+    """The run while this process alone works on it; Ray is joined when a stage first needs it."""
+    shown = consumer_for(live=live and not inside_job())
+    kept = TensorBoard(run_folder(config.name, store) / "tensorboard")
+    progress = Progress(Together([shown, kept]), cores_in_use)
     with ExitStack() as stack:
+        stack.callback(kept.close)
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
         run.store.clean()
-        if until == "report" and config.serving is not None and config.ensembles:
-            check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
-        with progress:  # the view is gone before Ray ends, and before anything is said about how it went
-            return _stages(run, until, fresh)
+        yield run
 
 
 def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
@@ -138,6 +194,7 @@ def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:
         NotFoundError: there is no summary of that run.
     """
     folder = run_folder(name, store)
+    report_again(folder / TUNING)
     shown = report_again(folder)
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from orchestrator.search.ledger import difference
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
 from orchestrator.search.ray_search import run_search
-from orchestrator.search.trial import TrialJob, parent_row, study_settings
+from orchestrator.search.trial import Job, TrialJob, parent_row, study_settings
 
 _MEMBER_NUMBER = -1000
 """Of the row of the best single member, which is no trial."""
@@ -70,10 +70,10 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     if settings is None:
         return None
     job = _job(run, settings, models[settings.parent])
-    _claim(run, job, fresh)
+    claim_study(run, "study", job, fresh)
     with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
-        run.progress("search", f"{settings.trials} trials over {settings.parent}: {_figures(parent, run)}")
+        run.progress("search", f"{settings.trials} trials over {settings.parent}: {figures(parent, run)}")
         watch = SearchWatch(run, parent, settings.trials)
         rows, arms = run_search(
             job,
@@ -98,7 +98,7 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     run.name_artifact("fastest", best[0].digest)
     run.name_artifact("chosen", (choice.row or parent).digest)
     elsewhere = {
-        name: _on_target(run, job, name, target, finished) for name, target in settings.targets.items()
+        name: on_target(run, job, name, target, finished) for name, target in settings.targets.items()
     }
     return Found(
         parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason, tuple(arms), elsewhere
@@ -136,13 +136,13 @@ def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRo
     return sorted(rows, key=lambda row: (row.drop, row.bytes))[:1]
 
 
-def _claim(run: Run, job: TrialJob, fresh: bool) -> None:
-    """Keep the run's name for this study, so that its settings do not change without a word.
+def claim_study(run: Run, name: str, job: Job, fresh: bool) -> None:
+    """Keep `<run>/<name>` for this study, so that its settings do not change without a word.
 
     Raises:
         ConfigError: the run's search had other settings; more or fewer trials are the same search.
     """
-    file, settings = run.folder / "study.json", study_settings(job)
+    file, settings = run.folder / f"{name}.json", study_settings(job)
     if file.exists() and not fresh:
         changed = difference(json.loads(file.read_text(encoding="utf-8")), json.loads(canonical(settings)))
         if changed is not None:
@@ -155,8 +155,8 @@ def _claim(run: Run, job: TrialJob, fresh: bool) -> None:
     part.replace(file)
 
 
-def _on_target(
-    run: Run, job: TrialJob, name: str, target: Target, rows: Sequence[TrialRow]
+def on_target(
+    run: Run, job: Job, name: str, target: Target, rows: Sequence[TrialRow]
 ) -> tuple[TrialRow, ...]:
     """The same variants measured on another target; those that cannot run there are failed."""
     run.progress("search", f"measuring {len(rows)} variants for the target {name}")
@@ -196,7 +196,8 @@ def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:
     return verdict
 
 
-def _figures(row: TrialRow, run: Run) -> str:
+def figures(row: TrialRow, run: Run) -> str:
+    """A measured row in words."""
     metric = run.config.metric.label
     return (
         f"{metric} {row.metric:.4f}, {row.latency_ms:.3f} ms a batch ({row.execution}), {row.bytes:,} bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from orchestrator.config.imports import resolve
@@ -14,8 +15,13 @@ from orchestrator.pipeline.watching import TrainingWatch
 from orchestrator.training.ray_train import TrainJob, train_models
 
 
-def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
+def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None) -> dict[str, str]:
     """Train every model of the run file that is not finished; name each `<run>/<model>` in the store.
+
+    Args:
+        run: whose models.
+        fresh: forget settings and checkpoints kept under their names.
+        only: names of the models to train, if not all; their teachers must be among them.
 
     Returns:
         Model name -> artifact digest, in the order of the run file.
@@ -27,7 +33,7 @@ def train(run: Run, *, fresh: bool = False) -> dict[str, str]:
         ConfigError: a model was trained in this run with other settings (`fresh` forgets them), or one that
             is not trained here was made for other data.
     """
-    entries = run.config.models
+    entries = {name: entry for name, entry in run.config.models.items() if only is None or name in only}
     imported = {name: run.store.resolve(entry.ref) for name, entry in entries.items() if entry.ref}
     for name, digest in imported.items():
         check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)

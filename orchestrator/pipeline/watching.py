@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from orchestrator.pipeline.context import Run
-from orchestrator.progress import Best, Training, Trials
+from orchestrator.progress import Best, Result, Training, Trials
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, hypervolume
 from orchestrator.training.ray_train import Ended, Failed
@@ -44,7 +44,12 @@ class SearchWatch:
     """Tells of a search: every trial that ended, and where the whole of it stands."""
 
     def __init__(
-        self, run: Run, parent: TrialRow, trials: int, clock: Callable[[], float] = time.monotonic
+        self,
+        run: Run,
+        parent: TrialRow,
+        trials: int,
+        clock: Callable[[], float] = time.monotonic,
+        stage: str = "search",
     ) -> None:
         """Begin.
 
@@ -53,7 +58,9 @@ class SearchWatch:
             parent: measured; the hypervolume is against it.
             trials: how many there will be at most.
             clock: seconds, monotone.
+            stage: what the events are told of.
         """
+        self._stage = stage
         self._run, self._parent, self._total, self._clock = run, parent, trials, clock
         self._rows: dict[int, TrialRow] = {}
         self._running = 0
@@ -72,7 +79,7 @@ class SearchWatch:
     def epoch(self, name: str, report: EpochReport) -> None:
         """An epoch of a trial's recovery."""
         text = f"{name}: {report.text(self._run.config.metric.label)}"
-        self._run.progress("search", text, epoch_of(self._run, name, report))
+        self._run.progress(self._stage, text, epoch_of(self._run, name, report))
 
     def running(self, count: int) -> None:
         """How many trials run at this moment."""
@@ -84,7 +91,7 @@ class SearchWatch:
     def _tell(self, text: str, row: TrialRow | None = None) -> None:
         failed = sum(found.status == "failed" for found in self._rows.values())
         self._run.progress(
-            "search",
+            self._stage,
             text,
             Trials(
                 total=self._total,
@@ -97,6 +104,7 @@ class SearchWatch:
                 left_s=self._left(),
                 ended="" if row is None else row.name,
                 ended_badly=row is not None and row.status == "failed",
+                result=None if row is None else result_of(row),
             ),
         )
 
@@ -126,6 +134,22 @@ class SearchWatch:
         if self._began is None or ended <= 0 or open_ <= 0:
             return None
         return (self._clock() - self._began) / ended * open_
+
+
+def result_of(row: TrialRow) -> Result | None:
+    """What a row brought; None where it was not measured."""
+    if not row.ok:
+        return None
+    return Result(
+        row.number,
+        row.name,
+        dict(row.config),
+        row.metric,
+        row.drop,
+        row.latency_ms,
+        row.bytes,
+        row.feasible,
+    )
 
 
 def epoch_of(run: Run, name: str, report: EpochReport, epochs: int | None = None) -> Training:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config
+from orchestrator.config.free import Config
+from orchestrator.config.search import Searching
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
@@ -188,7 +188,7 @@ class Driver(Protocol):
         search: Source,
         trainable: Trainable,
         shared: Mapping[str, Any],
-        settings: SearchSettings,
+        settings: Searching,
         *,
         storage: Any,
         poll: Callable[[], None] = ...,

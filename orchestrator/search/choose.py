@@ -65,7 +65,7 @@ def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> t
         return [], f"none qualifies: no trial finished ({first})"
     feasible = [row for row in finished if row.feasible]
     if not feasible:
-        return [], f"none qualifies: no variant stays within {_limits(finished)}; {_nearest(finished)}"
+        return [], f"none qualifies: no variant stays within {_limits(finished)}; {nearest(finished)}"
     better = [row for row in feasible if row.speedup_ci[0] > 1 or row.bytes < parent.bytes]
     if not better:
         return [], (
@@ -88,7 +88,7 @@ def _limits(rows: Sequence[TrialRow]) -> str:
     return " and ".join(words for name, words in names.items() if any(name in row.violations for row in rows))
 
 
-def _nearest(rows: Sequence[TrialRow]) -> str:
+def nearest(rows: Sequence[TrialRow]) -> str:
     """The rows that come closest to all limits, with their figures."""
 
     def beyond(row: TrialRow) -> tuple[float, int]:

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.config.free import Config
 from orchestrator.config.measure import Execution
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config
+from orchestrator.config.search import Searching
 
 PARENT = -1
 """Trial number of the row that describes the parent itself."""
@@ -100,9 +100,11 @@ class TrialRow:
             speedup_ci=speedup_ci,
         )
 
-    def limited(self, settings: SearchSettings) -> TrialRow:
+    def limited(self, settings: Searching) -> TrialRow:
         """This trial with how far it is beyond each limit of the settings, as far as is known."""
-        beyond = {"max_drop": self.drop - settings.promise.max_drop}
+        beyond: dict[str, float] = {}
+        if settings.allowed_drop is not None:
+            beyond["max_drop"] = self.drop - settings.allowed_drop
         if settings.max_bytes is not None:
             beyond["max_bytes"] = self.bytes / settings.max_bytes - 1
         if settings.max_latency_ms is not None and self.ok:

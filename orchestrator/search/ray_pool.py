@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from orchestrator.cluster import fitting
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Searching
 from orchestrator.errors import SearchError
 
 if TYPE_CHECKING:  # a worker loads this module, and what a trial does not need would cost it seconds
@@ -70,7 +70,7 @@ def drive(
     search: Source,
     trainable: Trainable,
     shared: Mapping[str, Any],
-    settings: SearchSettings,
+    settings: Searching,
     *,
     storage: Path,
     poll: Callable[[], None] = lambda: None,
@@ -198,7 +198,7 @@ class _Pool:
         self._fill()
 
 
-def trials_at_once(settings: SearchSettings) -> int:
+def trials_at_once(settings: Searching) -> int:
     """A batch, or as many as the cluster holds.
 
     Raises:

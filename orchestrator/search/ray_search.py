@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ray
+from pydantic import Field, TypeAdapter
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from orchestrator.config.search import EarlyStop, SearchSettings
-from orchestrator.config.space import Config
+from orchestrator.config.free import Config
+from orchestrator.config.search import EarlyStop, Searching, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.quality import larger_is_better
@@ -25,7 +26,8 @@ from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.space import name_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import TrialJob, evaluate, known, row_of, study_settings
+from orchestrator.search.trial import Job, TrialJob, evaluate, known, row_of, study_settings
+from orchestrator.search.tuning import TuneJob
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
 
@@ -35,6 +37,7 @@ OnEpoch = Callable[[str, EpochReport], None]
 """Called in the driver with the name of a trial and an epoch of its recovery."""
 OnRunning = Callable[[int], None]
 """Called in the driver with the number of trials that run at this moment."""
+_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[TrialJob | TuneJob, Field(discriminator="kind")])
 _SHARED = ("job", "mailbox", "judge")
 """Entries of a worker's config that are not the trial's."""
 
@@ -47,7 +50,7 @@ class Searched(NamedTuple):
 
 
 def run_search(
-    job: TrialJob,
+    job: Job,
     parent: TrialRow,
     *,
     measure: Measure,
@@ -97,9 +100,7 @@ def run_search(
     return Searched(search.rows, search.arms)
 
 
-def _search(
-    job: TrialJob, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge
-) -> BatchSearch:
+def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge) -> BatchSearch:
     """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
     store = Store(job.store)
 
@@ -119,7 +120,7 @@ def _search(
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
-        arms=_arms(job.search) if job.search.arms else (),
+        arms=_arms(job.search),
         ledger=Ledger(store, study_settings(job)),
     )
 
@@ -127,7 +128,7 @@ def _search(
 def run_trial(config: dict[str, Any]) -> dict[str, float]:
     """What a worker runs: evaluate one config and return flat, finite numbers."""
     chosen: Config = {name: value for name, value in config.items() if name not in _SHARED}
-    job, judge = TrialJob.model_validate(config["job"]), config["judge"]
+    job, judge = _JOB.validate_python(config["job"]), config["judge"]
 
     def told(report: EpochReport) -> None:
         send(config["mailbox"], name_of(chosen, job.search), report.plain())
@@ -143,8 +144,10 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
     return {"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop}
 
 
-def _arms(settings: SearchSettings) -> list[Suggestion]:
-    """The honest arms, numbered downwards from the parent."""
+def _arms(settings: Searching) -> list[Suggestion]:
+    """The honest arms of a search for compressed variants, numbered downwards from the parent."""
+    if not isinstance(settings, SearchSettings) or not settings.arms:
+        return []
     return [Suggestion(PARENT - 1 - place, config_of(label)) for place, label in enumerate(arms(settings))]
 
 
@@ -162,7 +165,7 @@ class _Rule:
 class _Judge:
     """Starts the rule's actor, and tells it of trials that ended before or elsewhere."""
 
-    def __init__(self, job: TrialJob) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._actor: ActorHandle[Any] | None = None
         self._untold: list[Report] = []

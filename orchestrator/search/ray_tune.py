@@ -16,7 +16,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Searching
 from orchestrator.search.batches import Source, Trainable
 from orchestrator.search.ray_pool import POLL_S, RETRIES, last_line, trials_at_once
 
@@ -140,7 +140,7 @@ def drive(
     search: Source,
     trainable: Trainable,
     shared: Mapping[str, Any],
-    settings: SearchSettings,
+    settings: Searching,
     *,
     storage: Path,
     poll: Callable[[], None] = lambda: None,
@@ -187,7 +187,7 @@ def drive(
             raise
 
 
-def _resources(settings: SearchSettings) -> tune.PlacementGroupFactory:
+def _resources(settings: Searching) -> tune.PlacementGroupFactory:
     """What a trial holds: a placement group of one bundle, which is what Tune places by node labels."""
     bundle: dict[str, float] = {"CPU": settings.cpus, "GPU": settings.gpus, "memory": settings.memory_bytes}
     placed: dict[str, Any] = {"bundle_label_selector": [settings.labels]} if settings.labels else {}

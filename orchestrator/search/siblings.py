@@ -30,6 +30,11 @@ class TrainedParents:
         self._taken: Counter[str] = Counter()
         self._used_up: set[str] = set()
 
+    @property
+    def siblings(self) -> int:
+        """Trials of a batch that share a parent."""
+        return self._settings.siblings
+
     def learn(self, rows: Sequence[TrialRow]) -> None:
         """Take the results of a batch into account."""
         if not self._settings.siblings:

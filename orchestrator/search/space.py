@@ -1,25 +1,27 @@
-"""From a space of plans to a sampler's questions, and from a config to a plan, an execution and a name."""
+"""From a space to a sampler's questions, and from a config to a variant: its settings, execution and name."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Mapping
-from typing import cast
+from functools import singledispatch
+from typing import Any, cast
 
 import optuna
 
 from orchestrator.config import space
 from orchestrator.config.base import fingerprint
+from orchestrator.config.free import Config, Parameter, Scalar, filled, named, parameters, probes, rounded
 from orchestrator.config.measure import Execution
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config, Parameter, Scalar, rounded
+from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.config.steps import EXECUTIONS, Plan, precision_of
 from orchestrator.search.arms import arm_of, arms
 
 __all__ = [
     "Config",
     "anchors",
+    "decided",
     "draw",
     "executions_of",
     "name_of",
@@ -30,8 +32,8 @@ __all__ = [
 ]
 
 
-def suggest(trial: optuna.Trial, settings: SearchSettings) -> Config:
-    """Ask for the free values that one plan needs."""
+def suggest(trial: optuna.Trial, settings: Searching) -> Config:
+    """Ask for the free values that one variant needs."""
     config: Config = {}
 
     def pick(parameter: Parameter) -> Scalar:
@@ -39,7 +41,7 @@ def suggest(trial: optuna.Trial, settings: SearchSettings) -> Config:
             config[parameter.name] = _ask(trial, parameter)
         return config[parameter.name]
 
-    space.walk(settings.space, pick)
+    settings.space.walk(pick)
     return config
 
 
@@ -50,25 +52,37 @@ def plan_of(config: Config, settings: SearchSettings) -> Plan:
     return space.plan_of(settings.space, config)
 
 
-def executions_of(config: Config, settings: SearchSettings) -> tuple[Execution, ...]:
+def executions_of(config: Config, settings: Searching) -> tuple[Execution, ...]:
     """How the variant of a config is to run: the first that it can; at least one."""
+    if not isinstance(settings, SearchSettings):
+        return ("eager",)
     if (arm := arm_of(config)) is not None:
         return arms(settings)[arm].executions
     precision = precision_of(plan_of(config, settings))
     return tuple(one for one in settings.executions if one in EXECUTIONS[precision])
 
 
-def variant_key(config: Config, settings: SearchSettings) -> str:
-    """Equal for two configs that give the same variant: same steps, same execution."""
-    plan = [step.plain() for step in plan_of(config, settings)]
-    return fingerprint([plan, list(executions_of(config, settings))])
+def variant_key(config: Config, settings: Searching) -> str:
+    """Equal for two configs that give the same variant: same settings, same execution."""
+    return fingerprint([decided(settings, config), list(executions_of(config, settings))])
 
 
-def name_of(config: Config, settings: SearchSettings) -> str:
+@singledispatch
+def decided(settings: Searching, config: Config) -> Any:
+    """What a config, or an honest arm, stands for as plain values."""
+    return filled(settings.space, config)
+
+
+@decided.register
+def _(settings: SearchSettings, config: Config) -> Any:
+    return [step.plain() for step in plan_of(config, settings)]
+
+
+def name_of(config: Config, settings: Searching) -> str:
     """Short readable name, like `amount=0.5 criterion=l2 bf16`; a plan without a choice is `plan`."""
     if (arm := arm_of(config)) is not None:
         return arm
-    known, short = space.parameters(settings.space), dict(space.named(settings.space))
+    known, short = parameters(settings.space), dict(named(settings.space))
     parts: list[str] = []
     for name, value in config.items():
         if name in known and known[name].of_steps:
@@ -80,12 +94,20 @@ def name_of(config: Config, settings: SearchSettings) -> str:
     return " ".join(parts) or "plan"
 
 
-def anchors(settings: SearchSettings) -> list[Config]:
+@singledispatch
+def anchors(settings: Searching) -> list[Config]:
+    """What a search begins with, before its sampler chooses: nothing, unless a kind of search has more."""
+    del settings
+    return []
+
+
+@anchors.register
+def _(settings: SearchSettings) -> list[Config]:
     """The first option everywhere, and each other option of a whole step alone: plain baselines."""
-    known = space.parameters(settings.space)
+    known = parameters(settings.space)
     return [
         config
-        for config in space.probes(settings.space)
+        for config in probes(settings.space)
         if all(known[name].of_steps or value == known[name].first for name, value in config.items())
     ]
 
@@ -106,13 +128,13 @@ def training_prefix(config: Config, settings: SearchSettings) -> Config:
             return asked[parameter.name]
 
         # Each item of the space gives steps of its own, so the first items give the first steps.
-        steps = space.walk(settings.space.model_copy(update={"plan": settings.space.plan[:end]}), pick)
+        steps = settings.space.model_copy(update={"plan": settings.space.plan[:end]}).walk(pick)
         if len(steps) > trains[-1]:
             return asked
     return {}
 
 
-def draw(settings: SearchSettings, source: random.Random, fixed: Mapping[str, Scalar]) -> Config:
+def draw(settings: Searching, source: random.Random, fixed: Mapping[str, Scalar]) -> Config:
     """A config at random, but for the free values that are given."""
     config: Config = {}
 
@@ -122,7 +144,7 @@ def draw(settings: SearchSettings, source: random.Random, fixed: Mapping[str, Sc
             config[parameter.name] = fixed.get(parameter.name, drawn)
         return config[parameter.name]
 
-    space.walk(settings.space, pick)
+    settings.space.walk(pick)
     return config
 
 

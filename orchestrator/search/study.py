@@ -10,8 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from orchestrator.config.search import SearchSettings
-from orchestrator.config.space import Config, grid
+from orchestrator.config.free import Config, grid
+from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow, objectives
 from orchestrator.search.siblings import TrainedParents
@@ -46,7 +46,7 @@ class BatchStudy:
     them as from any other trial.
     """
 
-    def __init__(self, settings: SearchSettings, seed: int) -> None:
+    def __init__(self, settings: Searching, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._settings, self._seed = settings, seed
         self._study = optuna.create_study(
@@ -59,7 +59,7 @@ class BatchStudy:
         if settings.sampler != "grid":
             random.Random(seed).shuffle(every)
         self._untried = iter(every)
-        self._trained = TrainedParents(settings)
+        self._trained = TrainedParents(settings) if isinstance(settings, SearchSettings) else None
         for config in () if settings.sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
@@ -77,7 +77,7 @@ class BatchStudy:
         if self._open:
             raise SearchError("a batch was asked for before the last one was told", sorted(self._open))
         batch: list[Suggestion] = []
-        news = self._settings.batch - self._settings.siblings
+        news = self._settings.batch - (self._trained.siblings if self._trained else 0)
         for place in range(min(self._settings.batch, self._settings.trials - self._asked)):
             suggestion = (self._sibling() if place >= news else None) or self._next()
             if suggestion is None:
@@ -105,11 +105,13 @@ class BatchStudy:
             for name, beyond in row.violations.items():
                 trial.set_constraint(name, beyond)
             self._study.tell(trial, objectives(row))
-        self._trained.learn(rows)
+        if self._trained is not None:
+            self._trained.learn(rows)
 
     def _sibling(self) -> Suggestion | None:
         """Another end for a plan whose training is done; None when no such parent has one left."""
-        while (prefix := self._trained.next()) is not None:
+        trained = self._trained
+        while trained is not None and (prefix := trained.next()) is not None:
             # A sampler that likes one end best suggests that again and again; then chance decides.
             source = random.Random(f"{self._seed} {self._asked}")
             ends = [prefix] * _SIBLING_TRIES
@@ -120,9 +122,9 @@ class BatchStudy:
                 self._study.enqueue_trial(dict(end))
                 found = self._ask_once()
                 if found is not None:
-                    self._trained.took(prefix)
+                    trained.took(prefix)
                     return found
-            self._trained.forget(prefix)
+            trained.forget(prefix)
         return None
 
     def _next(self) -> Suggestion | None:
@@ -149,7 +151,7 @@ class BatchStudy:
         return Suggestion(self._asked - 1, config)
 
 
-def _sampler(settings: SearchSettings, seed: int) -> BaseSampler:
+def _sampler(settings: Searching, seed: int) -> BaseSampler:
     """TPE: Watanabe 2023 (https://arxiv.org/abs/2304.11127); NSGA-II: Deb et al. 2002."""
     if settings.sampler in ("random", "grid"):
         return RandomSampler(seed=seed)

@@ -1,4 +1,6 @@
-"""One trial: apply the plan, run the variant in its execution, score it. A plain function, no Ray.
+"""One trial: make the variant, run it in its execution, score it. A plain function, no Ray.
+
+How a variant is made is a matter of its job's class: here by a compression plan, in `tuning.py` by training.
 
 Its result is a stage in the store, so a repeated trial, in this search or in one that was killed, is
 answered at once; one that was stopped early is noted in the study's ledger, since that depended on other
@@ -11,8 +13,9 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
+from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,11 +26,11 @@ from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Promise, Searching, SearchSettings
 from orchestrator.config.steps import Distill, Plan, Precision, precision_of
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CompressionError, ExecutionError
+from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError
 from orchestrator.measure.cost import count
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
 from orchestrator.models.build import build
@@ -53,12 +56,16 @@ _BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
 log = logging.getLogger(__name__)
 
 
-class TrialJob(Settings):
+class Job(Settings):
     """What all trials of one search share: plain values, so that it crosses process boundaries."""
 
-    search: SearchSettings
+    failures: ClassVar[tuple[type[OrchestratorError], ...]]
+    """Errors that are a trial's result: they would come again."""
+
+    kind: str
+    search: Searching
     parent: str
-    """Digest of the artifact to compress."""
+    """Digest of the artifact that every trial is compared with."""
     store: str
     data_folder: str
     """The decoded rows (`open_cached`)."""
@@ -70,18 +77,27 @@ class TrialJob(Settings):
     """Library version and instruction set of the driver: another one is another search."""
 
 
+class TrialJob(Job):
+    """Of trials that compress the parent."""
+
+    failures = (CompressionError,)
+
+    kind: Literal["compression"] = "compression"
+    search: SearchSettings
+
+
 OnEpoch = Callable[[EpochReport], None]
 GoesOn = Callable[[Report], bool]
 """Whether a trial goes on after an epoch (`early_stop`)."""
 
 
 def evaluate(
-    job: TrialJob, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
+    job: Job, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
 ) -> Outcome:
-    """Compress, run and score one variant, or take that from the store.
+    """Make, run and score one variant, or take that from the store.
 
-    A `CompressionError` is a result (it would come again); any other error is raised. `on_epoch` is called
-    after each epoch of a recovery, then `goes_on`, which may end the trial there.
+    An error of the job's `failures` is a result (it would come again); any other error is raised. `on_epoch`
+    is called after each epoch that is trained, then `goes_on`, which may end the trial there.
     """
     store = Store(job.store)
     if (before := known(store, job, config)) is not None:
@@ -90,8 +106,8 @@ def evaluate(
 
     def compute() -> dict[str, Any]:
         try:
-            found = _compress_and_score(store, job, config, epochs)
-        except CompressionError as error:
+            found = make(job, store, config, epochs)
+        except job.failures as error:
             found = Outcome(failure=str(error))
         return found.model_copy(update=epochs.plain()).plain()
 
@@ -106,7 +122,7 @@ def evaluate(
     return outcome
 
 
-def known(store: Store, job: TrialJob, config: Config) -> Outcome | None:
+def known(store: Store, job: Job, config: Config) -> Outcome | None:
     """The stored result of a trial that ended, in this search or before; None when it has to run."""
     text = store.stage_result(trial_key(job, config))
     if text is None:
@@ -118,8 +134,27 @@ def known(store: Store, job: TrialJob, config: Config) -> Outcome | None:
     return None if _is_gone(store, outcome) else outcome
 
 
-def trial_key(job: TrialJob, config: Config) -> str:
+@singledispatch
+def make(job: Job, store: Store, config: Config, epochs: Epochs) -> Outcome:
+    """Make the variant of a config, run it and score it; `epochs` is called after each epoch."""
+    raise NotImplementedError(type(job))
+
+
+@singledispatch
+def trial_key(job: Job, config: Config) -> str:
     """Stage key: everything that decides the outcome."""
+    raise NotImplementedError(type(job))
+
+
+@singledispatch
+def settings_of(job: Job, config: Config) -> tuple[dict[str, Any], ...]:
+    """What the row of a trial shows where the variant itself does not tell how it was made."""
+    del job, config
+    return ()
+
+
+@trial_key.register
+def _(job: TrialJob, config: Config) -> str:
     search = job.search
     what = {
         "stage": "trial",
@@ -137,25 +172,25 @@ def trial_key(job: TrialJob, config: Config) -> str:
     return fingerprint(what)
 
 
-def study_settings(job: TrialJob) -> dict[str, Any]:
+def study_settings(job: Job) -> dict[str, Any]:
     """What makes two searches the same study, as plain values: all but how many trials it has, how and where
     they run."""
     search = job.search.plain()
     for name in _HOW:
         del search[name]
     what = job.plain()
-    found = {name: what[name] for name in ("parent", "data_digest", "metric", "seed", "what")}
-    return {**found, "search": search}
+    names = ("parent", "data_digest", "metric", "seed", "what", "entry", "teacher")
+    return {name: what[name] for name in names if name in what} | {"search": search}
 
 
-def row_of(number: int, config: Config, outcome: Outcome, job: TrialJob) -> TrialRow:
+def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:
     """The trial as a row that still lacks its latency."""
     name, arm = name_of(config, job.search), arm_of(config) or ""
-    wanted = executions_of(config, job.search)[0]
+    wanted, plan = executions_of(config, job.search)[0], settings_of(job, config)
     if outcome.failure:
-        return TrialRow(number, name, wanted, config, arm=arm).failed(outcome.failure)
+        return TrialRow(number, name, wanted, config, arm=arm, plan=plan).failed(outcome.failure)
     if outcome.stopped:
-        row = TrialRow(number, name, wanted, config, arm=arm, metric=outcome.metric)
+        row = TrialRow(number, name, wanted, config, arm=arm, plan=plan, metric=outcome.metric)
         return dataclasses.replace(
             row,
             status="stopped",
@@ -173,10 +208,11 @@ def row_of(number: int, config: Config, outcome: Outcome, job: TrialJob) -> Tria
         drop_bound=outcome.drop_bound,
         bytes=outcome.bytes,
         arm=arm,
+        plan=plan,
     ).limited(job.search)
 
 
-def parent_row(job: TrialJob, name: str) -> TrialRow:
+def parent_row(job: Job, name: str) -> TrialRow:
     """The parent in eager fp32, without its latency: what every drop and ratio is against."""
     store, dataset = Store(job.store), open_cached(Path(job.data_folder))
     outputs = _outputs(store, job, dataset, job.parent, "eager")
@@ -208,7 +244,7 @@ class Epochs:
     """Follows a trial's epochs: keeps the curve, passes reports on, ends the trial when it is told to."""
 
     def __init__(
-        self, job: TrialJob, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
+        self, job: Job, config: Config, on_epoch: OnEpoch | None = None, goes_on: GoesOn | None = None
     ) -> None:
         self.cost = 0.0
         self.curve: list[float] = []
@@ -257,7 +293,8 @@ def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
     return float(count(rebuilt.module, rebuilt.manifest.signature).macs * size)
 
 
-def _compress_and_score(store: Store, job: TrialJob, config: Config, epochs: Epochs) -> Outcome:
+@make.register
+def _(job: TrialJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
     search = job.search
     torch.set_num_threads(search.cpus)
     dataset = open_cached(Path(job.data_folder))
@@ -278,14 +315,21 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config, epochs: Epo
         if search.early_stop is not None and any(hasattr(step, "training") for step in plan):
             epochs.cost = _cost(store, job, plan, context)
         digest = apply_plan(store, job.parent, plan, context)
+    return scored(job, store, dataset, digest, config, search.promise)
+
+
+def scored(
+    job: Job, store: Store, dataset: Dataset, digest: str, config: Config, promise: Promise
+) -> Outcome:
+    """The variant's figures on the validation part, in the first of its executions that it runs in."""
     execution, outputs = _first_outputs(store, job, dataset, digest, config)
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
     value = score(job.metric, outputs, targets, allowed=job.allowed)
     if not (np.isfinite(outputs).all() and math.isfinite(value)):
-        raise CompressionError("the variant's outputs are not finite", name_of(config, search))
+        raise job.failures[0]("the variant's outputs are not finite", name_of(config, job.search))
     before = score(job.metric, reference, targets, allowed=job.allowed)
-    verdict = non_inferior(job.metric, outputs, reference, targets, search.promise, allowed=job.allowed)
+    verdict = non_inferior(job.metric, outputs, reference, targets, promise, allowed=job.allowed)
     return Outcome(
         digest=digest,
         execution=execution,
@@ -297,7 +341,7 @@ def _compress_and_score(store: Store, job: TrialJob, config: Config, epochs: Epo
 
 
 def _first_outputs(
-    store: Store, job: TrialJob, dataset: Dataset, digest: str, config: Config
+    store: Store, job: Job, dataset: Dataset, digest: str, config: Config
 ) -> tuple[Execution, NDArray[np.float32]]:
     """The first of the config's executions that the variant runs in, and its outputs there."""
     *preferred, last = executions_of(config, job.search)
@@ -310,7 +354,7 @@ def _first_outputs(
 
 
 def _outputs(
-    store: Store, job: TrialJob, dataset: Dataset, digest: str, execution: Execution
+    store: Store, job: Job, dataset: Dataset, digest: str, execution: Execution
 ) -> NDArray[np.float32]:
     """Float32 [N, K] on the validation part, in this execution, from the store when it has them."""
     return outputs_on(

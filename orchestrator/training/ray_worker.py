@@ -8,30 +8,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CorruptArtifactError, DataError, OrchestratorError
+from orchestrator.errors import CorruptArtifactError, OrchestratorError
 from orchestrator.mailbox import Mailbox, send
-from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.runtime.bf16 import has_bf16_kernels
-from orchestrator.runtime.rebuild import rebuild
-from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training import sharding
 from orchestrator.training.batches import Views
+from orchestrator.training.fitting import fill_cache, store_result, teacher_cache, train_rows
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.state import EpochReport, TrainState
-from orchestrator.training.teacher import TeacherCache
 
 log = logging.getLogger(__name__)
 
@@ -96,40 +91,22 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
     )
     for report in reports:
         _report(job.name, report, ready.state, rank, mailbox)
-    return _store_result(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
+    return store_result(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
 def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
     """Open what the training needs; rank 0 also computes the teacher's outputs that are missing."""
     assert job.entry.model is not None  # checked by TrainJob.settings
     dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
-    rows = _train_rows(job, dataset)
+    rows = train_rows(job, dataset)
     state = _last_state()
     if rank == 0:
         _announce(job, state, len(rows.ids), world, device, mailbox)
     module = build(job.entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
-    cache = None if state.finished else _teacher_cache(job, store, rows, device)
+    cache = None if state.finished else teacher_cache(job, store, rows, device)
     if cache is not None and rank == 0:
-        cache.fill(lambda: _teacher(job, store, cache.digest))
+        fill_cache(cache, job, store)
     return _Ready(dataset, store, rows, state, module, None if cache is None else cache.outputs())
-
-
-def _train_rows(job: TrainJob, dataset: Dataset) -> Part:
-    """The rows to learn from; of a transfer set all labels are struck out."""
-    if job.transfer_folder is None:
-        return dataset.part("train")
-    transfer = open_cached(Path(job.transfer_folder))
-    if transfer.signature.input_shape != dataset.signature.input_shape:
-        raise DataError(
-            f"the transfer set's rows must have the shape {list(dataset.signature.input_shape)}",
-            list(transfer.signature.input_shape),
-        )
-    part = transfer.part("train")
-    if dataset.signature.task == "classification":
-        targets: NDArray[Any] = np.full(len(part), -1, dtype=np.int64)
-    else:
-        targets = np.full((len(part), dataset.signature.outputs), np.nan, dtype=np.float32)
-    return Part(part.inputs, targets, part.ids)
 
 
 def _last_state() -> TrainState:
@@ -143,26 +120,6 @@ def _last_state() -> TrainState:
         except CorruptArtifactError as error:
             log.warning("%s; training starts over", error)
             return TrainState()
-
-
-def _teacher_cache(job: TrainJob, store: Store, rows: Part, device: torch.device) -> TeacherCache | None:
-    """The teacher's outputs on the rows in every view, as the store keeps them."""
-    digest = job.teacher_digest
-    if digest is None:
-        return None
-    settings = job.settings()
-    data = settings["transfer"] or settings["data"]
-    training, threads = job.entry.training, job.entry.resources.cpus
-    task = store.manifest(digest).signature.task
-    return TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
-
-
-def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:
-    """Any artifact in float, in eval mode."""
-    module = rebuild(store, digest, allowed=job.allowed).module
-    if isinstance(module, fx.GraphModule):
-        raise DataError("an int8 model cannot teach", digest, "distil from the float model it was made from")
-    return module
 
 
 def _announce(
@@ -194,42 +151,3 @@ def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbo
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=f"{CHECKPOINT}-{report.epoch:06d}",
         )
-
-
-def _store_result(
-    job: TrainJob, store: Store, dataset: Dataset, state: TrainState, world: int, device: torch.device
-) -> str:
-    """Put the artifact and its training curve into the store."""
-    assert job.entry.model is not None
-    training, resources = job.entry.training, job.entry.resources
-    what = {
-        "training": training.plain(),
-        "metric": job.metric.plain(),
-        "threads": resources.cpus,
-        "world": world,
-        "strategy": resources.strategy if world > 1 else None,
-        "precision": training.precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "isa": machine()["isa"],
-        "torch": torch.__version__,
-    }
-    draft = Draft(
-        model=job.entry.model,
-        signature=dataset.signature,
-        plan=(),
-        decisions=(),
-        parents=() if job.teacher_digest is None else (job.teacher_digest,),
-        data=dataset.digest,
-        seed=job.seed,
-        what=what,
-    )
-    digest = store.put_artifact(draft, state.weights)
-    best = state.best_epoch if training.patience is not None else len(state.curve) - 1
-    record = {
-        "kind": "training",
-        "name": job.name,
-        "kept_epoch": best,
-        "epochs": [report.plain() for report in state.curve],
-    }
-    store.add_record(digest, record)
-    return digest

@@ -97,6 +97,14 @@ def test_arguments_reach_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+def test_a_search_over_trainings_is_a_job_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(stage, "tune_file", lambda config, **_: asked.append(config))
+    assert run("--config", "a.yaml", "--stage", "training", until="search") == 0
+    assert asked == ["a.yaml"]
+    assert run("--config", "a.yaml", "--stage", "training") == 2, "of `search` alone"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--config"], ["--config", "a.yaml", "--wrong"]])
 def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*arguments) == 2

@@ -18,7 +18,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.searching import _claim, front_of
+from orchestrator.pipeline.searching import claim_study, front_of
 from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.trial import TrialJob
@@ -195,13 +195,13 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
             seed=0,
         )
 
-    _claim(run, job(), False)
+    claim_study(run, "study", job(), False)
     # How many trials there are, and how and where they run, is not what is searched.
-    _claim(run, job(trials=99, driver="pool", memory_bytes=GIB, labels={"zone": "a"}), False)
+    claim_study(run, "study", job(trials=99, driver="pool", memory_bytes=GIB, labels={"zone": "a"}), False)
     with pytest.raises(ConfigError, match=r"other settings: search\.sampler: 'tpe' -> 'gp'\. take another"):
-        _claim(run, job(sampler="gp"), False)
-    _claim(run, job(sampler="gp"), True)
-    _claim(run, job(sampler="gp"), False)
+        claim_study(run, "study", job(sampler="gp"), False)
+    claim_study(run, "study", job(sampler="gp"), True)
+    claim_study(run, "study", job(sampler="gp"), False)
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

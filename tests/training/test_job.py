@@ -22,8 +22,8 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.store.store import Store
+from orchestrator.training.fitting import teacher_of, train_rows
 from orchestrator.training.job import TrainJob, claim, drop_damaged, run_name
-from orchestrator.training.ray_worker import _teacher, _train_rows
 from tests.compression import toys
 
 HERE = "tests.training.test_job"
@@ -119,24 +119,24 @@ def test_a_transfer_set_is_used_without_its_labels(job: TrainJob, tmp_path: Path
     distil = Training(loss=DistillationLoss())
     transfer = dataset(tmp_path / "transfer")
     taught = replace(_with(job, training=distil), transfer_folder=str(transfer.folder))
-    part = _train_rows(taught, dataset(tmp_path))
+    part = train_rows(taught, dataset(tmp_path))
     np.testing.assert_array_equal(part.inputs, transfer.part("train").inputs)
     assert set(part.targets) == {-1}
     assert taught.settings()["transfer"] == transfer.digest
 
     values = dataset(tmp_path, task="regression", regression=True)
-    assert np.isnan(_train_rows(taught, values).targets).all()
+    assert np.isnan(train_rows(taught, values).targets).all()
 
     wide = dataset(tmp_path / "wide", width=7)
     with pytest.raises(DataError, match="shape"):
-        _train_rows(replace(taught, transfer_folder=str(wide.folder)), dataset(tmp_path))
+        train_rows(replace(taught, transfer_folder=str(wide.folder)), dataset(tmp_path))
 
 
 def test_an_int8_model_cannot_teach(job: TrainJob, tmp_path: Path) -> None:
     module, signature, settings = toys.toy("mlp")
     store, context = Store(tmp_path / "models"), toys.context(signature.input_shape)
     parent = toys.put(store, module, signature, settings)
-    assert isinstance(_teacher(job, store, apply_plan(store, parent, (Bf16(),), context)), nn.Module)
+    assert isinstance(teacher_of(job, store, apply_plan(store, parent, (Bf16(),), context)), nn.Module)
     for step in (StaticInt8(), DynamicInt8()):
         with pytest.raises(DataError, match="distil from the float model"):
-            _teacher(job, store, apply_plan(store, parent, (step,), context))
+            teacher_of(job, store, apply_plan(store, parent, (step,), context))

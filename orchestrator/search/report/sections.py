@@ -49,6 +49,9 @@ def promise(summary: Mapping[str, Any]) -> str:
         return ""
     chosen = search.get("chosen")
     head = "The promise holds:" if chosen else "No variant was chosen:"
+    if "best" in search:  # a search over trainings promises nothing
+        chosen = search["best"]
+        head = "The best model:" if chosen else "No better model:"
     return (
         f'<div class="promise {"kept" if chosen else "broken"}" role="status">'
         f"<p><strong>{head}</strong> {_sentence(search.get('reason', ''))}</p></div>"

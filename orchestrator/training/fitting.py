@@ -1,0 +1,162 @@
+"""From a training job to its artifact, in whatever process: rows, teacher's outputs, loop, result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from orchestrator.data.dataset import Dataset, Part
+from orchestrator.data.load import open_cached
+from orchestrator.errors import DataError
+from orchestrator.measure.machine import machine
+from orchestrator.models.build import build
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.artifacts import Draft
+from orchestrator.store.store import Store
+from orchestrator.training.checkpoint import Checkpoint
+from orchestrator.training.job import TrainJob
+from orchestrator.training.loop import train
+from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.teacher import TeacherCache
+
+
+def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) -> str:
+    """Train one model in this process; its artifact is that of the same job under Ray Train with one worker.
+
+    Each epoch is kept in the store until the training ends or is stopped: one whose process was killed goes
+    on after its last epoch. Only the process that holds the job's stage may call this.
+
+    Args:
+        job: what to train; its `workers` do not count.
+        store: of the job.
+        on_epoch: called after every epoch, those of an earlier attempt included; what it raises stops the
+            training.
+
+    Returns:
+        The artifact's digest.
+
+    Raises:
+        TrainingError: the loss is not finite, or the rows cannot be cut as asked.
+    """
+    entry, threads = job.entry, job.entry.resources.cpus
+    assert entry.model is not None  # checked by TrainJob.settings
+    dataset, checkpoint = open_cached(Path(job.data_folder)), Checkpoint(store, job.key())
+    device = torch.device("cuda" if entry.resources.gpus and torch.cuda.is_available() else "cpu")
+    rows, state = train_rows(job, dataset), checkpoint.load() or TrainState()
+    cache = None if state.finished else teacher_cache(job, store, rows, device)
+    if cache is not None:
+        fill_cache(cache, job, store)
+    for report in state.curve:
+        on_epoch(report)
+    reports = train(
+        build(entry.model, dataset.signature, allowed=job.allowed, seed=job.seed),
+        rows,
+        dataset.part("validation"),
+        entry.training,
+        signature=dataset.signature,
+        metric=job.metric,
+        seed=job.seed,
+        threads=threads,
+        device=device,
+        teacher=None if cache is None else cache.outputs(),
+        state=state,
+        allowed=job.allowed,
+    )
+    for report in reports:
+        checkpoint.save(state)
+        on_epoch(report)
+    digest = store_result(job, store, dataset, state, 1, device)
+    checkpoint.forget()
+    return digest
+
+
+def train_rows(job: TrainJob, dataset: Dataset) -> Part:
+    """The rows to learn from; of a transfer set all labels are struck out."""
+    if job.transfer_folder is None:
+        return dataset.part("train")
+    transfer = open_cached(Path(job.transfer_folder))
+    if transfer.signature.input_shape != dataset.signature.input_shape:
+        raise DataError(
+            f"the transfer set's rows must have the shape {list(dataset.signature.input_shape)}",
+            list(transfer.signature.input_shape),
+        )
+    part = transfer.part("train")
+    if dataset.signature.task == "classification":
+        targets: NDArray[Any] = np.full(len(part), -1, dtype=np.int64)
+    else:
+        targets = np.full((len(part), dataset.signature.outputs), np.nan, dtype=np.float32)
+    return Part(part.inputs, targets, part.ids)
+
+
+def teacher_cache(job: TrainJob, store: Store, rows: Part, device: torch.device) -> TeacherCache | None:
+    """Where the teacher's outputs on the rows are, or are to be, in every view; None without a teacher."""
+    digest = job.teacher_digest
+    if digest is None:
+        return None
+    settings = job.settings()
+    data = settings["transfer"] or settings["data"]
+    training, threads = job.entry.training, job.entry.resources.cpus
+    task = store.manifest(digest).signature.task
+    return TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
+
+
+def fill_cache(cache: TeacherCache, job: TrainJob, store: Store) -> None:
+    """Put what is missing into the store."""
+    cache.fill(lambda: teacher_of(job, store, str(job.teacher_digest)))
+
+
+def teacher_of(job: TrainJob, store: Store, digest: str) -> nn.Module:
+    """Any artifact in float, in eval mode.
+
+    Raises:
+        DataError: it is an int8 model.
+    """
+    module = rebuild(store, digest, allowed=job.allowed).module
+    if isinstance(module, fx.GraphModule):
+        raise DataError("an int8 model cannot teach", digest, "distil from the float model it was made from")
+    return module
+
+
+def store_result(
+    job: TrainJob, store: Store, dataset: Dataset, state: TrainState, world: int, device: torch.device
+) -> str:
+    """Put the artifact and its training curve into the store."""
+    assert job.entry.model is not None
+    training, resources = job.entry.training, job.entry.resources
+    what = {
+        "training": training.plain(),
+        "metric": job.metric.plain(),
+        "threads": resources.cpus,
+        "world": world,
+        "strategy": resources.strategy if world > 1 else None,
+        "precision": training.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "isa": machine()["isa"],
+        "torch": torch.__version__,
+    }
+    draft = Draft(
+        model=job.entry.model,
+        signature=dataset.signature,
+        plan=(),
+        decisions=(),
+        parents=() if job.teacher_digest is None else (job.teacher_digest,),
+        data=dataset.digest,
+        seed=job.seed,
+        what=what,
+    )
+    digest = store.put_artifact(draft, state.weights)
+    best = state.best_epoch if training.patience is not None else len(state.curve) - 1
+    record = {
+        "kind": "training",
+        "name": job.name,
+        "kept_epoch": best,
+        "epochs": [report.plain() for report in state.curve],
+    }
+    store.add_record(digest, record)
+    return digest
