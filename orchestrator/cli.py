@@ -119,14 +119,13 @@ def search(
     """Train, then search compressed variants on measured latency, or better training settings."""
     from orchestrator.pipeline.run import execute_file, tune_file
 
-    given: dict[str, Any] = {"store": store, "data": data, "fresh": fresh, "quiet": as_json}
-    given["overrides"] = overrides or []
+    files: dict[str, Any] = {"store": store, "data": data, "overrides": overrides or []}
     if stage == "training":
-        summary = tune_file(config, out=out, **given)
+        summary = tune_file(config, out=out, fresh=fresh, quiet=as_json, **files)
     elif out is not None:
         raise typer.BadParameter("goes with --stage training", param_hint="--out")
     else:
-        summary = execute_file(config, until="search", **given)
+        summary = execute_file(config, until="search", fresh=fresh, quiet=as_json, **files)
     if as_json:
         _print_json(summary)
 

@@ -177,7 +177,7 @@ def study_settings(job: Job) -> dict[str, Any]:
     they run."""
     search = job.search.plain()
     for name in _HOW:
-        del search[name]
+        search.pop(name, None)
     what = job.plain()
     names = ("parent", "data_digest", "metric", "seed", "what", "entry", "teacher")
     return {name: what[name] for name in names if name in what} | {"search": search}
