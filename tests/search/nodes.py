@@ -14,6 +14,8 @@ from ray.cluster_utils import Cluster
 GIB = 2**30
 CORES = 2
 """Of each working node; the head has none."""
+_MEMORY_BYTES = {"a": 4 * GIB, "b": GIB}
+"""By Ray's books, by the label `zone`."""
 _SOON = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "4",
@@ -22,28 +24,39 @@ _SOON = {
 
 
 class Nodes:
-    """The driver's head, and two nodes with cores: `a` (4 GiB of memory by Ray's books) and `b` (1 GiB)."""
+    """The driver's head, and two nodes with cores, `a` and `b`."""
 
     def __init__(self) -> None:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.a = self.add("a", 4 * GIB)
-        self.b = self.add("b", GIB)
+        self._lost: set[str] = set()
+        self.a, self.b = self._add("a"), self._add("b")
 
     @property
     def address(self) -> str:
         """For `RAY_ADDRESS`."""
         return str(self.cluster.address)
 
-    def add(self, zone: str, memory_bytes: int) -> Any:
-        """Start a node that carries the label `zone`."""
-        return self.cluster.add_node(
-            num_cpus=CORES, memory=memory_bytes, labels={"zone": zone}, object_store_memory=80 * 2**20
-        )
-
-    def kill(self, node: Any) -> None:
-        """SIGKILL for all of a node's processes."""
+    def kill(self, node_id: str) -> None:
+        """SIGKILL for all processes of a working node."""
+        (node,) = (node for node in (self.a, self.b) if node.node_id == node_id)
+        self._lost.add(node_id)
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def restore(self) -> None:
+        """Start another node in place of each that was killed."""
+        if self.a.node_id in self._lost:
+            self.a = self._add("a")
+        if self.b.node_id in self._lost:
+            self.b = self._add("b")
+
+    def _add(self, zone: str) -> Any:
+        return self.cluster.add_node(
+            num_cpus=CORES,
+            memory=_MEMORY_BYTES[zone],
+            labels={"zone": zone},
+            object_store_memory=80 * 2**20,
+        )
 
 
 @contextmanager

@@ -211,22 +211,24 @@ def test_a_node_dies(
     """The trials that ran there are tried again elsewhere. Last, since another node takes its place."""
     expected = undisturbed(SHORT + 8)
     study = Study(tmp_path / "study", settings_of(len(expected), driver=driver))
-    lost = cluster.b.node_id
+    victim = fingerprint(expected[5].config)
+    (study.folder / HANG).write_text(victim)
 
     def kill() -> None:
-        first(study.folder, lambda line: line.node == lost and line.what == "begin")
-        cluster.kill(cluster.b)
+        cluster.kill(first(study.folder, lambda line: line.key == victim).node)
 
     try:
         with beside(kill):
             rows = study.run()
     finally:
-        cluster.b = cluster.add("b", GIB)
+        cluster.restore()
     assert timeless(rows) == expected
     assert timeless(study.ledger.rows()) == expected
     assert not repeated(study.folder)
     begun = starts(study.folder)
+    assert begun[victim] == 2
     assert len(begun) == len(expected)
     # On its cores at most two trials ran.
-    assert sum(begun.values()) - len(expected) <= 2
-    assert [line.node for line in notes(study.folder)][-1] == cluster.a.node_id
+    assert sum(begun.values()) - len(expected) <= CORES
+    before, after = (line.node for line in notes(study.folder) if (line.what, line.key) == ("begin", victim))
+    assert before != after
