@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench peers clean
+.PHONY: help install demo serve test lint bench peers mlflow clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, 
 peers: ## Make .venv-peers with the tools that benchmarks/compression.py compares with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+
+mlflow: ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py talks to
+	test -x .venv-mlflow/bin/python || $(PYTHON) -m venv .venv-mlflow
+	.venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4'
 
 clean: ## Remove .venv, caches and runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info runs

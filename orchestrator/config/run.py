@@ -22,6 +22,7 @@ from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan
+from orchestrator.config.tracking import MlflowTracking
 from orchestrator.config.training import DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 
@@ -90,6 +91,8 @@ class RunConfig(Settings):
     latency: LatencySettings = LatencySettings()
     """How models and ensembles are measured for the final table."""
     serving: ServingSettings | None = ServingSettings()
+    tracking: MlflowTracking | None = None
+    """A server that is told of the run, besides the files that TensorBoard reads."""
 
     @model_validator(mode="before")
     @classmethod

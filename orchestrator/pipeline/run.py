@@ -15,6 +15,7 @@ from orchestrator.cluster import alive_nodes, connected, cores_in_use, inside_jo
 from orchestrator.config.ensemble import Member
 from orchestrator.config.load import load_run, override, parse_yaml, validate
 from orchestrator.config.run import RunConfig
+from orchestrator.config.tracking import MlflowTracking
 from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.live import consumer_for
@@ -28,7 +29,8 @@ from orchestrator.pipeline.serving import check_served
 from orchestrator.pipeline.summary import print_table, summarize
 from orchestrator.pipeline.training import train
 from orchestrator.pipeline.tuning import document, snippet, tune, tuned_run
-from orchestrator.progress import Progress, Together
+from orchestrator.progress import Consumer, Progress, Together
+from orchestrator.tracking.mlflow import Mlflow
 from orchestrator.tracking.tensorboard import TensorBoard
 
 Stage = Literal["train", "search", "ensemble", "evaluate", "report"]
@@ -145,11 +147,14 @@ def tune_file(
 @contextmanager
 def _opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
     """The run while this process alone works on it; Ray is joined when a stage first needs it."""
-    shown = consumer_for(live=live and not inside_job())
-    kept = TensorBoard(run_folder(config.name, store) / "tensorboard")
-    progress = Progress(Together([shown, kept]), cores_in_use)
+    folder = run_folder(config.name, store)
+    kept = TensorBoard(folder / "tensorboard")
+    consumers: list[Consumer] = [consumer_for(live=live and not inside_job()), kept]
     with ExitStack() as stack:
         stack.callback(kept.close)
+        if config.tracking is not None:
+            consumers.append(stack.enter_context(_tracked(config, config.tracking, folder)))
+        progress = Progress(Together(consumers), cores_in_use)
         run = open_run(config, store=store, progress=progress, cluster=lambda: _join(stack, store))
         stack.enter_context(run.store.lock(f"run-{config.name}"))
         run.store.clean()
@@ -182,6 +187,23 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     summary = summarize(run, found, evaluation, served)
     report(run, summary, models, found, specs, evaluation)
     return _finish(run, summary)
+
+
+@contextmanager
+def _tracked(config: RunConfig, settings: MlflowTracking, folder: Path) -> Iterator[Mlflow]:
+    """A server that is told of the run, and at its end of the reports."""
+    params = config.model_dump(mode="json", exclude_unset=True, exclude={"tracking"})
+    tracker = Mlflow(settings, config.name, params)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        names = [(PAGE, ""), ("summary.json", ""), (f"{TUNING}/{PAGE}", TUNING)]
+        tracker.finish(status, [(folder / name, place) for name, place in names])
 
 
 def show(name: str, *, store: str | None, quiet: bool) -> dict[str, Any]:

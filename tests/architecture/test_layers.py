@@ -138,6 +138,7 @@ LAZY = {
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
     "orchestrator.runtime.rebuild",
+    "orchestrator.tracking.mlflow",
 }
 
 
