@@ -14,10 +14,11 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.search.batches import BatchSearch, Measure, Trainable
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import DRIVERS
 from orchestrator.search.space import Config
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome, TrialJob, row_of
+from orchestrator.search.trial import TrialJob, row_of
 from orchestrator.store.store import Store
 
 SPACE: dict[str, Any] = {

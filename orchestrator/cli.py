@@ -310,11 +310,12 @@ def submit(
     store: StoreOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
-    wait: Annotated[bool, typer.Option(help="Follow the log and end with the job's exit code.")] = True,
+    wait: Annotated[bool, typer.Option(help="Follow the log and end with the job's outcome.")] = True,
     fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a run file as a job on a Ray cluster."""
+    from orchestrator.errors import ClusterError, InputError
     from orchestrator.pipeline.run import read_config
     from orchestrator.submit import submit_run
 
@@ -324,7 +325,13 @@ def submit(
         _print_json(result)
     else:
         typer.echo(f"{result['submission_id']}: {result['status']}")
-    raise typer.Exit(0 if result["status"] in ("SUCCEEDED", "SUBMITTED") else 1)
+    if result["status"] == "RUNNING":
+        raise typer.Exit(130)
+    if result["status"] not in ("SUCCEEDED", "SUBMITTED"):
+        kind = InputError if result["exit_code"] == InputError.exit_code else ClusterError
+        how = f"the job ended as {result['status']}", result["reason"]
+        fix = f"'ray job logs {result['submission_id']}' shows its log; submitted again it goes on"
+        raise _complain(kind(*how, fix), as_json=False)  # the result is the one JSON document
 
 
 @app.command()

@@ -178,21 +178,52 @@ def cores_in_use() -> tuple[float, float] | None:
         return None
 
 
-def fitting(what: str, cpus: int, gpus: float, keys: str) -> int:
-    """How many tasks of this size the whole cluster holds at once.
+def fitting(
+    what: str,
+    cpus: int,
+    gpus: float,
+    keys: str,
+    *,
+    memory_bytes: int = 0,
+    labels: Mapping[str, str] | None = None,
+) -> int:
+    """How many tasks of this size the whole cluster holds at once, each on one node that offers `labels`.
 
     Raises:
         ResourceError: not even one: `what` needs too much, `keys` of the run file say how much.
     """
-    has = ray.cluster_resources()
-    cores, cards = has.get("CPU", 0.0), has.get("GPU", 0.0)
-    count = int(cores) // cpus
-    if gpus > 0:
-        count = min(count, int(cards / gpus))
-    if count < 1:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    labelled = [node["Resources"] for node in nodes if _offers(node["Labels"], labels or {})]
+    if not labelled:
+        wanted = ", ".join(f"{name}: {value}" for name, value in (labels or {}).items())
         raise ResourceError(
-            f"{what} needs more than the cluster has",
-            f"{cpus} of {cores:g} cores, {gpus:g} of {cards:g} GPUs",
-            f"lower {keys}.cpus or {keys}.gpus",
+            f"no node has the labels that {what} asks for",
+            wanted,
+            f"change {keys}.labels, or start such a node with 'ray start --labels'",
+        )
+    needs = {"CPU": float(cpus), "GPU": gpus, "memory": float(memory_bytes)}
+    count = sum(_held(node, needs) for node in labelled)
+    if count < 1:
+        cores, cards, memory = (max(node.get(name, 0.0) for node in labelled) for name in needs)
+        raise ResourceError(
+            f"{what} needs more than any node has",
+            f"{cpus} of {cores:g} cores, {gpus:g} of {cards:g} GPUs, {memory_bytes:,} of {memory:,.0f} bytes",
+            f"lower {keys}.cpus, {keys}.gpus or {keys}.memory_bytes",
         )
     return count
+
+
+def _held(resources: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How often the needs fit into a node's resources."""
+    return min(int(resources.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items() if amount > 0)
+
+
+def _offers(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a node's labels match Ray's selectors: `a`, `!a`, `in(a, b)`, `!in(a, b)`."""
+    for name, selector in wanted.items():
+        plain = selector.removeprefix("!")
+        listed = plain.startswith("in(") and plain.endswith(")")
+        values = [value.strip() for value in plain[3:-1].split(",")] if listed else [plain]
+        if (labels.get(name) in values) == selector.startswith("!"):
+            return False
+    return True

@@ -34,10 +34,14 @@ class _Mailbox:
 
 def open_mailbox() -> Mailbox:
     """A mailbox on the driver's node: it is lost only with the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(_Mailbox)
-    mailbox: Mailbox = remote.options(num_cpus=0, scheduling_strategy=here).remote()
+    mailbox: Mailbox = remote.options(num_cpus=0, scheduling_strategy=on_this_node()).remote()
     return mailbox
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Where an actor is put that may be lost only with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def send(mailbox: Mailbox, name: str, content: Any) -> None:

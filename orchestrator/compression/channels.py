@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import gcd
 from typing import Any
 
@@ -57,6 +58,8 @@ class Channels:
     """A channel stands for one in each of so many equal blocks (grouped convolutions and norms)."""
     structure: str = ""
     """Kinds of the layers that share the channels: equal for layers of the same place in repeated blocks."""
+    members: tuple[str, ...] = ()
+    """All layers that lose these channels among their outputs."""
 
 
 @apply_step.register
@@ -231,7 +234,13 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
             continue
         # Grouped layers lose the same channel of every block.
         mean = scores.double().reshape(blocks, -1).mean(0)
-        found.append(Channels(names[id(group[0].dep.target.module)], mean, blocks, _structure(group)))
+        layer = names[id(group[0].dep.target.module)]
+        members = tuple(
+            names[id(dep.target.module)]
+            for dep, _ in group
+            if graph.is_out_channel_pruning_fn(dep.handler) and id(dep.target.module) in names
+        )
+        found.append(Channels(layer, mean, blocks, _structure(group), members))
     if not found:
         reason = "it has no batch norm" if criterion == "bn_scale" else "no layer's width is free to change"
         raise CompressionError(f"no channels of this model can be ranked: {reason}", criterion)
@@ -259,12 +268,34 @@ def coupled(graph: DependencyGraph, module: nn.Module) -> Iterator[tuple[Any, in
 def select(found: list[Channels], step: ChannelPruning, amount: float) -> dict[str, list[int]]:
     """Channels to remove of each layer, ties by channel number; widths stay multiples of `round_to`."""
     if step.scope == "layer":
-        keep = {group.layer: len(group.scores) * (1 - amount) for group in found}
+        _check_patterns(found, step)
+        keep = {group.layer: len(group.scores) * (1 - _share(group, step, amount)) for group in found}
     else:
         keep = {}
         for ranked_together in _rankings(found, step.scope):
             keep |= _kept_of_ranking(ranked_together, amount)
     return {group.layer: _smallest(group, keep[group.layer], step.round_to) for group in found}
+
+
+def _share(group: Channels, step: ChannelPruning, amount: float) -> float:
+    """Of the channels to remove: that of the first pattern that names a layer of the group, or the amount."""
+    named = (share for pattern, share in step.shares.items() if _matches(group, pattern))
+    return next(named, amount)
+
+
+def _matches(group: Channels, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (group.layer, *group.members))
+
+
+def _check_patterns(found: list[Channels], step: ChannelPruning) -> None:
+    for pattern in step.shares:
+        if not any(_matches(group, pattern) for group in found):
+            names = [group.layer for group in found]
+            raise CompressionError(
+                "no layer that can lose channels matches",
+                pattern,
+                f"there are {', '.join(names)}, and others",
+            )
 
 
 def _rankings(found: list[Channels], scope: str) -> list[list[Channels]]:

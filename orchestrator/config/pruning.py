@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,9 @@ class ChannelPruning(Settings):
     """Or: of the parameters."""
     latency: float | None = Field(None, gt=0, lt=1)
     """Or: of the latency, measured here and now (eager, 32 rows, one thread); what was found is recorded."""
+    shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+    """With `amount` and scope layer: other shares for layers whose names match a pattern, such as
+    `body.1*: 0.25`; the first that matches counts, for all layers that share the channels; 0 leaves them."""
     criterion: Criterion = "l2"
     """taylor and hessian need labelled train rows."""
     scope: Literal["global", "isomorphic", "layer"] = "layer"
@@ -46,6 +49,8 @@ class ChannelPruning(Settings):
             raise ValueError("give one of 'amount', 'macs', 'params' and 'latency'")
         if self.recovery is not None and self.rounds == 1:
             raise ValueError("'recovery' is for the pauses between rounds: set rounds to 2 or more")
+        if self.shares and (self.amount is None or self.scope != "layer" or self.rounds > 1):
+            raise ValueError("'shares' goes with 'amount', scope layer and one round")
         if self.rounds > 1 and self.amount is None:
             raise ValueError("'rounds' goes with 'amount'")
         return self

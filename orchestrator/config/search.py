@@ -11,6 +11,11 @@ from orchestrator.config.measure import Execution, Target
 from orchestrator.config.space import Space, every_precision, grid
 from orchestrator.config.steps import EXECUTIONS, Distill
 
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LabelName = Annotated[str, Field(pattern=rf"^(?:[A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")]
+"""Of a Ray node, like `ray.io/market-type`."""
+LabelSelector = Annotated[str, Field(pattern=rf"^!?(?:{_LABEL}|in\({_LABEL}(?:, ?{_LABEL})*\))$")]
+
 
 class Promise(Settings):
     """The chosen variant is not worse than its parent by more than `max_drop`.
@@ -90,6 +95,11 @@ class SearchSettings(Settings):
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, a trial trains with."""
     gpus: float = Field(0, ge=0)
+    memory_bytes: int = Field(0, ge=0)
+    """Memory that a trial asks Ray for, so that no node takes more trials than it can hold; Ray does not
+    enforce it."""
+    labels: dict[LabelName, LabelSelector] = Field(default_factory=dict)
+    """Node labels that a trial asks for: a value, `!value`, `in(a, b)` or `!in(a, b)` by name."""
     driver: Literal["tune", "pool"] = "tune"
     """What runs the trials: Ray Tune, or a pool of warm Ray actors, which loses less time between trials of
     seconds. The result is the same."""

@@ -20,9 +20,13 @@ TOLERANCE = 0.05
 """How far two medians of one call on one machine may lie apart; the recorded interval knows nothing of what
 changes between two runs."""
 
-Status = Literal["holds", "near", "explained", "fails", "unknown"]
+NOISY = 10.0
+"""A new interval whose ends differ by more than this many tolerances tells nothing."""
+
+Status = Literal["holds", "near", "explained", "fails", "unclear", "unknown"]
 """`near`: outside of the interval by no more than the noise between two measurements. `explained`: it
-differs, and a named difference says why. `unknown`: nothing was recorded."""
+differs, and a named difference says why. `unclear`: the new measurement is too noisy to tell. `unknown`:
+nothing was recorded."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,18 @@ class Reproduction:
 
     @property
     def reproduces(self) -> bool:
-        """Whether nothing that decides came out otherwise without an explanation."""
-        return not any(check.decides and check.status == "fails" for check in self.checks)
+        """Whether all that decides came out as recorded, or otherwise for a reason that is named."""
+        return self.verdict == "it reproduces"
+
+    @property
+    def verdict(self) -> str:
+        """For people."""
+        found = {check.status for check in self.checks if check.decides}
+        if "fails" in found:
+            return "it does not reproduce"
+        if "unclear" in found:
+            return "it cannot be told: the machine is not quiet enough, try again"
+        return "it reproduces"
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -104,6 +118,7 @@ class Reproduction:
             "differences": [asdict(difference) for difference in self.differences],
             "checks": [check.plain() for check in self.checks],
             "reproduces": self.reproduces,
+            "verdict": self.verdict,
         }
 
 
@@ -127,7 +142,7 @@ def show(found: Reproduction) -> None:
         cells = (check.name, _side(check.then), _side(check.now), check.status, check.reason)
         table.add_row(*map(escape, cells))
     console.print(table)
-    say("it reproduces" if found.reproduces else "it does not reproduce")
+    say(found.verdict)
 
 
 def _side(value: Figure | str | None) -> str:
@@ -205,12 +220,15 @@ def latency_checks(
         decides=False,
     )
     own = _closeness(f"latency in ms ({label})", then, Figure(now.median_ms, now.ci, 3), tolerance)
-    if own.status == "fails" and ratio.status in ("holds", "near"):
+    if own.status in ("fails", "unclear") and ratio.status in ("holds", "near"):
         before = then.value * then_ratio.value
         times = parent.median_ms / before
         pace = f"{times:.2f} times slower" if times > 1 else f"{1 / times:.2f} times faster"
         said = f"the whole machine is {pace}: its parent took {before:.3f} ms, now {parent.median_ms:.3f}"
         own = Check(own.name, own.then, own.now, "explained", said)
+    elif own.status == "fails" and ratio.status == "unclear":
+        # Whether the whole machine was slower can then not be told either.
+        own = Check(own.name, own.then, own.now, "unclear", ratio.reason)
     return [own, ratio]
 
 
@@ -219,6 +237,9 @@ def _closeness(name: str, then: Figure, now: Figure, tolerance: float, *, decide
     assert now.ci is not None
     if _inside(now.value, then.ci):
         return Check(name, then, now, "holds", "in the recorded interval", decides)
+    if now.ci[1] > now.ci[0] * (1 + NOISY * max(tolerance, TOLERANCE)):
+        said = f"too noisy to tell: {now.ci[1] / now.ci[0]:.1f} times from end to end"
+        return Check(name, then, now, "unclear", said, decides)
     if now.ci[0] <= then.ci[1] and then.ci[0] <= now.ci[1]:
         return Check(name, then, now, "near", "the intervals overlap", decides)
     apart = max(now.value / then.value, then.value / now.value) - 1

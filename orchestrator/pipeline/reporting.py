@@ -183,7 +183,7 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
     point = TrialPoint(
         number=row.number,
         name=row.name,
-        config=dict(row.config),
+        config={} if row.arm else dict(row.config),
         execution=row.execution,
         digest=row.digest,
         status=row.status,

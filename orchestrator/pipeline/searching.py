@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+from orchestrator.config.base import canonical
 from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import ConfigError, NotFoundError, SearchError
+from orchestrator.errors import ConfigError, SearchError
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.measure.quality import larger_is_better, score
@@ -19,7 +21,7 @@ from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.arms import EAGER, MEMBER
 from orchestrator.search.choose import choose
-from orchestrator.search.ledger import Ledger, difference, read
+from orchestrator.search.ledger import difference
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
 from orchestrator.search.ray_search import run_search
@@ -83,7 +85,8 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
             storage=run.folder / "tune",
             connect=run.cluster,
         )
-        arms = [parent, *arms, *measurer(best_member(run, job, models))]
+        if settings.arms:
+            arms = [parent, *arms, *measurer(best_member(run, job, models))]
     finished = [row for row in (*rows, *arms) if row.ok]
     if not any(row.ok for row in rows):
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
@@ -139,18 +142,17 @@ def _claim(run: Run, job: TrialJob, fresh: bool) -> None:
     Raises:
         ConfigError: the run's search had other settings; more or fewer trials are the same search.
     """
-    name, settings = f"{run.config.name}/study", study_settings(job)
-    key = Ledger(run.store, settings).key
-    try:
-        before = run.store.ref(name)
-    except NotFoundError:
-        before = key
-    if before != key and not fresh:
-        changed = difference(read(run.store, before)[0], settings)
-        raise ConfigError(
-            "this run's search had other settings", changed, "take another run name, or pass --fresh"
-        )
-    run.store.set_ref(name, key)
+    file, settings = run.folder / "study.json", study_settings(job)
+    if file.exists() and not fresh:
+        changed = difference(json.loads(file.read_text(encoding="utf-8")), json.loads(canonical(settings)))
+        if changed is not None:
+            raise ConfigError(
+                "this run's search had other settings", changed, "take another run name, or pass --fresh"
+            )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".tmp")
+    part.write_bytes(canonical(settings))
+    part.replace(file)
 
 
 def _on_target(

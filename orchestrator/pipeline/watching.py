@@ -64,6 +64,8 @@ class SearchWatch:
     def row(self, row: TrialRow) -> None:
         """A trial that ended, or was measured after that."""
         if row.number >= 0:  # arms are no trials
+            if row.number not in self._rows:
+                self._running = max(0, self._running - 1)  # until the next count
             self._rows[row.number] = row
         self._tell(trial_line(row, self._total, self._run), row)
 
@@ -120,10 +122,10 @@ class SearchWatch:
         return hypervolume(points, parent_gain=0.0, parent_latency_ms=self._parent.latency_ms)
 
     def _left(self) -> float | None:
-        ended = len(self._rows) - self._before
-        if self._began is None or ended <= 0:
+        ended, open_ = len(self._rows) - self._before, self._total - len(self._rows)
+        if self._began is None or ended <= 0 or open_ <= 0:
             return None
-        return (self._clock() - self._began) / ended * (self._total - len(self._rows))
+        return (self._clock() - self._began) / ended * open_
 
 
 def epoch_of(run: Run, name: str, report: EpochReport, epochs: int | None = None) -> Training:

@@ -7,6 +7,7 @@ channels-last convolution becomes a `reshape`, and max pooling stays in int8.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -74,8 +75,12 @@ class _RowLinear(nn.Linear):
 
 
 def reduce_range() -> bool:
-    """Whether this CPU lacks VNNI, so that activations must keep to 7 bits."""
-    return bool(should_reduce_range(torch.device("cpu")))
+    """Whether kernels have no VNNI here, so that activations must keep to 7 bits."""
+    # A process that is held to AVX2 stands for a CPU that has no more.
+    held = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2") and "VNNI" not in (
+        os.environ.get("ONEDNN_MAX_CPU_ISA", "VNNI").upper()
+    )
+    return held or bool(should_reduce_range(torch.device("cpu")))
 
 
 def quantize(

@@ -15,8 +15,8 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome
 
 Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
 """Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
@@ -116,10 +116,17 @@ class BatchSearch:
         self._end(suggestion, outcome or Outcome(failure="the trial ended without a result"))
 
     def fail(self, trial_id: str, reason: str) -> None:
-        """End a trial that failed after its retries; one that was finished before its process died counts."""
+        """End a trial that failed after its retries; one that was finished before its process died counts.
+
+        Raises:
+            StoreError: the store can no longer be written, so the trial is not to blame.
+        """
         if trial_id in self._running:
             suggestion = self._running.pop(trial_id)
-            self._end(suggestion, self._lookup(suggestion.config) or Outcome(failure=reason))
+            outcome = self._lookup(suggestion.config)
+            if outcome is None and self._ledger is not None:
+                self._ledger.check()
+            self._end(suggestion, outcome or Outcome(failure=reason))
 
     def _end(self, suggestion: Suggestion, outcome: Outcome) -> None:
         row = self._to_row(suggestion, outcome)
@@ -131,16 +138,22 @@ class BatchSearch:
         self._on_event(row)
 
     def _close_batch(self) -> None:
-        """Measure what ended well, keep all, tell the study of its own."""
+        """Measure what ended well, keep all, tell the study of its own.
+
+        A trial that failed and did better when the search was started again is told as before: suggestions
+        that were made and run since then stay as they are.
+        """
         evaluated = [row for row in self._ended if row.status == "evaluated"]
         evaluated.sort(key=lambda row: row.number)
         measured = list(self._measure(evaluated)) if evaluated else []
         rows = [row for row in self._ended if row.status != "evaluated"] + measured
         rows.sort(key=lambda row: row.number)
-        if self._ledger is not None:
-            for row in rows:
-                self._ledger.add(row)
-        self._study.tell([row for row in rows if row.number >= 0])
+        first = rows if self._ledger is None else [self._ledger.add(row) for row in rows]
+        told = [
+            before if before.status == "failed" and before.config == row.config else row
+            for before, row in zip(first, rows, strict=True)
+        ]
+        self._study.tell([row for row in told if row.number >= 0])
         self.rows += [row for row in rows if row.number >= 0]
         self.arms += [row for row in rows if row.number < 0]
         self._ended = []

@@ -1,7 +1,8 @@
 """What a search did, in the store: its settings, and every trial that ended, a file each.
 
     studies/<key>/study.json              what was searched, when it began
-    studies/<key>/trials/<number>.json    a row, once it is final
+    studies/<key>/trials/<number>.json    a row, once it is final: what the sampler was told
+    studies/<key>/retried/<number>.json   the row of a trial that failed at first, tried again
     studies/<key>/stopped/<variant>.json  a trial that was stopped early, so that it is not run again
 
 With the stages (outcomes) and records (latencies) this is all that a search needs to go on, on this cluster
@@ -36,9 +37,21 @@ class Ledger:
         text = {"settings": settings, "begun": time.time()}
         self._blobs.put_if_absent(f"{self._folder}/study.json", canonical(text))
 
-    def add(self, row: TrialRow) -> None:
-        """Keep a final row; the first one of its number counts."""
-        self._blobs.put_if_absent(self._row_key(row.number), canonical(row.plain()))
+    def add(self, row: TrialRow) -> TrialRow:
+        """Keep a final row; the row of its number that came first, which may be this one.
+
+        A row that differs from one that failed is kept, too: the trial did better when it was tried again.
+
+        Raises:
+            CorruptArtifactError: a file is damaged.
+        """
+        key = self._row_key(row.number)
+        if self._blobs.put_if_absent(key, canonical(row.plain())):
+            return row
+        first = self._read(key)
+        if first.status == "failed" != row.status and first.config == row.config:
+            self._blobs.put_if_absent(self._row_key(row.number, "retried"), canonical(row.plain()))
+        return first
 
     def rows(self) -> list[TrialRow]:
         """Every row, by number.
@@ -46,8 +59,18 @@ class Ledger:
         Raises:
             CorruptArtifactError: a file is damaged.
         """
-        keys = self._blobs.list(f"{self._folder}/trials")
-        return sorted((self._read(key) for key in keys), key=lambda row: row.number)
+        folders = ("trials", "retried")  # later ones count
+        keys = [key for name in folders for key in self._blobs.list(f"{self._folder}/{name}")]
+        found = {row.number: row for row in map(self._read, keys)}
+        return [found[number] for number in sorted(found)]
+
+    def check(self) -> None:
+        """Nothing, if the store can be written.
+
+        Raises:
+            StoreError: it cannot.
+        """
+        self._blobs.put(f"{self._folder}/check.json", b"{}")
 
     def stop(self, variant: str, outcome: dict[str, Any]) -> None:
         """Keep the outcome of a trial that was stopped early."""
@@ -61,9 +84,9 @@ class Ledger:
         found: dict[str, Any] = json.loads(self._blobs.get(key))
         return found
 
-    def _row_key(self, number: int) -> str:
+    def _row_key(self, number: int, folder: str = "trials") -> str:
         # Arms are numbered from -2 downwards.
-        return f"{self._folder}/trials/{number + 1_000_000:07d}.json"
+        return f"{self._folder}/{folder}/{number + 1_000_000:07d}.json"
 
     def _read(self, key: str) -> TrialRow:
         try:
@@ -97,6 +120,6 @@ def difference(before: Any, after: Any, path: str = "") -> str | None:
     return f"{path}: {before!r} -> {after!r}"
 
 
-def without_number(row: TrialRow) -> TrialRow:
+def untimed(row: TrialRow) -> TrialRow:
     """The row as two searches can be compared by: when it ended does not count."""
     return dataclasses.replace(row, seconds=0.0)

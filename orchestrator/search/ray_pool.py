@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -21,7 +21,9 @@ from ray.exceptions import RayError
 from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
-from orchestrator.search.batches import Source, Trainable
+
+if TYPE_CHECKING:  # a worker loads this module, and what a trial does not need would cost it seconds
+    from orchestrator.search.batches import Source, Trainable
 
 POLL_S = 1.0
 """Between two looks at what running trials tell."""
@@ -88,9 +90,16 @@ def drive(
         SearchError: the actors do not start.
     """
     del storage
-    at_once = min(settings.batch, fitting("a search trial", settings.cpus, settings.gpus, "search"))
+    at_once = trials_at_once(settings)
     remote: Any = ray.remote(_Worker)
-    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "max_restarts": 0, "max_task_retries": 0}
+    options = {
+        "num_cpus": settings.cpus,
+        "num_gpus": settings.gpus,
+        "memory": settings.memory_bytes or None,
+        "label_selector": settings.labels or None,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
     pool = _Pool(search, lambda: remote.options(**options).remote(trainable, dict(shared)), at_once)
     try:
         pool.run(poll)
@@ -187,6 +196,23 @@ class _Pool:
             self._taken -= 1
             self.search.fail(slot.trial.id, reason)
         self._fill()
+
+
+def trials_at_once(settings: SearchSettings) -> int:
+    """A batch, or as many as the cluster holds.
+
+    Raises:
+        ResourceError: the cluster can never hold one trial.
+    """
+    held = fitting(
+        "a search trial",
+        settings.cpus,
+        settings.gpus,
+        "search",
+        memory_bytes=settings.memory_bytes,
+        labels=settings.labels,
+    )
+    return min(settings.batch, held)
 
 
 def last_line(traceback: str) -> str:

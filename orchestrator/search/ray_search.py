@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from orchestrator.config.search import EarlyStop, SearchSettings
 from orchestrator.config.space import Config
 from orchestrator.errors import SearchError
-from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
+from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.quality import larger_is_better
 from orchestrator.search import ray_pool, ray_tune
 from orchestrator.search.arms import arm_of, arms, config_of
@@ -22,9 +22,10 @@ from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent
 from orchestrator.search.early_stop import Report, rule_of
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.space import name_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome, TrialJob, evaluate, known, row_of, study_settings
+from orchestrator.search.trial import TrialJob, evaluate, known, row_of, study_settings
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
 
@@ -170,7 +171,9 @@ class _Judge:
         """The actor; None when nothing is to be stopped."""
         if self._job.search.early_stop is not None:
             remote: Any = ray.remote(_Rule)
-            self._actor = remote.options(num_cpus=0, max_restarts=0).remote(self._job.search.early_stop)
+            # On the driver's node, as the mailbox: another node that is lost does not take it along.
+            options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": on_this_node()}
+            self._actor = remote.options(**options).remote(self._job.search.early_stop)
             self._tell()
         return self._actor
 
@@ -181,7 +184,7 @@ class _Judge:
         name, sign = variant_key(config, self._job.search), 1 if larger_is_better(self._job.metric) else -1
         self._untold += [
             Report(name, number, outcome.cost, sign * metric)
-            for number, metric in enumerate(outcome.curve, start=1)
+            for number, metric in zip(outcome.epochs, outcome.curve, strict=False)
         ]
         self._tell()
 

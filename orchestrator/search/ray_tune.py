@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from orchestrator.cluster import fitting
 from orchestrator.config.search import SearchSettings
 from orchestrator.search.batches import Source, Trainable
-from orchestrator.search.ray_pool import POLL_S, RETRIES, last_line
+from orchestrator.search.ray_pool import POLL_S, RETRIES, last_line, trials_at_once
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -27,6 +27,42 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+class _Keeper:
+    """A source that keeps the error it raised: Tune makes some into the text of a traceback."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.error: Exception | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._source.finished
+
+    @finished.setter
+    def finished(self, value: bool) -> None:
+        self._source.finished = value
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        with self._kept():
+            return self._source.suggest(trial_id)
+
+    def on_trial_complete(self, trial_id: str) -> None:
+        with self._kept():
+            self._source.on_trial_complete(trial_id)
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        with self._kept():
+            self._source.fail(trial_id, reason)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+            raise
 
 
 class TuneSearcher(Searcher):
@@ -113,20 +149,22 @@ def drive(
 
     Raises:
         ResourceError: the cluster can never hold one trial.
+        Exception: what the searcher raised.
     """
-    at_once = min(settings.batch, fitting("a search trial", settings.cpus, settings.gpus, "search"))
+    at_once = trials_at_once(settings)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     storage.mkdir(parents=True, exist_ok=True)
+    source = _Keeper(search)
     with (
         _quiet_tune(),
         tempfile.TemporaryDirectory(prefix="search-", dir=storage, ignore_cleanup_errors=True) as folder,
     ):
-        tune.Tuner(
-            tune.with_resources(trainable, {"cpu": settings.cpus, "gpu": settings.gpus}),
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _resources(settings)),
             param_space=dict(shared),
             tune_config=tune.TuneConfig(
-                search_alg=TuneSearcher(search),
+                search_alg=TuneSearcher(source),
                 num_samples=-1,
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
@@ -137,10 +175,23 @@ def drive(
                 name="tune",
                 storage_path=str(Path(folder).resolve()),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[_FailureReasons(search), _Poll(poll)],
+                callbacks=[_FailureReasons(source), _Poll(poll)],
                 verbose=0,
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except TuneError:
+            if source.error is not None:
+                raise source.error from None
+            raise
+
+
+def _resources(settings: SearchSettings) -> tune.PlacementGroupFactory:
+    """What a trial holds: a placement group of one bundle, which is what Tune places by node labels."""
+    bundle: dict[str, float] = {"CPU": settings.cpus, "GPU": settings.gpus, "memory": settings.memory_bytes}
+    placed: dict[str, Any] = {"bundle_label_selector": [settings.labels]} if settings.labels else {}
+    return tune.PlacementGroupFactory([bundle], **placed)
 
 
 @contextmanager

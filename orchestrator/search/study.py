@@ -56,9 +56,10 @@ class BatchStudy:
         self._open: dict[int, optuna.Trial] = {}
         self._asked = 0
         self._trained = TrainedParents(settings)
-        self._grid = grid(settings.space)
-        if self._grid is not None and settings.sampler != "grid":
-            random.Random(seed).shuffle(self._grid)
+        every = grid(settings.space) or []
+        if settings.sampler != "grid":
+            random.Random(seed).shuffle(every)
+        self._untried = iter(every)
         for config in () if settings.sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
@@ -129,7 +130,7 @@ class BatchStudy:
             found = self._ask_once()
             if found is not None:
                 return found
-        for config in self._grid or ():
+        for config in self._untried:
             if variant_key(config, self._settings) not in self._seen:
                 self._study.enqueue_trial(config)
                 return self._ask_once()

@@ -37,6 +37,7 @@ from orchestrator.search.arms import EAGER, arm_of
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.space import Config, executions_of, name_of, plan_of, variant_key
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
@@ -44,7 +45,7 @@ from orchestrator.training.state import EpochReport
 _VERSION = 4
 """Raise when this stage's result would differ for the same input."""
 
-_HOW = ("trials",)
+_HOW = ("trials", "targets", "driver", "arms", "small", "memory_bytes", "labels")
 """Search settings that do not decide what a trial of a given number is."""
 _BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
 """Of a number that is computed with; 4 when not named."""
@@ -67,26 +68,6 @@ class TrialJob(Settings):
     allowed: tuple[ImportPath, ...] = ()
     what: dict[str, str] = Field(default_factory=lambda: _here())
     """Library version and instruction set of the driver: another one is another search."""
-
-
-class Outcome(Settings):
-    """A trial's result as the store keeps it."""
-
-    digest: str = ""
-    execution: Execution = "eager"
-    """That it runs and was scored in."""
-    metric: float = 0.0
-    drop: float = 0.0
-    drop_bound: float = 0.0
-    bytes: int = 0
-    failure: str = ""
-    """The sentence of a failure that would come again; empty when the trial succeeded."""
-    cost: float = 0.0
-    """Operations times the bytes of a number; 0 when nothing was trained."""
-    curve: tuple[float, ...] = ()
-    """The metric after each epoch that was trained for this outcome."""
-    stopped: bool = False
-    """Early: `metric` is that of the last epoch, and there is no variant."""
 
 
 OnEpoch = Callable[[EpochReport], None]
@@ -112,7 +93,7 @@ def evaluate(
             found = _compress_and_score(store, job, config, epochs)
         except CompressionError as error:
             found = Outcome(failure=str(error))
-        return found.model_copy(update={"cost": epochs.cost, "curve": tuple(epochs.curve)}).plain()
+        return found.model_copy(update=epochs.plain()).plain()
 
     try:
         outcome = Outcome.model_validate(store.stage_value(trial_key(job, config), compute))
@@ -120,7 +101,7 @@ def evaluate(
             # The artifact was removed from the store; made again it has the same digest.
             outcome = Outcome.model_validate(compute())
     except Stopped:
-        outcome = Outcome(stopped=True, metric=epochs.curve[-1], cost=epochs.cost, curve=tuple(epochs.curve))
+        outcome = Outcome(stopped=True, metric=epochs.curve[-1]).model_copy(update=epochs.plain())
         Ledger(store, study_settings(job)).stop(variant_key(config, job.search), outcome.plain())
     return outcome
 
@@ -157,7 +138,8 @@ def trial_key(job: TrialJob, config: Config) -> str:
 
 
 def study_settings(job: TrialJob) -> dict[str, Any]:
-    """What makes two searches the same study, as plain values: all but how many trials it has, and where."""
+    """What makes two searches the same study, as plain values: all but how many trials it has, how and where
+    they run."""
     search = job.search.plain()
     for name in _HOW:
         del search[name]
@@ -177,8 +159,8 @@ def row_of(number: int, config: Config, outcome: Outcome, job: TrialJob) -> Tria
         return dataclasses.replace(
             row,
             status="stopped",
-            epochs=len(outcome.curve),
-            reason=f"stopped after epoch {len(outcome.curve)}",
+            epochs=outcome.epochs[-1],
+            reason=f"stopped after epoch {outcome.epochs[-1]}",
         )
     return TrialRow(
         number=number,
@@ -230,11 +212,16 @@ class Epochs:
     ) -> None:
         self.cost = 0.0
         self.curve: list[float] = []
+        self.numbers: list[int] = []
         self._job, self._on_epoch, self._goes_on = job, on_epoch, goes_on
         self._name = variant_key(config, job.search)
         self._before = 0
         """Epochs of earlier steps of the plan."""
         self._last = 0
+
+    def plain(self) -> dict[str, Any]:
+        """What an outcome keeps of them."""
+        return {"cost": self.cost, "curve": tuple(self.curve), "epochs": tuple(self.numbers)}
 
     def __call__(self, report: EpochReport) -> None:
         """Take an epoch's report.
@@ -247,6 +234,7 @@ class Epochs:
             self._before += self._last
         self._last = number
         self.curve.append(report.metric)
+        self.numbers.append(self._before + number)
         if self._on_epoch is not None:
             self._on_epoch(report)
         if self._goes_on is None:

@@ -265,7 +265,10 @@ def _explain(error: OSError, doing: str, path: Path) -> StoreError:
         return DiskFullError(
             "no space is left on the disk of the store", path, "free space and run again: it continues"
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        fix = "make it writable and run again: it continues, or pass another --store"
+        return StoreError(f"{doing} (the file system is read-only)", path, fix)
+    if error.errno in (errno.EACCES, errno.EPERM):
         return StoreError(f"{doing} (permission denied)", path, "check who owns the store, or pass --store")
     if error.errno == errno.ENOENT:
         return NotFoundError("no such file in the store", path)

@@ -95,8 +95,9 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
     try:
         result = trainer.fit()
     except _v2.TrainingFailedError as error:
+        tries = resources.max_failures + 1
         raise TrainingError(
-            f"its workers failed {resources.max_failures + 1} times",
+            f"its workers failed {'once' if tries == 1 else f'{tries} times'}",
             last_line(error),
             "run again to go on from the last epoch; see the workers' logs",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training import sharding
 from orchestrator.training.batches import Views
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
@@ -55,39 +57,61 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
         return {"error": [error.what, error.value, error.fix]}
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """What a worker has before its first step."""
+
+    dataset: Dataset
+    store: Store
+    rows: Part
+    state: TrainState
+    module: nn.Module
+    teacher: Views | None
+
+
 def _train(job: TrainJob, mailbox: Mailbox) -> str:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    entry, resources = job.entry, job.entry.resources
-    assert entry.model is not None  # checked by TrainJob.settings
+    training, resources = job.entry.training, job.entry.resources
     torch.set_num_threads(resources.cpus)
     device = ray.train.torch.get_device() if resources.gpus else torch.device("cpu")
-    dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
-    rows = _train_rows(job, dataset)
-    state = _last_state()
-    if rank == 0:
-        _announce(job, state, len(rows.ids), world, device, mailbox)
-    module = build(entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
+    with sharding.failing_together(world):
+        ready = _prepare(job, device, rank, world, mailbox)
     reports = train(
-        module,
-        rows,
-        dataset.part("validation"),
-        entry.training,
-        signature=dataset.signature,
+        ready.module,
+        ready.rows,
+        ready.dataset.part("validation"),
+        training,
+        signature=ready.dataset.signature,
         metric=job.metric,
         seed=job.seed,
         threads=resources.cpus,
         device=device,
-        teacher=None if state.finished else _teacher_outputs(job, store, rows, device, rank, world),
-        state=state,
+        teacher=ready.teacher,
+        state=ready.state,
         rank=rank,
         world=world,
         strategy=resources.strategy,
         allowed=job.allowed,
     )
     for report in reports:
-        _report(job.name, report, state, rank, mailbox)
-    return _store_result(job, store, dataset, state, world, device) if rank == 0 else ""
+        _report(job.name, report, ready.state, rank, mailbox)
+    return _store_result(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
+
+
+def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
+    """Open what the training needs; rank 0 also computes the teacher's outputs that are missing."""
+    assert job.entry.model is not None  # checked by TrainJob.settings
+    dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
+    rows = _train_rows(job, dataset)
+    state = _last_state()
+    if rank == 0:
+        _announce(job, state, len(rows.ids), world, device, mailbox)
+    module = build(job.entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
+    cache = None if state.finished else _teacher_cache(job, store, rows, device)
+    if cache is not None and rank == 0:
+        cache.fill(lambda: _teacher(job, store, cache.digest))
+    return _Ready(dataset, store, rows, state, module, None if cache is None else cache.outputs())
 
 
 def _train_rows(job: TrainJob, dataset: Dataset) -> Part:
@@ -121,10 +145,8 @@ def _last_state() -> TrainState:
             return TrainState()
 
 
-def _teacher_outputs(
-    job: TrainJob, store: Store, rows: Part, device: torch.device, rank: int, world: int
-) -> Views | None:
-    """The teacher's outputs on the rows in every view: from the store, where rank 0 puts what is missing."""
+def _teacher_cache(job: TrainJob, store: Store, rows: Part, device: torch.device) -> TeacherCache | None:
+    """The teacher's outputs on the rows in every view, as the store keeps them."""
     digest = job.teacher_digest
     if digest is None:
         return None
@@ -132,12 +154,7 @@ def _teacher_outputs(
     data = settings["transfer"] or settings["data"]
     training, threads = job.entry.training, job.entry.resources.cpus
     task = store.manifest(digest).signature.task
-    cache = TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
-    if rank == 0:
-        cache.fill(lambda: _teacher(job, store, digest))
-    if world > 1:
-        torch.distributed.barrier()
-    return cache.outputs()
+    return TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
 
 
 def _teacher(job: TrainJob, store: Store, digest: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator.errors import OrchestratorError
 
 Strategy = Literal["ddp", "fsdp"]
 
@@ -84,6 +87,28 @@ def fill_optimizer(
         else:
             place = value.clone()  # a step counter: stays on the CPU
         optimizer.state[parameter][slot] = place
+
+
+@contextmanager
+def failing_together(world: int) -> Iterator[None]:
+    """Wait at the end of the block for all ranks; an error of ours that one of them met ends them all.
+
+    A rank that gave up alone would leave the others waiting for it in their first step.
+
+    Raises:
+        OrchestratorError: the error of the first rank that met one.
+    """
+    failure: OrchestratorError | None = None
+    try:
+        yield
+    except OrchestratorError as error:
+        failure = error
+    found = [failure]
+    if world > 1:
+        found = [None] * world
+        distributed.all_gather_object(found, failure)
+    for first in filter(None, found):
+        raise first
 
 
 def share_buffers(module: nn.Module, world: int) -> None:

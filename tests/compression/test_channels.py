@@ -55,6 +55,19 @@ def test_half_of_each_layer_goes_and_the_outputs_stay() -> None:
     assert (head.in_features, head.out_features) == (16, toys.CLASSES)
 
 
+def test_layers_may_have_shares_of_their_own() -> None:
+    before = widths(toys.toy("resnet")[0])
+    found = widths(pruned("resnet", shares={"body.0": 0.0}).module)
+    # The stem and the block behind it share their channels.
+    assert found[0] == before[0]
+    assert sum(found) < sum(before)
+    with pytest.raises(CompressionError, match=r"no layer that can lose channels matches: head"):
+        pruned("resnet", shares={"head*": 0.25})
+    for wrong in ({"scope": "global"}, {"rounds": 2}):
+        with pytest.raises(ValidationError, match="scope layer and one round"):
+            ChannelPruning.model_validate({"amount": 0.5, "shares": {"a": 0.25}, **wrong})
+
+
 def test_amount_is_rounded_to_the_nearest_multiple() -> None:
     found = [Channels("a", torch.arange(32.0), 1), Channels("b", torch.arange(6.0), 1)]
     removed = select(found, ChannelPruning(amount=0.3, round_to=4), 0.3)

@@ -1,7 +1,8 @@
-"""A stage as a real job: `ray start --head`, the Jobs SDK, and the same job once more."""
+"""A stage as a real job: `ray start --head`, the Jobs SDK, a killed driver, and the same job once more."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -94,26 +95,54 @@ def submit(client: JobSubmissionClient, entrypoint: str, variables: dict[str, st
     raise AssertionError("no job agent answers")
 
 
+def wait_for(client: JobSubmissionClient, job: str, *texts: str) -> str:
+    """Its log, once that holds all texts or the job has ended."""
+    while True:
+        status = client.get_job_status(job)
+        log: str = client.get_job_logs(job)
+        if status in ENDED or all(text in log for text in texts):
+            return log
+        time.sleep(0.3)
+
+
 def log_of(client: JobSubmissionClient, job: str) -> str:
     """Its whole log, once it succeeded."""
-    while client.get_job_status(job) not in ENDED:
-        time.sleep(0.5)
-    log: str = client.get_job_logs(job)
+    log = wait_for(client, job, "no line of a log")
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, log
     return log
 
 
-def test_a_job_trains_and_continues(dashboard: str, tmp_path: Path) -> None:
-    client, store = connect(dashboard), tmp_path / "store"
-    file = toys.write(tmp_path / "run.yaml")
+def kill_driver(argument: str) -> None:
+    """SIGKILL for the Python process of a job that has this argument."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if argument in words and "jobs/train.py" in words:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_a_killed_job_continues_when_it_is_submitted_again(dashboard: str, tmp_path: Path) -> None:
+    client, store = connect(dashboard), str(tmp_path / "store")
+    network = {"factory": "mlp"}
+    models = {
+        "small": {"model": network, "training": {"epochs": 1}},
+        "long": {"model": network, "training": {"epochs": 20, "lr": 0.01}},
+    }
+    file = toys.write(tmp_path / "run.yaml", models=models)
     entrypoint = f"python jobs/train.py --config {file} --store {store}"
     variables = {"ORCHESTRATOR_CACHE": str(tmp_path / "cache")}
-    first = log_of(client, submit(client, entrypoint, variables))
-    assert "small: epoch 1 of 1" in first
-    assert "\x1b[" not in first.partition("train ")[2], "no cursor control, no colours"
-    digest = Store(store, create=False).ref("toy/small")
-    assert f"trained: {digest[:12]}" in first
+    killed = submit(client, entrypoint, variables)
+    told = wait_for(client, killed, "small: trained: ", "long: epoch 4 of 20")
+    kill_driver(store)
+    wait_for(client, killed, "no line of a log")
+    assert client.get_job_status(killed) == JobStatus.FAILED, told
+    assert "\x1b[" not in told.partition("train ")[2], "no cursor control, no colours"
+    assert "long: trained: " not in told
+
     again = log_of(client, submit(client, entrypoint, variables))
     assert "small: finished before" in again
-    assert "epoch" not in again
-    assert Store(store).ref_history("toy/small")[-1].sequence == 1
+    assert "long: goes on after epoch " in again
+    digest = Store(store, create=False).ref("toy/long")
+    assert f"long: trained: {digest[:12]}" in again
+    assert f"small: trained: {Store(store).ref('toy/small')[:12]}" in told

@@ -79,7 +79,7 @@ def test_a_trial_that_can_never_be_placed(tmp_path: Path) -> None:
     }
     run = toys.write(tmp_path / "run.yaml", models={"mine": {"ref": "digits/mine"}}, search=search)
     text = command("search", run, "--store", store).sentence(2)
-    assert "a search trial needs more than the cluster has: 4096 of 2 cores" in text
+    assert "a search trial needs more than any node has: 4096 of 2 cores" in text
     assert "lower search.cpus" in text
     Store(store).verify(kept)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -48,6 +49,26 @@ def test_a_latency_measured_again(
     assert reason in own.reason
     assert own.decides
     assert not over.decides
+
+
+@pytest.mark.parametrize(("own_width", "ratio_width"), [(0.5, 0.5), (0.01, 0.5)])
+def test_a_noisy_measurement_tells_nothing(own_width: float, ratio_width: float) -> None:
+    """Wide intervals overlap with everything: that is no agreement."""
+    now = dataclasses.replace(
+        latency(1.5, width=own_width), ratio=2.0, ratio_ci=(2.0 - 2 * ratio_width, 2.0 + 2 * ratio_width)
+    )
+    own, over = latency_checks("eager", RECORD, now, latency(3.0), 0.05)
+    assert (own.status, over.status) == ("unclear", "unclear")
+    assert "too noisy to tell: 3.0 times" in own.reason
+    found = Reproduction("a", "ab" * 32, None, (), (), (own, over))
+    assert not found.reproduces
+    assert found.verdict.startswith("it cannot be told")
+
+
+def test_a_noisy_latency_is_explained_by_a_steady_ratio() -> None:
+    own, _ = latency_checks("eager", RECORD, latency(1.5, 3.0), latency(4.5), 0.05)
+    wide = dataclasses.replace(latency(1.5, 3.0), ci=(1.0, 3.0))
+    assert own.status == "explained" == latency_checks("eager", RECORD, wide, latency(4.5), 0.05)[0].status
 
 
 def test_without_tolerance_only_the_intervals_count() -> None:

@@ -59,7 +59,7 @@ def test_a_search_tells_the_best_so_far_and_how_long_it_will_take() -> None:
     before = told.trials
     assert before.best is not None
     assert (before.best.name, before.best.latency_ms, before.best.feasible) == ("v1", 3.0, True)
-    assert before.left_s == 30.0 * 4
+    assert (before.left_s, before.running) == (30.0 * 4, 1)
     watch.row(measured(2, drop=0.01, latency=1.0))
     assert told.trials.best is not None
     assert told.trials.best.name == "v2"

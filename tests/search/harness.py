@@ -10,10 +10,10 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.search import SearchSettings
 from orchestrator.search.batches import BatchSearch, Driver
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_tune import drive
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Outcome
 from tests.search.spaces import amount_of
 from tests.search.toy import toy_trial
 

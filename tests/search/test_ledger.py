@@ -26,6 +26,16 @@ def test_rows_come_back_by_number_and_the_first_of_a_number_counts(tmp_path: Pat
     assert read(store, ledger.key) == (SETTINGS, [arm, failed, measured(12)])
 
 
+def test_a_failed_row_gives_way_to_what_a_later_try_brought(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ledger = Ledger(store, SETTINGS)
+    failed = evaluated(3).failed("the trial's process failed")
+    assert ledger.add(failed) == failed
+    for row in (measured(3), measured(3, latency=2.0), failed):
+        assert ledger.add(row) == failed, "what the sampler was told"
+    assert Ledger(store, SETTINGS).rows() == [measured(3)]
+
+
 def test_another_study_has_another_ledger(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     Ledger(store, SETTINGS).add(measured(0))

@@ -109,7 +109,7 @@ class Trials:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(ray_pool, "ray", fake)
-    monkeypatch.setattr(ray_pool, "fitting", lambda *needs: 16 // needs[1])
+    monkeypatch.setattr(ray_pool, "fitting", lambda *needs, **_: 16 // needs[1])
     return fake
 
 

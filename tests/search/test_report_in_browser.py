@@ -154,7 +154,7 @@ def test_filters_sorting_and_targets(tmp_path: Path) -> None:
         told.typed = shown("#count");
         told.dim = all("#front .dim").length > 0;
         const strip = document.querySelector("#parallel .strip");
-        for (let count = 0; count < 3; count += 1) press(strip, "ArrowDown");
+        for (let count = 0; count < 3; count += 1) press(strip, "ArrowUp");
         told.brushed = shown("#count");
         told.chip = shown("#chips");
         press(strip, "Delete");

@@ -186,6 +186,17 @@ def test_one_name_may_be_shared_but_not_mean_two_things() -> None:
     assert len(grid(of([{"choice": [once, named], "name": "which"}]).space) or ()) == 4
 
 
+def test_shares_of_layer_groups_are_free_values_like_any() -> None:
+    shares = {"body.0*": {"range": [0.0, 0.5], "step": 0.25}, "body.1*": {"choice": [0.25, 0.5]}}
+    settings = of([{"kind": "prune_channels", "amount": 0.5, "shares": shares}])
+    configs = grid(settings.space)
+    assert configs is not None
+    assert len(configs) == 6
+    assert space.plan_of(configs[1], settings) == (
+        ChannelPruning(amount=0.5, shares={"body.0*": 0.0, "body.1*": 0.5}),
+    )
+
+
 def test_a_list_or_a_null_may_be_an_option() -> None:
     settings = of([{"kind": "recover", "training": {"patience": {"choice": [None, 2]}}}])
     found = grid(settings.space)

@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.data import EmbeddedData
-from orchestrator.config.measure import Execution, Metric
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.measure import Execution
 from orchestrator.config.search import Halving, SearchSettings
-from orchestrator.data.load import load
+from orchestrator.config.space import grid
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
-from orchestrator.models.build import build
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
@@ -24,9 +20,9 @@ from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
-from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
+from tests.search.jobs import job_over_a_tiny_model
 from tests.search.spaces import pruned, small, whole
 
 WHOLE = whole()
@@ -43,29 +39,8 @@ def measured(row: TrialRow) -> TrialRow:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrialJob:
-    folder = tmp_path_factory.mktemp("trial")
-    dataset = load(EmbeddedData(limit=300), seed=0, cache=folder / "cache")
-    settings = Mlp(kwargs=MlpKwargs(widths=(32, 32)))
-    module = build(settings, dataset.signature, seed=0)
-    draft = Draft(
-        model=settings,
-        signature=dataset.signature,
-        plan=(),
-        decisions=(),
-        parents=(),
-        data=dataset.digest,
-        seed=0,
-    )
-    parent = Store(folder / "store").put_artifact(draft, tensors_of(module))
-    return TrialJob(
-        search=SearchSettings(space=SPACE, executions=("lowered", "eager")),
-        parent=parent,
-        store=str(folder / "store"),
-        data_folder=str(dataset.folder),
-        data_digest=dataset.digest,
-        metric=Metric(),
-        seed=0,
-    )
+    settings = SearchSettings(space=SPACE, executions=("lowered", "eager"))
+    return job_over_a_tiny_model(tmp_path_factory.mktemp("trial"), settings)
 
 
 def test_a_job_crosses_processes_as_plain_values(job: TrialJob) -> None:
@@ -231,6 +206,28 @@ def test_a_trial_goes_on_after_its_last_epoch(job: TrialJob) -> None:
         store.blobs.delete(key)
     shutil.rmtree(store.root / "artifacts" / outcome.digest)
     assert trial.evaluate(job, config).digest == outcome.digest
+
+
+def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: TrialJob) -> None:
+    """Prefixes of a plan are stages: what plans have in common is computed once."""
+    training = {"epochs": 2, "batch_size": 64, "lr": 0.03, "loss": {"kind": "distillation"}}
+    plan = [
+        {"kind": "prune_channels", "amount": 0.5},
+        {"kind": "recover", "training": training},
+        {"kind": "clip", "method": "percentile", "percentile": {"range": [99.0, 99.9], "step": 0.1}},
+        {"kind": "int8_static", "observer": {"choice": ["minmax", "histogram", "percentile"]}},
+    ]
+    search = SearchSettings.model_validate(
+        {"space": {"plan": plan}, "sampler": "grid", "executions": ["lowered"]}
+    )
+    many = job.model_copy(update={"search": search})
+    epochs: list[EpochReport] = []
+    configs = grid(search.space)
+    assert configs is not None
+    assert len(configs) == 30
+    outcomes = [trial.evaluate(many, config, epochs.append) for config in configs[:6]]
+    assert len(epochs) == 2
+    assert all(not outcome.failure for outcome in outcomes)
 
 
 def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:

@@ -115,7 +115,7 @@ def test_short_writes_are_continued(blobs: Blobs, monkeypatch: pytest.MonkeyPatc
     ("number", "words"),
     [
         (errno.EACCES, "permission denied"),
-        (errno.EROFS, "permission denied"),
+        (errno.EROFS, "the file system is read-only"),
         (errno.EIO, "Input/output error"),
     ],
 )

@@ -15,29 +15,34 @@ import numpy as np
 import pytest
 import ray
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compression.plan import apply_plan
 from orchestrator.compression.step import Context
 from orchestrator.config.data import CustomData
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.model import ImportedModel, Mlp, MlpKwargs
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16
 from orchestrator.config.training import CustomLoss, DistillationLoss, Resources, Training
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, ResourceError, TrainingError
-from orchestrator.runtime.rebuild import rebuild
+from orchestrator.models.build import build
+from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training import fit_actor
 from orchestrator.training.ray_train import TrainJob, train_models
 from orchestrator.training.state import EpochReport
+from tests.pipeline.toys import flip
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 HERE = "tests.training.test_ray_train"
 ROWS = f"{HERE}:rows"
+BROKEN = f"{HERE}:broken"
 MODEL = Mlp(kwargs=MlpKwargs(widths=(16,)))
 TRAINING = Training(epochs=3, batch_size=16, lr=0.05)
 
@@ -59,6 +64,18 @@ def dies_once(outputs: Tensor, targets: Tensor, marker: str, storage: str) -> Te
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
     return functional.cross_entropy(outputs, targets)
+
+
+class _Broken(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2 and not torch.is_grad_enabled():
+            raise RuntimeError("out of order")
+        return super().forward(x)
+
+
+def broken(signature: Signature) -> nn.Module:
+    """Fails when it is asked for its outputs."""
+    return _Broken(signature.input_shape[0], signature.outputs)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +124,13 @@ class World:
         return train_models(
             list(jobs), storage=self.storage, on_event=lambda *event: self.events.append(event), **options
         )
+
+    def teacher(self, seed: int) -> str:
+        """Digest of an artifact that cannot run."""
+        settings, signature = ImportedModel(factory=BROKEN), self.data.signature
+        module = build(settings, signature, allowed=(BROKEN,), seed=seed)
+        draft = Draft(model=settings, signature=signature, data="toy", seed=seed)
+        return self.store.put_artifact(draft, tensors_of(module))
 
     def epochs(self, name: str) -> list[int]:
         return [event.epoch for who, event in self.events if who == name and isinstance(event, EpochReport)]
@@ -185,20 +209,47 @@ def test_one_failure_leaves_the_others_and_is_named(world: World) -> None:
     assert world.store.stage_result(jobs[2].key()) is not None
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_learn_like_one(world: World, strategy: str) -> None:
-    alone = world.train(world.job("alone"))["alone"]
-    resources = Resources.model_validate({"workers": 2, "strategy": strategy})
-    both = world.train(world.job("both", resources=resources))["both"]
+def test_two_workers_learn_like_one(world: World) -> None:
+    """The elastic one asks for up to three: it takes what the cluster has."""
+    asked = {"elastic": {"workers": [1, 3]}, "sharded": {"workers": 2, "strategy": "fsdp"}}
+    jobs = [world.job(name, resources=Resources.model_validate(given)) for name, given in asked.items()]
+    digests = world.train(*jobs, world.job("alone"))
 
-    what = world.store.manifest(both).what
-    assert (what["world"], what["strategy"]) == (2, strategy)
-    one, two = world.store.tensors(alone), world.store.tensors(both)
-    # The same rows in the same steps: the gradients differ by rounding alone.
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
-    metrics = [[e["metric"] for e in world.record(digest)["epochs"]] for digest in (alone, both)]
-    assert metrics[0] == pytest.approx(metrics[1], abs=0.11)
+    alone = world.store.tensors(digests["alone"])
+    metrics = [epoch["metric"] for epoch in world.record(digests["alone"])["epochs"]]
+    for name, strategy in (("elastic", "ddp"), ("sharded", "fsdp")):
+        assert "2 workers x 1 core" in next(str(event) for who, event in world.events if who == name)
+        assert world.epochs(name) == [0, 1, 2]
+        what = world.store.manifest(digests[name]).what
+        assert (what["world"], what["strategy"]) == (2, strategy)
+        # The same rows in the same steps: the gradients differ by rounding alone.
+        both = world.store.tensors(digests[name])
+        for key in alone:
+            torch.testing.assert_close(both[key], alone[key], rtol=1e-3, atol=1e-4)
+        found = [epoch["metric"] for epoch in world.record(digests[name])["epochs"]]
+        assert found == pytest.approx(metrics, abs=0.11)
+
+
+def test_a_teacher_that_fails_on_one_worker_ends_them_all(world: World) -> None:
+    """One whose file is damaged, and one that cannot run; only the first worker meets that."""
+    digests = {name: world.teacher(seed) for seed, name in enumerate(("damaged", "broken"))}
+    (weights,) = (world.store.root / "artifacts" / digests["damaged"]).glob("*.safetensors")
+    weights.chmod(0o644)
+    flip(weights)
+    resources = Resources.model_validate({"workers": 2, "max_failures": 0})
+    jobs = [
+        replace(
+            world.job(f"of_{name}", distilled(), teacher=name, resources=resources),
+            teacher_digest=digest,
+            allowed=(BROKEN,),
+        )
+        for name, digest in digests.items()
+    ]
+    with pytest.raises(TrainingError) as caught:
+        world.train(*jobs)
+    (told,) = str(caught.value).splitlines()
+    assert "failed for 2 of 2 models: of_damaged: weights.safetensors of the artifact is damaged" in told
+    assert "of_broken: its workers failed once: RuntimeError: out of order" in told
 
 
 @pytest.mark.parametrize(

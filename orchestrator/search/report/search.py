@@ -111,7 +111,8 @@ def _progress(targets: Mapping[str, Searched], details: Details, name: str) -> s
 def _importances(searched: Searched, details: Details, name: str) -> str:
     """For each objective a bar a parameter, or the sentence why there is none."""
     larger = details.get("larger_is_better", True)
-    rows = [searched["trials"][place] for place in finished(searched)]
+    ended = [searched["trials"][place] for place in finished(searched)]
+    rows = [row for row in ended if not row.get("arm")]
     configs = [row.get("config", {}) for row in rows]
     losses = {
         text.metric_label(name): [-gain(row, larger) for row in rows],

@@ -91,7 +91,7 @@ def _target(searched: Searched, details: Details, steps: dict[str, int]) -> Plai
         "chosen": next((place for place in places if trials[place]["name"] == searched.get("chosen")), None),
         "level": level,
         "volume": _volume(trials, places, points, parent, larger),
-        "axes": _axes([trial.get("config", {}) for trial in trials]),
+        "axes": _axes([trial.get("config", {}) for trial in trials if not trial.get("arm")]),
     }
 
 
@@ -112,7 +112,12 @@ def _volume(
     parent: TrialPoint | None,
     larger: bool,
 ) -> Plain | None:
-    """(trial or second, hypervolume) after each finished trial; without a parent there is no reference."""
+    """(trial or second, hypervolume) after each finished trial; without a parent there is no reference.
+
+    Honest arms are not of the search's doing.
+    """
+    own = [index for index, place in enumerate(places) if not trials[place].get("arm")]
+    places, points = [places[index] for index in own], [points[index] for index in own]
     if not parent or not places:
         return None
 

@@ -64,7 +64,7 @@ const detailPanel = (box, report) => {
     return box.replaceChildren(
       close,
       make("h3", { tabindex: "-1" }, trial.name),
-      make("p", { class: "caption" }, `trial ${trial.number}, ${trial.execution}${when}`, ...tagsOf(target, selected)),
+      make("p", { class: "caption" }, `${trial.number < 0 ? "arm" : `trial ${trial.number}`}, ${trial.execution}${when}`, ...tagsOf(target, selected)),
       ...trialParts(trial).filter(Boolean),
     );
   };

@@ -3,7 +3,7 @@ const PAGE = 25;
 const COMPARISON = /^(.+?)(<=|>=|=|<|>)(.+)$/;
 
 const trialColumns = (report) => [
-  { key: "number", title: "#", value: (trial) => trial.number, text: (trial) => String(trial.number) },
+  { key: "number", title: "#", value: (trial) => trial.number, text: (trial) => (trial.number < 0 ? "arm" : String(trial.number)) },
   { key: "name", title: "name", value: (trial) => trial.name },
   { key: "metric", title: report.format.label, value: (trial) => measured(trial, trial.metric), text: (trial) => report.format.value(measured(trial, trial.metric)) },
   { key: "drop", title: report.format.points ? "drop, points" : "drop", value: (trial) => measured(trial, trial.drop), text: (trial) => report.format.drop(measured(trial, trial.drop)) },
