@@ -191,8 +191,8 @@ def _settings(changed: Mapping[str, Any]) -> SearchSettings:
     given = {
         "parent": "parent",
         "trials": 100_000,
-        "batch": 8,
-        "siblings": 5,
+        "batch": 6,
+        "siblings": 4,
         "space": SPACE,
         "early_stop": {"kind": "halving", "grace": 2, "factor": 3},
         "executions": ["lowered", "eager"],
