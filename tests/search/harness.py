@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.config.base import fingerprint
 from orchestrator.config.search import SearchSettings
 from orchestrator.search.batches import BatchSearch, Driver
-from orchestrator.search.ledger import without_number
+from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_tune import drive
@@ -60,4 +60,4 @@ class Harness:
         self.search.advance()
         every = {"folder": str(self.folder), **shared}
         self.driver(self.search, toy_trial, every, self.settings, storage=self.folder / "tune")
-        return [without_number(row) for row in self.search.rows]
+        return [untimed(row) for row in self.search.rows]
