@@ -33,7 +33,7 @@ class Choice(Settings):
 class Range(Settings):
     """A number between two ends, in steps, or on a log scale; whole when ends and step are."""
 
-    range: tuple[int, int] | tuple[float, float]
+    range: tuple[int | float, int | float]
     step: int | float | None = Field(None, gt=0)
     log: bool = False
     name: str | None = None

@@ -6,6 +6,7 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.config.free import Range
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config, Space, grid, parameters, plan_of, probes
 from orchestrator.config.steps import Bf16, ChannelPruning, Clipping, Recovery, StaticInt8
@@ -90,6 +91,13 @@ def test_whole_numbers_stay_whole_and_a_range_has_both_ends() -> None:
         assert isinstance(config.get("recover.training.epochs", 1), int)
         assert 0.1 <= config.get("prune_channels.amount", 0.1) <= 0.6  # type: ignore[operator]
         plan_of(JOINT, config)
+
+
+def test_a_range_of_floats_is_not_one_of_whole_numbers() -> None:
+    floats, whole = Range(range=(1.0, 8.0)), Range(range=(1, 8))
+    assert (floats.whole, floats.values()) == (False, None)
+    assert (whole.whole, whole.values()) == (True, (1, 2, 3, 4, 5, 6, 7, 8))
+    assert Range(range=(1, 2), step=0.5).values() == (1, 1.5, 2)
 
 
 def test_a_whole_fp32_variant_has_the_empty_plan() -> None:
