@@ -24,6 +24,7 @@ from orchestrator.compression import (  # noqa: F401
 )
 from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
 from orchestrator.config.base import fingerprint
+from orchestrator.config.measure import Metric
 from orchestrator.config.steps import Distill, Plan, Step, first_out_of_order, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
@@ -31,7 +32,7 @@ from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
-from orchestrator.training.checkpoint import Checkpoint
+from orchestrator.training.checkpoint import Checkpoint, Stopped
 from orchestrator.training.teacher import TeacherCache
 
 __all__ = [
@@ -69,10 +70,17 @@ def check_plan(plan: Sequence[Step]) -> None:
         )
 
 
-def plan_key(parent: str, plan: Sequence[Step], data: str, seed: int, threads: int) -> str:
-    """Stage key of a plan on a parent: everything that decides the artifact."""
+def plan_key(
+    parent: str, plan: Sequence[Step], data: str, seed: int, threads: int, metric: Metric | None = None
+) -> str:
+    """Stage key of a plan on a parent: everything that decides the artifact.
+
+    The metric does where a step's training stops by it.
+    """
+    patient = any(training is not None and training.patience is not None for training in map(_training, plan))
     return fingerprint(
         {
+            **({"metric": None if metric is None else metric.plain()} if patient else {}),
             "stage": "compress",
             "version": _VERSION,
             "parent": parent,
@@ -82,6 +90,11 @@ def plan_key(parent: str, plan: Sequence[Step], data: str, seed: int, threads: i
             **what_decides(threads),
         }
     )
+
+
+def _training(step: Step) -> Training | None:
+    training: Training | None = getattr(step, "training", None)
+    return training
 
 
 def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
@@ -107,7 +120,7 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
     plan = _by_digest(store, plan)
     digest = parent
     for end in range(1, len(plan) + 1):
-        key = plan_key(parent, plan[:end], data, context.seed, context.threads)
+        key = plan_key(parent, plan[:end], data, context.seed, context.threads, context.metric)
         digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], context, data))
     return digest
 
@@ -140,7 +153,11 @@ class _Job:
             masks=masks_of(previous.module, manifest.plan),
         )
         checkpoint = Checkpoint(store, self.key)
-        state = run_step(self.step, state, replace(context, other=self._other, checkpoint=checkpoint))
+        try:
+            state = run_step(self.step, state, replace(context, other=self._other, checkpoint=checkpoint))
+        except Stopped:
+            checkpoint.forget()
+            raise
         assert state.model is not None
         draft = Draft(
             model=state.model,

@@ -46,7 +46,7 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
     if step.to != "int8_static":
         module = copy_of(state.module)
         with weight_rounding(module, step.group or DEFAULT_GROUPS[step.to], BITS[step.to]):
-            epochs = fine_tune(module, step.training, state, context)
+            epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
         return state.after(step, module.eval(), {"epochs": epochs})
     if context.calibration is None or len(context.calibration) == 0:
         raise CompressionError("qat needs calibration rows", fix="give the data a calibration part")

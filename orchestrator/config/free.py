@@ -198,8 +198,8 @@ def grid(space: Template) -> list[Config] | None:
 
 
 def rounded(number: float) -> float | int:
-    """To the digits that a plan keeps; whole numbers stay whole."""
-    return number if isinstance(number, int) else round(number, _DIGITS)
+    """To the digits that a plan keeps, whatever its size; whole numbers stay whole."""
+    return number if isinstance(number, int) else float(f"{number:.{_DIGITS}g}")
 
 
 def value_of(value: JsonValue, path: str, pick: Pick) -> JsonValue:

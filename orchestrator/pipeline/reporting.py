@@ -213,8 +213,9 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
         seconds=row.seconds,
     )
     if row.status != "failed":
-        point["metric"], point["bytes"] = row.metric, row.bytes
-        point["drop"], point["drop_bound"] = row.drop, row.drop_bound
+        point["metric"] = row.metric
+        if row.status != "stopped":
+            point["bytes"], point["drop"], point["drop_bound"] = row.bytes, row.drop, row.drop_bound
         if run.config.metric.name == "accuracy":
             count = len(run.dataset.part("validation").ids)
             point["metric_ci"] = wilson(row.metric * count, count)
@@ -245,7 +246,14 @@ def _plan(run: Run, row: TrialRow) -> list[dict[str, Any]] | None:
 
 def _verdict(run: Run, row: TrialRow) -> dict[str, Any] | None:
     """The contract part's answer, where this variant was looked at in this execution."""
-    look = {"kind": "look", "execution": row.execution, "data": run.dataset.digest}
+    assert run.config.search is not None
+    look = {
+        "kind": "look",
+        "execution": row.execution,
+        "data": run.dataset.digest,
+        "metric": run.config.metric.plain(),
+        "promise": run.config.search.promise.plain(),
+    }
     found = [record for record in run.store.records(row.digest) if look.items() <= record.items()]
     return _last(found)
 

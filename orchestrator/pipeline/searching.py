@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+from pydantic import JsonValue
+
 from orchestrator.config.base import canonical
 from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
@@ -69,7 +71,7 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     settings = run.config.search
     if settings is None:
         return None
-    job = _job(run, settings, models[settings.parent])
+    job = _job(run, _by_digest(run, settings, models), models[settings.parent])
     claim_study(run, "study", job, fresh)
     with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
@@ -85,8 +87,8 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
             storage=run.folder / "tune",
             connect=run.cluster,
         )
-        if settings.arms:
-            arms = [parent, *arms, *measurer(best_member(run, job, models))]
+        members = best_member(run, job, models) if settings.arms else []
+        arms = [parent, *arms, *measurer(members)]
     finished = [row for row in (*rows, *arms) if row.ok]
     if not any(row.ok for row in rows):
         raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
@@ -121,7 +123,8 @@ def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRo
     """The honest arm of the best other model of the run, without its latency; none if there is none."""
     dataset, metric = run.dataset, job.metric
     targets = dataset.part("validation").targets
-    before = score(metric, run.outputs(Member(name="parent", digest=job.parent), "validation"), targets)
+    parent = run.outputs(Member(name="parent", digest=job.parent), "validation")
+    before = score(metric, parent, targets, allowed=job.allowed)
     sign = 1 if larger_is_better(metric) else -1
     rows: list[TrialRow] = []
     for name, digest in models.items():
@@ -165,6 +168,28 @@ def on_target(
     return tuple(row if row.status == "failed" else row.limited(job.search) for row in found)
 
 
+def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> SearchSettings:
+    """The settings with every other model that a step may take by digest: a ref may move."""
+
+    def resolved(name: JsonValue) -> JsonValue:
+        if isinstance(name, dict):  # a free value, which may have a name of its own
+            return {key: one if key == "name" else resolved(one) for key, one in name.items()}
+        if isinstance(name, list):
+            return [resolved(one) for one in name]
+        return models.get(name) or run.store.resolve(name) if isinstance(name, str) else name
+
+    def walked(value: JsonValue) -> JsonValue:
+        if isinstance(value, list):
+            return [walked(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: resolved(one) if key == "others" else walked(one) for key, one in value.items()}
+
+    changed = settings.plain()
+    changed["space"], changed["small"] = walked(changed["space"]), walked(changed["small"])
+    return SearchSettings.model_validate(changed)
+
+
 def _job(run: Run, settings: SearchSettings, parent: str) -> TrialJob:
     return TrialJob(
         search=settings,
@@ -190,7 +215,14 @@ def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:
         job.search.promise,
         allowed=run.allowed,
     )
-    look = {"kind": "look", "parent": job.parent, "execution": row.execution, "data": job.data_digest}
+    look = {
+        "kind": "look",
+        "parent": job.parent,
+        "execution": row.execution,
+        "data": job.data_digest,
+        "metric": job.metric.plain(),
+        "promise": job.search.promise.plain(),
+    }
     if not any(look.items() <= record.items() for record in run.store.records(row.digest)):
         run.store.add_record(row.digest, {**look, "part": "contract", **verdict.plain()})
     return verdict

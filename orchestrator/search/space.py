@@ -180,5 +180,7 @@ def _is_number(value: Scalar) -> bool:
 
 def _shows(name: str, label: str, config: Mapping[str, Scalar]) -> bool:
     """Whether values inside the chosen option tell already that it was chosen."""
+    if label[-1].isdigit() and " " in label:  # numbered: another option has the same steps
+        return False
     kinds = label.split("+")
     return any(other != name and other.split(".")[0] in kinds for other in config)

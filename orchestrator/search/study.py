@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
+from pydantic import ValidationError
 
 from orchestrator.config.free import Config, grid
 from orchestrator.config.search import Searching, SearchSettings
@@ -23,6 +24,7 @@ _TRIES = {"tpe": 20, "nsga2": 20, "random": 20, "gp": 3, "grid": 0}
 """Suggestions of known variants that are thrown away before an untried one is taken from the grid; one of a
 Gaussian process takes long."""
 
+_OTHERS = 100
 _SIBLING_TRIES = 3
 """The same for the ends of a plan whose training is done, of which there are few."""
 
@@ -55,7 +57,9 @@ class BatchStudy:
         self._seen: set[str] = set()
         self._open: dict[int, optuna.Trial] = {}
         self._asked = 0
-        every = grid(settings.space) or []
+        every = grid(settings.space)
+        self._endless = every is None
+        every = every or []
         if settings.sampler != "grid":
             random.Random(seed).shuffle(every)
         self._untried = iter(every)
@@ -111,13 +115,15 @@ class BatchStudy:
     def _sibling(self) -> Suggestion | None:
         """Another end for a plan whose training is done; None when no such parent has one left."""
         trained = self._trained
+        if any(trial.state == TrialState.WAITING for trial in self._study.trials):
+            return None  # plain baselines come first
         while trained is not None and (prefix := trained.next()) is not None:
             # A sampler that likes one end best suggests that again and again; then chance decides.
             source = random.Random(f"{self._seed} {self._asked}")
             ends = [prefix] * _SIBLING_TRIES
             ends += [draw(self._settings, source, prefix) for _ in range(_TRIES[self._settings.sampler])]
             for end in ends:
-                if len(end) > len(prefix) and variant_key(end, self._settings) in self._seen:
+                if len(end) > len(prefix) and not self._is_new(end):
                     continue
                 self._study.enqueue_trial(dict(end))
                 found = self._ask_once()
@@ -132,20 +138,33 @@ class BatchStudy:
             found = self._ask_once()
             if found is not None:
                 return found
-        for config in self._untried:
-            if variant_key(config, self._settings) not in self._seen:
+        for config in self._others():
+            if self._is_new(config):
                 self._study.enqueue_trial(config)
                 return self._ask_once()
         return None
 
+    def _others(self) -> Iterator[Config]:
+        """What the sampler does not think of: the rest of the grid, or of an endless space some at random."""
+        yield from self._untried
+        source = random.Random(f"{self._seed} other {self._asked}")
+        for _ in range(_OTHERS if self._endless else 0):
+            yield draw(self._settings, source, {})
+
+    def _is_new(self, config: Config) -> bool:
+        """Whether the config is a variant that was not suggested yet; some combinations are none."""
+        try:
+            return variant_key(config, self._settings) not in self._seen
+        except ValidationError:
+            return False
+
     def _ask_once(self) -> Suggestion | None:
         trial = self._study.ask()
         config = suggest(trial, self._settings)
-        key = variant_key(config, self._settings)
-        if key in self._seen:
+        if not self._is_new(config):
             self._study.tell(trial, state=TrialState.FAIL)
             return None
-        self._seen.add(key)
+        self._seen.add(variant_key(config, self._settings))
         self._open[self._asked] = trial
         self._asked += 1
         return Suggestion(self._asked - 1, config)

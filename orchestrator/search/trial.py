@@ -30,7 +30,7 @@ from orchestrator.config.search import Promise, Searching, SearchSettings
 from orchestrator.config.steps import Distill, Plan, Precision, precision_of
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError
+from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, TrainingError
 from orchestrator.measure.cost import count
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
 from orchestrator.models.build import build
@@ -43,6 +43,7 @@ from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.space import Config, executions_of, name_of, plan_of, variant_key
 from orchestrator.store.store import Store
+from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.state import EpochReport
 
 _VERSION = 4
@@ -80,7 +81,7 @@ class Job(Settings):
 class TrialJob(Job):
     """Of trials that compress the parent."""
 
-    failures = (CompressionError,)
+    failures = (CompressionError, TrainingError)
 
     kind: Literal["compression"] = "compression"
     search: SearchSettings
@@ -236,10 +237,6 @@ def _is_gone(store: Store, outcome: Outcome) -> bool:
     return bool(outcome.digest) and not store.has(outcome.digest)
 
 
-class Stopped(Exception):  # noqa: N818 - not a failure
-    """A trial was told not to go on."""
-
-
 class Epochs:
     """Follows a trial's epochs: keeps the curve, passes reports on, ends the trial when it is told to."""
 
@@ -313,7 +310,8 @@ def _(job: TrialJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
             on_epoch=epochs,
         )
         if search.early_stop is not None and any(hasattr(step, "training") for step in plan):
-            epochs.cost = _cost(store, job, plan, context)
+            # What is trained before the cost is known is not judged.
+            epochs.cost = _cost(store, job, plan, dataclasses.replace(context, on_epoch=None))
         digest = apply_plan(store, job.parent, plan, context)
     return scored(job, store, dataset, digest, config, search.promise)
 

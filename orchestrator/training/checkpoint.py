@@ -13,6 +13,10 @@ from orchestrator.training.state import FACTS, TENSORS, TrainState
 _FOLDER = "checkpoints"
 
 
+class Stopped(Exception):  # noqa: N818 - not a failure
+    """Raised by who is told of an epoch, to end the training for good: its checkpoint is of no more use."""
+
+
 class Checkpoint:
     """Where the epochs of one piece of work are kept; of several, the last one.
 

@@ -19,7 +19,7 @@ from orchestrator.models.build import build
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
-from orchestrator.training.checkpoint import Checkpoint
+from orchestrator.training.checkpoint import Checkpoint, Stopped
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.state import EpochReport, TrainState
@@ -68,9 +68,13 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         state=state,
         allowed=job.allowed,
     )
-    for report in reports:
-        checkpoint.save(state)
-        on_epoch(report)
+    try:
+        for report in reports:
+            checkpoint.save(state)
+            on_epoch(report)
+    except Stopped:
+        checkpoint.forget()
+        raise
     digest = store_result(job, store, dataset, state, 1, device)
     checkpoint.forget()
     return digest

@@ -172,7 +172,7 @@ class _Run:
         settings, place = self.settings, self.place
         check_augment(settings.augment, signature)
         chosen = loss_settings(settings, signature)
-        if isinstance(chosen, DistillationLoss) and teacher is None:
+        if isinstance(chosen, DistillationLoss) and teacher is None and not self.state.finished:
             raise ConfigError("a distillation loss needs a teacher", fix="name a teacher")
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
         self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher)

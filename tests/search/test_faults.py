@@ -182,7 +182,9 @@ def _extended(
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    run = cast(Run, SimpleNamespace(config=SimpleNamespace(name="mine"), store=store))
+    run = cast(
+        Run, SimpleNamespace(config=SimpleNamespace(name="mine"), store=store, folder=tmp_path / "mine")
+    )
 
     def job(**settings: Any) -> TrialJob:
         return TrialJob(

@@ -100,6 +100,23 @@ def test_a_range_of_floats_is_not_one_of_whole_numbers() -> None:
     assert Range(range=(1, 2), step=0.5).values() == (1, 1.5, 2)
 
 
+def test_small_numbers_keep_their_digits() -> None:
+    free = Space.model_validate(
+        {"plan": [{"kind": "recover", "training": {"weight_decay": {"range": [1e-8, 1e-4], "log": True}}}]}
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    configs = [space.suggest(study.ask(), SearchSettings(space=free)) for _ in range(20)]
+    assert all(1e-8 <= float(config["recover.training.weight_decay"]) <= 1e-4 for config in configs)
+    assert len({config["recover.training.weight_decay"] for config in configs}) == 20
+
+
+def test_options_of_the_same_steps_have_names_of_their_own() -> None:
+    once = {"kind": "prune_channels", "amount": {"choice": [0.25, 0.5]}, "criterion": "l1"}
+    settings = of([{"choice": [[once], [{**once, "criterion": "fpgm"}]], "name": "which"}])
+    names = [space.name_of(config, settings) for config in grid(settings.space) or ()]
+    assert len(set(names)) == 4
+
+
 def test_a_whole_fp32_variant_has_the_empty_plan() -> None:
     settings = SearchSettings()
     assert space.plan_of({"prune_channels": "none", "precision": "fp32"}, settings) == ()

@@ -212,3 +212,29 @@ def test_siblings_need_room_and_a_sampler() -> None:
         with_siblings(siblings=6)
     with pytest.raises(ValueError, match="grid"):
         SearchSettings.model_validate({"sampler": "grid", "siblings": 1})
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_an_endless_space_is_never_used_up(sampler: str) -> None:
+    """A sampler that suggests what it knows already is helped out by chance."""
+    space = small({"range": [0.1, 0.9]}, ["l1", "l2", "lamp"], ("fp32", "bf16", "int8_static"))
+    settings = SearchSettings.model_validate(
+        {"trials": 40, "batch": 4, "sampler": sampler, "space": space.plain()}
+    )
+    assert len(run(settings, seed=0)) == 40
+
+
+def test_a_combination_that_is_no_plan_is_left_out() -> None:
+    """Each option was checked when the file was read, but not all of them together."""
+    step = {
+        "kind": "prune_channels",
+        "amount": {"choice": [0.25, 0.5]},
+        "shares": {"choice": [{}, {"body*": 0.25}]},
+        "rounds": {"choice": [1, 2]},
+    }
+    space = {"plan": [step, {"choice": [None, {"kind": "bf16"}], "name": "precision"}]}
+    for sampler in ("tpe", "random", "grid"):
+        settings = SearchSettings.model_validate(
+            {"trials": 30, "batch": 4, "sampler": sampler, "space": space}
+        )
+        assert len(run(settings, seed=0)) == 12, "of 16 configs 4 have shares and rounds"
