@@ -191,7 +191,7 @@ def _trial(run: Run, settings: Searching, row: TrialRow, audited: set[str]) -> T
     if plan is not None:
         point["plan"] = plan
     if row.digest:
-        verdict = _verdict(run, row)
+        verdict = _verdict(run, settings, row)
         if verdict is not None:
             point["verdict"] = verdict
         facts = _audit(run, row.digest, missing=row.digest in audited)
@@ -244,15 +244,16 @@ def _plan(run: Run, row: TrialRow) -> list[dict[str, Any]] | None:
     return [step.plain() for step in run.store.manifest(row.digest).plan]
 
 
-def _verdict(run: Run, row: TrialRow) -> dict[str, Any] | None:
-    """The contract part's answer, where this variant was looked at in this execution."""
-    assert run.config.search is not None
+def _verdict(run: Run, settings: Searching, row: TrialRow) -> dict[str, Any] | None:
+    """The contract part's answer about this promise, where this variant was looked at in this execution."""
+    if not isinstance(settings, SearchSettings):
+        return None
     look = {
         "kind": "look",
         "execution": row.execution,
         "data": run.dataset.digest,
         "metric": run.config.metric.plain(),
-        "promise": run.config.search.promise.plain(),
+        "promise": settings.promise.plain(),
     }
     found = [record for record in run.store.records(row.digest) if look.items() <= record.items()]
     return _last(found)
