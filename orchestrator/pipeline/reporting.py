@@ -12,7 +12,7 @@ import yaml
 from orchestrator.compression.audit import audit
 from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
 from orchestrator.config.measure import Target
-from orchestrator.config.search import Searching
+from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
