@@ -218,8 +218,11 @@ def _untuned(folder: Path) -> Ends:
 
 @contextmanager
 def _own_ray() -> Iterator[None]:
-    with _environment(), connected(cpus=LOGICAL_CPUS):
-        yield
+    with _environment():
+        # Each start would have a token of its own, but a process keeps the first one that it read.
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        with connected(cpus=LOGICAL_CPUS):
+            yield
 
 
 @contextmanager
