@@ -53,8 +53,8 @@ def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> t
     """At most `promise.looks` variants, each measurably faster than the one before it, the safest first.
 
     A candidate stays within the allowed drop on validation and is measurably faster or smaller than its
-    parent. The safest has the least upper confidence bound of its drop on validation; equal ones are ordered
-    by latency and bytes.
+    parent. The safest has the least upper confidence bound of its drop on validation; of equal ones
+    the slowest comes first.
 
     Returns:
         The candidates in the order to look at them, or none and the reason as a sentence without its stop.
@@ -102,9 +102,13 @@ def nearest(rows: Sequence[TrialRow]) -> str:
 
 
 def _chain(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """From the least bound on, every row that is faster than all before it by more than the noise."""
+    """From the least bound on, every row that is faster than all before it by more than the noise.
+
+    On few rows many bounds are equal. Of equal ones the slowest comes first: least was done to it, and when a
+    faster one fails on the contract part, the promise of that one still stands.
+    """
     chain: list[TrialRow] = []
-    for row in sorted(rows, key=lambda row: (row.drop_bound, row.latency_ms, row.bytes, row.number)):
+    for row in sorted(rows, key=lambda row: (row.drop_bound, -row.latency_ms, row.bytes, row.number)):
         if not chain or row.latency_ci[1] < chain[-1].latency_ci[0]:
             chain.append(row)
     return chain

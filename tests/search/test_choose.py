@@ -39,9 +39,15 @@ def test_a_variant_within_the_noise_of_a_safer_one_is_left_out() -> None:
     assert order(measured(0, drop=0.0, latency=1.0), measured(1, drop=0.005, latency=0.95)) == [0]
 
 
-def test_of_equally_safe_ones_the_fastest_and_then_the_smallest_comes_first() -> None:
-    assert order(measured(0, latency=2.0), measured(1, latency=1.0)) == [1]
+def test_of_equally_safe_ones_the_slowest_comes_first_and_of_those_the_smallest() -> None:
+    assert order(measured(0, latency=1.0), measured(1, latency=2.0)) == [1, 0]
     assert order(measured(0, size=100), measured(1, size=50)) == [1]
+
+
+def test_a_fast_one_that_fails_leaves_an_equally_safe_slower_one() -> None:
+    slow, fast = measured(0, latency=2.0), measured(1, latency=1.0)
+    choice = choose([fast, slow], parent(), PROMISE, lambda row: verdict(holds=row is slow))
+    assert choice.row == slow
 
 
 def test_at_most_so_many_looks_and_both_ends_among_them() -> None:
