@@ -18,7 +18,10 @@ SetOption = Annotated[
 DataOption = Annotated[str | None, typer.Option("--data", help="Folder of the run's data files.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Train anew even where a model's settings changed since the last run.")
+    bool,
+    typer.Option(
+        "--fresh", help="Go on even where settings of a model or search changed since the last run."
+    ),
 ]
 AllowOption = Annotated[
     list[str] | None,

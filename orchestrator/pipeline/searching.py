@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
-from orchestrator.config.base import canonical
+from orchestrator.config.claim import claim
 from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import ConfigError, SearchError
+from orchestrator.errors import SearchError
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.measure.quality import larger_is_better, score
@@ -23,10 +22,9 @@ from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.arms import EAGER, MEMBER
 from orchestrator.search.choose import choose
-from orchestrator.search.ledger import difference
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
-from orchestrator.search.ray_search import run_search
+from orchestrator.search.ray_search import Searched, run_search
 from orchestrator.search.trial import Job, TrialJob, parent_row, study_settings
 
 _MEMBER_NUMBER = -1000
@@ -76,22 +74,10 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {figures(parent, run)}")
-        watch = SearchWatch(run, parent, settings.trials)
-        rows, arms = run_search(
-            job,
-            parent,
-            measure=measurer,
-            on_event=watch.row,
-            on_epoch=watch.epoch,
-            on_running=watch.running,
-            storage=run.folder / "tune",
-            connect=run.cluster,
-        )
+        rows, arms = searched(run, job, parent, measurer)
         members = best_member(run, job, models) if settings.arms else []
         arms = [parent, *arms, *measurer(members)]
     finished = [row for row in (*rows, *arms) if row.ok]
-    if not any(row.ok for row in rows):
-        raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
     candidates = [row for row in (*rows, *arms) if row.arm not in (EAGER, MEMBER)]
     best = front_of([row for row in candidates if row.ok])
     choice = choose(candidates, parent, settings.promise, lambda row: _look(run, job, row))
@@ -105,6 +91,28 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     return Found(
         parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason, tuple(arms), elsewhere
     )
+
+
+def searched(run: Run, job: Job, parent: TrialRow, measurer: Measurer, stage: str = "search") -> Searched:
+    """Run the trials on the cluster, tell of them, and give their rows and those of the arms.
+
+    Raises:
+        SearchError: no trial finished.
+    """
+    watch = SearchWatch(run, parent, job.search.trials, stage=stage)
+    found = run_search(
+        job,
+        parent,
+        measure=measurer,
+        on_event=watch.row,
+        on_epoch=watch.epoch,
+        on_running=watch.running,
+        storage=run.folder / "tune",
+        connect=run.cluster,
+    )
+    if not any(row.ok for row in found.rows):
+        raise SearchError("no trial finished", found.rows[0].reason if found.rows else "there was none")
+    return found
 
 
 def front_of(rows: Sequence[TrialRow]) -> list[TrialRow]:
@@ -145,17 +153,13 @@ def claim_study(run: Run, name: str, job: Job, fresh: bool) -> None:
     Raises:
         ConfigError: the run's search had other settings; more or fewer trials are the same search.
     """
-    file, settings = run.folder / f"{name}.json", study_settings(job)
-    if file.exists() and not fresh:
-        changed = difference(json.loads(file.read_text(encoding="utf-8")), json.loads(canonical(settings)))
-        if changed is not None:
-            raise ConfigError(
-                "this run's search had other settings", changed, "take another run name, or pass --fresh"
-            )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    part.write_bytes(canonical(settings))
-    part.replace(file)
+    claim(
+        run.folder / f"{name}.json",
+        study_settings(job),
+        "this run's search had other settings",
+        "take another run name, or pass --fresh",
+        fresh=fresh,
+    )
 
 
 def on_target(

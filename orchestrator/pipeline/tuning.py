@@ -12,17 +12,15 @@ import yaml
 from orchestrator.config.base import Settings
 from orchestrator.config.run import RunConfig
 from orchestrator.config.tuning import TrainingSearch, tuned
-from orchestrator.errors import ConfigError, SearchError
+from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.measuring import Measurer
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.reporting import report_tuning, searched_summary
-from orchestrator.pipeline.searching import Found, claim_study, figures, front_of, on_target
+from orchestrator.pipeline.searching import Found, claim_study, figures, front_of, on_target, searched
 from orchestrator.pipeline.training import job_of, train
-from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.best import best_of
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.ray_search import run_search
 from orchestrator.search.trial import parent_row
 from orchestrator.search.tuning import TuneJob
 
@@ -59,20 +57,8 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     with closing(Measurer(run, job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.model)])
         run.progress("tune", f"{settings.trials} trainings of {settings.model}: {figures(parent, run)}")
-        watch = SearchWatch(run, parent, settings.trials, stage="tune")
-        rows, _ = run_search(
-            job,
-            parent,
-            measure=measurer,
-            on_event=watch.row,
-            on_epoch=watch.epoch,
-            on_running=watch.running,
-            storage=run.folder / "tune",
-            connect=run.cluster,
-        )
+        rows, _ = searched(run, job, parent, measurer, stage="tune")
     finished = [row for row in (parent, *rows) if row.ok]
-    if not any(row.ok for row in rows):
-        raise SearchError("no trial finished", rows[0].reason if rows else "there was none")
     best, reason = best_of(rows, parent, settings, run.config.metric.label)
     run.progress("tune", reason)
     record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)

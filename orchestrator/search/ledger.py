@@ -108,18 +108,6 @@ def read(store: Store, key: str) -> tuple[dict[str, Any], list[TrialRow]]:
     return settings, Ledger(store, settings).rows()
 
 
-def difference(before: Any, after: Any, path: str = "") -> str | None:
-    """The first place where two plain values differ, as `a.b: old -> new`; None when they are equal."""
-    if before == after:
-        return None
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted({*before, *after}):
-            found = difference(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
-            if found is not None:
-                return found
-    return f"{path}: {before!r} -> {after!r}"
-
-
 def untimed(row: TrialRow) -> TrialRow:
     """The row as two searches can be compared by: when it ended does not count."""
     return dataclasses.replace(row, seconds=0.0)

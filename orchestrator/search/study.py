@@ -115,7 +115,7 @@ class BatchStudy:
     def _sibling(self) -> Suggestion | None:
         """Another end for a plan whose training is done; None when no such parent has one left."""
         trained = self._trained
-        if any(trial.state == TrialState.WAITING for trial in self._study.trials):
+        if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             return None  # plain baselines come first
         while trained is not None and (prefix := trained.next()) is not None:
             # A sampler that likes one end best suggests that again and again; then chance decides.

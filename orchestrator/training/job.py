@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.base import canonical, fingerprint
+from orchestrator.config.base import fingerprint
+from orchestrator.config.claim import claim as keep_name
 from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.load import open_cached
-from orchestrator.errors import ConfigError, TrainingError
+from orchestrator.errors import TrainingError
 
 VERSION = 1
 """Of the training code: raise it when equal settings give other weights, so that old results are left."""
@@ -99,24 +100,16 @@ def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
     Raises:
         ConfigError: the name was used with other settings.
     """
-    file = storage / f"{job.name}.json"
-    settings = json.loads(canonical(job.settings()))
     if fresh:
         for folder in storage.glob(f"{job.name}-{'[0-9a-f]' * 12}"):
             shutil.rmtree(folder)
-    elif file.exists():
-        changed = _difference(_read(file), settings)
-        if changed is not None:
-            raise ConfigError(
-                f"model '{job.name}' was trained in this run with other settings",
-                changed,
-                "take another run name, or pass --fresh to train it anew",
-            )
-        return
-    storage.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    part.write_bytes(canonical(settings))
-    part.replace(file)
+    keep_name(
+        storage / f"{job.name}.json",
+        job.settings(),
+        f"model '{job.name}' was trained in this run with other settings",
+        "take another run name, or pass --fresh to train it anew",
+        fresh=fresh,
+    )
 
 
 def drop_damaged(folder: Path) -> bool:
@@ -134,23 +127,3 @@ def drop_damaged(folder: Path) -> bool:
         shutil.rmtree(folder)
         return True
     return False
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("the record of an earlier training cannot be read", file, "pass --fresh") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _difference(before: Any, after: Any, path: str = "") -> str | None:
-    """The first place where two plain values differ, as `a.b: old -> new`."""
-    if before == after:
-        return None
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted({*before, *after}):
-            found = _difference(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
-            if found is not None:
-                return found
-    return f"{path}: {before!r} -> {after!r}"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.claim import difference
 from orchestrator.errors import CorruptArtifactError, SearchError
-from orchestrator.search.ledger import Ledger, difference, read
+from orchestrator.search.ledger import Ledger, read
 from orchestrator.store.store import Store
 from tests.search.rows import evaluated, measured
 
