@@ -12,10 +12,10 @@ import ray
 import torch
 
 from orchestrator.cluster import connected
-from orchestrator.config.measure import LatencySettings
+from orchestrator.config.measure import LatencySettings, Target
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
-from orchestrator.errors import ExecutionError, NotFoundError
+from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
 from orchestrator.measure.artifacts import example_inputs, measure_artifacts, recorded_latency
 from orchestrator.models.build import build
@@ -168,3 +168,19 @@ def test_the_actor_measures_and_records(store: Store) -> None:
     assert store.records(variant) == [record]
     with pytest.raises(NotFoundError):
         ray.get(actor.measure.remote(parent, [("0" * 64, "eager")], SETTINGS.plain()))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_target_held_to_avx2_is_another_machine_and_a_missing_resource_is_refused(store: Store) -> None:
+    variant = put(store, 8)
+    held = Target(**SETTINGS.plain(), isa="avx2")
+    actor = bench_actor.start(str(store.root), cpus=0, target=held)
+    record: dict[str, Any]
+    (record,) = ray.get(actor.measure.remote(variant, [(variant, "eager")], held.plain()))
+    assert record["machine"]["held_to"] == "avx2"
+    # What was measured there is no latency of this machine.
+    assert recorded_latency(store, (variant, "eager"), held) is None
+    with pytest.raises(ResourceError, match=r"no node offers the resource of the target: bench\."):
+        bench_actor.start(str(store.root), target=Target(resource="bench"))
