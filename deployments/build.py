@@ -28,10 +28,10 @@ from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
 from orchestrator.store.store import Store
 
-COMPOSED: Mapping[type[tree.Parallel | tree.Sequential | tree.WeightedMix], type[Composed]] = {
-    tree.Parallel: Parallel,
-    tree.Sequential: Sequential,
-    tree.WeightedMix: WeightedMix,
+COMPOSED: Mapping[str, type[Composed]] = {
+    "parallel": Parallel,
+    "sequential": Sequential,
+    "weighted_mix": WeightedMix,
 }
 """The deployment of each kind of ensemble."""
 
@@ -113,7 +113,7 @@ def _ensemble(spec: tree.Spec, members: _Members, serving: ServingSettings) -> A
         max_ongoing_requests=2 * serving.max_requests,
         max_constructor_retry_count=START_TRIES,
         ray_actor_options=LIGHT,
-    )(COMPOSED[type(spec.tree)]).bind(spec, handles)
+    )(COMPOSED[spec.tree.kind]).bind(spec, handles)
     return ensemble
 
 

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.tree import Ask, Outcome, Prediction, distinct, walk
+from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.tree import Outcome, Prediction, distinct, walk
 from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, last_line
 
 Call = Callable[[np.ndarray], Awaitable[np.ndarray]]

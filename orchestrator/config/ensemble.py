@@ -6,7 +6,8 @@ promise), `fastest` (the fastest point of the front), or another ensemble of the
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,6 +19,7 @@ from orchestrator.config.signature import Signature
 class Member(Settings):
     """A leaf: one artifact in one execution."""
 
+    below: ClassVar[str | None] = None
     kind: Literal["member"] = "member"
     name: str
     digest: str = ""
@@ -27,20 +29,30 @@ class Member(Settings):
     """Logits are divided by it before members are mixed; fitted on validation data when not given. A
     regression has none."""
 
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return None if self.digest else f"member {self.name} has no digest"
+
 
 class Parallel(Settings):
     """Every member answers every row; the answer is the mean probability (regression: the mean)."""
 
+    below: ClassVar[str | None] = "members"
     kind: Literal["parallel"] = "parallel"
     members: tuple[Node, ...] = Field(min_length=2)
 
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return None
 
-class Sequential(Settings):
+
+class Cascade(Settings):
     """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
 
     Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
     """
 
+    below: ClassVar[str | None] = "stages"
     kind: Literal["sequential"] = "sequential"
     policy: Literal["cascade"] = "cascade"
     stages: tuple[Node, ...] = Field(min_length=2)
@@ -50,16 +62,21 @@ class Sequential(Settings):
     """When fitting: the metric may be this much below the last stage's, in exchange for earlier exits."""
 
     @model_validator(mode="after")
-    def _thresholds(self) -> Sequential:
+    def _thresholds(self) -> Cascade:
         needed = len(self.stages) - 1
         if self.thresholds is not None and len(self.thresholds) != needed:
             raise ValueError(f"{needed + 1} stages need {needed} thresholds, got {len(self.thresholds)}")
         return self
 
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return "sequential has no thresholds" if self.thresholds is None else None
+
 
 class WeightedMix(Settings):
     """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
 
+    below: ClassVar[str | None] = "members"
     kind: Literal["weighted_mix"] = "weighted_mix"
     members: tuple[Node, ...] = Field(min_length=2)
     weights: tuple[float, ...] | None = None
@@ -77,18 +94,22 @@ class WeightedMix(Settings):
             )
         return self
 
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return "weighted_mix has no weights" if self.weights is None else None
+
 
 def _member_of_name(value: Any) -> Any:
     return Member(name=value) if isinstance(value, str) else value
 
 
-Node = Annotated[
-    Annotated[Member | Parallel | Sequential | WeightedMix, Field(discriminator="kind")],
-    BeforeValidator(_member_of_name),
-]
+Sequential = Cascade
+"""Stages one after the other, told apart by `policy`."""
+AnyNode = Member | Parallel | Sequential | WeightedMix
+Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Parallel, Sequential, WeightedMix):
+for _class in (Parallel, Cascade, WeightedMix):
     _class.model_rebuild()
 
 
@@ -108,27 +129,28 @@ class Spec(Settings):
     @model_validator(mode="after")
     def _fitted(self) -> Spec:
         for node in walk_nodes(self.tree):
-            if isinstance(node, Member) and not node.digest:
-                raise ValueError(f"member {node.name} has no digest: fit the ensemble first")
-            if isinstance(node, WeightedMix) and node.weights is None:
-                raise ValueError("weighted_mix has no weights: fit the ensemble first")
-            if isinstance(node, Sequential) and node.thresholds is None:
-                raise ValueError("sequential has no thresholds: fit the ensemble first")
+            if (missing := node.unfitted()) is not None:
+                raise ValueError(f"{missing}: fit the ensemble first")
         return self
 
 
-def children(node: Member | Parallel | Sequential | WeightedMix) -> tuple[Node, ...]:
+def children(node: AnyNode) -> tuple[Node, ...]:
     """The members or stages of a node; none of a leaf."""
-    if isinstance(node, Member):
-        return ()
-    return node.stages if isinstance(node, Sequential) else node.members
+    found: tuple[Node, ...] = () if node.below is None else getattr(node, node.below)
+    return found
 
 
-def walk_nodes(node: Member | Parallel | Sequential | WeightedMix) -> list[Node]:
+def with_children(node: AnyNode, found: Sequence[AnyNode]) -> AnyNode:
+    """A node that is no leaf with other members or stages."""
+    assert node.below is not None
+    return node.model_copy(update={node.below: tuple(found)})
+
+
+def walk_nodes(node: AnyNode) -> list[Node]:
     """The node and all below it, depth first, in file order."""
     return [node, *(below for child in children(node) for below in walk_nodes(child))]
 
 
-def leaves(node: Member | Parallel | Sequential | WeightedMix) -> list[Member]:
+def leaves(node: AnyNode) -> list[Member]:
     """All distinct leaves in file order."""
     return list(dict.fromkeys(found for found in walk_nodes(node) if isinstance(found, Member)))

@@ -11,9 +11,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.config.ensemble import Cascade, Node
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.node import Answer, Ground, Rows, Steps, answer, fit_all, fit_node
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import larger_is_better, score
 
@@ -110,3 +112,33 @@ def fit_thresholds(
         thresholds.append(chosen)
         going_on = going_on[undecided(stage[going_on], chosen)]
     return tuple(thresholds)
+
+
+@answer.register
+def _answer(node: Cascade, rows: Rows, task: Task) -> Steps:
+    check_task(task)
+    if node.thresholds is None:
+        raise EnsembleError("sequential has no thresholds", None, "fit the ensemble first")
+    first = yield from answer(node.stages[0], rows, task)
+    scores, stages = first.scores.copy(), np.zeros(len(rows), dtype=np.int64)
+    open_rows = np.arange(len(rows))
+    for position, threshold in enumerate(node.thresholds, start=1):
+        open_rows = open_rows[undecided(scores[open_rows], threshold)]
+        if not len(open_rows):
+            break
+        later = yield from answer(node.stages[position], rows[open_rows], task)
+        scores[open_rows], stages[open_rows] = later.scores, position
+    return Answer(scores, stages)
+
+
+@fit_node.register
+def _fit(node: Cascade, ground: Ground) -> Node:
+    check_task(ground.task)
+    stages = fit_all(node.stages, ground)
+    thresholds = node.thresholds
+    if thresholds is None:
+        scores = [ground.scores(stage) for stage in stages]
+        thresholds = fit_thresholds(
+            scores, ground.targets, ground.metric, node.tolerance, allowed=ground.allowed
+        )
+    return node.model_copy(update={"stages": stages, "thresholds": thresholds})

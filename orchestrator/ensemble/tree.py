@@ -18,28 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node, Parallel, Sequential, WeightedMix, leaves
+from orchestrator.config.ensemble import Member, Node, leaves
 from orchestrator.config.signature import Task
-from orchestrator.ensemble import cascade, quorum
-from orchestrator.ensemble.combine import Floats, pool, probabilities, scores_of
+
+# Kinds of nodes are imported for their registration with `answer`.
+from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum  # noqa: F401
+from orchestrator.ensemble.combine import Floats, probabilities
+from orchestrator.ensemble.node import Answer, Ask, Output, answer, identity
 from orchestrator.errors import EnsembleError, OrchestratorError
-
-Rows = npt.NDArray[np.intp]
-Output = npt.NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """A question to one member: its outputs for `rows` (indices into the request, rising, never empty)."""
-
-    member: Member
-    rows: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,25 +60,11 @@ class Prediction:
 Walk = Generator[tuple[Ask, ...], tuple[Outcome, ...], Prediction]
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    scores: Floats
-    stages: npt.NDArray[np.int64]
-
-
-_Steps = Generator[tuple[Ask, ...], tuple[Output, ...], _Answer]
-
-
-def identity(member: Member) -> tuple[str, str]:
-    """What makes two leaves the same predictor: artifact (or name, before it is known) and execution."""
-    return member.digest or member.name, member.execution
-
-
 def distinct(tree: Node) -> list[Member]:
     """The distinct members in file order: the first leaf of each identity."""
     found: dict[tuple[str, str], Member] = {}
-    for leaf in leaves(tree):
-        found.setdefault(identity(leaf), leaf)
+    for member in leaves(tree):
+        found.setdefault(identity(member), member)
     return list(found.values())
 
 
@@ -109,7 +86,7 @@ def walk(tree: Node, rows: int, task: Task) -> Walk:
     if rows < 1:
         raise EnsembleError("an ensemble needs at least one row", rows)
     memory = _Memory(rows, distinct(tree))
-    steps = _answer(tree, np.arange(rows), task)
+    steps = answer(tree, np.arange(rows), task)
     replies: tuple[Output, ...] | None = None
     while True:
         try:
@@ -188,10 +165,10 @@ def _call(
         return Outcome(failure=str(error))
 
 
-def _prediction(answer: _Answer, memory: _Memory, task: Task) -> Prediction:
-    probs = probabilities(answer.scores).astype(np.float32) if task == "classification" else None
+def _prediction(found: Answer, memory: _Memory, task: Task) -> Prediction:
+    probs = probabilities(found.scores).astype(np.float32) if task == "classification" else None
     members = {member: memory.known[identity(member)] for member in memory.members}
-    return Prediction(answer.scores.astype(np.float32), probs, answer.scores, members, answer.stages)
+    return Prediction(found.scores.astype(np.float32), probs, found.scores, members, found.stages)
 
 
 @dataclass(eq=False)
@@ -235,67 +212,3 @@ class _Memory:
                 self.outputs[key] = np.zeros((self.rows, self.width), dtype=output.dtype)
             self.outputs[key][ask.rows] = output
             self.known[key][ask.rows] = True
-
-
-@singledispatch
-def _answer(node: Node, rows: Rows, task: Task) -> _Steps:
-    """Steps of one node over `rows`; every kind of node registers its own."""
-    raise EnsembleError(f"no walk for {type(node).__name__} ({task}, {len(rows)} rows)")
-
-
-@_answer.register
-def _member(node: Member, rows: Rows, task: Task) -> _Steps:
-    (output,) = yield (Ask(node, rows),)
-    return _Answer(scores_of(output, task, node.temperature), np.zeros(len(rows), dtype=np.int64))
-
-
-@_answer.register
-def _parallel(node: Parallel, rows: Rows, task: Task) -> _Steps:
-    parts = yield from _together([_answer(member, rows, task) for member in node.members])
-    return _Answer(pool(parts, None, task), np.zeros(len(rows), dtype=np.int64))
-
-
-@_answer.register
-def _weighted_mix(node: WeightedMix, rows: Rows, task: Task) -> _Steps:
-    if node.weights is None:
-        raise EnsembleError("weighted_mix has no weights", None, "fit the ensemble first")
-    parts = yield from _together([_answer(member, rows, task) for member in node.members])
-    return _Answer(pool(parts, node.weights, task), np.zeros(len(rows), dtype=np.int64))
-
-
-@_answer.register
-def _sequential(node: Sequential, rows: Rows, task: Task) -> _Steps:
-    cascade.check_task(task)
-    if node.thresholds is None:
-        raise EnsembleError("sequential has no thresholds", None, "fit the ensemble first")
-    first = yield from _answer(node.stages[0], rows, task)
-    scores, stages = first.scores.copy(), np.zeros(len(rows), dtype=np.int64)
-    open_rows = np.arange(len(rows))
-    for position, threshold in enumerate(node.thresholds, start=1):
-        open_rows = open_rows[cascade.undecided(scores[open_rows], threshold)]
-        if not len(open_rows):
-            break
-        answer = yield from _answer(node.stages[position], rows[open_rows], task)
-        scores[open_rows], stages[open_rows] = answer.scores, position
-    return _Answer(scores, stages)
-
-
-def _together(
-    children: Sequence[_Steps],
-) -> Generator[tuple[Ask, ...], tuple[Output, ...], list[Floats]]:
-    """Run the children side by side: whatever each waits for is asked in one tuple.
-
-    A child with several rounds (a cascade) makes the others wait only for its own later rounds.
-    """
-    waiting = {position: next(steps) for position, steps in enumerate(children)}
-    scores: dict[int, Floats] = {}
-    while waiting:
-        replies = iter((yield tuple(ask for asks in waiting.values() for ask in asks)))
-        for position, asks in list(waiting.items()):
-            mine = tuple(next(replies) for _ in asks)
-            try:
-                waiting[position] = children[position].send(mine)
-            except StopIteration as done:
-                del waiting[position]
-                scores[position] = done.value.scores
-    return [scores[position] for position in range(len(children))]

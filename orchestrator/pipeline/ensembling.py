@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from orchestrator.config.ensemble import Ensemble, Member, Node, Sequential, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Ensemble, Member, Node, Spec, WeightedMix, children, leaves
 from orchestrator.config.run import FRONT_NAMES
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import distinct
@@ -21,7 +21,9 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
     known: dict[str, Node] = dict(members)
     if found is not None:
         known |= {name: found.member(name) for name in FRONT_NAMES}
-        if found.chosen is None and any(_names(tree, "chosen") for tree in run.config.ensembles.values()):
+        if found.chosen is None and any(
+            "chosen" in {leaf.name for leaf in leaves(tree)} for tree in run.config.ensembles.values()
+        ):
             run.progress("ensemble", f"'chosen' stands for {found.parent.name}: {found.reason}")
     validation = run.dataset.part("validation")
     specs = {}
@@ -54,7 +56,7 @@ def describe(tree: Ensemble) -> str:
     if isinstance(tree, WeightedMix):
         pairs = zip(tree.members, tree.weights or (), strict=True)
         return ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
-    if isinstance(tree, Sequential):
+    if isinstance(tree, Cascade):
         steps = [
             f"{label(stage)} if sure of {t:.3f}"
             for stage, t in zip(tree.stages, tree.thresholds or (), strict=False)
@@ -67,10 +69,4 @@ def label(node: Node) -> str:
     """A member's name; a nested ensemble's kind and members."""
     if isinstance(node, Member):
         return node.name
-    below = node.stages if isinstance(node, Sequential) else node.members
-    return f"{node.kind}({', '.join(label(child) for child in below)})"
-
-
-def _names(tree: Ensemble, name: str) -> bool:
-    below = tree.stages if isinstance(tree, Sequential) else tree.members
-    return any(node.name == name if isinstance(node, Member) else _names(node, name) for node in below)
+    return f"{node.kind}({', '.join(label(child) for child in children(node))})"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 
 from orchestrator.compression.audit import audit
-from orchestrator.config.ensemble import Sequential, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Spec, WeightedMix
 from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.errors import NotFoundError, OrchestratorError
@@ -134,7 +134,7 @@ def _details(
         "stages": {
             name: [label(stage) for stage in tree.stages]
             for name, tree in trees.items()
-            if isinstance(tree, Sequential)
+            if isinstance(tree, Cascade)
         },
         "weights": {
             name: {label(member): weight for member, weight in zip(tree.members, tree.weights, strict=True)}

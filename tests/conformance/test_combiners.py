@@ -11,7 +11,8 @@ from orchestrator.config.ensemble import Ensemble, Member, Node, children
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.tree import Ask, Outcome, Prediction, predict, replay, walk
+from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel, values
 

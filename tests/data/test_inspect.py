@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.config.data import FolderData, ParquetData
-from orchestrator.config.ensemble import Parallel, Sequential, WeightedMix
+from orchestrator.config.ensemble import Cascade, Parallel, WeightedMix
 from orchestrator.config.load import parse_yaml, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.data.inspect import suggest
@@ -38,7 +38,7 @@ def test_images_with_a_test_file(tmp_path: Path) -> None:
     assert (run.data.input, run.data.target, run.data.test) == ("image", "label", "x-test.parquet")
     assert run.models["teacher"].model is not None
     assert run.models["teacher"].model.factory == "resnet"
-    assert {type(tree) for tree in run.ensembles.values()} == {Parallel, Sequential, WeightedMix}
+    assert {type(tree) for tree in run.ensembles.values()} == {Parallel, Cascade, WeightedMix}
     assert dataset.signature.input_shape == (3, 20, 20)
     assert suggest(tmp_path, "try").splitlines()[2:] == suggest(path, "try").splitlines()[2:]
 
@@ -73,7 +73,7 @@ def test_tabular_regression(tmp_path: Path) -> None:
     assert run.metric.name == "rmse"
     assert run.search is not None
     assert run.search.promise.max_drop == pytest.approx(0.05 * np.std(np.arange(60) * 1000.5), rel=0.05)
-    assert not any(isinstance(tree, Sequential) for tree in run.ensembles.values())
+    assert not any(isinstance(tree, Cascade) for tree in run.ensembles.values())
     assert dataset.signature.outputs == 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.config.ensemble import Ensemble, Member, Parallel, Sequential, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Ensemble, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.signature import Signature
 
 IMAGES = Signature(
@@ -26,7 +26,7 @@ FEATURES = Signature(
 )
 A, B = (Member(name=name, digest=name * 64) for name in "ab")
 PARALLEL = Parallel(members=(A, B))
-CASCADE = Sequential(stages=(A, B), thresholds=(0.8,))
+CASCADE = Cascade(stages=(A, B), thresholds=(0.8,))
 MIX = WeightedMix(members=(A, B), weights=(0.25, 0.75))
 
 

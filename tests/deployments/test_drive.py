@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.drive import Answer, Composed, answer, drive, everyone, fetch, settle
-from orchestrator.config.ensemble import Member, Parallel, Sequential
+from orchestrator.config.ensemble import Cascade, Member, Parallel
 from orchestrator.ensemble.tree import predict
 from orchestrator.errors import DeadlineError, MemberFailedError, OverloadedError, QuorumError
 from tests.deployments.models import CASCADE, FEATURES, MIX, PARALLEL, A, B, spec
@@ -64,7 +64,7 @@ def run(wait: Coroutine[Any, Any, T]) -> T:
         CASCADE,
         MIX,
         Parallel(members=(CASCADE, MIX, B)),
-        Sequential(stages=(MIX, A), thresholds=(0.9,)),
+        Cascade(stages=(MIX, A), thresholds=(0.9,)),
     ],
     ids=["parallel", "cascade", "mix", "nested", "nested cascade"],
 )
@@ -140,7 +140,7 @@ def test_answers_by_their_name_in_the_protocol() -> None:
     assert found.outputs["probabilities"].dtype == np.float32
     np.testing.assert_allclose(found.outputs["probabilities"].sum(axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(found.outputs["label"], found.outputs["probabilities"].argmax(axis=1))
-    sure = predict(Sequential(stages=(A, B), thresholds=(0.0,)), IN_PROCESS, INPUTS, "classification")
+    sure = predict(Cascade(stages=(A, B), thresholds=(0.0,)), IN_PROCESS, INPUTS, "classification")
     assert answer(sure, spec(CASCADE)).members == ("a",)
     values = answer(predict(MIX, IN_PROCESS, INPUTS, "regression"), spec(MIX, FEATURES))
     assert list(values.outputs) == ["values"]

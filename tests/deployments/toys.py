@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.config.ensemble import Member, Parallel, Sequential, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import Prediction, distinct, predict
@@ -58,7 +58,7 @@ def specs(store: Store) -> tuple[Spec, ...]:
         Spec(name="average", tree=Parallel(members=(small, other, cnn)), signature=DIGITS, weight_epoch=1),
         Spec(
             name="cascade",
-            tree=Sequential(stages=(small, mix, cnn), thresholds=(_middling(store, small), 0.3)),
+            tree=Cascade(stages=(small, mix, cnn), thresholds=(_middling(store, small), 0.3)),
             signature=DIGITS,
         ),
         Spec(name="mix", tree=mix, signature=DIGITS),

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.config.ensemble import Member
 from orchestrator.ensemble.calibrate import RANGE, fit_temperature
 from orchestrator.ensemble.combine import pool
-from orchestrator.ensemble.tree import Output
+from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.weights import likelihood_weights
 from orchestrator.measure.metrics import log_softmax
 from tests.ensemble.toys import MEMBERS, outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Member, Node, Sequential, WeightedMix
+from orchestrator.config.ensemble import Cascade, Member, Node, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.calibrate import fit_temperature
 from orchestrator.ensemble.combine import Floats
@@ -60,14 +60,14 @@ def test_given_values_are_kept() -> None:
 def test_a_parent_is_fitted_on_its_fitted_children() -> None:
     found = fitted(mix(cascade(A, C, tolerance=0.02), D))
     assert isinstance(found, WeightedMix)
-    assert isinstance(found.members[0], Sequential)
+    assert isinstance(found.members[0], Cascade)
     inner = replay(found.members[0], TABLE, "classification").scores
     assert found.weights == likelihood_weights([inner, tempered(D)], TARGETS)
 
 
 def test_a_fitted_cascade_keeps_the_last_stage_s_metric_when_it_is_walked() -> None:
     found = fitted(cascade(A, B, mix(A, C, D)))
-    assert isinstance(found, Sequential)
+    assert isinstance(found, Cascade)
     walked = replay(found, TABLE, "classification")
     last = replay(found.stages[-1], TABLE, "classification")
     assert score(ACCURACY, walked.outputs, TARGETS) >= score(ACCURACY, last.outputs, TARGETS)

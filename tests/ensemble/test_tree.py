@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from orchestrator.config.ensemble import Member, Node
+from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import (
-    Ask,
     Outcome,
     Prediction,
     Walk,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node, Parallel, Sequential, WeightedMix
-from orchestrator.ensemble.tree import Output
+from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.ensemble.node import Output
 
 A, B, C, D = (Member(name=name, digest=name * 64) for name in "abcd")
 MEMBERS = (A, B, C, D)
@@ -52,8 +52,8 @@ def lookup(table: dict[Member, Any]) -> dict[Member, Callable[[npt.NDArray[Any]]
     return {member: of(output) for member, output in table.items()}
 
 
-def cascade(*stages: Node, thresholds: tuple[float, ...] | None = None, tolerance: float = 0.0) -> Sequential:
-    return Sequential(stages=stages, thresholds=thresholds, tolerance=tolerance)
+def cascade(*stages: Node, thresholds: tuple[float, ...] | None = None, tolerance: float = 0.0) -> Cascade:
+    return Cascade(stages=stages, thresholds=thresholds, tolerance=tolerance)
 
 
 def mix(*members: Node, weights: tuple[float, ...] | None = None) -> WeightedMix:

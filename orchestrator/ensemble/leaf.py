@@ -1,0 +1,23 @@
+"""The leaf: one artifact's outputs, brought to one scale of confidence."""
+
+from __future__ import annotations
+
+from orchestrator.config.ensemble import Member, Node
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.calibrate import fit_temperature
+from orchestrator.ensemble.combine import scores_of
+from orchestrator.ensemble.node import Ask, Ground, Rows, Steps, answer, at_once, fit_node, identity
+
+
+@answer.register
+def _answer(node: Member, rows: Rows, task: Task) -> Steps:
+    (output,) = yield (Ask(node, rows),)
+    return at_once(scores_of(output, task, node.temperature))
+
+
+@fit_node.register
+def _fit(node: Member, ground: Ground) -> Node:
+    if ground.task == "regression" or node.temperature is not None:
+        return node
+    temperature = fit_temperature(ground.outputs[identity(node)], ground.targets)
+    return node.model_copy(update={"temperature": temperature})

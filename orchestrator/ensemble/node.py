@@ -1,0 +1,105 @@
+"""What every kind of node has: its part of the walk, and how it is fitted.
+
+A kind registers its two functions with `answer` and `fit_node` in a module of its own; nothing else knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.ensemble import Member, Node
+from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats
+from orchestrator.errors import EnsembleError
+
+Rows = npt.NDArray[np.intp]
+Output = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A question to one member: its outputs for `rows` (indices into the request, rising, never empty)."""
+
+    member: Member
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A node's answer to the rows that it was asked for."""
+
+    scores: Floats
+    """[n, K] log-probabilities (classification) or values."""
+    stages: npt.NDArray[np.int64]
+    """[n] stage of a cascade that each row left at; 0 of every other kind."""
+
+
+Steps = Generator[tuple[Ask, ...], tuple[Output, ...], Answer]
+"""Yields asks that may be answered at the same time, receives one output for each."""
+
+
+@singledispatch
+def answer(node: Node, rows: Rows, task: Task) -> Steps:
+    """Steps of one node over `rows`; every kind of node registers its own."""
+    raise EnsembleError(f"no walk for {type(node).__name__} ({task}, {len(rows)} rows)")
+
+
+def at_once(scores: Floats) -> Answer:
+    """The answer of a node without stages."""
+    return Answer(scores, np.zeros(len(scores), dtype=np.int64))
+
+
+def together(children: Sequence[Steps]) -> Generator[tuple[Ask, ...], tuple[Output, ...], list[Floats]]:
+    """Run the children side by side: whatever each waits for is asked in one tuple.
+
+    A child with several rounds (a cascade) makes the others wait only for its own later rounds.
+    """
+    waiting = {position: next(steps) for position, steps in enumerate(children)}
+    scores: dict[int, Floats] = {}
+    while waiting:
+        replies = iter((yield tuple(ask for asks in waiting.values() for ask in asks)))
+        for position, asks in list(waiting.items()):
+            mine = tuple(next(replies) for _ in asks)
+            try:
+                waiting[position] = children[position].send(mine)
+            except StopIteration as done:
+                del waiting[position]
+                scores[position] = done.value.scores
+    return [scores[position] for position in range(len(children))]
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What a node is fitted on."""
+
+    outputs: Mapping[tuple[str, str], Output]
+    """Raw outputs by identity: fitting a member changes the leaf, not what it answers."""
+    targets: npt.NDArray[Any]
+    metric: Metric
+    task: Task
+    allowed: Collection[str]
+    scores: Callable[[Node], Floats]
+    """Scores [N, K] that a fitted node gives on all rows."""
+
+
+@singledispatch
+def fit_node(node: Node, ground: Ground) -> Node:
+    """One node fitted; every kind of node registers its own."""
+    raise EnsembleError(f"no fit for {type(node).__name__} ({ground.task})")
+
+
+def fit_all(nodes: Sequence[Node], ground: Ground) -> tuple[Node, ...]:
+    """Every child fitted."""
+    return tuple(fit_node(node, ground) for node in nodes)
+
+
+def identity(member: Member) -> tuple[str, str]:
+    """What makes two leaves the same predictor: artifact (or name, before it is known) and execution."""
+    return member.digest or member.name, member.execution
