@@ -148,7 +148,7 @@ def _of_module(
         origin=model,
         data=context.data or "",
         seed=context.seed,
-        what={"compression": what_decides(context.threads)},
+        what={"compression": what_decides(context.threads, context.device)},
     )
 
 

@@ -68,7 +68,8 @@ def fine_tune(
     if training.transfer is not None:
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
-        teacher = _teacher([Other(state.parent, state.model, state.parent_outputs)], training, state)
+        parent = Other(state.parent, state.model, state.parent_outputs)
+        teacher = _teacher([parent], training, state, context.device)
     hinted = _hinted(module, training, state, context.train)
     progress = (checkpoint.load() if checkpoint is not None else None) or TrainState()
     reports = train(
@@ -80,6 +81,7 @@ def fine_tune(
         metric=metric_of(context, state.signature),
         seed=context.seed,
         threads=context.threads,
+        device=context.device,
         teacher=teacher,
         masks=_masks(state, hinted),
         state=progress,
@@ -94,6 +96,7 @@ def fine_tune(
     finally:
         if hinted is not None:
             hinted.release()
+        module.cpu()
     return progress.epoch
 
 
@@ -129,7 +132,9 @@ def distill(step: Distill, state: State, context: Context) -> State:
     parent = Other(state.parent, state.model, state.parent_outputs)
     teachers = [parent, *(context.other(name) for name in step.others)]
     ones = (1.0,) * len(teachers)
-    teacher = _teacher(teachers, step.training, state, step.weights or ones, step.temperatures or ones)
+    teacher = _teacher(
+        teachers, step.training, state, context.device, step.weights or ones, step.temperatures or ones
+    )
     epochs = fine_tune(student, step.training, state, context, teacher, context.checkpoint)
     # The student shares nothing with the parent's form: what was done to that is not replayed on it.
     fresh = replace(state, plan=(), decisions=(), masks=None)
@@ -163,6 +168,7 @@ def _teacher(
     teachers: Sequence[Other],
     training: Training,
     state: State,
+    device: str,
     weights: Sequence[float] = (1.0,),
     temperatures: Sequence[float] = (1.0,),
 ) -> Teacher:
@@ -178,7 +184,7 @@ def _teacher(
             kept[0].count,
             lambda view: mix([torch.from_numpy(one.read(view)) for one in kept]).numpy(),
         )
-    modules = [teacher.module().eval() for teacher in teachers]
+    modules = [teacher.module().to(device).eval() for teacher in teachers]
 
     def outputs(rows: Tensor) -> Tensor:
         with torch.no_grad():

@@ -31,8 +31,9 @@ def set_gradients(
         raise CompressionError(
             f"criterion {step.criterion} needs train rows", fix="give the data a train part, or choose l2"
         )
-    inputs = torch.tensor(context.train.inputs[: step.rows])
-    targets = torch.as_tensor(context.train.targets[: step.rows])
+    module.to(context.device)
+    inputs = torch.tensor(context.train.inputs[: step.rows], device=context.device)
+    targets = torch.as_tensor(context.train.targets[: step.rows]).to(context.device)
     if not _labelled(targets):
         raise CompressionError(f"criterion {step.criterion} needs labelled rows", fix="choose l2")
     loss = make_loss(loss_settings(Training(), signature), signature)
@@ -50,6 +51,7 @@ def set_gradients(
     if step.criterion == "hessian":
         for square, parameter in zip(squares, module.parameters(), strict=True):
             parameter.grad = square
+    module.cpu()
 
 
 def _labelled(targets: Tensor) -> bool:

@@ -71,7 +71,13 @@ def check_plan(plan: Sequence[Step]) -> None:
 
 
 def plan_key(
-    parent: str, plan: Sequence[Step], data: str, seed: int, threads: int, metric: Metric | None = None
+    parent: str,
+    plan: Sequence[Step],
+    data: str,
+    seed: int,
+    threads: int,
+    metric: Metric | None = None,
+    device: str = "cpu",
 ) -> str:
     """Stage key of a plan on a parent: everything that decides the artifact.
 
@@ -87,6 +93,7 @@ def plan_key(
             "plan": [step.plain() for step in plan],
             "data": data,
             "seed": seed,
+            **({} if device == "cpu" else {"device": device}),
             **what_decides(threads),
         }
     )
@@ -120,7 +127,9 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
     plan = _by_digest(store, plan)
     digest = parent
     for end in range(1, len(plan) + 1):
-        key = plan_key(parent, plan[:end], data, context.seed, context.threads, context.metric)
+        key = plan_key(
+            parent, plan[:end], data, context.seed, context.threads, context.metric, context.device
+        )
         digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], context, data))
     return digest
 
@@ -167,7 +176,7 @@ class _Job:
             parents=(self.parent, *others_of(self.step)),
             data=self.data,
             seed=context.seed,
-            what={**manifest.what, "compression": what_decides(context.threads)},
+            what={**manifest.what, "compression": what_decides(context.threads, context.device)},
         )
         digest = store.put_artifact(draft, tensors_of(state.module))
         checkpoint.forget()
@@ -195,6 +204,7 @@ class _Job:
             training=training,
             seed=context.seed,
             threads=context.threads,
+            device=context.device,
         )
         cache.fill(self._build(digest))
         return cache.outputs()
@@ -210,9 +220,14 @@ def _by_digest(store: Store, plan: Plan) -> Plan:
     )
 
 
-def what_decides(threads: int) -> dict[str, Any]:
-    """Threads, library version and instruction set: with them the steps give the same bits."""
+def what_decides(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Threads, library version and instruction set: with them the steps give the same bits.
+
+    So does the GPU on which a step trained.
+    """
+    card = {"device": torch.cuda.get_device_name(device)} if device != "cpu" else {}
     return {
+        **card,
         "threads": threads,
         "torch": torch.__version__,
         "isa": torch.backends.cpu.get_cpu_capability(),

@@ -53,6 +53,8 @@ class Context:
     seed: int
     threads: int = 1
     """torch threads of every step; they change the weights."""
+    device: str = "cpu"
+    """Where steps train; what they give is on the CPU again."""
     data: str | None = None
     """Digest of the data set; the parent's own when not given."""
     calibration: NDArray[Any] | None = None

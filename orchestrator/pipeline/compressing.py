@@ -25,6 +25,7 @@ from orchestrator.pipeline.watching import epoch_of
 from orchestrator.progress import Training
 from orchestrator.runtime.execute import executions
 from orchestrator.store.store import Store
+from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
 POLL_S = 0.5
@@ -45,11 +46,15 @@ class VariantJob(Settings):
     metric: Metric
     seed: int
     threads: int
+    gpus: float = 0
     allowed: tuple[ImportPath, ...] = ()
 
     def key(self) -> str:
         """Stage key of the finished variant."""
-        return plan_key(self.parent, self.plan, self.data_digest, self.seed, self.threads)
+        device = "cuda" if self.gpus > 0 else "cpu"
+        return plan_key(
+            self.parent, self.plan, self.data_digest, self.seed, self.threads, self.metric, device
+        )
 
 
 def compress_variants(run: Run, models: dict[str, str]) -> dict[str, Member]:
@@ -82,6 +87,7 @@ def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
         validation=dataset.part("validation"),
         seed=job.seed,
         threads=job.threads,
+        device=device_of(job.gpus),
         data=job.data_digest,
         metric=job.metric,
         allowed=job.allowed,
@@ -101,6 +107,7 @@ def _job(run: Run, name: str, entry: VariantEntry, digests: dict[str, str]) -> V
         metric=run.config.metric,
         seed=run.config.seed,
         threads=entry.cpus,
+        gpus=entry.gpus,
         allowed=tuple(sorted(run.allowed)),
     )
 

@@ -44,6 +44,7 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.space import Config, executions_of, name_of, plan_of, variant_key
 from orchestrator.store.store import Store
 from orchestrator.training.checkpoint import Stopped
+from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
 _VERSION = 4
@@ -304,6 +305,7 @@ def _(job: TrialJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
             validation=dataset.part("validation"),
             seed=job.seed,
             threads=search.cpus,
+            device=device_of(search.gpus),
             data=job.data_digest,
             metric=job.metric,
             allowed=job.allowed,

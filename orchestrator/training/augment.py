@@ -76,9 +76,10 @@ def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment
         own = hash_rows(seed, ids, 0) & np.uint64(1)
         mirrored = torch.from_numpy((own ^ np.uint64(view & 1)).astype(bool))
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
     pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, height * width)
     flat = images.reshape(batch, channels, height * width)
-    gathered = flat.gather(2, pixels.to(images.device).expand(batch, channels, height * width))
+    gathered = flat.gather(2, pixels.expand(batch, channels, height * width))
     cropped = gathered.view(batch, channels, height, width)
     return _cut_out(cropped, _mix(bits), settings.cutout) if settings.cutout else cropped
 

@@ -18,6 +18,8 @@ from orchestrator.errors import TrainingError
 from orchestrator.training.augment import augment, views
 
 TEACHER_BATCH = 256
+RESIDENT_SHARE = 0.25
+"""Rows are kept on a GPU where they take no more of its free memory than this."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Rows:
         self.settings, self.seed = settings, seed
         self.steps = steps_of(len(part.ids), batch_size)
         self._teacher = teacher
+        self._resident: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
     def epoch(
@@ -90,11 +93,11 @@ class Rows:
         disturbs the batch statistics; each step is dealt to the ranks row by row.
         """
         view = epoch % views(self.settings)
-        teacher = self._teacher_outputs(view, device, channels_last)
+        teacher, everything = self._teacher_outputs(view, device, channels_last), self._inputs_near(device)
         for step in np.array_split(order(len(self.ids), self.seed, epoch), self.steps):
             mine = step[rank::world]
             index = torch.from_numpy(mine)
-            inputs = self.inputs.index_select(0, index)
+            inputs = everything.index_select(0, index.to(everything.device))
             inputs = augment(inputs, self.ids[mine], view, self.settings, self.seed)
             yield Batch(
                 inputs=spread(inputs, device, channels_last),
@@ -102,6 +105,16 @@ class Rows:
                 teacher=None if teacher is None else teacher.index_select(0, index).to(device),
                 share=len(mine) * world / len(step),
             )
+
+    def _inputs_near(self, device: torch.device) -> Tensor:
+        """All rows; on a card where they leave it most of its memory, so that batches are cut and augmented there."""
+        if device.type != "cuda":
+            return self.inputs
+        if self._resident is None:
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = self.inputs.nbytes <= free * RESIDENT_SHARE
+            self._resident = self.inputs.to(device) if fits else self.inputs
+        return self._resident
 
     def _teacher_outputs(self, view: int, device: torch.device, channels_last: bool) -> Tensor | None:
         """All rows' outputs in one view, in row order: the same after a restart.
@@ -138,12 +151,11 @@ class Rows:
         channels_last: bool = False,
     ) -> Tensor:
         """A teacher's float32 outputs [N, K] on all rows in one view, on the CPU, in row order."""
-        parts = []
+        parts, device = [], device or torch.device("cpu")
+        everything = self._inputs_near(device)
         with torch.no_grad():
             for start in range(0, len(self.ids), TEACHER_BATCH):
                 piece = slice(start, start + TEACHER_BATCH)
-                inputs = augment(self.inputs[piece], self.ids[piece], view, self.settings, self.seed)
-                parts.append(
-                    teacher(spread(inputs, device or torch.device("cpu"), channels_last)).float().cpu()
-                )
+                inputs = augment(everything[piece], self.ids[piece], view, self.settings, self.seed)
+                parts.append(teacher(spread(inputs, device, channels_last)).float().cpu())
         return torch.cat(parts)

@@ -20,6 +20,7 @@ from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.checkpoint import Checkpoint, Stopped
+from orchestrator.training.device import device_of
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.state import EpochReport, TrainState
@@ -47,7 +48,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
     entry, threads = job.entry, job.entry.resources.cpus
     assert entry.model is not None  # checked by TrainJob.settings
     dataset, checkpoint = open_cached(Path(job.data_folder)), Checkpoint(store, job.key())
-    device = torch.device("cuda" if entry.resources.gpus and torch.cuda.is_available() else "cpu")
+    device = torch.device(device_of(entry.resources.gpus))
     rows, state = train_rows(job, dataset), checkpoint.load() or TrainState()
     cache = None if state.finished else teacher_cache(job, store, rows, device)
     if cache is not None:

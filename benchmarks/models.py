@@ -1,0 +1,235 @@
+"""Make the models and variants of run files without Ray, each in a process of its own, several at once.
+
+For a machine with one GPU and nothing but torch: `orchestrator run` makes the same models on a cluster. What
+has a ref `<run>/<name>` in the store is left as it is, so a second call makes what the first one lacked::
+
+    python -m benchmarks.models benchmarks/compression.yaml --data FOLDER --store STORE --gpus 1 --at-once 12
+    python -m benchmarks.models benchmarks/compression.yaml --data FOLDER --store STORE
+
+With `--gpus 1` variants that int8 kernels of a CPU run are left for the second call, on the machine that will
+serve them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.compression.plan import Context, apply_plan
+from orchestrator.config.load import load_run
+from orchestrator.config.run import ModelEntry, RunConfig, VariantEntry
+from orchestrator.config.steps import DynamicInt8, StaticInt8, Step, others_of
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.load import default_cache, load
+from orchestrator.errors import NotFoundError
+from orchestrator.store.store import Store
+from orchestrator.training.device import device_of
+from orchestrator.training.fitting import fit
+from orchestrator.training.job import TrainJob
+from orchestrator.training.state import EpochReport
+
+POLL_S = 0.1
+MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model or variant of one run file."""
+
+    run_file: str
+    name: str
+    ref: str
+    needs: tuple[str, ...]
+    """Refs of what it is made from."""
+
+
+def main() -> int:
+    """The command line; the number of tasks that failed."""
+    arguments = _arguments()
+    if arguments.one:
+        _make(arguments)
+        return 0
+    store = Store(arguments.store)
+    tasks = [task for path in arguments.run_files for task in _tasks(path, arguments)]
+    waiting = [task for task in tasks if _digest(store, task.ref) is None]
+    configs = [_config(path, arguments) for path in arguments.run_files]
+    with ThreadPoolExecutor(len(configs)) as pool:  # rows are decoded once, before anyone needs them
+        list(pool.map(_dataset, configs))
+    print(f"{len(tasks) - len(waiting)} of {len(tasks)} are in the store", flush=True)
+    return _run_all(waiting, store, arguments)
+
+
+def _tasks(path: str, arguments: argparse.Namespace) -> list[Task]:
+    config = _config(path, arguments)
+    known = {**config.models, **config.variants}
+
+    def ref(name: str) -> str:
+        entry = known.get(name)
+        given = entry.ref if isinstance(entry, ModelEntry) else None
+        return given or (f"{config.name}/{name}" if entry is not None else name)
+
+    tasks = []
+    for name, entry in known.items():
+        if isinstance(entry, ModelEntry):
+            if entry.ref is None:
+                needs = () if entry.teacher is None else (ref(entry.teacher),)
+                tasks.append(Task(path, name, ref(name), needs))
+        elif not (arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in entry.plan)):
+            others = [other for step in entry.plan for other in others_of(step)]
+            tasks.append(Task(path, name, ref(name), tuple(map(ref, (entry.parent, *others)))))
+    return tasks
+
+
+def _run_all(waiting: list[Task], store: Store, arguments: argparse.Namespace) -> int:
+    """Start each task once what it needs is in the store; one that failed fails those that need it."""
+    logs = Path(arguments.logs)
+    logs.mkdir(parents=True, exist_ok=True)
+    running: dict[Task, tuple[subprocess.Popen[bytes], float]] = {}
+    failed = 0
+    while waiting or running:
+        for task in [task for task in waiting if all(_digest(store, need) for need in task.needs)]:
+            if len(running) < arguments.at_once:
+                waiting.remove(task)
+                running[task] = (_start(task, logs, arguments), time.monotonic())
+        for task, (process, started) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[task]
+            failed += process.returncode != 0
+            ended = "" if process.returncode == 0 else f"FAILED ({process.returncode}): "
+            took = time.monotonic() - started
+            print(f"{task.ref}: {ended}{_last_line(logs, task)} ({took:.0f} s)", flush=True)
+        if not running and waiting and not any(all(_digest(store, n) for n in t.needs) for t in waiting):
+            print(f"not made, for what they need is missing: {', '.join(task.ref for task in waiting)}")
+            return failed + len(waiting)
+        time.sleep(POLL_S)
+    return failed
+
+
+def _start(task: Task, logs: Path, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "benchmarks.models", task.run_file, "--one", task.name]
+    command += ["--data", arguments.data, "--store", arguments.store, "--gpus", str(arguments.gpus)]
+    command += [part for override in arguments.set for part in ("--set", override)]
+    with _log(logs, task).open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
+
+
+def _log(logs: Path, task: Task) -> Path:
+    return logs / f"{task.ref.replace('/', '-')}.log"
+
+
+def _last_line(logs: Path, task: Task) -> str:
+    lines = _log(logs, task).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    """One task, in this process."""
+    (path,) = arguments.run_files
+    config, store = _config(path, arguments), Store(arguments.store, create=False)
+    dataset = _dataset(config)
+
+    def tell(report: EpochReport) -> None:
+        print(report.text(config.metric.label), flush=True)
+
+    def digest_of(name: str) -> str:
+        entry = config.models.get(name)
+        ref = entry.ref if entry is not None and entry.ref else f"{config.name}/{name}"
+        return _digest(store, ref) or store.resolve(name)
+
+    name, given = arguments.one, {**config.models, **config.variants}[arguments.one]
+    make = _trained if isinstance(given, ModelEntry) else _compressed
+    digest = make(config, given, name, store, dataset, arguments.gpus, digest_of, tell)  # type: ignore[arg-type]
+    store.set_ref(f"{config.name}/{name}", digest)
+
+
+def _trained(
+    config: RunConfig,
+    entry: ModelEntry,
+    name: str,
+    store: Store,
+    dataset: Dataset,
+    gpus: float,
+    digest_of: Callable[[str], str],
+    tell: Callable[[EpochReport], None],
+) -> str:
+    resources = entry.resources.model_copy(update={"gpus": gpus or entry.resources.gpus})
+    job = TrainJob(
+        name=name,
+        entry=entry.model_copy(update={"resources": resources}),
+        data_folder=str(dataset.folder),
+        store=str(store.root),
+        seed=config.seed,
+        metric=config.metric,
+        allowed=config.allow,
+        teacher_digest=None if entry.teacher is None else digest_of(entry.teacher),
+    )
+    return store.stage(job.key(), lambda: fit(job, store, tell))
+
+
+def _compressed(
+    config: RunConfig,
+    entry: VariantEntry,
+    name: str,  # noqa: ARG001
+    store: Store,
+    dataset: Dataset,
+    gpus: float,
+    digest_of: Callable[[str], str],
+    tell: Callable[[EpochReport], None],
+) -> str:
+    def with_digests(step: Step) -> Step:
+        found = tuple(map(digest_of, others_of(step)))
+        return step.model_copy(update={"others": found}) if found else step
+
+    context = Context(
+        seed=config.seed,
+        threads=min(entry.cpus, MOST_THREADS),
+        device=device_of(gpus or entry.gpus),
+        data=dataset.digest,
+        calibration=dataset.part("calibration").inputs,
+        train=dataset.part("train"),
+        validation=dataset.part("validation"),
+        metric=config.metric,
+        allowed=config.allow,
+        on_epoch=tell,
+    )
+    return apply_plan(store, digest_of(entry.parent), tuple(map(with_digests, entry.plan)), context)
+
+
+def _dataset(config: RunConfig) -> Dataset:
+    return load(config.data, seed=config.seed, cache=default_cache())
+
+
+def _digest(store: Store, ref: str) -> str | None:
+    try:
+        return store.ref(ref)
+    except NotFoundError:
+        return None
+
+
+def _config(path: str, arguments: argparse.Namespace) -> RunConfig:
+    return load_run(Path(path), [f"data.root={arguments.data}", *arguments.set])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_files", nargs="+", metavar="RUN_FILE")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="of the data files")
+    parser.add_argument("--store", required=True, metavar="STORE", help="where results go")
+    parser.add_argument("--gpus", type=float, default=0.0, help="train on a GPU (1), or the CPU (0)")
+    parser.add_argument("--at-once", type=int, default=1, help="processes side by side")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--logs", default="logs", metavar="FOLDER", help="a log of each model")
+    parser.add_argument("--one", metavar="NAME", help="make this one alone, in this process")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
