@@ -25,8 +25,6 @@ _COLUMNS = 16 * _INNER_TILES
 class Int4Linear(nn.Linear):
     """A linear of four-bit integers, unpacked inside torch's tinygemm kernel. It has no `weight`."""
 
-    group: int
-    """Weights in a row that share a scale."""
     packed: Tensor
     """int32, in the kernel's own order."""
     scales_and_zeros: Tensor
@@ -35,7 +33,8 @@ class Int4Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """bfloat16 [..., in_features] -> [..., out_features]."""
         rows = x.reshape(-1, self.in_features).contiguous()
-        out = torch.ops.aten._weight_int4pack_mm(rows, self.packed, self.group, self.scales_and_zeros)
+        group = self.in_features // len(self.scales_and_zeros)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm(rows, self.packed, group, self.scales_and_zeros)
         out = out if self.bias is None else out + self.bias
         return out.reshape(*x.shape[:-1], self.out_features)
 
@@ -97,11 +96,11 @@ def _fits(layer: WeightOnlyLinear) -> bool:
     return whole and columns % _COLUMNS == 0 and rows % _ROWS == 0 and columns // groups in _GROUPS
 
 
-def _to_tinygemm(layer: WeightOnlyLinear) -> None:
-    layer.group = layer.in_features // layer.scales.shape[1]
-    packed = torch.ops.aten._convert_weight_to_int4pack(_high_first(layer.codes), _INNER_TILES)
+def _to_tinygemm(layer: nn.Linear) -> None:
+    codes, scales = layer.get_buffer("codes"), layer.get_buffer("scales")
+    packed = torch.ops.aten._convert_weight_to_int4pack(_high_first(codes), _INNER_TILES)
     layer.register_buffer("packed", packed)
-    layer.register_buffer("scales_and_zeros", _scales_and_zeros(layer.scales))
+    layer.register_buffer("scales_and_zeros", _scales_and_zeros(scales))
     del layer.codes, layer.scales
     layer.register_parameter("weight", None)
     layer.__class__ = Int4Linear

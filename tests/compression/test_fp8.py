@@ -90,7 +90,7 @@ def test_only_plain_linears_of_whole_tiles_are_rounded() -> None:
     ).eval()
     state = run_step(Fp8(), toys.state(module, signature), toys.context((24,)))
     assert state.decisions[-1]["layers"] == ["2"]
-    kinds = [type(part).__name__ for part in state.module if not isinstance(part, nn.ReLU)]
+    kinds = [type(part).__name__ for part in state.module.children() if not isinstance(part, nn.ReLU)]
     assert kinds == ["Linear", "Fp8Linear", "Linear"]
     assert type(module[2]) is nn.Linear
 

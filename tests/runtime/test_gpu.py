@@ -6,6 +6,8 @@ Imports little, so that it runs where Ray and the packages of compression are mi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -258,7 +260,7 @@ def test_a_bfloat16_transformer_answers_as_on_the_cpu() -> None:
 @needs_fp8
 @torch.no_grad()
 @pytest.mark.parametrize("made", [fp8_vit, int4_vit])
-def test_compilers_trace_the_network_whole(made: type[nn.Module]) -> None:
+def test_compilers_trace_the_network_whole(made: Callable[[], nn.Module]) -> None:
     module, _ = for_gpu(made())
     traced = torch.compile(module, backend="eager", fullgraph=True)
     assert distance(traced(images().cuda()), module(images().cuda())) < 1e-3
