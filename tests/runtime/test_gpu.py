@@ -20,7 +20,6 @@ from orchestrator.errors import ExecutionError
 from orchestrator.models.build import build
 from orchestrator.runtime import fp8, gpu, weight_only
 from orchestrator.runtime.bf16 import round_numbers, to_bf16
-from orchestrator.runtime.forms import distance
 from orchestrator.runtime.gpu import Int4Linear, for_gpu
 from orchestrator.runtime.weight_only import WeightOnlyLinear
 
@@ -91,6 +90,11 @@ def int4_linear(inputs: int, outputs: int, group: int, bias: bool = True) -> Wei
 def images(count: int = 33) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """As in `orchestrator.runtime.forms`, which imports the store."""
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def normal(*shape: int) -> Tensor:
