@@ -1,8 +1,8 @@
-"""What a plan really did: operations, bytes, zeros, and how much of the work runs in int8 kernels."""
+"""What a plan really did: operations, bytes, zeros, and how much of the work runs in int8 or fp8."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from orchestrator.config.steps import DynamicInt8, StaticInt8
 from orchestrator.measure.cost import count
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import build, example_rows
-from orchestrator.runtime import int8
+from orchestrator.runtime import fp8, int8
 from orchestrator.runtime.rebuild import rebuild, replay
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
@@ -24,6 +24,7 @@ _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._conv
 _LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
 _PRODUCTS = ("aten.mm", "aten.addmm")
 _ATTENTION = ("aten.scaled_dot_product_attention", "aten._scaled_dot_product_flash_attention_for_cpu")
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _MATMULS = ("aten.matmul", "aten.bmm", "aten.einsum")
 """Of two activations: attention's, where it is not one operator."""
 
@@ -35,7 +36,8 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         `bytes` on disk, `macs` and `params` of one row in its float form, `zeros` (share of the
         convolutions' and linears' weights), and `int8`: None, or `share` (of the MACs of convolutions,
         linears and attention that run in int8 kernels), `kernels`, `left` (float convolutions and linears)
-        and `fell_back` (`layer` and `why` of each of those and of attention's products).
+        and `fell_back` (`layer` and `why` of each of those and of attention's products). `fp8` says the same
+        of products of e4m3 numbers, which run in kernels on GPUs that have them.
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
@@ -57,6 +59,7 @@ def facts_of(
         "params": cost.params,
         "zeros": zeros(module),
         "int8": coverage(module, signature, kept) if isinstance(module, fx.GraphModule) else None,
+        "fp8": fp8_coverage(module, signature, cost.macs, kept),
     }
 
 
@@ -93,6 +96,53 @@ def coverage(graph: fx.GraphModule, signature: Signature, kept: Collection[str] 
     return {"share": share, "kernels": after.kernels, "left": after.floats, "fell_back": fell_back}
 
 
+def fp8_coverage(
+    module: nn.Module, signature: Signature, macs: int, kept: Collection[str] = ()
+) -> dict[str, Any] | None:
+    """How much of a module multiplies e4m3 numbers; None when nothing does.
+
+    `macs` are those of a row in all. `kept` are names of the layers that were to stay in float.
+    """
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, _LAYERS)}
+    kernels = [name for name, part in layers.items() if isinstance(part, fp8.Fp8Linear)]
+    if not kernels:
+        return None
+    own = _macs_of_layers(module, layers, signature)
+    fell_back = [
+        {"layer": name, "why": "kept in float, as asked" if int8.is_within(name, kept) else fp8.why_not(part)}
+        for name, part in layers.items()
+        if name not in kernels
+    ]
+    left = len(fell_back)
+    if macs > sum(own.values()):
+        fell_back.append({"layer": "outside of layers", "why": "fp8 has no products of two activations"})
+    share = sum(own[name] for name in kernels) / macs
+    return {"share": share, "kernels": len(kernels), "left": left, "fell_back": fell_back}
+
+
+def _macs_of_layers(
+    module: nn.Module, layers: Mapping[str, nn.Module], signature: Signature
+) -> dict[str, int]:
+    """Multiply-accumulates of one row in each of the convolutions and linears."""
+    found = dict.fromkeys(layers, 0)
+
+    def adder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def add(layer: nn.Module, _: Any, output: Tensor) -> None:
+            assert isinstance(layer.weight, Tensor)
+            found[name] += output.numel() * layer.weight[0].numel()
+
+        return add
+
+    hooks = [layer.register_forward_hook(adder(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            module(example_rows(signature, 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[str, str]]:
     """Convolutions, linears and products of the quantized graph that see float inputs."""
     found = []
@@ -101,7 +151,7 @@ def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[st
         if not of_weight and _operator(node.target) not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
             continue
         layer, sources = _layer_of(node), [str(source.target) for source in node.all_input_nodes[:2]]
-        if any(layer == name or layer.startswith(f"{name}.") for name in kept):
+        if int8.is_within(layer, kept):
             found.append({"layer": layer, "why": "kept in float, as asked"})
         elif not any("dequantize" in source for source in sources):
             found.append({"layer": layer, "why": "the quantizer has no int8 form of it"})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.errors import CompressionError
+from orchestrator.runtime import fp8
 from orchestrator.runtime.forms import distance, random_like, tolerance
 from orchestrator.runtime.onnx import drop_unread
 from orchestrator.runtime.quiet import quiet
@@ -56,6 +57,10 @@ def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
 
 def _refuse(module: nn.Module) -> None:
     """Say why, where XNNPACK lacks what the module is made of."""
+    if any(parameter.dtype == fp8.TYPE for parameter in module.parameters()):
+        raise CompressionError(
+            "XNNPACK has no float8 kernels", "executorch", "export the float32 parent or int8_dynamic"
+        )
     if any(parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
         raise CompressionError(
             "XNNPACK has no bfloat16 kernels for this model", "executorch", "export the float32 parent"

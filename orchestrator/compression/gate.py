@@ -31,7 +31,7 @@ def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mappi
     """Judge a variant.
 
     Args:
-        facts: `bytes`, `macs`, `zeros` and `int8`, as `audit` gives them.
+        facts: `bytes`, `macs`, `zeros`, `int8` and `fp8`, as `audit` gives them.
         baseline: the same of the model that it came from.
         latencies: by batch size, each measured interleaved with that model in eager fp32.
     """
@@ -53,7 +53,8 @@ def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mappi
 
 def is_masked(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
     """Whether weights are zero in a model that still computes and stores all of them."""
-    return facts["zeros"] > MASKED and facts["macs"] >= baseline["macs"] and facts["int8"] is None
+    rounded = facts["int8"] is not None or facts["fp8"] is not None
+    return facts["zeros"] > MASKED and facts["macs"] >= baseline["macs"] and not rounded
 
 
 def _why(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

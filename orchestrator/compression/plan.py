@@ -15,6 +15,7 @@ from orchestrator.compression import (  # noqa: F401
     clip,
     distill,
     factorize,
+    fp8,
     heads,
     magnitude,
     merge,

@@ -43,8 +43,8 @@ class Audit:
     """What a plan really did to a model."""
 
     facts: dict[str, Any]
-    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` (see `audit`),
-    `peak_bytes` (activations of the largest batch), `masked_only`."""
+    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` and `fp8` (see
+    `audit`), `peak_bytes` (activations of the largest batch), `masked_only`."""
     baseline: dict[str, Any]
     """The same of the model before."""
     latencies: dict[int, Latency]
@@ -62,9 +62,10 @@ class Audit:
                 f"{f'batch {batch}':>12}  {found.median_ms:.3f} ms ({found.execution}), "
                 f"{found.ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
             )
-        if own["int8"] is not None:
-            lines.append(f"{'int8':>12}  {own['int8']['share']:.0%} of the products")
-            lines += [f"{'float':>12}  {row['layer']}: {row['why']}" for row in own["int8"]["fell_back"]]
+        for kind in ("int8", "fp8"):
+            if own[kind] is not None:
+                lines.append(f"{kind:>12}  {own[kind]['share']:.0%} of the products")
+                lines += [f"{'float':>12}  {row['layer']}: {row['why']}" for row in own[kind]["fell_back"]]
         verdict = "passes" if self.gate.passes else "REFUSED"
         return "\n".join([*lines, f"{'gate':>12}  {verdict}: {self.gate.reason}"])
 

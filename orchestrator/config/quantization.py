@@ -10,12 +10,15 @@ from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution
 from orchestrator.config.training import DistillationLoss, Training
 
-Precision = Literal["fp32", "bf16", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"]
+Precision = Literal[
+    "fp32", "bf16", "fp8", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"
+]
 
 _FLOAT: tuple[Execution, ...] = ("eager", "aoti", "openvino")
 EXECUTIONS: dict[Precision, tuple[Execution, ...]] = {
     "fp32": _FLOAT,
     "bf16": _FLOAT,
+    "fp8": ("eager", "aoti"),
     "int8_static": ("lowered", "aoti", "openvino"),
     "int8_dynamic": ("lowered",),
     "int8_weight_only": _FLOAT,
@@ -29,6 +32,19 @@ class Bf16(Settings):
 
     kind: Literal["bf16"] = "bf16"
     stage: ClassVar[int] = 40
+
+
+class Fp8(Settings):
+    """8-bit floating point (e4m3) weights and activations of linears, for GPUs from Ada and Hopper on.
+
+    Activations are scaled by row at run time, weights by output channel. Elsewhere the same rounding is
+    computed in float32: smaller, not faster.
+    """
+
+    kind: Literal["fp8"] = "fp8"
+    stage: ClassVar[int] = 40
+    keep_float: tuple[str, ...] = ()
+    """Names of layers that stay float."""
 
 
 class Qat(Settings):

@@ -22,6 +22,7 @@ from orchestrator.config.quantization import (
     EXECUTIONS,
     Bf16,
     DynamicInt8,
+    Fp8,
     Precision,
     Qat,
     StaticInt8,
@@ -40,6 +41,7 @@ __all__ = [
     "Distill",
     "DynamicInt8",
     "Factorization",
+    "Fp8",
     "HeadPruning",
     "MagnitudePruning",
     "Merge",
@@ -77,6 +79,7 @@ Step = Annotated[
     | Clipping
     | Qat
     | Bf16
+    | Fp8
     | StaticInt8
     | DynamicInt8
     | WeightOnlyInt8

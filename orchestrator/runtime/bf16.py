@@ -32,14 +32,18 @@ def to_bf16(module: nn.Module) -> nn.Module:
     https://arxiv.org/abs/1710.03740): they are few, kernels take them, and rounded variances cost accuracy.
     """
     body = module.get_submodule("body")
-    kept = {id(part) for part in body.modules() if isinstance(part, _NORMS)}
-    for part in body.modules():
-        if id(part) not in kept:
+    round_numbers(body, kept=_NORMS)
+    module.body = Bf16Body(body)
+    return module
+
+
+def round_numbers(network: nn.Module, kept: tuple[type[nn.Module], ...]) -> None:
+    """Parameters and buffers to bfloat16, in place, but those of parts of a `kept` class."""
+    for part in network.modules():
+        if not isinstance(part, kept):
             for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(torch.bfloat16)
-    module.body = Bf16Body(body)
-    return module
 
 
 def to_float(module: nn.Module) -> nn.Module:

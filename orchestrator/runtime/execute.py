@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import EXECUTIONS, DynamicInt8, StaticInt8
+from orchestrator.config.steps import EXECUTIONS, precision_of
 from orchestrator.errors import DataError, ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime.rebuild import rebuild
@@ -68,10 +68,7 @@ class Executable:
 
 def executions(manifest: Draft) -> tuple[Execution, ...]:
     """How an artifact can run, the simplest first."""
-    for step in manifest.plan:
-        if isinstance(step, StaticInt8 | DynamicInt8):
-            return EXECUTIONS[step.kind]
-    return EXECUTIONS["fp32"]
+    return EXECUTIONS[precision_of(manifest.plan)]
 
 
 def load(

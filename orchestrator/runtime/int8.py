@@ -145,6 +145,11 @@ def check_names(module: nn.Module, keep_float: Collection[str]) -> None:
             raise CompressionError("there is no layer to keep in float of this name", name)
 
 
+def is_within(layer: str, names: Collection[str]) -> bool:
+    """Whether a layer's name is one of these, or it lies in a module of one."""
+    return any(layer == name or layer.startswith(f"{name}.") for name in names)
+
+
 def _quantization(mode: Mode, narrow: bool, observer: Observer | None) -> Any:
     """torchao's recipe for x86, with finer scales and another observer of activations."""
     config = get_default_x86_inductor_quantization_config(is_dynamic=mode == "dynamic", reduce_range=narrow)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from orchestrator.errors import CompressionError
+from orchestrator.runtime import fp8
 from orchestrator.runtime.quiet import quiet
 
 INPUT, OUTPUT = "rows", "outputs"
@@ -70,6 +71,10 @@ def drop_unread(graph: fx.GraphModule) -> None:
 
 def _refuse(module: nn.Module) -> None:
     """Say why, where the format or its runtime lacks what the module is made of."""
+    if any(parameter.dtype == fp8.TYPE for parameter in module.parameters()):
+        raise CompressionError(
+            "onnxruntime multiplies no float8 numbers on CPUs", "onnx", "export the float32 parent"
+        )
     if any(parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
         raise CompressionError(
             "onnxruntime has no bfloat16 kernels for CPUs", "onnx", "export the float32 parent"

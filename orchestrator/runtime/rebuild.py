@@ -26,6 +26,7 @@ from orchestrator.config.steps import (
     Distill,
     DynamicInt8,
     Factorization,
+    Fp8,
     HeadPruning,
     MagnitudePruning,
     Merge,
@@ -37,7 +38,7 @@ from orchestrator.config.steps import (
 )
 from orchestrator.errors import CorruptArtifactError, ModelError
 from orchestrator.models.build import build, example_rows
-from orchestrator.runtime import weight_only
+from orchestrator.runtime import fp8, weight_only
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.heads import keep_heads
@@ -232,6 +233,13 @@ def _(
 @replay.register
 def _(step: Bf16, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
     return to_bf16(module)
+
+
+@replay.register
+def _(step: Fp8, module: nn.Module, decision: Mapping[str, Any], signature: Signature) -> nn.Module:  # noqa: ARG001
+    with _fitting("layers"):
+        fp8.convert(module, decision["layers"])
+    return module
 
 
 @replay.register(WeightOnlyInt8)

@@ -59,6 +59,8 @@ _FORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: WeightOnlyConv2d,
 }
 
+_PLAIN = {form: plain for plain, form in _FORMS.items()}
+
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers that have such a form, by name; subclasses may read their weight in another way."""
@@ -95,6 +97,12 @@ def fill(layer: nn.Module, codes: Tensor, scales: Tensor) -> None:
         layer.codes.copy_(packed)  # type: ignore[operator]
         layer.scales.copy_(scales)  # type: ignore[operator]
         layer.weight.copy_(unpack(layer.codes, layer.scales, layer.weight.shape))  # type: ignore
+
+
+def unfill(layer: nn.Module) -> None:
+    """Make a converted layer a plain one again, in place; it keeps its unpacked weight."""
+    del layer.codes, layer.scales
+    layer.__class__ = _PLAIN[type(layer)]
 
 
 def pack(codes: Tensor) -> Tensor:

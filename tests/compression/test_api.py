@@ -101,7 +101,7 @@ def _latency(low: float, high: float) -> Latency:
 def test_the_gate_passes_gains_beyond_the_noise(
     facts: dict[str, Any], interval: tuple[float, float], passes: bool, said: str
 ) -> None:
-    before = {"bytes": 100, "macs": 100, "zeros": 0.0, "int8": None}
+    before = {"bytes": 100, "macs": 100, "zeros": 0.0, "int8": None, "fp8": None}
     judged = gate({**before, **facts}, before, {4: _latency(*interval)})
     assert judged.passes is passes
     assert said in judged.reason

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.compression.export import Format, export, format_of
 from orchestrator.compression.plan import apply_plan
-from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8, Step
+from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8, Step
 from orchestrator.errors import CompressionError, ConfigError, StoreError
 from orchestrator.runtime import forms
 from orchestrator.runtime.execute import load
@@ -33,7 +33,7 @@ def made(store: Store, plan: Plan = (), name: str = "mlp") -> str:
     return apply_plan(store, toys.put(store, module, signature, settings), plan, context)
 
 
-@pytest.mark.parametrize("plan", [(), (Bf16(),), (StaticInt8(),)])
+@pytest.mark.parametrize("plan", [(), (Bf16(),), (Fp8(),), (StaticInt8(),)])
 def test_pt2_answers_as_the_artifact_does(store: Store, tmp_path: Path, plan: Plan) -> None:
     digest = made(store, plan)
     path = export(store, digest, tmp_path / "model.pt2")
@@ -61,7 +61,11 @@ def test_onnx_without_its_packages_is_one_sentence(
 
 @pytest.mark.parametrize(
     ("step", "sentence"),
-    [(Bf16(), "no bfloat16 kernels"), (DynamicInt8(), "ranges that are found at run time")],
+    [
+        (Bf16(), "no bfloat16 kernels"),
+        (Fp8(), "multiplies no float8"),
+        (DynamicInt8(), "ranges that are found at run time"),
+    ],
 )
 def test_what_onnx_cannot_hold_is_refused_with_the_reason(
     store: Store, tmp_path: Path, step: Step, sentence: str
@@ -133,7 +137,12 @@ def test_an_executorch_program_answers_as_the_artifact_does(
 
 
 @pytest.mark.parametrize(
-    ("step", "sentence"), [(Bf16(), "no bfloat16 kernels"), (StaticInt8(), "takes signed activations")]
+    ("step", "sentence"),
+    [
+        (Bf16(), "no bfloat16 kernels"),
+        (Fp8(), "no float8 kernels"),
+        (StaticInt8(), "takes signed activations"),
+    ],
 )
 def test_what_executorch_cannot_hold_is_refused_with_the_reason(
     store: Store, tmp_path: Path, step: Step, sentence: str

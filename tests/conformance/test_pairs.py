@@ -18,7 +18,7 @@ from orchestrator.compression.plan import State, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import ModelSettings, Vit, VitKwargs
-from orchestrator.config.steps import Distill, DynamicInt8, StaticInt8, Step
+from orchestrator.config.steps import ChannelPruning, Distill, DynamicInt8, Factorization, StaticInt8, Step
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.rebuild import tensors_of
@@ -38,6 +38,9 @@ KINDS: dict[str, Step] = {
         others=("other",),
         training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss()),
     ),
+    # They leave linears that fp8 can round.
+    "prune_channels": ChannelPruning(amount=0.5, round_to=16),
+    "factorize": Factorization(energy=0.86),
 }
 """One step of each kind."""
 PAIRS = [

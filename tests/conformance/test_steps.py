@@ -24,6 +24,7 @@ from orchestrator.config.steps import (
     Distill,
     DynamicInt8,
     Factorization,
+    Fp8,
     HeadPruning,
     MagnitudePruning,
     Merge,
@@ -65,6 +66,7 @@ STEPS: dict[str, Step] = {
         to="int4_weight_only", training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss())
     ),
     "bf16": Bf16(),
+    "fp8": Fp8(),
     "int8_static": StaticInt8(rows=32),
     "int8_static_mse": StaticInt8(rows=32, observer="mse"),
     "int8_dynamic": DynamicInt8(),
@@ -73,7 +75,8 @@ STEPS: dict[str, Step] = {
 }
 MODELS = ("mlp", "cnn", "resnet", "vit")
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    ("prune_heads", model): "it has no attention" for model in ("mlp", "cnn", "resnet")
+    **{("prune_heads", model): "it has no attention" for model in ("mlp", "cnn", "resnet")},
+    ("fp8", "resnet"): "its only linear is the head, of five outputs",
 }
 """(step, model) -> why."""
 

@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
-from orchestrator.config.steps import Bf16, DynamicInt8, Plan, StaticInt8
+from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
 from orchestrator.runtime import compiled, execute, int8, openvino
 from orchestrator.runtime.execute import executions, load, predict
@@ -40,6 +40,7 @@ def made(store: Store, name: str = "mlp", plan: Plan = ()) -> str:
     [
         ((), ("eager", "aoti", "openvino")),
         ((Bf16(),), ("eager", "aoti", "openvino")),
+        ((Fp8(),), ("eager", "aoti")),
         ((StaticInt8(),), ("lowered", "aoti", "openvino")),
         ((DynamicInt8(),), ("lowered",)),
     ],

@@ -17,9 +17,9 @@ const detailPanel = (box, report) => {
   };
 
   const auditPairs = (audit) => Object.entries(audit).flatMap(([name, value]) => {
-    if (name === "int8" && value) {
+    if (["int8", "fp8"].includes(name) && value) {
       const left = (value.fell_back ?? []).map((one) => `${one.layer}: ${one.why}`).join("; ");
-      return [["work in int8 kernels", `${(100 * value.share).toFixed(1)}\u00a0%`], ["left in float", left]];
+      return [[`work in ${name}`, `${(100 * value.share).toFixed(1)}\u00a0%`], ["left in float", left]];
     }
     if (value === null || value === undefined) return [];
     const text = name === "bytes" ? sizeText(value) : name === "zeros" ? `${(100 * value).toFixed(1)}\u00a0%` : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en-US") : numberText(value, 4)) : typeof value === "object" ? JSON.stringify(value) : String(value);
