@@ -107,7 +107,7 @@ class Rows:
             )
 
     def _inputs_near(self, device: torch.device) -> Tensor:
-        """All rows; on a card where they leave most of its memory free: batches are cut and augmented there."""
+        """All rows; on a card if most of its memory stays free: batches are cut and augmented there."""
         if device.type != "cuda":
             return self.inputs
         if self._resident is None:
