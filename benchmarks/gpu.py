@@ -26,7 +26,7 @@ from benchmarks.output import Ratio, Result, main
 from orchestrator.config.load import load_run
 from orchestrator.data.dataset import Part
 from orchestrator.data.load import default_cache, load
-from orchestrator.errors import ExecutionError
+from orchestrator.errors import ExecutionError, NotFoundError
 from orchestrator.measure.latency import ratio
 from orchestrator.runtime.compiled import compile_to
 from orchestrator.runtime.rebuild import rebuild
@@ -95,7 +95,7 @@ def _packages(store: str, folder: Path) -> dict[str, Path]:
         command = [sys.executable, "-m", "benchmarks.gpu", "--store", store]
         done = subprocess.run([*command, "--compile", ref, str(paths[ref])], capture_output=True, text=True)
         if done.returncode:
-            print(f"not compiled: {ref}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            print(f"not compiled: {ref}: {done.stderr.strip()[-900:]}", file=sys.stderr)
         return done.returncode == 0
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -114,7 +114,11 @@ def _compile(store: Store, ref: str, path: str) -> None:
 
 
 def _load(store: Store, ref: str, form: Form, packages: dict[str, Path]) -> Subject | None:
-    digest = store.ref(ref)
+    try:
+        digest = store.ref(ref)
+    except NotFoundError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
     module, left = _module(store, ref)
     call: Callable[[Tensor], Tensor] = module
     if form == "compiled":

@@ -48,6 +48,7 @@ class Task:
     ref: str
     needs: tuple[str, ...]
     """Refs of what it is made from."""
+    epochs: int
 
 
 def main() -> int:
@@ -80,11 +81,12 @@ def _tasks(path: str, arguments: argparse.Namespace) -> list[Task]:
         if isinstance(entry, ModelEntry):
             if entry.ref is None:
                 needs = () if entry.teacher is None else (ref(entry.teacher),)
-                tasks.append(Task(path, name, ref(name), needs))
+                tasks.append(Task(path, name, ref(name), needs, entry.training.epochs))
         elif not (arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in entry.plan)):
             others = [other for step in entry.plan for other in others_of(step)]
-            tasks.append(Task(path, name, ref(name), tuple(map(ref, (entry.parent, *others)))))
-    return tasks
+            trained = [step.training.epochs for step in entry.plan if hasattr(step, "training")]
+            tasks.append(Task(path, name, ref(name), tuple(map(ref, (entry.parent, *others))), sum(trained)))
+    return sorted(tasks, key=lambda task: -task.epochs)
 
 
 def _run_all(waiting: list[Task], store: Store, arguments: argparse.Namespace) -> int:

@@ -209,7 +209,7 @@ def test_fp8_layers_answer_as_on_the_cpu() -> None:
                 wanted = module(rows)
                 found = module.to("cuda")(rows.cuda())
                 assert found.dtype == wanted.dtype
-                assert distance(found.cpu().float(), wanted.float()) < 5e-3, (shape, bias, rows.dtype)
+                assert distance(found.cpu().float(), wanted.float()) < 2e-2, (shape, bias, rows.dtype)
                 module.to("cpu")
 
 
