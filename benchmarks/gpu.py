@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from orchestrator.runtime.gpu import for_gpu
 from torch import Tensor, nn
 
 from benchmarks.output import Ratio, Result, main
@@ -29,6 +28,7 @@ from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ExecutionError, NotFoundError
 from orchestrator.measure.latency import ratio
 from orchestrator.runtime.compiled import compile_to
+from orchestrator.runtime.gpu import for_gpu
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
