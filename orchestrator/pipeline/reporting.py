@@ -25,6 +25,7 @@ from orchestrator.pipeline.training import curves
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import Searched, TrialPoint
+from orchestrator.search.space import displayed
 
 PAGE = "report.html"
 SOURCE = "report.json"
@@ -204,7 +205,7 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
     point = TrialPoint(
         number=row.number,
         name=row.name,
-        config={} if row.arm else dict(row.config),
+        config={} if row.arm else displayed(row.config),
         execution=row.execution,
         digest=row.digest,
         status=row.status,
