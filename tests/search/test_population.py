@@ -131,7 +131,8 @@ def test_whole_and_stepped_numbers_move_by_a_step_at_least_and_stay_inside() -> 
 
 def test_a_config_that_goes_on_is_a_plan_with_a_recovery_for_each_generation() -> None:
     wanted = settings()
-    first, second, third = ({LR: rate, WEIGHT: 0.3} for rate in (0.1, 0.05, 0.02))
+    values: list[Config] = [{LR: rate, WEIGHT: 0.3} for rate in (0.1, 0.05, 0.02)]
+    first, second, third = values
     config = going_on(going_on(first, second), third)
     plan = plan_of(config, wanted)
     assert [step.kind for step in plan] == ["prune_channels", "recover", "recover", "recover"]
