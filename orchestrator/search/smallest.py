@@ -16,6 +16,7 @@ from orchestrator.config.run import ModelEntry
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import (
+    EXECUTIONS,
     ChannelPruning,
     Clipping,
     Distill,
@@ -38,6 +39,7 @@ from orchestrator.search.space import plan_of
 _BITS: dict[Precision, int] = {
     "fp32": 32,
     "bf16": 16,
+    "fp8": 8,
     "int8_static": 8,
     "int8_dynamic": 8,
     "int8_weight_only": 8,
@@ -115,7 +117,9 @@ def _shaping(plan: Plan) -> list[Step]:
             found.append(Distill(model=step.model))
         elif isinstance(step, ChannelPruning):
             found.append(step.model_copy(update={"criterion": "l2", "recovery": None}))
-        elif step.kind not in _BITS and not isinstance(step, Recovery | Clipping | MagnitudePruning | Qat):
+        elif step.kind not in EXECUTIONS and not isinstance(
+            step, Recovery | Clipping | MagnitudePruning | Qat
+        ):
             found.append(step)
     return found
 

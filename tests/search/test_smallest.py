@@ -11,9 +11,10 @@ from orchestrator.compression.plan import apply_plan
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import grid
+from orchestrator.config.steps import EXECUTIONS
 from orchestrator.config.tuning import TrainingSearch
 from orchestrator.models.build import build
-from orchestrator.search.smallest import least_bytes, least_trained_bytes
+from orchestrator.search.smallest import _BITS, least_bytes, least_trained_bytes
 from orchestrator.search.space import plan_of
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -113,6 +114,10 @@ def test_a_search_over_trainings_takes_its_narrowest_model() -> None:
 
     assert found({"training": {"lr": {"range": [0.01, 0.1]}}}) == 4 * 32 * (12 + toys.CLASSES)
     assert found({"model": {"kwargs": {"widths": {"choice": [[16], [8]]}}}}) == 4 * 8 * (12 + toys.CLASSES)
+
+
+def test_every_number_type_has_a_least_width() -> None:
+    assert set(_BITS) == set(EXECUTIONS)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "resnet"])
