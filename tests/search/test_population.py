@@ -18,6 +18,7 @@ from orchestrator.search.batches import BatchSearch
 from orchestrator.search.ledger import Ledger, untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.population import PopulationStudy
+from orchestrator.search.ray_search import run_search
 from orchestrator.search.space import displayed, going_on, name_of, plan_of, trained_before, variant_key
 from orchestrator.search.study import Suggestion
 from orchestrator.search.trial import TrialJob
@@ -237,6 +238,23 @@ def test_a_child_goes_on_with_its_donors_weights_and_its_manifest_says_so(
     other = copied(job, tmp_path / "other")
     assert trial.evaluate(other, child.config).digest == child.digest
     assert rebuild(store, child.digest).manifest.plan[-1] == plan[-1]
+
+
+def test_the_search_itself_trains_a_population(job: TrialJob, tmp_path: Path) -> None:
+    """Its trials are in the store: no Ray is running here, and none is started."""
+    mine = copied(job, tmp_path / "store")
+    rows = searched(mine, []).rows
+    (parent,) = measured([trial.parent_row(mine, "teacher")])
+    found, arms = run_search(
+        mine,
+        parent,
+        measure=measured,
+        on_event=lambda _: None,
+        storage=tmp_path,
+        connect=lambda: pytest.fail("asked for a cluster"),
+    )
+    assert [untimed(row) for row in found] == [untimed(row) for row in rows]
+    assert not arms
 
 
 @pytest.mark.parametrize("most", [2, 5])
