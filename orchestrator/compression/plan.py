@@ -23,10 +23,19 @@ from orchestrator.compression import (  # noqa: F401
     quantize,
     weight_only,
 )
-from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
+from orchestrator.compression.step import (
+    Context,
+    Other,
+    ParentOutputs,
+    State,
+    after_epochs,
+    apply_step,
+    masks_of,
+    run_step,
+)
 from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Distill, Plan, Step, first_out_of_order, others_of
+from orchestrator.config.steps import Distill, Plan, Step, epochs_of, first_out_of_order, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.runtime.rebuild import rebuild, tensors_of
@@ -57,7 +66,7 @@ _VERSION = 4
 
 
 def check_plan(plan: Sequence[Step]) -> None:
-    """Refuse a plan whose steps are out of order: their stages must rise.
+    """Refuse a plan whose steps are out of order: their stages must rise, but for recoveries in a row.
 
     Raises:
         CompressionError: names the two steps.
@@ -131,7 +140,8 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
         key = plan_key(
             parent, plan[:end], data, context.seed, context.threads, context.metric, context.device
         )
-        digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], context, data))
+        own = after_epochs(context, epochs_of(plan[: end - 1]))
+        digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], own, data))
     return digest
 
 

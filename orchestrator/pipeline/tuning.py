@@ -14,6 +14,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.tuning import TrainingSearch, tuned
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.limits import check_training_search
 from orchestrator.pipeline.measuring import Measurer
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.reporting import report_tuning, searched_summary
@@ -51,6 +52,7 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     settings = run.config.training_search
     if settings is None:
         raise ConfigError("the run file has no training_search", fix="docs/run-file.md describes the section")
+    check_training_search(run)
     models = train(run, fresh=fresh, only=_with_teachers(run, settings.model))
     job = _job(run, settings, models)
     claim_study(run, "training-study", job, fresh)

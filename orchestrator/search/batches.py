@@ -17,7 +17,7 @@ from orchestrator.config.search import Searching
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
-from orchestrator.search.study import BatchStudy, Suggestion
+from orchestrator.search.study import Suggestion
 
 Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
 """Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
@@ -55,6 +55,18 @@ class Source(Protocol):
         ...
 
 
+class Study(Protocol):
+    """Suggests trials batch by batch, each from the results of all earlier ones."""
+
+    def ask(self) -> list[Suggestion]:
+        """The next batch; empty at the end."""
+        ...
+
+    def tell(self, rows: Sequence[TrialRow]) -> None:
+        """The whole batch's results."""
+        ...
+
+
 class BatchSearch:
     """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
 
@@ -64,7 +76,7 @@ class BatchSearch:
 
     def __init__(
         self,
-        study: BatchStudy,
+        study: Study,
         *,
         to_row: Callable[[Suggestion, Outcome], TrialRow],
         lookup: Lookup,

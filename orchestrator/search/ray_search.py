@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from orchestrator.config.free import Config
-from orchestrator.config.search import EarlyStop, Searching, SearchSettings
+from orchestrator.config.search import EarlyStop, Population, Searching, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.quality import larger_is_better
@@ -24,6 +24,7 @@ from orchestrator.search.early_stop import Report, rule_of
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
+from orchestrator.search.population import PopulationStudy
 from orchestrator.search.space import name_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
 from orchestrator.search.trial import Job, TrialJob, evaluate, known, row_of, study_settings
@@ -103,6 +104,7 @@ def run_search(
 def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge) -> BatchSearch:
     """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
     store = Store(job.store)
+    study = PopulationStudy if isinstance(job.search.sampler, Population) else BatchStudy
 
     def told(row: TrialRow) -> None:
         epochs.tell()  # they come before how the trial ended
@@ -115,7 +117,7 @@ def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judg
         return outcome
 
     return BatchSearch(
-        BatchStudy(job.search, job.seed),
+        study(job.search, job.seed),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],

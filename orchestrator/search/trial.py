@@ -249,9 +249,6 @@ class Epochs:
         self.numbers: list[int] = []
         self._job, self._on_epoch, self._goes_on = job, on_epoch, goes_on
         self._name = variant_key(config, job.search)
-        self._before = 0
-        """Epochs of earlier steps of the plan."""
-        self._last = 0
 
     def plain(self) -> dict[str, Any]:
         """What an outcome keeps of them."""
@@ -264,17 +261,14 @@ class Epochs:
             Stopped: the trial is not to go on.
         """
         number = report.epoch + 1
-        if number <= self._last:
-            self._before += self._last
-        self._last = number
         self.curve.append(report.metric)
-        self.numbers.append(self._before + number)
+        self.numbers.append(number)
         if self._on_epoch is not None:
             self._on_epoch(report)
         if self._goes_on is None:
             return
         metric = report.metric if larger_is_better(self._job.metric) else -report.metric
-        if not self._goes_on(Report(self._name, self._before + number, self.cost, metric)):
+        if not self._goes_on(Report(self._name, number, self.cost, metric)):
             raise Stopped(self._name)
 
 

@@ -164,5 +164,24 @@ def test_stopped_trials_are_told_as_pruned_and_not_run_again(
     assert pruned(samplers[1].trials) == len(stopped)
 
 
+def test_a_population_is_the_same_whatever_drives_it(job: TrialJob, tmp_path: Path) -> None:
+    training = {
+        "epochs": 1,
+        "batch_size": 32,
+        "schedule": "constant",
+        "lr": {"range": [1e-4, 0.2], "log": True},
+    }
+    space = {"plan": [{"kind": "prune_channels", "amount": 0.5}, {"kind": "recover", "training": training}]}
+    found = []
+    for driver in DRIVERS:
+        how = {"space": space, "sampler": {"kind": "pbt"}, "driver": driver, "trials": 9, "batch": 3}
+        mine, told = copy(job, tmp_path / driver, 1, **how), list[tuple[str, int]]()
+        rows, _ = searched(mine, tmp_path, told)
+        assert [row.status for row in rows] == ["ok"] * 9
+        assert sorted(epoch for _, epoch in told) == [0] * 3 + [1] * 3 + [2] * 3
+        found.append([untimed(row) for row in rows])
+    assert found[0] == found[1]
+
+
 def pruned(trials: Sequence[optuna.trial.FrozenTrial]) -> int:
     return sum(one.state == TrialState.PRUNED for one in trials)

@@ -231,6 +231,30 @@ def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: Tr
     assert all(not outcome.failure for outcome in outcomes)
 
 
+def test_early_stop_counts_the_epochs_of_steps_that_another_trial_trained(job: TrialJob) -> None:
+    training = {**TRAINING, "epochs": 2}
+    plan = [
+        {"kind": "recover", "training": training},
+        {
+            "choice": [
+                {"kind": "qat", "to": to, "training": {**training, "epochs": 1}}
+                for to in ("int8_weight_only", "int4_weight_only")
+            ]
+        },
+    ]
+    search = SearchSettings.model_validate({"space": {"plan": plan}, "early_stop": {"kind": "median"}})
+    mine = job.model_copy(update={"search": search})
+    reports: list[Report] = []
+
+    def goes_on(report: Report) -> bool:
+        reports.append(report)
+        return True
+
+    found = [trial.evaluate(mine, config, goes_on=goes_on) for config in grid(search.space) or []]
+    assert [outcome.epochs for outcome in found] == [(1, 2, 3), (3,)]
+    assert [report.epoch for report in reports] == [1, 2, 3, 3]
+
+
 def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
     search = job.search.model_copy(update={"early_stop": Halving(), "trials": 99})
     halving = job.model_copy(update={"search": search})
