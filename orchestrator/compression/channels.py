@@ -90,7 +90,10 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
         history += cuts
         removed += sum(len(channels) for _, _, channels in cuts)
         if step.recovery is not None and number < step.rounds:
-            fine_tune(module, step.recovery, state, context)
+            # A process that comes after one that died scores and cuts again, and takes the trained weights
+            # of each round from its checkpoint.
+            kept = context.checkpoint and context.checkpoint.of(f"round-{number}")
+            fine_tune(module, step.recovery, state, context, checkpoint=kept)
             module.eval()
     return _after(step, module, history, state, {"channels": total, "removed": removed})
 
