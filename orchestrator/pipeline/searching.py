@@ -51,7 +51,7 @@ class Found:
     """The honest arms, the parent first; those that failed carry their reason."""
     elsewhere: dict[str, tuple[TrialRow, ...]] = field(default_factory=dict)
     """By further target: every variant and arm that finished, as measured there."""
-    spent: Spent = Spent()
+    spent: Spent = field(default_factory=Spent)
     """Time of the search, and of the pauses in which its latencies were measured."""
 
     def member(self, name: str) -> Member:
