@@ -1,8 +1,8 @@
 """How well a latency repeats: one variant measured again and again by the bench actor in a busy sweep.
 
-Trials burn every core between two measurements, and pause while one is made, as in a real search; what is to
-be measured is loaded while they burn. A latency is recorded once and from then on read, so each measurement is of
-an artifact of its own that differs from others in its seed alone. Noise is the range of the medians over
+Trials burn every core between two measurements, and pause while one is made, as in a search; what will be
+measured is loaded while they burn. A latency is recorded once and then read, so each measurement is of
+an artifact of its own that differs from the others in its seed alone. Noise is the range of the medians over
 their median: of the latency as it is reported, and for comparison of the same as it was at that moment.
 """
 
