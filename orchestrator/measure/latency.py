@@ -229,7 +229,8 @@ def _is_narrow(value: float, interval: Interval, tolerance: float) -> bool:
 
 def _warm_up(call: Call, block_ms: float, clock: Clock, worked: Clock) -> int:
     """Call until a block's time has passed, at least three times; returns the calls that fill a block."""
-    passed, times = 0.0, []
+    passed = 0.0
+    times: list[float] = []
     while len(times) < WARM_UP_CALLS or passed < block_ms:
         (whole,), work = _timed(call, 1, clock, worked)
         passed += whole

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StoreError
-from orchestrator.search import batches
 from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
@@ -78,7 +77,7 @@ def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
 def test_pauses_are_counted_over_all_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch's trials take 10 s here, and 5 s to be measured."""
     now = [0.0]
-    monkeypatch.setattr(batches.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
 
     def started(study: Study, most: int) -> Study:
         measure = study.search._measure
