@@ -93,7 +93,10 @@ class Bench:
     def keep(self, baseline: str, digest: str, latency: Latency, reference_ms: float) -> None:
         """Record a latency at the pace of the baseline's own record, or of `reference_ms`."""
         known = self.recorded((baseline, _EAGER))
-        paced = latency.at_pace(float(known["median_ms"]) if known else reference_ms)
+        if known is None and (digest, latency.execution) == (baseline, _EAGER):
+            paced = latency  # what later ones are told at the pace of
+        else:
+            paced = latency.at_pace(float(known["median_ms"]) if known else reference_ms)
         record = {
             "kind": "latency",
             "digest": digest,
