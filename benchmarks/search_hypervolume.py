@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from benchmarks import search_tune
@@ -35,11 +34,10 @@ from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import NotFoundError
-from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.latency import Call, compare
 from orchestrator.models.build import build
-from orchestrator.pipeline.measuring import with_latency
+from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.runtime import execute
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.search.objectives import TrialRow
@@ -219,20 +217,21 @@ def _run(arm: str, job: TrialJob, parent: TrialRow, seconds: float, folder: Path
 def _ours(job: TrialJob, parent: TrialRow, seconds: float, folder: Path) -> Ran:
     """Our search in the running Ray, ended like by Ctrl-C when its time is over."""
     begun = time.monotonic()
-    actor = bench_actor.start(job.store, cpus=0, target=job.search.latency)
+    place = Place(Store(job.store), lambda: None, folder / "bench")
+    measurer = Measurer(place, job.parent, job.search.latency)
+    measurer.open()
     ended: list[tuple[float, TrialRow]] = []
     waited: list[float] = []
 
     def measure(rows: Sequence[TrialRow]) -> list[TrialRow]:
         since = time.monotonic()
-        subjects = [(row.digest, row.execution) for row in rows]
-        records: list[dict[str, Any]] = ray.get(
-            actor.measure.remote(job.parent, subjects, job.search.latency.plain())
-        )
+        found = measurer(rows)
         waited.append(time.monotonic() - since)
-        return [with_latency(row, record) for row, record in zip(rows, records, strict=True)]
+        return found
 
     def told(row: TrialRow) -> None:
+        if row.status == "evaluated":
+            measurer.prepare(row)
         ended.append((time.monotonic() - begun, row))
 
     def look(running: int) -> None:
@@ -245,7 +244,7 @@ def _ours(job: TrialJob, parent: TrialRow, seconds: float, folder: Path) -> Ran:
     except _Over:
         pass
     finally:
-        ray.kill(actor)
+        measurer.close()
     within = [(at, row) for at, row in ended if at <= seconds]
     return Ran(
         tuple(

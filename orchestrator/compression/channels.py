@@ -90,7 +90,11 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
         history += cuts
         removed += sum(len(channels) for _, _, channels in cuts)
         if step.recovery is not None and number < step.rounds:
-            epochs += fine_tune(module, step.recovery, state, after_epochs(context, epochs))
+            # A process that comes after one that died scores and cuts again, and takes the trained weights
+            # of each round from its checkpoint.
+            kept = context.checkpoint and context.checkpoint.of(f"round-{number}")
+            later = after_epochs(context, epochs)
+            epochs += fine_tune(module, step.recovery, state, later, checkpoint=kept)
             module.eval()
     return _after(step, module, history, state, {"channels": total, "removed": removed})
 

@@ -169,7 +169,13 @@ def searched_summary(run: Run, found: Found) -> dict[str, Any]:
         "machine": machine(),
         "data": {"digest": run.dataset.digest, **run.dataset.facts},
         "models": {},
-        "search": {"trials": len(found.rows), "front": [], "chosen": chosen, "reason": found.reason},
+        "search": {
+            "trials": len(found.rows),
+            "front": [],
+            "chosen": chosen,
+            "reason": found.reason,
+            "spent": found.spent.plain(),
+        },
         "ensembles": {},
         "serving": {},
     }

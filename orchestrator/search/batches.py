@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from orchestrator.config.free import Config
 from orchestrator.config.search import Searching
-from orchestrator.search.ledger import Ledger
+from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.study import Suggestion
@@ -91,7 +92,7 @@ class BatchSearch:
         self.finished = False
         self._study, self._to_row, self._lookup = study, to_row, lookup
         self._measure, self._on_event, self._ledger = measure, on_event, ledger
-        self._begun = time.monotonic()
+        self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
         self._arms = list(arms)
         self._waiting: list[Suggestion] = []
@@ -172,10 +173,12 @@ class BatchSearch:
         """
         evaluated = [row for row in self._ended if row.status == "evaluated"]
         evaluated.sort(key=lambda row: row.number)
+        since = time.monotonic()
         measured = list(self._measure(evaluated)) if evaluated else []
+        self._paused_s += time.monotonic() - since
         rows = [row for row in self._ended if row.status != "evaluated"] + measured
         rows.sort(key=lambda row: row.number)
-        first = rows if self._ledger is None else [self._ledger.add(row) for row in rows]
+        first = rows if self._ledger is None else self._kept(self._ledger, rows)
         told = [
             before if before.status == "failed" and before.config == row.config else row
             for before, row in zip(first, rows, strict=True)
@@ -186,6 +189,13 @@ class BatchSearch:
         self._ended = []
         for row in measured:
             self._on_event(row)
+
+    def _kept(self, ledger: Ledger, rows: Sequence[TrialRow]) -> list[TrialRow]:
+        """The rows as the ledger first had them; the time is kept where one of them is new."""
+        first = [ledger.add(row) for row in rows]
+        if any(before is row for before, row in zip(first, rows, strict=True)):
+            ledger.spend(self._start, Spent(time.monotonic() - self._begun, self._paused_s))
+        return first
 
 
 class Driver(Protocol):

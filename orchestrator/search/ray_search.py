@@ -21,7 +21,7 @@ from orchestrator.search import ray_pool, ray_tune
 from orchestrator.search.arms import arm_of, arms, config_of
 from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent
 from orchestrator.search.early_stop import Report, rule_of
-from orchestrator.search.ledger import Ledger
+from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.population import PopulationStudy
@@ -44,10 +44,11 @@ _SHARED = ("job", "mailbox", "judge")
 
 
 class Searched(NamedTuple):
-    """Every trial in order of its number, failed ones with their reason; and the honest arms."""
+    """Every trial in order of its number, failed ones with their reason; the honest arms; and the time."""
 
     rows: list[TrialRow]
     arms: list[TrialRow]
+    spent: Spent
 
 
 def run_search(
@@ -80,7 +81,8 @@ def run_search(
     if not parent.ok:
         raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
     epochs, judge = _Epochs(on_epoch), _Judge(job)
-    search = _search(job, measure, on_event, epochs, judge)
+    ledger = Ledger(Store(job.store), study_settings(job))
+    search = _search(job, ledger, measure, on_event, epochs, judge)
 
     def poll() -> None:
         epochs.tell()
@@ -98,10 +100,12 @@ def run_search(
             judge.close()
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
-    return Searched(search.rows, search.arms)
+    return Searched(search.rows, search.arms, ledger.spent())
 
 
-def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge) -> BatchSearch:
+def _search(
+    job: Job, ledger: Ledger, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge
+) -> BatchSearch:
     """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
     store = Store(job.store)
     study = PopulationStudy if isinstance(job.search.sampler, Population) else BatchStudy
@@ -123,7 +127,7 @@ def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judg
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
         arms=_arms(job.search),
-        ledger=Ledger(store, study_settings(job)),
+        ledger=ledger,
     )
 
 

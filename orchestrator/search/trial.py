@@ -77,6 +77,9 @@ class Job(Settings):
     allowed: tuple[ImportPath, ...] = ()
     what: dict[str, str] = Field(default_factory=lambda: _here())
     """Library version and instruction set of the driver: another one is another search."""
+    bench: str = ""
+    """Fingerprint of the machine that latencies are measured on: on another one the ledger is another, while
+    what was trained is taken over."""
 
 
 class TrialJob(Job):
@@ -182,7 +185,8 @@ def study_settings(job: Job) -> dict[str, Any]:
         search.pop(name, None)
     what = job.plain()
     names = ("parent", "data_digest", "metric", "seed", "what", "entry", "teacher")
-    return {name: what[name] for name in names if name in what} | {"search": search}
+    bench = {"bench": job.bench} if job.bench else {}
+    return {name: what[name] for name in names if name in what} | bench | {"search": search}
 
 
 def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:

@@ -95,6 +95,9 @@ def test_search(finished: Finished) -> None:
     assert found["chosen"]["digest"] == finished.store.ref("tiny/chosen")
     assert found["front"][0]["digest"] == finished.store.ref("tiny/fastest")
     assert "promise holds" in found["reason"]
+    spent = found["spent"]
+    assert 0 < spent["paused_s"] < spent["seconds"]
+    assert "Trials paused" in (finished.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_few_looks_at_the_contract_part(finished: Finished) -> None:

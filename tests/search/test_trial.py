@@ -164,7 +164,7 @@ def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> No
                 for suggestion, outcome in zip(batch, outcomes, strict=True)
             ]
         )
-    rows, arms = run_search(
+    rows, arms, _ = run_search(
         known,
         parent,
         measure=lambda rows: [measured(row) for row in rows],
