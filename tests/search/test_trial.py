@@ -12,6 +12,7 @@ from orchestrator.config.measure import Execution
 from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.config.space import grid
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
+from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
@@ -229,6 +230,54 @@ def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: Tr
     outcomes = [trial.evaluate(many, config, epochs.append) for config in configs[:6]]
     assert len(epochs) == 2
     assert all(not outcome.failure for outcome in outcomes)
+
+
+def test_siblings_are_traced_once_and_are_the_artifacts_that_each_would_be_alone(
+    job: TrialJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs that a process keeps save time and change nothing: digests, metrics and bounds are equal."""
+    plan = [
+        {"kind": "prune_channels", "amount": 0.5},
+        {"kind": "recover", "training": {**TRAINING, "epochs": 1}},
+        {"choice": [None, {"kind": "clip", "method": "percentile", "percentile": 90.0}]},
+        {
+            "choice": [
+                {"kind": "int8_static", "observer": {"choice": ["minmax", "mse"]}},
+                {"kind": "int8_static", "keep_float": ["body.0"]},
+                {"kind": "int8_dynamic"},
+            ]
+        },
+    ]
+    search = SearchSettings.model_validate({"space": {"plan": plan}, "executions": ["lowered"]})
+    configs = grid(search.space)
+    assert configs is not None
+    done: dict[str, list[str]] = {"exported": [], "lowered": []}
+    export, lower = int8.export, int8.lower
+    monkeypatch.setattr(int8, "export", lambda *given: done["exported"].append("") or export(*given))
+    monkeypatch.setattr(int8, "lower", lambda *given: done["lowered"].append("") or lower(*given))
+    outcomes, work = [], []
+    for name, alone in (("alone", True), ("together", False)):
+        store = Store(tmp_path / name)
+        Store(job.store).copy_artifact(job.parent, store)
+        own = job.model_copy(update={"search": search, "store": str(store.root)})
+        forget()
+        outcomes.append([])
+        for config in configs:
+            if alone:
+                forget()
+            outcomes[-1].append(trial.evaluate(own, config))
+        work.append((len(done["exported"]), len(done["lowered"])))
+        done["exported"].clear()
+        done["lowered"].clear()
+    assert outcomes[0] == outcomes[1]
+    assert len({outcome.digest for outcome in outcomes[0]}) == len(configs) == 8
+    # Each is lowered to be scored; to see that it has kernels, once for each of three forms.
+    assert work == [(8, 16), (1, 8 + 3)]
+
+
+def forget() -> None:
+    graphs.TRACED.clear()
+    graphs.QUANTIZED.clear()
 
 
 def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
