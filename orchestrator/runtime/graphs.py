@@ -87,11 +87,10 @@ def form_of(
 
 
 def with_weights_of(graph: fx.GraphModule, module: nn.Module) -> bool:
-    """Put a module's tensors into a graph that was traced from another of its form; False if they do not fit."""
+    """Put a module's tensors into a graph of another module of its form; False if they do not fit."""
     own, given = _tensors(graph), _tensors(module)
-    if any(name not in given or given[name].shape != tensor.shape for name, tensor in own.items()):
-        return False
-    if any(given[name].dtype != tensor.dtype for name, tensor in own.items()):
+    shapes = {name: (given[name].shape, given[name].dtype) for name in own if name in given}
+    if shapes != {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}:
         return False
     for name, tensor in own.items():
         tensor.data.copy_(given[name].data)

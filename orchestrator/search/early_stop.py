@@ -2,7 +2,9 @@
 
 A search for several objectives must not stop a cheap variant because costly ones are better: each trial is
 compared with those alone that cost no more. What a variant costs is known before it is trained (`cost`, its
-operations times the bytes of a number); what it will be good for is not.
+operations times the bytes of a number); what it will be good for is not. Nor with those that train for fewer
+epochs: their learning rate has come down already, which looks better than it will be. A trial at its last
+epoch goes on, since nothing is saved by stopping it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,16 @@ class Report(NamedTuple):
     cost: float
     metric: float
     """Larger is better."""
+    epochs: int
+    """That the trial trains in all, if nothing stops it."""
+
+    @property
+    def is_last(self) -> bool:
+        return self.epoch >= self.epochs
+
+    def is_rival_of(self, other: Report) -> bool:
+        """Whether the other trial is to be judged by this one."""
+        return self.cost <= other.cost and self.epochs >= other.epochs
 
 
 class Rule(ABC):
@@ -57,7 +69,7 @@ class SuccessiveHalving(Rule):
     """Asynchronous successive halving (Li et al. 2020, https://arxiv.org/abs/1810.05934).
 
     At epochs `grace`, `grace * factor`, `grace * factor^2`, ... a trial goes on if it is among the best
-    1 / `factor` of those that have come so far and cost no more; the first ones always do.
+    1 / `factor` of its rivals that have come so far; the first ones always do.
     """
 
     def __init__(self, settings: Halving) -> None:
@@ -70,7 +82,9 @@ class SuccessiveHalving(Rule):
             return True
         rung = self._rungs[report.epoch]
         rung[report.trial] = report
-        rivals = [other.metric for other in rung.values() if other.cost <= report.cost]
+        if report.is_last:
+            return True
+        rivals = [other.metric for other in rung.values() if other.is_rival_of(report)]
         better = sum(metric > report.metric for metric in rivals)
         return better < max(1, len(rivals) // self._factor) or len(rivals) < self._factor
 
@@ -85,7 +99,7 @@ class MedianStopping(Rule):
     """Golovin et al. 2017, "Google Vizier", section 3.2.
 
     A trial stops if its best metric so far is below the median of the running averages, up to the same epoch,
-    of the trials that cost no more, once there are `least` of them.
+    of its rivals, once there are `least` of them.
     """
 
     def __init__(self, settings: Median) -> None:
@@ -97,13 +111,13 @@ class MedianStopping(Rule):
         own = self._curves[report.trial]
         if report.epoch not in (seen.epoch for seen in own):
             bisect.insort(own, report, key=lambda one: one.epoch)
-        if report.epoch < self._grace:
+        if report.epoch < self._grace or report.is_last:
             return True
         averages = [
             sum(seen.metric for seen in upto) / len(upto)
             for trial, curve in self._curves.items()
             if trial != report.trial
-            and curve[0].cost <= report.cost
+            and curve[0].is_rival_of(report)
             and curve[-1].epoch >= report.epoch
             and (upto := [seen for seen in curve if seen.epoch <= report.epoch])
         ]

@@ -28,6 +28,7 @@ from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import Promise, Searching, SearchSettings
 from orchestrator.config.steps import Distill, Plan, Precision, precision_of
+from orchestrator.config.training import Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, TrainingError
@@ -148,6 +149,12 @@ def trial_key(job: Job, config: Config) -> str:
 
 
 @singledispatch
+def epochs_of(job: Job, config: Config) -> int:
+    """Epochs that a config trains in all, at most."""
+    raise NotImplementedError(type(job))
+
+
+@singledispatch
 def settings_of(job: Job, config: Config) -> tuple[dict[str, Any], ...]:
     """What the row of a trial shows where the variant itself does not tell how it was made."""
     del job, config
@@ -171,6 +178,16 @@ def _(job: TrialJob, config: Config) -> str:
         "what": job.what,
     }
     return fingerprint(what)
+
+
+@epochs_of.register
+def _(job: TrialJob, config: Config) -> int:
+    found = 0
+    for step in plan_of(config, job.search):
+        for name, times in (("training", 1), ("recovery", getattr(step, "rounds", 1) - 1)):
+            training: Training | None = getattr(step, name, None)
+            found += times * training.epochs if training else 0
+    return found
 
 
 def study_settings(job: Job) -> dict[str, Any]:
@@ -247,7 +264,7 @@ class Epochs:
         self.curve: list[float] = []
         self.numbers: list[int] = []
         self._job, self._on_epoch, self._goes_on = job, on_epoch, goes_on
-        self._name = variant_key(config, job.search)
+        self._name, self._total = variant_key(config, job.search), epochs_of(job, config)
         self._before = 0
         """Epochs of earlier steps of the plan."""
         self._last = 0
@@ -273,7 +290,7 @@ class Epochs:
         if self._goes_on is None:
             return
         metric = report.metric if larger_is_better(self._job.metric) else -report.metric
-        if not self._goes_on(Report(self._name, self._before + number, self.cost, metric)):
+        if not self._goes_on(Report(self._name, self._before + number, self.cost, metric, self._total)):
             raise Stopped(self._name)
 
 

@@ -21,6 +21,7 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.trial import (
     Epochs,
     Job,
+    epochs_of,
     make,
     scored,
     settings_of,
@@ -82,6 +83,11 @@ def _(job: TuneJob, config: Config) -> str:
         "what": job.what,
     }
     return fingerprint(what)
+
+
+@epochs_of.register
+def _(job: TuneJob, config: Config) -> int:
+    return entry_of(job, config).training.epochs
 
 
 @settings_of.register
