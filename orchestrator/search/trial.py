@@ -27,7 +27,7 @@ from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import Promise, Searching, SearchSettings
-from orchestrator.config.steps import Distill, Plan, Precision, precision_of
+from orchestrator.config.steps import Distill, Plan
 from orchestrator.config.training import Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
@@ -47,13 +47,11 @@ from orchestrator.store.store import Store
 from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.state import EpochReport
 
-_VERSION = 4
+_VERSION = 5
 """Raise when this stage's result would differ for the same input."""
 
 _HOW = ("trials", "targets", "driver", "arms", "small", "memory_bytes", "labels")
 """Search settings that do not decide what a trial of a given number is."""
-_BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
-"""Of a number that is computed with; 4 when not named."""
 
 log = logging.getLogger(__name__)
 
@@ -295,16 +293,18 @@ class Epochs:
 
 
 def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
-    """Operations of a row times the bytes of a number, as they are known before the plan trains anything."""
-    size = _BYTES.get(precision_of(plan), 4)
+    """Operations of a row, as they are known before the plan trains anything.
+
+    The number type does not count: what is judged is a float training, and any type may follow it.
+    """
     if plan and isinstance(plan[0], Distill):
         signature = store.manifest(job.parent).signature
         student = build(plan[0].model, signature, allowed=job.allowed, seed=0)
-        return float(count(student, signature).macs * size)
+        return float(count(student, signature).macs)
     trains = [getattr(step, "training", None) is not None for step in plan]
     head = plan[: trains.index(True)] if True in trains else ()
     rebuilt = rebuild(store, apply_plan(store, job.parent, head, context), allowed=job.allowed)
-    return float(count(rebuilt.module, rebuilt.manifest.signature).macs * size)
+    return float(count(rebuilt.module, rebuilt.manifest.signature).macs)
 
 
 @make.register

@@ -33,7 +33,6 @@ from orchestrator.training.job import TrainJob
 
 _VERSION = 1
 """Raise when this stage's result would differ for the same input."""
-_FLOAT_BYTES = 4
 
 
 class TuneJob(Job):
@@ -112,7 +111,7 @@ def _(job: TuneJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
 
 
 def _cost(wanted: TrainJob, dataset: Dataset) -> float:
-    """Operations of a row times the bytes of a number."""
+    """Operations of a row."""
     assert wanted.entry.model is not None
     module = build(wanted.entry.model, dataset.signature, allowed=wanted.allowed, seed=0)
-    return float(count(module, dataset.signature).macs * _FLOAT_BYTES)
+    return float(count(module, dataset.signature).macs)

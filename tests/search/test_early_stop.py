@@ -36,6 +36,15 @@ def test_halving_compares_a_cheap_trial_with_cheaper_ones_only() -> None:
     assert not asked(rule, "costly and worse", 1, 0.4, cost=10)
 
 
+def test_halving_ranks_large_and_small_ones_by_how_many_rivals_are_better() -> None:
+    """Every trial is better than the smaller ones; those alone that a smaller one beats are stopped."""
+    rule = rule_of(Halving(grace=1, factor=3))
+    assert all(asked(rule, f"size {size}", 1, 0.5 + size / 100, cost=size) for size in range(1, 9))
+    # Only of the two smallest it is the better one.
+    assert not asked(rule, "badly trained", 1, 0.525, cost=8)
+    assert asked(rule, "well trained", 1, 0.7, cost=4)
+
+
 def test_a_report_that_comes_twice_counts_once() -> None:
     rule = rule_of(Halving(grace=1, factor=2))
     assert asked(rule, "a", 1, 0.5)
