@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
@@ -251,28 +254,33 @@ def test_siblings_are_traced_once_and_are_the_artifacts_that_each_would_be_alone
     search = SearchSettings.model_validate({"space": {"plan": plan}, "executions": ["lowered"]})
     configs = grid(search.space)
     assert configs is not None
-    done: dict[str, list[str]] = {"exported": [], "lowered": []}
-    export, lower = int8.export, int8.lower
-    monkeypatch.setattr(int8, "export", lambda *given: done["exported"].append("") or export(*given))
-    monkeypatch.setattr(int8, "lower", lambda *given: done["lowered"].append("") or lower(*given))
-    outcomes, work = [], []
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            calls[name] += 1
+            return work(*given)
+
+        return call
+
+    monkeypatch.setattr(int8, "export", counted("export", int8.export))
+    monkeypatch.setattr(int8, "lower", counted("lower", int8.lower))
+    outcomes: list[list[Outcome]] = []
     for name, alone in (("alone", True), ("together", False)):
         store = Store(tmp_path / name)
         Store(job.store).copy_artifact(job.parent, store)
         own = job.model_copy(update={"search": search, "store": str(store.root)})
         forget()
+        calls.clear()
         outcomes.append([])
         for config in configs:
             if alone:
                 forget()
             outcomes[-1].append(trial.evaluate(own, config))
-        work.append((len(done["exported"]), len(done["lowered"])))
-        done["exported"].clear()
-        done["lowered"].clear()
+        # Each is lowered to be scored; to see that it has kernels, once for each of three forms.
+        assert calls == ({"export": 8, "lower": 16} if alone else {"export": 1, "lower": 8 + 3})
     assert outcomes[0] == outcomes[1]
     assert len({outcome.digest for outcome in outcomes[0]}) == len(configs) == 8
-    # Each is lowered to be scored; to see that it has kernels, once for each of three forms.
-    assert work == [(8, 16), (1, 8 + 3)]
 
 
 def forget() -> None:
