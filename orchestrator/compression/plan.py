@@ -38,7 +38,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.steps import Distill, Plan, Step, epochs_of, first_out_of_order, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
-from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
@@ -190,6 +190,7 @@ class _Job:
             what={**manifest.what, "compression": what_decides(context.threads, context.device)},
         )
         digest = store.put_artifact(draft, tensors_of(state.module))
+        keep_form(draft, state.module)
         checkpoint.forget()
         return digest
 

@@ -27,6 +27,8 @@ OnEvent = Callable[[TrialRow], None]
 """Called in the driver when a trial ended (any status but `ok`) and again when it was measured."""
 Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
+Work = Callable[[Suggestion], float]
+"""How long a trial will take compared with others of its batch."""
 Trainable = Callable[[dict[str, Any]], Mapping[str, float]]
 """One trial: evaluates a config, leaves its outcome where the searcher looks, returns finite numbers."""
 
@@ -72,7 +74,8 @@ class BatchSearch:
     """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
 
     A batch is told only when all its trials ended and were measured, in trial order: what is suggested
-    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver.
+    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver. The
+    longest trials of a batch run first, so that short ones fill the time until it ends.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class BatchSearch:
         lookup: Lookup,
         measure: Measure,
         on_event: OnEvent,
+        work: Work = lambda suggestion: 0,  # noqa: ARG005
         arms: Sequence[Suggestion] = (),
         ledger: Ledger | None = None,
     ) -> None:
@@ -91,7 +95,7 @@ class BatchSearch:
         self.arms: list[TrialRow] = []
         self.finished = False
         self._study, self._to_row, self._lookup = study, to_row, lookup
-        self._measure, self._on_event, self._ledger = measure, on_event, ledger
+        self._measure, self._on_event, self._ledger, self._work = measure, on_event, ledger, work
         self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
         self._arms = list(arms)
@@ -119,6 +123,8 @@ class BatchSearch:
                     self._waiting.append(suggestion)
                 else:
                     self._end(suggestion, outcome)
+            # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
+            self._waiting.sort(key=self._work, reverse=True)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config to run; None while the batch's other trials run, and at the end."""

@@ -27,7 +27,7 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.population import PopulationStudy
 from orchestrator.search.space import name_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Job, TrialJob, evaluate, known, row_of, study_settings
+from orchestrator.search.trial import Job, TrialJob, epochs_of, evaluate, known, row_of, study_settings
 from orchestrator.search.tuning import TuneJob
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
@@ -126,6 +126,7 @@ def _search(
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
+        work=lambda suggestion: 0 if suggestion.trained else epochs_of(job, suggestion.config),
         arms=_arms(job.search),
         ledger=ledger,
     )
@@ -163,7 +164,7 @@ class _Rule:
     def __init__(self, settings: EarlyStop) -> None:
         self._rule = rule_of(settings)
 
-    def goes_on(self, report: tuple[str, int, float, float]) -> bool:
+    def goes_on(self, report: tuple[str, int, float, float, int]) -> bool:
         """As `Rule.goes_on`."""
         return self._rule.goes_on(Report(*report))
 
@@ -191,8 +192,9 @@ class _Judge:
         if self._job.search.early_stop is None or not outcome.curve or arm_of(config) is not None:
             return
         name, sign = variant_key(config, self._job.search), 1 if larger_is_better(self._job.metric) else -1
+        epochs = epochs_of(self._job, config)
         self._untold += [
-            Report(name, number, outcome.cost, sign * metric)
+            Report(name, number, outcome.cost, sign * metric, epochs)
             for number, metric in zip(outcome.epochs, outcome.curve, strict=False)
         ]
         self._tell()

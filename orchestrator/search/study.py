@@ -34,6 +34,8 @@ class Suggestion(NamedTuple):
 
     number: int
     config: Config
+    trained: bool = False
+    """An earlier trial trained what it needs."""
 
 
 class BatchStudy:
@@ -130,7 +132,7 @@ class BatchStudy:
                 found = self._ask_once()
                 if found is not None:
                     trained.took(prefix)
-                    return found
+                    return found._replace(trained=True)
             trained.forget(prefix)
         return None
 

@@ -11,8 +11,10 @@ from orchestrator.errors import StoreError
 from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.study import Suggestion
 from orchestrator.store import blobs
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
+from tests.search.spaces import amount_of
 from tests.search.study_driver import Study, settings_of
 
 SETTINGS = settings_of(20, sampler="tpe")
@@ -52,6 +54,37 @@ def test_a_trial_that_failed_is_tried_again_and_moves_no_other(tmp_path: Path) -
     # Its failure was what later suggestions were made from: without it they are others.
     other = run(Study(tmp_path / "other", SETTINGS))
     assert [row.config for row in other.search.rows] != [row.config for row in expected]
+
+
+def test_the_longest_trials_of_a_batch_run_first_which_changes_no_result(tmp_path: Path) -> None:
+    settings = settings_of(12, batch=6, siblings=2)
+    begun: list[Suggestion] = []
+
+    def work(suggestion: Suggestion) -> float:
+        return 0 if suggestion.trained else 1 + amount_of(suggestion.config)
+
+    def suggested(study: Study) -> list[Suggestion]:
+        """What runs of the first batch, or the next one, in this order."""
+        names = [f"{place}" for place in range(6)]
+        found = []
+        for name in names:
+            config = study.search.suggest(name)
+            assert config is not None
+            faulty_trial({**config, "folder": str(study.folder)})
+            found.append(study.search._running[name])
+        for name in names:
+            study.search.on_trial_complete(name)
+        return found
+
+    study = Study(tmp_path / "sorted", settings, work=work)
+    for _ in range(2):
+        begun = suggested(study)
+        assert [work(one) for one in begun] == sorted(map(work, begun), reverse=True)
+        assert [one.number for one in begun] != sorted(one.number for one in begun)
+    assert [one.trained for one in begun[-2:]] == [True, True]
+    study.search.advance()
+    expected = Study(tmp_path / "as suggested", settings).alone()
+    assert list(map(untimed, study.search.rows)) == list(map(untimed, expected))
 
 
 def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
