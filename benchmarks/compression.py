@@ -37,7 +37,7 @@ from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import default_cache, load
-from orchestrator.errors import ExecutionError
+from orchestrator.errors import ExecutionError, NotFoundError
 from orchestrator.measure.cost import count
 from orchestrator.measure.latency import ratio
 from orchestrator.models.build import build, example_rows
@@ -183,7 +183,11 @@ def _prepare(bench: Bench) -> None:
 def _own(bench: Bench) -> Iterator[Entry]:
     """Every model and variant of the run file in every execution that it has; a peer among them."""
     for name in (PARENT, "narrow", *(name for name in bench.config.variants if name != "student")):
-        digest = bench.digest(name)
+        try:
+            digest = bench.digest(name)
+        except NotFoundError as error:
+            print(f"left out: {name}: {error}", file=sys.stderr)
+            continue
         manifest = bench.store.manifest(digest)
         if any(isinstance(step, Bf16) for step in manifest.plan) and not has_bf16_kernels():
             print(f"left out: {name}: this CPU has no bfloat16 kernels", file=sys.stderr)
