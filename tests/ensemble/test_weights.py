@@ -108,15 +108,17 @@ def test_squared_error_weights_by_hand() -> None:
     targets = np.zeros((4, 1))
     plus, minus = np.ones((4, 1)), np.full((4, 1), -3.0)
     # w * 1 - (1 - w) * 3 = 0 at w = 3/4.
-    assert squared_error_weights([plus, minus], targets) == pytest.approx((0.75, 0.25))
-    assert squared_error_weights([plus, 2 * plus], targets) == (1.0, 0.0)
+    assert squared_error_weights([plus, minus], targets, "regression") == pytest.approx((0.75, 0.25))
+    assert squared_error_weights([plus, 2 * plus], targets, "regression") == (1.0, 0.0)
 
 
 def test_squared_error_weighs_targets_of_different_units_alike() -> None:
     table, truth = values(rows=400)
     scores = [table[member].astype(np.float64) for member in MEMBERS]
-    weights = squared_error_weights(scores, truth.astype(np.float64))
-    scaled = squared_error_weights([found * [1, 1000] for found in scores], truth * np.array([1.0, 1000.0]))
+    weights = squared_error_weights(scores, truth.astype(np.float64), "regression")
+    scaled = squared_error_weights(
+        [found * [1, 1000] for found in scores], truth * np.array([1.0, 1000.0]), "regression"
+    )
     np.testing.assert_allclose(weights, scaled, atol=1e-8)
     assert weights[3] == max(weights)
 

@@ -1,0 +1,56 @@
+"""How strongly fitted numbers are pulled towards simple ones: chosen by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.objective import Objective
+
+FOLDS = 5
+SIMPLE = 1e6
+"""A strength at which nothing but the simple numbers is left."""
+
+
+@dataclass(frozen=True)
+class Regularised:
+    """Numbers fitted beside weights that are alike for all."""
+
+    shared: tuple[float, ...]
+    """The weights [M] that a large strength leads to."""
+    strength: float
+    fitted: tuple[tuple[float, ...], ...]
+    """One row a member."""
+
+
+def choose_strength(
+    strengths: Sequence[float], objective: Objective, held_out: Callable[[float, Rows, Rows], Floats]
+) -> float:
+    """The strength with the least loss of the scores that each row gets from a fit without it.
+
+    Folds are drawn from a fixed seed. Ties go to the stronger.
+
+    Args:
+        strengths: To try.
+        objective: On all rows.
+        held_out: (strength, rows to fit on, other rows) -> scores [n, K] of the other rows.
+    """
+    count = len(objective.targets)
+    if count < 2 * FOLDS:
+        return max(strengths)
+    folds = np.random.default_rng(0).permutation(count) % FOLDS
+    losses = {}
+    for strength in strengths:
+        scores = None
+        for fold in range(FOLDS):
+            rows, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            part = held_out(strength, rows, others)
+            scores = np.zeros((count, part.shape[1])) if scores is None else scores
+            scores[others] = part
+        assert scores is not None
+        losses[strength] = objective.loss(scores)
+    return min(strengths, key=lambda strength: (losses[strength], -strength))
