@@ -157,6 +157,8 @@ def decision_margin(scores: Sequence[Floats], weights: Sequence[float] | None, r
 
 def remaining(weights: Sequence[float], present: Sequence[int]) -> tuple[float, ...]:
     """Weights of the members at these positions, summing to 1 again; equal where none of them had any."""
+    if len(present) == len(weights):
+        return tuple(weights)
     kept = [weights[position] for position in present]
     total = sum(kept)
     return tuple(weight / total if total > 0 else 1 / len(kept) for weight in kept)
@@ -174,7 +176,7 @@ def _kept(members: int, rule: Rule, trim: float) -> slice:
         return slice(members - 1, members)
     if rule == "median":
         return slice((members - 1) // 2, members // 2 + 1)
-    cut = min(max(1, int(trim * members)), (members - 1) // 2)
+    cut = min(max(1, int(trim * members + 1e-9)), (members - 1) // 2)
     return slice(cut, members - cut)
 
 

@@ -6,7 +6,7 @@ paper's three guards against overfitting: selection with replacement, sorted ini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -48,25 +48,25 @@ def selection(parts: Floats, loss: Callable[[Floats], Loss], rounds: int) -> lis
     Each round then adds the member that leaves the least loss. Ties go to the member that comes first, and
     to the earlier round.
     """
-    alone = [loss(part) for part in parts]
+    alone = [_told(loss(part)) for part in parts]
     ranked = sorted(range(len(parts)), key=lambda member: (alone[member], member))
     sums = np.cumsum(parts[ranked], axis=0)
-    starts = [loss(sums[count] / (count + 1)) for count in range(len(ranked))]
-    first = min(range(len(ranked)), key=lambda count: (starts[count], count))
+    starts = [_told(loss(sums[count] / (count + 1))) for count in range(len(ranked))]
+    best, first = min((found, count) for count, found in enumerate(starts))
     chosen, running = ranked[: first + 1], sums[first]
-    best, length = starts[first], first + 1
+    length = len(chosen)
     for _ in range(rounds):
-        member, found = _best_addition(running, parts, len(chosen) + 1, loss)
+        count = len(chosen) + 1
+        found, member = min(
+            (_told(loss((running + part) / count)), place) for place, part in enumerate(parts)
+        )
         chosen.append(member)
         running = running + parts[member]
         if found < best:
-            best, length = found, len(chosen)
+            best, length = found, count
     return chosen[:length]
 
 
-def _best_addition(
-    running: Floats, parts: Sequence[Floats] | Floats, count: int, loss: Callable[[Floats], Loss]
-) -> tuple[int, Loss]:
-    losses = [loss((running + part) / count) for part in parts]
-    member = min(range(len(losses)), key=lambda place: (losses[place], place))
-    return member, losses[member]
+def _told(loss: Loss) -> Loss:
+    """Without the last digits, in which equal means differ by the order of their sums."""
+    return tuple(round(value, 12) for value in loss)

@@ -37,7 +37,7 @@ def mixed(node: WeightedMix, scores: Sequence[Floats | None], task: Task) -> Flo
     if node.gate is not None:
         return gated(stacked, np.array([node.gate[position] for position in present]), task)
     assert node.weights is not None
-    shares = np.array(remaining(node.weights, present) if len(present) < len(scores) else node.weights)
+    shares = np.array(remaining(node.weights, present))
     return mixture(stacked, shares[:, None, None], task)
 
 
