@@ -35,8 +35,7 @@ def greedy_weights(
     total = np.zeros(members)
     for _ in range(bags):
         bag = np.arange(members) if bags == 1 else np.sort(generator.choice(members, size, replace=False))
-        counts = np.zeros(members)
-        np.add.at(counts, bag[selection(parts[bag], loss, rounds)], 1.0)
+        counts = np.bincount(bag[selection(parts[bag], loss, rounds)], minlength=members)
         total += counts / counts.sum()
     return finished(total / bags)
 
