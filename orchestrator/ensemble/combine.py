@@ -155,15 +155,6 @@ def decision_margin(scores: Sequence[Floats], weights: Sequence[float] | None, r
     return np.asarray((top_two[..., 1] - top_two[..., 0]).min(axis=0))
 
 
-def remaining(weights: Sequence[float], present: Sequence[int]) -> tuple[float, ...]:
-    """Weights of the members at these positions, summing to 1 again; equal where none of them had any."""
-    if len(present) == len(weights):
-        return tuple(weights)
-    kept = [weights[position] for position in present]
-    total = sum(kept)
-    return tuple(weight / total if total > 0 else 1 / len(kept) for weight in kept)
-
-
 def probabilities(scores: Floats) -> Floats:
     """Probabilities [N, K] of log-probabilities, summing to 1 to rounding."""
     probs = np.exp(scores)

@@ -17,7 +17,7 @@ from orchestrator.ensemble.combine import Floats, mixture
 from orchestrator.ensemble.node import Rows
 from orchestrator.ensemble.objective import LEAST, Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
-from orchestrator.ensemble.weights import DECIMALS, errors_of, shared_weights
+from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights
 from orchestrator.measure.metrics import log_softmax
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, SIMPLE)
@@ -60,7 +60,7 @@ def _log_shares(seen: Floats, gate: Floats) -> Floats:
 def fit_gate(
     scores: Sequence[Floats],
     objective: Objective,
-    shared: tuple[float, ...] | None = None,
+    shared: Weights | None = None,
     strength: float | None = None,
 ) -> Regularised:
     """The gate [M, 1 + F] of least negative log-likelihood (regression: scaled squared error) on all rows.
@@ -77,7 +77,7 @@ def fit_gate(
     """
     stacked = np.stack(scores)
 
-    def fit(rows: Rows, strength: float) -> tuple[tuple[float, ...], Floats]:
+    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
         part = objective.part(rows)
         middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
         return middle, _gate(stacked[:, rows], part, np.array(middle), strength)

@@ -12,15 +12,13 @@ import numpy as np
 
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.objective import Loss
-from orchestrator.ensemble.weights import finished
+from orchestrator.ensemble.weights import Weights, finished
 
 BAG_SHARE = 0.5
 """Share of the members in a bag, as in the paper; at least two of them."""
 
 
-def greedy_weights(
-    parts: Floats, loss: Callable[[Floats], Loss], rounds: int, bags: int = 1
-) -> tuple[float, ...]:
+def greedy_weights(parts: Floats, loss: Callable[[Floats], Loss], rounds: int, bags: int = 1) -> Weights:
     """Weights of a greedy selection.
 
     Args:

@@ -6,30 +6,27 @@ from collections.abc import Sequence
 
 from orchestrator.config.ensemble import Node, Parallel
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, check_rule, pool, remaining
+from orchestrator.ensemble.combine import Floats, check_rule, pool
 from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
-from orchestrator.ensemble.weights import vote_weights
+from orchestrator.ensemble.weights import Weights, vote_weights
 from orchestrator.errors import EnsembleError
-
-
-def pooled(node: Parallel, scores: Sequence[Floats | None], task: Task) -> Floats:
-    """The node's scores [N, K] from those of its members; None for a member that gave none.
-
-    Raises:
-        EnsembleError: the node is not fitted, or its rule is not for this task.
-    """
-    if (missing := node.unfitted()) is not None:
-        raise EnsembleError(missing, None, "fit the ensemble first")
-    present = [position for position, found in enumerate(scores) if found is not None]
-    weights = None if node.weights is None else remaining(node.weights, present)
-    given = [found for found in scores if found is not None]
-    return pool(given, weights, task, node.rule, node.trim)
 
 
 @answer.register
 def _answer(node: Parallel, rows: Rows, task: Task) -> Steps:
+    if (missing := node.unfitted()) is not None:
+        raise EnsembleError(missing, None, "fit the ensemble first")
     parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pooled(node, parts, task))
+    return at_once(pooled(node, parts, node.weights, task))
+
+
+def pooled(node: Parallel, scores: Sequence[Floats], weights: Weights | None, task: Task) -> Floats:
+    """Scores [N, K] of the node from those of all its members, or of some with the weights of those.
+
+    Raises:
+        EnsembleError: the rule is not for this task, or takes no weights.
+    """
+    return pool(scores, weights, task, node.rule, node.trim)
 
 
 @fit_node.register

@@ -18,6 +18,7 @@ from orchestrator.ensemble.node import Rows
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import (
+    Weights,
     errors_of,
     finished,
     shared_weights,
@@ -43,7 +44,7 @@ def by_class(stacked: Floats, weights: Floats, task: Task) -> Floats:
 def fit_class_weights(
     scores: Sequence[Floats],
     objective: Objective,
-    shared: tuple[float, ...] | None = None,
+    shared: Weights | None = None,
     strength: float | None = None,
 ) -> Regularised:
     """Weights [M, K] fitted on all rows.
@@ -56,7 +57,7 @@ def fit_class_weights(
     """
     stacked = np.stack(scores)
 
-    def fit(rows: Rows, strength: float) -> tuple[tuple[float, ...], Floats]:
+    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
         part = objective.part(rows)
         middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
         return middle, _class_weights(stacked[:, rows], part, np.array(middle), strength)

@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.node import Rows
 from orchestrator.ensemble.objective import Objective
+from orchestrator.ensemble.weights import Weights
 
 FOLDS = 5
 SIMPLE = 1e6
@@ -20,7 +21,7 @@ SIMPLE = 1e6
 class Regularised:
     """Numbers fitted beside weights that are alike for all."""
 
-    shared: tuple[float, ...]
+    shared: Weights
     """The weights [M] that a large strength leads to."""
     strength: float
     fitted: tuple[tuple[float, ...], ...]

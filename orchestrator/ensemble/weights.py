@@ -18,6 +18,10 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
 from orchestrator.errors import EnsembleError
 
+Members = Sequence[Floats] | Floats
+"""Scores [N, K] of each of M members, or [M, N, K] in one array."""
+Weights = tuple[float, ...]
+"""One a member: >= 0, of sum 1."""
 GAP = 1e-9
 """Distance from the optimum, in nats a row, at which the solver stops."""
 ENOUGH = 1e-6
@@ -27,9 +31,7 @@ DECIMALS = 10
 """Weights are rounded to this many: sums taken in another order then give the same weights."""
 
 
-def likelihood_weights(
-    scores: Sequence[Floats] | Floats, targets: npt.NDArray[np.int64]
-) -> tuple[float, ...]:
+def likelihood_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
     """Weights of least negative log-likelihood of the mixed probabilities.
 
     Args:
@@ -57,9 +59,7 @@ def likelihood_weights(
     raise EnsembleError("the mix weights did not converge", duality_gap(weights, gradient))
 
 
-def squared_error_weights(
-    scores: Sequence[Floats] | Floats, targets: npt.NDArray[Any], task: Task
-) -> tuple[float, ...]:
+def squared_error_weights(scores: Members, targets: npt.NDArray[Any], task: Task) -> Weights:
     """Weights of least squared error of the mixed values, or of the mixed probabilities (Brier score).
 
     Values are scaled to targets of unit deviation.
@@ -73,14 +73,14 @@ def squared_error_weights(
     return finished(simplex_minimum(errors @ errors.T / errors.shape[1], np.zeros(len(errors))))
 
 
-def errors_of(scores: Sequence[Floats] | Floats, targets: npt.NDArray[Any], task: Task) -> Floats:
+def errors_of(scores: Members, targets: npt.NDArray[Any], task: Task) -> Floats:
     """Errors [M, N * K] of scores [M, N, K]: weights that sum to 1 mix them as they mix the answers.
 
     Classification: of probabilities, against 1 for the label and 0 for the others. Regression: of values, in
     units of the targets' deviation.
     """
     if task == "classification":
-        errors = np.exp(np.stack(scores))
+        errors = np.exp(np.array(scores))
         errors[:, np.arange(len(targets)), targets] -= 1.0
         return errors.reshape(len(errors), -1)
     truth = targets.reshape(len(targets), -1)
@@ -89,16 +89,14 @@ def errors_of(scores: Sequence[Floats] | Floats, targets: npt.NDArray[Any], task
     return np.stack([((member - truth) / scale).ravel() for member in scores])
 
 
-def shared_weights(
-    scores: Sequence[Floats] | Floats, targets: npt.NDArray[Any], task: Task
-) -> tuple[float, ...]:
+def shared_weights(scores: Members, targets: npt.NDArray[Any], task: Task) -> Weights:
     """Weights that are alike for all rows and classes: of least likelihood loss or squared error, by task."""
     if task == "classification":
         return likelihood_weights(scores, targets)
     return squared_error_weights(scores, targets, task)
 
 
-def vote_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64]) -> tuple[float, ...]:
+def vote_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
     """Shares of the votes: log(p / (1 - p)) + log(K - 1) for a member of accuracy p, scaled to sum 1.
 
     The optimum where members err independently and their errors fall on the other classes alike (Kuncheva
@@ -190,7 +188,7 @@ def _line_search(odds: Floats, weights: Floats, step: Floats, gradient: Floats) 
     return np.asarray(weights * (odds / (odds @ weights)[:, None]).mean(axis=0))
 
 
-def finished(weights: Floats) -> tuple[float, ...]:
+def finished(weights: Floats) -> Weights:
     """Weights as settings hold them: rounded, and of sum 1."""
     rounded = np.round(np.maximum(weights, 0.0), DECIMALS)
     return tuple((rounded / rounded.sum()).tolist())

@@ -9,12 +9,14 @@ import pytest
 
 from orchestrator.config.ensemble import Member, WeightedMix
 from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, pool
-from orchestrator.ensemble.gate import STEPS, features, fit_gate, gated
-from orchestrator.ensemble.mix import fit_weights, mixed
+from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.gate import features, fit_gate, gated
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.per_class import by_class, fit_class_weights
 from orchestrator.ensemble.strength import SIMPLE
+from orchestrator.ensemble.tree import replay
 from orchestrator.ensemble.weights import errors_of, likelihood_weights, squared_error_weights
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import MEMBERS, outputs, values
@@ -45,17 +47,24 @@ def fickle(rows: int, seed: int) -> tuple[list[Floats], Any]:
     return scores, labels
 
 
-def settings(method: str, members: int = 4, **more: Any) -> WeightedMix:
-    return WeightedMix(members=tuple(Member(name=str(n)) for n in range(members)), method=method, **more)
+def fitted(
+    method: str, scores: list[Floats], targets: Any, task: Task = "classification", **more: Any
+) -> Any:
+    """A mix of members with these scores, fitted; and its answers to rows of any scores of theirs."""
+    temperature = 1.0 if task == "classification" else None
+    members = tuple(Member(name=str(place), temperature=temperature) for place in range(len(scores)))
+    metric = Metric(name="accuracy" if task == "classification" else "mae")
+    node = WeightedMix(members=members, method=method, **more)
+    found = fit(node, dict(zip(members, scores, strict=True)), targets, metric, task)
+    return found, lambda fresh: replay(found, dict(zip(members, fresh, strict=True)), task).scores
 
 
 def held_out(method: str, make: Any, rows: int = 400) -> float:
     """Negative log-likelihood on fresh rows of weights fitted on others."""
     scores, labels = make(rows, 0)
     fresh, truth = make(2000, 1)
-    node = settings(method, len(scores))
-    node = node.model_copy(update=fit_weights(node, scores, Objective(labels, "classification")))
-    return score(NLL, mixed(node, fresh, "classification"), truth)
+    _, answers = fitted(method, scores, labels)
+    return score(NLL, answers(fresh), truth)
 
 
 def test_specialists_gain_by_weights_for_each_class() -> None:
@@ -172,7 +181,6 @@ def test_gate_features_by_hand() -> None:
     entropy = -sum(p * np.log(p) for p in (0.5, 0.3, 0.2))
     expected = [[np.log(0.5), entropy, 0.2], [-np.log(3), np.log(3), 0.0]]
     np.testing.assert_allclose(features(scores, "classification"), expected, atol=1e-12)
-    assert STEPS > 0
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -180,9 +188,8 @@ def test_gate_features_by_hand() -> None:
 def test_the_order_of_members_does_not_matter(method: str, task: Any) -> None:
     table, targets = outputs(rows=200) if task == "classification" else values(rows=200)
     scores = [log_softmax(table[m]) if task == "classification" else table[m].astype(float) for m in MEMBERS]
-    node, objective = settings(method), Objective(targets, task)
-    one = mixed(node.model_copy(update=fit_weights(node, scores, objective)), scores, task)
-    other = mixed(node.model_copy(update=fit_weights(node, scores[::-1], objective)), scores[::-1], task)
+    one = fitted(method, scores, targets, task)[1](scores)
+    other = fitted(method, scores[::-1], targets, task)[1](scores[::-1])
     np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
 
 
@@ -190,11 +197,10 @@ def test_given_weights_are_what_class_weights_and_gate_lean_to() -> None:
     table, labels = outputs(rows=200)
     scores = [log_softmax(table[member]) for member in MEMBERS]
     for method in ("per_class", "gate"):
-        node = settings(method, weights=(0.4, 0.3, 0.2, 0.1), strength=SIMPLE)
-        found = fit_weights(node, scores, Objective(labels, "classification"))
-        assert found["weights"] == node.weights
-        answer = mixed(node.model_copy(update=found), scores, "classification")
-        np.testing.assert_allclose(answer, pool(scores, node.weights, "classification"), rtol=1e-4)
+        given = (0.4, 0.3, 0.2, 0.1)
+        found, answers = fitted(method, scores, labels, weights=given, strength=SIMPLE)
+        assert found.weights == given
+        np.testing.assert_allclose(answers(scores), pool(scores, given, "classification"), rtol=1e-4)
 
 
 def test_squared_error_of_a_classification_is_the_brier_score() -> None:
@@ -205,8 +211,7 @@ def test_squared_error_of_a_classification_is_the_brier_score() -> None:
         probs = np.exp(pool(scores, weights, "classification"))
         return float(np.square(probs - np.eye(4)[labels]).sum(axis=1).mean())
 
-    node = settings("squared_error")
-    weights = fit_weights(node, scores, Objective(labels, "classification"))["weights"]
+    weights = fitted("squared_error", scores, labels)[0].weights
     assert brier(weights) < brier(likelihood_weights(scores, labels))
     rng = np.random.default_rng(0)
     assert all(brier(weights) <= brier(other) for other in rng.dirichlet(np.ones(4), size=200))
