@@ -36,6 +36,8 @@ class Member(Settings):
 
 Rule = Literal["mean", "logits", "vote", "weighted_vote", "median", "trimmed_mean", "maximum"]
 """How the members' answers become one: `orchestrator.ensemble.combine.pool`."""
+VALUE_RULES: tuple[Rule, ...] = ("mean", "median", "trimmed_mean")
+"""Rules that a regression can have."""
 Method = Literal["likelihood", "squared_error", "greedy", "per_class", "gate"]
 """How the weights of a mix are fitted: `orchestrator.ensemble.mix`."""
 TRIM = 0.1

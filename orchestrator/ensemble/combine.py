@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import TRIM, Rule
+from orchestrator.config.ensemble import TRIM, VALUE_RULES, Rule
 from orchestrator.config.signature import Task
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
 Floats = npt.NDArray[np.float64]
 
-VALUE_RULES: tuple[Rule, ...] = ("mean", "median", "trimmed_mean")
-"""Rules that a regression can have."""
 VOTE_RULES: tuple[Rule, ...] = ("vote", "weighted_vote")
 TIE = 1e-9
 """Weighted votes closer than this are a tie: fitted weights are rounded to ten digits."""

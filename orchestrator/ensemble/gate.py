@@ -20,7 +20,7 @@ from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights
 from orchestrator.measure.metrics import log_softmax
 
-STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, SIMPLE)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, SIMPLE)
 LEAST_SHARE = 1e-3
 """Weight from which a member starts that the shared weights leave out."""
 STEPS = 200

@@ -44,13 +44,16 @@ class Objective:
         """The same on some of the rows."""
         return Objective(self.targets[rows], self.task, self.metric, self.allowed)
 
+    def of_rows(self, scores: Floats) -> Floats:
+        """The loss [N] of each row without the metric."""
+        if self.task == "classification":
+            return np.asarray(-scores[np.arange(len(self.targets)), self.targets])
+        errors = errors_of([scores], self.truth, "regression").reshape(scores.shape)
+        return np.asarray(np.square(errors).mean(axis=1))
+
     def loss(self, scores: Floats) -> Loss:
         """The loss of scores [N, K]."""
-        if self.task == "classification":
-            likelihood = -float(scores[np.arange(len(self.targets)), self.targets].mean())
-        else:
-            likelihood = float(np.square(errors_of([scores], self.truth, "regression")).mean())
-        return (*self._of_metric(scores), likelihood)
+        return (*self._of_metric(scores), float(self.of_rows(scores).mean()))
 
     def additive(self, scores: Sequence[Floats]) -> tuple[Floats, Callable[[Floats], Loss]]:
         """Arrays of the members [M, ...], and the loss of a weighted mean of them.

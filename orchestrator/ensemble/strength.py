@@ -31,9 +31,10 @@ class Regularised:
 def choose_strength(
     strengths: Sequence[float], objective: Objective, held_out: Callable[[float, Rows, Rows], Floats]
 ) -> float:
-    """The strength with the least loss of the scores that each row gets from a fit without it.
+    """The strongest one that is as good as the best, for scores that each row gets from a fit without it.
 
-    Folds are drawn from a fixed seed. Ties go to the stronger.
+    As good: within one standard error of the rows' differences in loss (the one-standard-error rule of Breiman,
+    Friedman, Olshen, Stone 1984), and of no worse metric where there is one. Folds are drawn from a fixed seed.
 
     Args:
         strengths: To try.
@@ -44,7 +45,7 @@ def choose_strength(
     if count < 2 * FOLDS:
         return max(strengths)
     folds = np.random.default_rng(0).permutation(count) % FOLDS
-    losses = {}
+    found = {}
     for strength in strengths:
         scores = None
         for fold in range(FOLDS):
@@ -53,5 +54,12 @@ def choose_strength(
             scores = np.zeros((count, part.shape[1])) if scores is None else scores
             scores[others] = part
         assert scores is not None
-        losses[strength] = objective.loss(scores)
-    return min(strengths, key=lambda strength: (losses[strength], -strength))
+        found[strength] = scores
+    losses = {strength: objective.loss(scores) for strength, scores in found.items()}
+    best = min(strengths, key=lambda strength: losses[strength])
+
+    def as_good(strength: float) -> bool:
+        excess = objective.of_rows(found[strength]) - objective.of_rows(found[best])
+        return losses[strength][:-1] == losses[best][:-1] and excess.mean() <= excess.std() / np.sqrt(count)
+
+    return max(filter(as_good, strengths))

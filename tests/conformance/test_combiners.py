@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.ensemble import (
+    VALUE_RULES,
     Ensemble,
     Member,
     Method,
@@ -23,7 +24,7 @@ from orchestrator.config.ensemble import (
     walk_nodes,
 )
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.combine import VALUE_RULES, VOTE_RULES, Floats
+from orchestrator.ensemble.combine import VOTE_RULES, Floats
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.config.ensemble import Member, Parallel, Rule, WeightedMix
+from orchestrator.config.ensemble import VALUE_RULES, Member, Parallel, Rule, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble import mix, parallel
 from orchestrator.ensemble.combine import (
-    VALUE_RULES,
     VOTE_RULES,
     Floats,
     decision_margin,
