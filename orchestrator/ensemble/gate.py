@@ -18,6 +18,7 @@ from orchestrator.ensemble.node import Rows
 from orchestrator.ensemble.objective import LEAST, Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights
+from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, SIMPLE)
@@ -47,8 +48,17 @@ def gated(stacked: Floats, gate: Floats, task: Task) -> Floats:
         stacked: Members' scores [M, N, K].
         gate: For each member a constant, then a factor a feature.
         task: Which scores these are.
+
+    Raises:
+        EnsembleError: the gate is for another number of features.
     """
     seen = np.stack([features(scores, task) for scores in stacked])
+    if gate.shape[1] != 1 + seen.shape[2]:
+        raise EnsembleError(
+            "the gate does not fit the members' outputs",
+            f"{gate.shape[1]} numbers a member for {seen.shape[2]} features",
+            "fit the ensemble again",
+        )
     return mixture(stacked, np.exp(_log_shares(seen, gate))[:, :, None], task)
 
 

@@ -24,6 +24,7 @@ from orchestrator.ensemble.weights import (
     shared_weights,
     simplex_minimum,
 )
+from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, SIMPLE)
@@ -36,7 +37,16 @@ def by_class(stacked: Floats, weights: Floats, task: Task) -> Floats:
         stacked: Members' scores [M, N, K].
         weights: >= 0; each column sums to 1.
         task: Which scores these are.
+
+    Raises:
+        EnsembleError: there are weights for another number of classes.
     """
+    if weights.shape[1] != stacked.shape[2]:
+        raise EnsembleError(
+            "class_weights do not fit the members' outputs",
+            f"{weights.shape[1]} columns for {stacked.shape[2]} outputs",
+            "fit the ensemble again",
+        )
     mean = mixture(stacked, weights[:, None, :], task)
     return log_softmax(mean) if task == "classification" else mean
 

@@ -33,8 +33,9 @@ def choose_strength(
 ) -> float:
     """The strongest one that is as good as the best, for scores that each row gets from a fit without it.
 
-    As good: within one standard error of the rows' differences in loss (the one-standard-error rule of Breiman,
-    Friedman, Olshen, Stone 1984), and of no worse metric where there is one. Folds are drawn from a fixed seed.
+    As good: within one standard error of the rows' differences in loss (the one-standard-error rule of
+    Breiman, Friedman, Olshen, Stone 1984), and of the same metric where there is one. Folds are drawn from a
+    fixed seed. With too few rows for folds: the strongest.
 
     Args:
         strengths: To try.

@@ -1,7 +1,7 @@
-"""Mix weights on the simplex: least negative log-likelihood, or least squared error.
+"""Weights on the simplex: of a mix, by least negative log-likelihood or least squared error; and of votes.
 
-Both problems are convex and are solved to the optimum without any regularisation: squared error is one
-quadratic program; the likelihood takes a few Newton steps, each such a program (sequential quadratic
+Both problems of a mix are convex and are solved to the optimum without any regularisation: squared error is
+one quadratic program; the likelihood takes a few Newton steps, each such a program (sequential quadratic
 programming for mixture proportions: Kim, Carbonetto, Stephens, Anitescu 2020,
 https://arxiv.org/abs/1806.01412). The result depends on the inputs alone.
 """

@@ -75,6 +75,12 @@ REGRESSION: dict[str, Ensemble] = {
     ),
     "gate": METHODS["gate"].model_copy(update={"gate": tuple(row[:3] for row in GATE)}),
 }
+
+
+def of_equals(rule: Rule) -> Callable[[Member], Ensemble]:
+    return lambda one: Parallel(members=(one, one), rule=rule)
+
+
 KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     # Trees that must answer exactly as one of their members.
     "equal members": lambda one: parallel(one, one),
@@ -86,11 +92,7 @@ KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
         members=(D, one), method="per_class", weights=(0.5, 0.5), class_weights=((0.0,) * 3, (1.0,) * 3)
     ),
     "gate": lambda one: WeightedMix(members=(one, one), method="gate", weights=(0.5, 0.5), gate=GATE[:2]),
-    **{
-        f"equal members, {rule}": lambda one, rule=rule: Parallel(members=(one, one), rule=rule)
-        for rule in RULES
-        if rule not in VOTE_RULES
-    },
+    **{f"equal members, {rule}": of_equals(rule) for rule in get_args(Rule) if rule not in VOTE_RULES},
 }
 
 

@@ -234,6 +234,20 @@ MIXES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", MIXES)
+def test_fitted_numbers_of_other_outputs_are_refused(kind: str) -> None:
+    table, _ = values(rows=5)
+    node = WeightedMix(members=MEMBERS, **MIXES[kind])
+    if kind == "shared":
+        assert replay(node, table, "regression").outputs.shape == (5, 2)
+        return
+    told = {"per_class": "4 columns for 2 outputs", "gate": "4 numbers a member for 2 features"}[kind]
+    with pytest.raises(
+        EnsembleError, match=rf"do(es)? not fit the members' outputs: {told}\. fit the ensemble"
+    ):
+        replay(node, table, "regression")
+
+
+@pytest.mark.parametrize("kind", MIXES)
 def test_a_mix_without_some_members_goes_by_weights_that_are_alike_for_all(kind: str) -> None:
     node = WeightedMix(members=MEMBERS, **MIXES[kind])
     complete = mix.pooled(node, SCORES, node.weights, "classification")
