@@ -34,16 +34,42 @@ class Member(Settings):
         return None if self.digest else f"member {self.name} has no digest"
 
 
+Rule = Literal["mean", "logits", "vote", "weighted_vote", "median", "trimmed_mean", "maximum"]
+"""How the members' answers become one: `orchestrator.ensemble.combine.pool`."""
+VALUE_RULES: tuple[Rule, ...] = ("mean", "median", "trimmed_mean")
+"""Rules that a regression can have."""
+Method = Literal["likelihood", "squared_error", "greedy", "per_class", "gate"]
+"""How the weights of a mix are fitted: `orchestrator.ensemble.mix`."""
+TRIM = 0.1
+"""Share of the members that `trimmed_mean` leaves out at each end."""
+
+
 class Parallel(Settings):
-    """Every member answers every row; the answer is the mean probability (regression: the mean)."""
+    """Every member answers every row; a fixed rule makes one answer of them (by default the mean)."""
 
     below: ClassVar[str | None] = "members"
     kind: Literal["parallel"] = "parallel"
     members: tuple[Node, ...] = Field(min_length=2)
+    rule: Rule = "mean"
+    trim: float = Field(TRIM, gt=0, lt=0.5)
+    """`trimmed_mean` only: share of the members left out at each end, at least one of three or more."""
+    weights: tuple[float, ...] | None = None
+    """`weighted_vote` only: each member's share of the votes; fitted on validation data when not given."""
+
+    @model_validator(mode="after")
+    def _weights(self) -> Parallel:
+        if self.weights is not None:
+            if self.rule != "weighted_vote":
+                raise ValueError(
+                    f"rule {self.rule} takes no weights: use weighted_vote, or kind weighted_mix"
+                )
+            _on_simplex(self.weights, len(self.members))
+        return self
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
-        return None
+        lacking = self.rule == "weighted_vote" and self.weights is None
+        return "parallel with rule weighted_vote has no weights" if lacking else None
 
 
 class Cascade(Settings):
@@ -79,24 +105,61 @@ class WeightedMix(Settings):
     below: ClassVar[str | None] = "members"
     kind: Literal["weighted_mix"] = "weighted_mix"
     members: tuple[Node, ...] = Field(min_length=2)
+    method: Method = "likelihood"
+    objective: Literal["nll", "metric"] = "nll"
+    """What `greedy` selects by, and what the strength of `per_class` and `gate` is chosen by: the negative
+    log-likelihood (regression: squared error), or the run's metric."""
+    rounds: int = Field(100, ge=1)
+    """`greedy` only: selections; weights are multiples of one over the number of those that were kept."""
+    bags: int = Field(1, ge=1)
+    """`greedy` only: with more than one, as many selections among random halves of the members, averaged."""
+    strength: float | None = Field(None, gt=0)
+    """`per_class` and `gate` only: pull towards weights that are alike for all; chosen by cross-validation
+    on validation data when not given."""
     weights: tuple[float, ...] | None = None
-    """Fitted on validation data (least negative log-likelihood on the simplex) when not given."""
+    """Fitted on validation data when not given. Under `per_class` and `gate` those that are alike for all."""
+    class_weights: tuple[tuple[float, ...], ...] | None = None
+    """`per_class` only: for each member a weight for each class (regression: each output); fitted."""
+    gate: tuple[tuple[float, ...], ...] | None = None
+    """`gate` only: for each member a constant and a factor for each feature of its own output; fitted."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> WeightedMix:
+        if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
+            raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
+        for method, key in (("per_class", "class_weights"), ("gate", "gate")):
+            found: tuple[tuple[float, ...], ...] | None = getattr(self, key)
+            if found is None:
+                continue
+            if self.method != method:
+                raise ValueError(f"{key} belongs to method {method}, not {self.method}")
+            if len(found) != len(self.members) or len({len(row) for row in found}) != 1:
+                raise ValueError(f"{key} needs {len(self.members)} rows of one length, one for each member")
+        return self
 
     @model_validator(mode="after")
     def _weights(self) -> WeightedMix:
-        if self.weights is None:
-            return self
-        if len(self.weights) != len(self.members):
-            raise ValueError(f"{len(self.members)} members need as many weights, got {len(self.weights)}")
-        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
-            raise ValueError(
-                f"weights must be >= 0 and sum to 1, got {self.weights} (sum {sum(self.weights):.6g})"
-            )
+        if self.weights is not None:
+            _on_simplex(self.weights, len(self.members))
+        for column in zip(*(self.class_weights or ()), strict=True):
+            _on_simplex(column, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
-        return "weighted_mix has no weights" if self.weights is None else None
+        needed = {"per_class": ("weights", "class_weights"), "gate": ("weights", "gate")}
+        for key in needed.get(self.method, ("weights",)):
+            if getattr(self, key) is None:
+                return f"weighted_mix has no {key}"
+        return None
+
+
+def _on_simplex(weights: Sequence[float], members: int) -> None:
+    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
+    if len(weights) != members:
+        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
 
 
 def _member_of_name(value: Any) -> Any:

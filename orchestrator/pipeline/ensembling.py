@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import cast
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Member, Node, Spec, WeightedMix, children, leaves
+from orchestrator.config.ensemble import (
+    Cascade,
+    Ensemble,
+    Member,
+    Node,
+    Parallel,
+    Spec,
+    WeightedMix,
+    children,
+    leaves,
+)
 from orchestrator.config.run import FRONT_NAMES
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import distinct
@@ -53,16 +63,18 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
 
 def describe(tree: Ensemble) -> str:
     """One line about the members and what was fitted."""
-    if isinstance(tree, WeightedMix):
-        pairs = zip(tree.members, tree.weights or (), strict=True)
-        return ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
+    how = f"{tree.rule} of " if isinstance(tree, Parallel) else ""
+    how = f"by {tree.method}: " if isinstance(tree, WeightedMix) else how
+    if isinstance(tree, WeightedMix | Parallel) and tree.weights is not None:
+        pairs = zip(tree.members, tree.weights, strict=True)
+        return how + ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
     if isinstance(tree, Cascade):
         steps = [
             f"{label(stage)} if sure of {t:.3f}"
             for stage, t in zip(tree.stages, tree.thresholds or (), strict=False)
         ]
         return ", else ".join([*steps, label(tree.stages[-1])])
-    return ", ".join(label(member) for member in tree.members)
+    return how + ", ".join(label(member) for member in tree.members)
 
 
 def label(node: Node) -> str:

@@ -1,15 +1,30 @@
-"""What every kind of ensemble node promises, whatever it does inside. A new kind adds its line to `TREES`."""
+"""What every kind of ensemble node promises, whatever it does inside.
+
+A new kind, rule or method adds its line to `TREES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Ensemble, Member, Node, children
+from orchestrator.config.ensemble import (
+    VALUE_RULES,
+    Ensemble,
+    Member,
+    Method,
+    Node,
+    Parallel,
+    Rule,
+    WeightedMix,
+    children,
+    walk_nodes,
+)
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import VOTE_RULES, Floats
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
@@ -19,9 +34,29 @@ from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, paral
 TABLE, TARGETS = outputs(rows=80, classes=3)
 VALUES, TRUTH = values(rows=80)
 
+MEMBERS = (A, B, C)
+WEIGHTS = (0.2, 0.3, 0.5)
+CLASS_WEIGHTS = ((0.1, 0.7, 0.2), (0.6, 0.1, 0.3), (0.3, 0.2, 0.5))
+GATE = ((0.3, 0.2, -0.5, 1.0), (-0.1, 0.4, 0.3, 0.5), (0.2, -0.3, 0.1, 2.0))
+
+RULES: dict[str, Ensemble] = {
+    rule: Parallel(members=MEMBERS, rule=rule, weights=WEIGHTS if rule == "weighted_vote" else None)
+    for rule in get_args(Rule)
+}
+METHODS: dict[str, Ensemble] = {
+    method: WeightedMix(
+        members=MEMBERS,
+        method=method,
+        weights=WEIGHTS,
+        class_weights=CLASS_WEIGHTS if method == "per_class" else None,
+        gate=GATE if method == "gate" else None,
+    )
+    for method in get_args(Method)
+}
 TREES: dict[str, Ensemble] = {
-    "parallel": parallel(A, B, C),
-    "weighted_mix": mix(A, B, C, weights=(0.2, 0.3, 0.5)),
+    **RULES,
+    **METHODS,
+    "by_metric": WeightedMix(members=MEMBERS, method="greedy", objective="metric", bags=3, weights=WEIGHTS),
     "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
@@ -32,7 +67,20 @@ TREES: dict[str, Ensemble] = {
         mix(A, D, weights=(1.0, 0.0)),
     ),
 }
-REGRESSION = {name: TREES[name] for name in ("parallel", "weighted_mix")}
+REGRESSION: dict[str, Ensemble] = {
+    **{rule: RULES[rule] for rule in VALUE_RULES},
+    **METHODS,
+    "per_class": METHODS["per_class"].model_copy(
+        update={"class_weights": ((0.1, 0.7), (0.6, 0.1), (0.3, 0.2))}
+    ),
+    "gate": METHODS["gate"].model_copy(update={"gate": tuple(row[:3] for row in GATE)}),
+}
+
+
+def of_equals(rule: Rule) -> Callable[[Member], Ensemble]:
+    return lambda one: Parallel(members=(one, one), rule=rule)
+
+
 KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     # Trees that must answer exactly as one of their members.
     "equal members": lambda one: parallel(one, one),
@@ -40,6 +88,11 @@ KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     "all leave at once": lambda one: cascade(one, D, thresholds=(0.0,)),
     "none leaves": lambda one: cascade(D, B, one, thresholds=(2.0, 2.0)),
     "nested": lambda one: cascade(D, mix(one, B, weights=(1.0, 0.0)), thresholds=(2.0,)),
+    "class weights": lambda one: WeightedMix(
+        members=(D, one), method="per_class", weights=(0.5, 0.5), class_weights=((0.0,) * 3, (1.0,) * 3)
+    ),
+    "gate": lambda one: WeightedMix(members=(one, one), method="gate", weights=(0.5, 0.5), gate=GATE[:2]),
+    **{f"equal members, {rule}": of_equals(rule) for rule in get_args(Rule) if rule not in VOTE_RULES},
 }
 
 
@@ -86,20 +139,48 @@ def test_a_row_s_answer_does_not_depend_on_the_others(tree: Ensemble) -> None:
 @every(TREES)
 def test_renaming_the_classes_renames_the_answer(tree: Ensemble, classes: tuple[int, ...]) -> None:
     whole = replay(tree, TABLE, "classification")
-    turned = replay(tree, {member: output[:, classes] for member, output in TABLE.items()}, "classification")
+    outputs_turned = {member: output[:, classes] for member, output in TABLE.items()}
+    if isinstance(tree, WeightedMix) and tree.class_weights is not None:
+        renamed = tuple(tuple(row[label] for label in classes) for row in tree.class_weights)
+        tree = tree.model_copy(update={"class_weights": renamed})
+    turned = replay(tree, outputs_turned, "classification")
     np.testing.assert_allclose(turned.outputs, whole.outputs[:, classes], atol=1e-6)
 
 
-REORDERED: list[tuple[Ensemble, Ensemble]] = [
-    (parallel(A, B, C), parallel(C, A, B)),
-    (mix(A, B, weights=(0.2, 0.8)), mix(B, A, weights=(0.8, 0.2))),
-]
+def reordered(tree: Ensemble) -> Ensemble:
+    """Members in another order, and what was fitted for each of them with it."""
+    found = {name: getattr(tree, name, None) for name in ("members", "weights", "class_weights", "gate")}
+    return tree.model_copy(update={name: (v[2], v[0], v[1]) for name, v in found.items() if v is not None})
 
 
-@pytest.mark.parametrize(("one", "other"), REORDERED)
-def test_the_members_order_does_not_matter_where_it_must_not(one: Ensemble, other: Ensemble) -> None:
-    expected = replay(one, TABLE, "classification").scores
-    np.testing.assert_allclose(replay(other, TABLE, "classification").scores, expected, atol=1e-12)
+@every({**RULES, **METHODS})
+def test_the_members_order_does_not_matter(tree: Ensemble) -> None:
+    expected = replay(tree, TABLE, "classification").scores
+    found = replay(reordered(tree), TABLE, "classification").scores
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@every(REGRESSION)
+def test_the_members_order_does_not_matter_to_a_regression(tree: Ensemble) -> None:
+    expected = replay(tree, VALUES, "regression").scores
+    np.testing.assert_allclose(replay(reordered(tree), VALUES, "regression").scores, expected, rtol=1e-12)
+
+
+@every(REGRESSION)
+def test_a_row_of_a_regression_does_not_depend_on_the_others(tree: Ensemble) -> None:
+    whole = replay(tree, VALUES, "regression")
+    for rows in np.split(np.arange(80), [1, 30]):
+        part = predict(tree, lookup(VALUES), rows, "regression")
+        np.testing.assert_array_equal(part.outputs, whole.outputs[rows])
+
+
+@pytest.mark.parametrize("rule", VOTE_RULES)
+def test_a_unanimous_vote_keeps_the_class_and_is_surer_than_one_vote(rule: Rule) -> None:
+    weights = (0.5, 0.5) if rule == "weighted_vote" else None
+    found = replay(Parallel(members=(A, A), rule=rule, weights=weights), TABLE, "classification")
+    assert found.probs is not None
+    np.testing.assert_array_equal(found.probs.argmax(axis=1), TABLE[A].argmax(axis=1))
+    assert (found.probs.max(axis=1) > 2 / 3).all()
 
 
 @pytest.mark.parametrize("make", KEEPS_ONE.values(), ids=KEEPS_ONE.keys())
@@ -183,7 +264,8 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
 def unfitted(node: Node) -> Node:
     """The tree without what was fitted."""
     field = "stages" if node.kind == "sequential" else "members"
-    cleared = {"weighted_mix": {"weights": None}, "sequential": {"thresholds": None}}.get(node.kind, {})
+    fitted = ("weights", "class_weights", "gate", "thresholds")
+    cleared = {name: None for name in fitted if name in type(node).model_fields}
     below = tuple(unfitted(child) for child in children(node))
     return node.model_copy(update={field: below, **cleared}) if below else node
 
@@ -192,5 +274,14 @@ def unfitted(node: Node) -> Node:
 def test_every_kind_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
     found = fit(unfitted(tree), TABLE, TARGETS, Metric(), "classification")
     assert replay(found, TABLE, "classification").outputs.shape == (80, 3)
+    assert all(node.unfitted() is None for node in walk_nodes(found))
     # A fitted tree survives the store: JSON and back is the same tree.
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@every(REGRESSION)
+def test_every_kind_of_a_regression_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
+    found = fit(unfitted(tree), VALUES, TRUTH, Metric(name="mae"), "regression")
+    assert replay(found, VALUES, "regression").outputs.shape == (80, 2)
+    assert all(node.unfitted() is None for node in walk_nodes(found))
     assert type(found).model_validate_json(found.model_dump_json()) == found

@@ -1,0 +1,66 @@
+"""How strongly fitted numbers are pulled towards simple ones: chosen by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.objective import Objective
+from orchestrator.ensemble.weights import Weights
+
+FOLDS = 5
+SIMPLE = 1e6
+"""A strength at which nothing but the simple numbers is left."""
+
+
+@dataclass(frozen=True)
+class Regularised:
+    """Numbers fitted beside weights that are alike for all."""
+
+    shared: Weights
+    """The weights [M] that a large strength leads to."""
+    strength: float
+    fitted: tuple[tuple[float, ...], ...]
+    """One row a member."""
+
+
+def choose_strength(
+    strengths: Sequence[float], objective: Objective, held_out: Callable[[float, Rows, Rows], Floats]
+) -> float:
+    """The strongest one that is as good as the best, for scores that each row gets from a fit without it.
+
+    As good: within one standard error of the rows' differences in loss (the one-standard-error rule of
+    Breiman, Friedman, Olshen, Stone 1984), and of the same metric where there is one. Folds are drawn from a
+    fixed seed. With too few rows for folds: the strongest.
+
+    Args:
+        strengths: To try.
+        objective: On all rows.
+        held_out: (strength, rows to fit on, other rows) -> scores [n, K] of the other rows.
+    """
+    count = len(objective.targets)
+    if count < 2 * FOLDS:
+        return max(strengths)
+    folds = np.random.default_rng(0).permutation(count) % FOLDS
+    found = {}
+    for strength in strengths:
+        scores = None
+        for fold in range(FOLDS):
+            rows, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            part = held_out(strength, rows, others)
+            scores = np.zeros((count, part.shape[1])) if scores is None else scores
+            scores[others] = part
+        assert scores is not None
+        found[strength] = scores
+    losses = {strength: objective.loss(scores) for strength, scores in found.items()}
+    best = min(strengths, key=lambda strength: losses[strength])
+
+    def as_good(strength: float) -> bool:
+        excess = objective.of_rows(found[strength]) - objective.of_rows(found[best])
+        return losses[strength][:-1] == losses[best][:-1] and excess.mean() <= excess.std() / np.sqrt(count)
+
+    return max(filter(as_good, strengths))
