@@ -7,19 +7,57 @@ promise), `fastest` (the fastest point of the front), or another ensemble of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.calibration import Calibration, Expectations, Record, Survivors, Trend
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
 
 
-class Member(Settings):
-    """A leaf: one artifact in one execution."""
+class Child(Settings):
+    """What every member of an ensemble has."""
 
     below: ClassVar[str | None] = None
+    """Name of the field that holds the nodes below."""
+    required: bool = False
+    """The node above cannot answer without it, whatever that node's quorum."""
+
+
+class Combined(Child):
+    """What every ensemble has: its answer is made from those of the members or stages below it."""
+
+    quorum: int | None = Field(None, ge=1)
+    """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    calibration: Calibration | None = None
+    """Of the combined answer; none when not given. Classification only."""
+    expected: Expectations | None = None
+    """Filled in when the tree that this is the root of is fitted and has a quorum."""
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        count = len(getattr(self, self.below or "", ()))
+        if self.quorum is not None and self.quorum > count:
+            raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        return self
+
+
+class Pooled(Combined):
+    """What ensembles have whose members all answer every row."""
+
+    below: ClassVar[str | None] = "members"
+    members: tuple[Node, ...] = Field(min_length=2)
+    survivors: tuple[Survivors, ...] = ()
+    """Filled in when it is fitted with a quorum: for each set of missing members of few."""
+    trend: Trend | None = None
+    """And of many: of the logarithm of the temperature."""
+
+
+class Member(Child):
+    """A leaf: one artifact in one execution."""
+
     kind: Literal["member"] = "member"
     name: str
     digest: str = ""
@@ -28,25 +66,25 @@ class Member(Settings):
     temperature: float | None = Field(None, gt=0)
     """Logits are divided by it before members are mixed; fitted on validation data when not given. A
     regression has none."""
+    record: Record | None = None
+    """Filled in when the ensemble is fitted and has a quorum."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
         return None if self.digest else f"member {self.name} has no digest"
 
 
-class Parallel(Settings):
+class Parallel(Pooled):
     """Every member answers every row; the answer is the mean probability (regression: the mean)."""
 
-    below: ClassVar[str | None] = "members"
     kind: Literal["parallel"] = "parallel"
-    members: tuple[Node, ...] = Field(min_length=2)
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
         return None
 
 
-class Cascade(Settings):
+class Cascade(Combined):
     """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
 
     Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
@@ -73,12 +111,10 @@ class Cascade(Settings):
         return "sequential has no thresholds" if self.thresholds is None else None
 
 
-class WeightedMix(Settings):
+class WeightedMix(Pooled):
     """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
 
-    below: ClassVar[str | None] = "members"
     kind: Literal["weighted_mix"] = "weighted_mix"
-    members: tuple[Node, ...] = Field(min_length=2)
     weights: tuple[float, ...] | None = None
     """Fitted on validation data (least negative log-likelihood on the simplex) when not given."""
 
@@ -109,7 +145,7 @@ AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Parallel, Cascade, WeightedMix):
+for _class in (Pooled, Parallel, Cascade, WeightedMix):
     _class.model_rebuild()
 
 
@@ -131,6 +167,8 @@ class Spec(Settings):
         for node in walk_nodes(self.tree):
             if (missing := node.unfitted()) is not None:
                 raise ValueError(f"{missing}: fit the ensemble first")
+            if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
+                raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         return self
 
 

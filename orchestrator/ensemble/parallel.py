@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.config.ensemble import Node, Parallel
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import pool
-from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
+from orchestrator.ensemble.combine import Floats, pool
+from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
+from orchestrator.ensemble.pooled import Weights, pooled
 
 
-@answer.register
-def _answer(node: Parallel, rows: Rows, task: Task) -> Steps:
-    parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pool(parts, None, task))
+@pooled.register
+def _pooled(node: Parallel, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
+    return pool(scores, weights, task)
 
 
-@fit_node.register
+@fit_uncalibrated.register
 def _fit(node: Parallel, ground: Ground) -> Node:
     return node.model_copy(update={"members": fit_all(node.members, ground)})
