@@ -104,9 +104,7 @@ def _by_temperature(scaling: TemperatureScaling, scores: Floats) -> Floats:
 
 
 @fit_scaling.register
-def _fit_temperature(
-    scaling: TemperatureScaling, scores: Floats, targets: npt.NDArray[np.int64]
-) -> Scaling:
+def _fit_temperature(scaling: TemperatureScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     return TemperatureScaling(temperature=scaling.temperature or fit_temperature(scores, targets))
 
 
@@ -165,8 +163,7 @@ def _fit_isotonic(scaling: IsotonicScaling, scores: Floats, targets: npt.NDArray
     # Shares of 0 and 1 say that there were few rows, not that it cannot be.
     after = np.clip(right / total, 0.5 / scores.size, 1 - 0.5 / scores.size)
     before = np.maximum(before / total, np.finfo(float).tiny)
-    knots = [(float(f"{x:.7g}"), float(f"{y:.7g}")) for x, y in zip(before, after, strict=True)]
-    return IsotonicScaling(knots=tuple(knots))
+    return IsotonicScaling(knots=tuple(zip(before.tolist(), after.tolist(), strict=True)))
 
 
 @fit_scaling.register

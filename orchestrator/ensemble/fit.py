@@ -91,5 +91,5 @@ def fit(
 
 def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
     if isinstance(tree, Member):
-        return tree.model_copy(update={"record": known[identity(tree)]})
+        return tree.model_copy(update={"record": known.get(identity(tree))})
     return with_children(tree, [_with_records(child, known) for child in children(tree)])

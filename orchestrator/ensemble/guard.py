@@ -66,7 +66,9 @@ def observe(watch: Watch, excess: Sequence[float | None], spare: int, every: flo
         every: Requests between wrong ejections, on average at least.
     """
     evidence = [
-        known if ratio is None else tuple(_grown(log, bet, ratio) for log, bet in zip(known, BETS, strict=True))
+        known
+        if ratio is None
+        else tuple(_grown(log, bet, ratio) for log, bet in zip(known, BETS, strict=True))
         for known, ratio in zip(watch.evidence, excess, strict=True)
     ]
     capital = [float(np.logaddexp.reduce(known)) - math.log(len(BETS)) for known in evidence]
@@ -86,34 +88,42 @@ def excess(prediction: Prediction, task: Task) -> list[float | None]:
 
     None: it has no record, did not answer, or fewer than two others did.
     """
-    known = [member.record for member in prediction.members]
-    if any(record is None for record in known):
-        return [None] * len(known)
-    records = [record for record in known if record is not None]
+    records = [member.record for member in prediction.members]
+    opposed = _opposed(prediction, task, [record.scales if record else () for record in records])
     found: list[float | None] = []
-    opposed = _opposed(prediction, task, [record.scales for record in records])
     for record, (shares, met) in zip(records, opposed, strict=True):
-        usual = float(np.asarray(record.opposed) @ met.sum(axis=1))
+        usual = float(np.asarray(record.opposed) @ met.sum(axis=1)) if record else 0.0
         found.append(float(shares[met].sum()) / usual if usual > 0 else None)
     return found
 
 
 def records(prediction: Prediction, task: Task) -> dict[Member, Record]:
-    """The record of each distinct member, from the tree's prediction on the rows that it was fitted on."""
-    rows = {member: prediction.said[member][mask] for member, mask in prediction.members.items()}
-    deviations = [values.std(axis=0, dtype=np.float64) for values in rows.values()]
-    scales = [tuple(np.where(found > 0, found, 1.0).tolist()) for found in deviations]
-    opposed = _opposed(prediction, task, scales)
-    return {
-        member: Record(
+    """The record of each distinct member that answered, from the tree's prediction on the rows that it was
+    fitted on."""
+    scales = [
+        _deviations(prediction, member) if task == "regression" else () for member in prediction.members
+    ]
+    found = {}
+    for member, own, (shares, met) in zip(
+        prediction.members, scales, _opposed(prediction, task, scales), strict=True
+    ):
+        if member not in prediction.said:
+            continue
+        values = prediction.said[member][prediction.members[member]]
+        found[member] = Record(
             outputs=values.shape[1],
             low=float(values.min()),
             high=float(values.max()),
-            scales=own if task == "regression" else (),
+            scales=own,
             opposed=tuple(_bound(line[mask]) for line, mask in zip(shares, met, strict=True)),
         )
-        for (member, values), own, (shares, met) in zip(rows.items(), scales, opposed, strict=True)
-    }
+    return found
+
+
+def _deviations(prediction: Prediction, member: Member) -> tuple[float, ...]:
+    """Standard deviation of each output of a member; 1 where it is constant."""
+    deviations = prediction.said[member].std(axis=0, dtype=np.float64)
+    return tuple(np.where(deviations > 0, deviations, 1.0).tolist())
 
 
 def _bound(shares: Floats) -> float:

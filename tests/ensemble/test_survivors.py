@@ -39,9 +39,7 @@ def tree_of(kind: type[Pooled], quorum: int = 3) -> Pooled:
 
 def degraded(tree: Pooled) -> dict[str, Prediction]:
     """Predictions on unseen rows with each one of four members missing."""
-    return {
-        member.name: replay(tree, without(UNSEEN, member), "classification") for member in MEMBERS
-    }
+    return {member.name: replay(tree, without(UNSEEN, member), "classification") for member in MEMBERS}
 
 
 def ece(found: Prediction) -> float:
@@ -143,7 +141,9 @@ def test_an_unfitted_quorum_renormalizes() -> None:
     np.testing.assert_allclose(found, whole, atol=1e-12)
     alone = WeightedMix(members=(A, B, C), weights=(0.0, 0.0, 1.0), quorum=2)
     equal = replay(Parallel(members=(A, B)), table, "classification").scores
-    np.testing.assert_allclose(replay(alone, without(table, C, D), "classification").scores, equal, atol=1e-12)
+    np.testing.assert_allclose(
+        replay(alone, without(table, C, D), "classification").scores, equal, atol=1e-12
+    )
 
 
 def test_expectations_know_every_set_that_leaves_an_answer_of_a_whole_tree() -> None:
