@@ -79,7 +79,7 @@ async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -
 async def _ask_all(
     asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray, patient: bool
 ) -> tuple[Outcome, ...]:
-    """One outcome for each ask. Where every member must answer, the first failure ends the wait for the rest."""
+    """One outcome for each ask. Unless `patient`, the first failure ends the wait for the rest."""
     results = await settle([_ask(ask, calls, inputs) for ask in asks], patient=patient)
     return tuple(_outcome(result) for result in results)
 

@@ -1,4 +1,4 @@
-"""Calibration, what is known about missing members, and prediction sets: what is asked for, and what was fitted.
+"""Calibration, missing members and prediction sets: what is asked for, and what was fitted.
 
 The same class holds both: a number that is None is fitted.
 """

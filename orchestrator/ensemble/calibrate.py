@@ -81,43 +81,50 @@ def fit_temperature(
     return round(math.exp((low + high) / 2), DECIMALS)
 
 
-@singledispatch
 def calibrated(scaling: Scaling, scores: Floats) -> Floats:
     """Log-probabilities [N, K] of an ensemble's scores [N, K], calibrated.
 
     Raises:
         EnsembleError: the calibration is not fitted.
     """
-    raise EnsembleError("the ensemble is not calibrated", scaling.kind, "fit the ensemble first")
+    if not scaling.fitted:
+        raise EnsembleError("the ensemble is not calibrated", scaling.kind, "fit the ensemble first")
+    return _apply(scaling, scores)
+
+
+def fit_scaling(scaling: Scaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
+    """The calibration fitted to scores [N, K] and labels [N]; one that is fitted is kept."""
+    return scaling if scaling.fitted else _fit(scaling, scores, targets)
 
 
 @singledispatch
-def fit_scaling(scaling: Scaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
-    """The calibration with its numbers fitted to scores [N, K] and labels [N]; numbers that it has are kept."""
+def _apply(scaling: Scaling, scores: Floats) -> Floats:
+    raise EnsembleError(f"no calibration by {type(scaling).__name__} ({len(scores)} rows)")
+
+
+@singledispatch
+def _fit(scaling: Scaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     raise EnsembleError(f"no fit for {type(scaling).__name__} ({len(scores)} rows, {len(targets)} labels)")
 
 
-@calibrated.register
+@_apply.register
 def _by_temperature(scaling: TemperatureScaling, scores: Floats) -> Floats:
-    assert scaling.temperature is not None
-    return log_softmax(scores / scaling.temperature)
+    return log_softmax(scores / np.float64(scaling.temperature))
 
 
-@fit_scaling.register
-def _fit_temperature(scaling: TemperatureScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
-    return TemperatureScaling(temperature=scaling.temperature or fit_temperature(scores, targets))
+@_fit.register
+def _fit_temperature(_: TemperatureScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
+    return TemperatureScaling(temperature=fit_temperature(scores, targets))
 
 
-@calibrated.register
+@_apply.register
 def _by_vector(scaling: VectorScaling, scores: Floats) -> Floats:
     return log_softmax(scores * np.asarray(scaling.factors) + np.asarray(scaling.shifts))
 
 
-@fit_scaling.register
-def _fit_vector(scaling: VectorScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
+@_fit.register
+def _fit_vector(_: VectorScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     """Least negative log-likelihood, with a prior worth one row around factors of 1 and shifts of 0."""
-    if scaling.fitted:
-        return scaling
     rows, classes = scores.shape
     truth = np.eye(classes)[targets]
     start = np.concatenate([np.ones(classes), np.zeros(classes)])
@@ -135,9 +142,8 @@ def _fit_vector(scaling: VectorScaling, scores: Floats, targets: npt.NDArray[np.
     return VectorScaling(factors=tuple(found[:classes].tolist()), shifts=tuple(found[classes:].tolist()))
 
 
-@calibrated.register
+@_apply.register
 def _by_isotonic(scaling: IsotonicScaling, scores: Floats) -> Floats:
-    assert scaling.knots is not None
     before, after = np.array(scaling.knots).T
     end = after[-1] + RISE * (1 - before[-1])
     inner = np.log(np.interp(np.exp(scores), np.append(before, 1.0), np.append(after, end)))
@@ -146,12 +152,10 @@ def _by_isotonic(scaling: IsotonicScaling, scores: Floats) -> Floats:
     return log_softmax(np.where(scores < np.log(before[0]), below, inner))
 
 
-@fit_scaling.register
-def _fit_isotonic(scaling: IsotonicScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
+@_fit.register
+def _fit_isotonic(_: IsotonicScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     """Least squares over all classes' probabilities together; neighbouring steps are joined until each
     knot stands for 2 % of the rows' true classes, so that no knot follows a handful of rows."""
-    if scaling.fitted:
-        return scaling
     rows, classes = scores.shape
     chances, group, counts = np.unique(np.exp(scores), return_inverse=True, return_counts=True)
     hits = np.bincount(group.ravel(), np.eye(classes)[targets].ravel(), minlength=len(chances))
@@ -166,7 +170,7 @@ def _fit_isotonic(scaling: IsotonicScaling, scores: Floats, targets: npt.NDArray
     return IsotonicScaling(knots=tuple(zip(before.tolist(), after.tolist(), strict=True)))
 
 
-@fit_scaling.register
+@_fit.register
 def _fit_auto(_: AutoScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     rows = len(targets)
     fold = np.random.default_rng(0).permutation(rows) % min(FOLDS, rows)

@@ -16,14 +16,14 @@ from orchestrator.errors import EnsembleError
 
 
 @pooled.register
-def _pooled(node: WeightedMix, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
+def _pooled(_: WeightedMix, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
     if weights is None:
         raise EnsembleError("weighted_mix has no weights", None, "fit the ensemble first")
     return pool(scores, weights, task)
 
 
 @fit_weights.register
-def _weights(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Weights:
+def _weights(_: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Weights:
     if ground.task == "classification":
         return likelihood_weights(scores, ground.targets)
     return squared_error_weights(scores, ground.targets.astype(np.float64))

@@ -127,7 +127,7 @@ def fit_uncalibrated(node: Node, ground: Ground) -> Node:
 
 
 @singledispatch
-def fit_survivors(fitted: Node, given: Node, ground: Ground) -> Node:
+def fit_survivors(fitted: Node, given: Node, ground: Ground) -> Node:  # noqa: ARG001
     """The fitted node, which was `given`, with what it does when members are missing; by default the same."""
     return fitted
 

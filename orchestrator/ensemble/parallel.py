@@ -12,7 +12,7 @@ from orchestrator.ensemble.pooled import Weights, pooled
 
 
 @pooled.register
-def _pooled(node: Parallel, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
+def _pooled(_: Parallel, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
     return pool(scores, weights, task)
 
 

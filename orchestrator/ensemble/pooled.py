@@ -34,7 +34,7 @@ Weights = tuple[float, ...] | None
 
 @singledispatch
 def pooled(node: Pooled, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
-    """Scores [N, K] made from those of members that answered, by one node's rule; every kind registers its own.
+    """Scores [N, K] of members that answered made into one; every kind registers its own.
 
     Args:
         node: Decides how.
@@ -42,12 +42,16 @@ def pooled(node: Pooled, scores: Sequence[Floats], weights: Weights, task: Task)
         weights: Of these members.
         task: What the scores are.
     """
-    raise EnsembleError(f"no way to combine for {type(node).__name__} ({task}, {len(scores)} members)")
+    raise EnsembleError(f"no rule for {type(node).__name__} ({task}, {len(scores)} members, {weights})")
 
 
 @singledispatch
-def fit_weights(node: Pooled, scores: Sequence[Floats], ground: Ground) -> Weights:
-    """Weights of members with these scores [N, K] on the ground's rows, by the node's rule; by default none."""
+def fit_weights(
+    node: Pooled,  # noqa: ARG001
+    scores: Sequence[Floats],  # noqa: ARG001
+    ground: Ground,  # noqa: ARG001
+) -> Weights:
+    """Weights of members with these scores [N, K] on the ground's rows, by the node's rule; or none."""
     return None
 
 

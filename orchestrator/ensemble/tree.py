@@ -32,7 +32,7 @@ from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum  # noqa: 
 from orchestrator.ensemble.combine import Floats, probabilities
 from orchestrator.ensemble.missing import expected_without
 from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, identity
-from orchestrator.errors import EnsembleError, OrchestratorError, QuorumError
+from orchestrator.errors import EnsembleError, OrchestratorError
 
 
 @dataclass(frozen=True, eq=False)
