@@ -143,6 +143,8 @@ Sequential = Cascade
 """Stages one after the other, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
+PooledNode = Parallel | WeightedMix
+"""Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
 for _class in (Pooled, Parallel, Cascade, WeightedMix):

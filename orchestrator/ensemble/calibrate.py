@@ -45,7 +45,7 @@ COARSE = 18
 def fit_temperature(
     logits: npt.NDArray[np.floating[Any]],
     targets: npt.NDArray[np.int64],
-    then: Callable[[Floats], Floats] = log_softmax,
+    then: Callable[[npt.NDArray[np.floating[Any]]], Floats] = log_softmax,
     steps: int = _STEPS,
 ) -> float:
     """The temperature T of least negative log-likelihood of `then`(logits / T), by default their softmax.

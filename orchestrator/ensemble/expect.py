@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Expectations, Expected, ExpectedWithout
-from orchestrator.config.ensemble import Combined, Member, children, walk_nodes
+from orchestrator.config.ensemble import Combined, Ensemble, Member, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
@@ -23,13 +23,13 @@ RESAMPLES = 200
 DIGITS = 6
 
 
-def has_quorum(tree: Combined) -> bool:
+def has_quorum(tree: Ensemble) -> bool:
     """Whether some node of the tree may answer without one of its members."""
     return any(isinstance(node, Combined) and node.quorum is not None for node in walk_nodes(tree))
 
 
 def fit_expectations(
-    tree: Combined,
+    tree: Ensemble,
     outputs: Mapping[Member, Output],
     targets: npt.NDArray[Any],
     metric: Metric,
@@ -74,7 +74,7 @@ def fit_expectations(
     return Expectations(metric=metric.name, complete=complete, sets=sets)
 
 
-def _most_missing(tree: Combined) -> int:
+def _most_missing(tree: Ensemble) -> int:
     """How many members may be missing at most, if all nodes' quorums hold by themselves."""
     nodes = [node for node in walk_nodes(tree) if isinstance(node, Combined) and node.quorum is not None]
     return sum(len(children(node)) - (node.quorum or 0) for node in nodes)

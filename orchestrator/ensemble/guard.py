@@ -143,6 +143,7 @@ def _opposed(
         ]
     )
     answered = np.stack(list(prediction.members.values()))
+    labels, sure = said.argmax(axis=2), said.max(axis=2)
     for own, scale in enumerate(scales):
         others = [number for number in range(len(said)) if number != own]
         pairs = np.array(list(combinations(others, 2)), dtype=int).reshape(-1, 2)
@@ -152,7 +153,6 @@ def _opposed(
             outside = np.maximum(np.maximum(said[own] - most, least - said[own]), 0.0) / np.array(scale)
             shares = np.minimum(outside, 1.0).mean(axis=2)
         else:
-            labels, sure = said.argmax(axis=2), np.exp(said.max(axis=2))
             against = (labels[one] == labels[other]) & (labels[one] != labels[own])
-            shares = against * np.minimum(sure[one], sure[other])
+            shares = against * np.exp(np.minimum(sure[one], sure[other]))
         yield shares, answered[own] & answered[one] & answered[other]

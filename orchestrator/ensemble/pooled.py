@@ -9,7 +9,7 @@ from functools import singledispatch
 import numpy as np
 
 from orchestrator.config.calibration import Survivors, TemperatureScaling
-from orchestrator.config.ensemble import Node, Pooled
+from orchestrator.config.ensemble import Node, PooledNode
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import COARSE, calibrated, fit_temperature
@@ -33,7 +33,7 @@ Weights = tuple[float, ...] | None
 
 
 @singledispatch
-def pooled(node: Pooled, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
+def pooled(node: PooledNode, scores: Sequence[Floats], weights: Weights, task: Task) -> Floats:
     """Scores [N, K] of members that answered made into one; every kind registers its own.
 
     Args:
@@ -47,7 +47,7 @@ def pooled(node: Pooled, scores: Sequence[Floats], weights: Weights, task: Task)
 
 @singledispatch
 def fit_weights(
-    node: Pooled,  # noqa: ARG001
+    node: PooledNode,  # noqa: ARG001
     scores: Sequence[Floats],  # noqa: ARG001
     ground: Ground,  # noqa: ARG001
 ) -> Weights:
@@ -56,7 +56,7 @@ def fit_weights(
 
 
 @answer_uncalibrated.register
-def _answer(node: Pooled, rows: Rows, task: Task) -> Steps:
+def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
     parts = yield from together(
         [answer(member, rows, task) for member in node.members],
         lambda lost: quorum.check(node.members, node.quorum, lost),
@@ -66,7 +66,7 @@ def _answer(node: Pooled, rows: Rows, task: Task) -> Steps:
     return at_once(_without(node, parts, task))
 
 
-def _without(node: Pooled, parts: Mapping[int, Floats], task: Task) -> Floats:
+def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Floats:
     """The answer of the members that are left, with weights and temperature for exactly these."""
     missing = tuple(position for position in range(len(node.members)) if position not in parts)
     known = next((found for found in node.survivors if found.without == missing), None)
@@ -78,7 +78,7 @@ def _without(node: Pooled, parts: Mapping[int, Floats], task: Task) -> Floats:
     return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
 
 
-def _given(node: Node) -> Weights:
+def _given(node: PooledNode) -> Weights:
     """Weights that a node has; some kinds have none."""
     weights: Weights = getattr(node, "weights", None)
     return weights
@@ -94,7 +94,7 @@ def _renormalized(weights: Weights, missing: Missing) -> Weights:
 
 
 @fit_survivors.register
-def _fit_survivors(fitted: Pooled, given: Node, ground: Ground) -> Node:
+def _fit_survivors(fitted: PooledNode, given: PooledNode, ground: Ground) -> Node:
     """For each set of missing members that the quorum allows: weights, refitted unless they were given, and
     a temperature, if the node is calibrated. Of more than `MOST` members: weights renormalized, and the
     rule of `missing` for the logarithm of the temperature."""
@@ -123,7 +123,7 @@ def _fit_survivors(fitted: Pooled, given: Node, ground: Ground) -> Node:
     return fitted.model_copy(update={"trend": fit_trend(count, count - least, change)})
 
 
-def _temperature(node: Pooled, scores: Floats, ground: Ground) -> float:
+def _temperature(node: PooledNode, scores: Floats, ground: Ground) -> float:
     """The temperature that members' scores need before the node's calibration; 1 if it has none."""
     scaling = node.calibration
     if scaling is None:
@@ -132,5 +132,5 @@ def _temperature(node: Pooled, scores: Floats, ground: Ground) -> float:
         # One temperature after another is their product.
         return fit_temperature(scores / scaling.temperature, ground.targets, steps=COARSE)
     return fit_temperature(
-        scores, ground.targets, lambda logits: calibrated(scaling, log_softmax(logits)), COARSE
+        scores, ground.targets, lambda divided: calibrated(scaling, log_softmax(divided)), COARSE
     )

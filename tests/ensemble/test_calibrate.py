@@ -146,7 +146,7 @@ def test_auto_takes_the_kind_that_fits_held_out_rows_best(make: object, kind: st
 
 
 def test_a_plain_name_is_an_unfitted_calibration_and_cannot_be_served() -> None:
-    tree = Parallel(members=MEMBERS[:2], calibration="isotonic")  # type: ignore[arg-type]
+    tree = Parallel(members=MEMBERS[:2], calibration="isotonic")
     assert tree.calibration == IsotonicScaling()
     with pytest.raises(EnsembleError, match="the ensemble is not calibrated: auto"):
         calibrated(AutoScaling(), np.zeros((1, 2)))

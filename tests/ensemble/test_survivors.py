@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.calibration import TemperatureScaling
-from orchestrator.config.ensemble import Cascade, Combined, Member, Parallel, Pooled, WeightedMix
+from orchestrator.config.ensemble import Cascade, Combined, Member, Parallel, PooledNode, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.calibrate import fit_temperature
 from orchestrator.ensemble.fit import bind, fit
@@ -30,14 +30,14 @@ def without(table: Table, *missing: Member) -> Table:
     return {member: output for member, output in table.items() if member not in missing}
 
 
-def tree_of(kind: type[Pooled], quorum: int = 3) -> Pooled:
+def tree_of(kind: type[Parallel | WeightedMix], quorum: int = 3) -> PooledNode:
     asked = kind(members=MEMBERS, quorum=quorum, calibration=TemperatureScaling())
     found = fit(asked, FITTED, LABELS, Metric(), "classification")
-    assert isinstance(found, Pooled)
+    assert isinstance(found, Parallel | WeightedMix)
     return found
 
 
-def degraded(tree: Pooled) -> dict[str, Prediction]:
+def degraded(tree: PooledNode) -> dict[str, Prediction]:
     """Predictions on unseen rows with each one of four members missing."""
     return {member.name: replay(tree, without(UNSEEN, member), "classification") for member in MEMBERS}
 
@@ -51,7 +51,9 @@ def accuracy(found: Prediction) -> float:
 
 
 @pytest.mark.parametrize("kind", [Parallel, WeightedMix])
-def test_with_any_one_of_four_missing_confidence_and_expected_accuracy_hold(kind: type[Pooled]) -> None:
+def test_with_any_one_of_four_missing_confidence_and_expected_accuracy_hold(
+    kind: type[Parallel | WeightedMix],
+) -> None:
     tree = tree_of(kind)
     assert ece(replay(tree, UNSEEN, "classification")) <= 0.03
     for found in degraded(tree).values():
@@ -107,7 +109,7 @@ def test_each_set_has_the_weights_and_the_temperature_that_it_would_get_alone() 
 
 @pytest.mark.parametrize("kind", ["vector", "isotonic"])
 def test_a_set_s_temperature_comes_before_any_kind_of_calibration(kind: str) -> None:
-    asked = WeightedMix(members=MEMBERS, quorum=3, calibration=kind)  # type: ignore[arg-type]
+    asked = WeightedMix(members=MEMBERS, quorum=3, calibration=kind)
     tree = fit(asked, FITTED, LABELS, Metric(), "classification")
     assert isinstance(tree, WeightedMix)
 
@@ -218,7 +220,7 @@ def test_many_members_follow_a_rule_that_is_near_the_truth() -> None:
     ruled, unruled = [], []
     for _ in range(8):
         missing = [tree.members[i] for i in rng.choice(10, size=int(rng.integers(2, 6)), replace=False)]
-        left = {m: o for m, o in table.items() if m.digest not in {lost.digest for lost in missing}}  # type: ignore[union-attr]
+        left = {m: o for m, o in table.items() if m.digest not in {lost.digest for lost in missing}}
         answer = replay(tree, left, "classification")
         best = fit_temperature(replay(bare, left, "classification").scores, labels)
         ruled.append(abs(np.log(fit_temperature(answer.scores, labels))))
