@@ -7,19 +7,64 @@ promise), `fastest` (the fastest point of the front), or another ensemble of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.calibration import (
+    Calibration,
+    Expectations,
+    Numbers,
+    Record,
+    Survivors,
+    Trend,
+)
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
 
 
-class Member(Settings):
-    """A leaf: one artifact in one execution."""
+class Child(Settings):
+    """What every member of an ensemble has."""
 
     below: ClassVar[str | None] = None
+    """Name of the field that holds the nodes below."""
+    required: bool = False
+    """The node above cannot answer without it, whatever that node's quorum."""
+
+
+class Combined(Child):
+    """What every ensemble has: its answer is made from those of the members or stages below it."""
+
+    quorum: int | None = Field(None, ge=1)
+    """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    calibration: Calibration | None = None
+    """Of the combined answer; none when not given. Classification only."""
+    expected: Expectations | None = None
+    """Filled in when the tree that this is the root of is fitted and has a quorum."""
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        count = len(getattr(self, self.below or "", ()))
+        if self.quorum is not None and self.quorum > count:
+            raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        return self
+
+
+class Pooled(Combined):
+    """What ensembles have whose members all answer every row."""
+
+    below: ClassVar[str | None] = "members"
+    members: tuple[Node, ...] = Field(min_length=2)
+    survivors: tuple[Survivors, ...] = ()
+    """Filled in when it is fitted with a quorum: for each set of missing members of few."""
+    trend: Trend | None = None
+    """And of many: of the logarithm of the temperature."""
+
+
+class Member(Child):
+    """A leaf: one artifact in one execution."""
+
     kind: Literal["member"] = "member"
     name: str
     digest: str = ""
@@ -28,6 +73,8 @@ class Member(Settings):
     temperature: float | None = Field(None, gt=0)
     """Logits are divided by it before members are mixed; fitted on validation data when not given. A
     regression has none."""
+    record: Record | None = None
+    """Filled in when the ensemble is fitted and has a quorum."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
@@ -44,16 +91,14 @@ TRIM = 0.1
 """Share of the members that `trimmed_mean` leaves out at each end."""
 
 
-class Parallel(Settings):
+class Parallel(Pooled):
     """Every member answers every row; a fixed rule makes one answer of them (by default the mean)."""
 
-    below: ClassVar[str | None] = "members"
     kind: Literal["parallel"] = "parallel"
-    members: tuple[Node, ...] = Field(min_length=2)
     rule: Rule = "mean"
     trim: float = Field(TRIM, gt=0, lt=0.5)
     """`trimmed_mean` only: share of the members left out at each end, at least one of three or more."""
-    weights: tuple[float, ...] | None = None
+    weights: Numbers | None = None
     """`weighted_vote` only: each member's share of the votes; fitted on validation data when not given."""
 
     @model_validator(mode="after")
@@ -72,7 +117,7 @@ class Parallel(Settings):
         return "parallel with rule weighted_vote has no weights" if lacking else None
 
 
-class Cascade(Settings):
+class Cascade(Combined):
     """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
 
     Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
@@ -82,7 +127,7 @@ class Cascade(Settings):
     kind: Literal["sequential"] = "sequential"
     policy: Literal["cascade"] = "cascade"
     stages: tuple[Node, ...] = Field(min_length=2)
-    thresholds: tuple[float, ...] | None = None
+    thresholds: Numbers | None = None
     """One for each stage but the last; fitted on validation data when not given."""
     tolerance: float = Field(0.0, ge=0)
     """When fitting: the metric may be this much below the last stage's, in exchange for earlier exits."""
@@ -99,12 +144,10 @@ class Cascade(Settings):
         return "sequential has no thresholds" if self.thresholds is None else None
 
 
-class WeightedMix(Settings):
+class WeightedMix(Pooled):
     """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
 
-    below: ClassVar[str | None] = "members"
     kind: Literal["weighted_mix"] = "weighted_mix"
-    members: tuple[Node, ...] = Field(min_length=2)
     method: Method = "likelihood"
     objective: Literal["nll", "metric"] = "nll"
     """What `greedy` selects by, and what the strength of `per_class` and `gate` is chosen by: the negative
@@ -116,11 +159,11 @@ class WeightedMix(Settings):
     strength: float | None = Field(None, gt=0)
     """`per_class` and `gate` only: pull towards weights that are alike for all; chosen by cross-validation
     on validation data when not given."""
-    weights: tuple[float, ...] | None = None
+    weights: Numbers | None = None
     """Fitted on validation data when not given. Under `per_class` and `gate` those that are alike for all."""
-    class_weights: tuple[tuple[float, ...], ...] | None = None
+    class_weights: tuple[Numbers, ...] | None = None
     """`per_class` only: for each member a weight for each class (regression: each output); fitted."""
-    gate: tuple[tuple[float, ...], ...] | None = None
+    gate: tuple[Numbers, ...] | None = None
     """`gate` only: for each member a constant and a factor for each feature of its own output; fitted."""
 
     @model_validator(mode="after")
@@ -128,7 +171,7 @@ class WeightedMix(Settings):
         if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
             raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
         for method, key in (("per_class", "class_weights"), ("gate", "gate")):
-            found: tuple[tuple[float, ...], ...] | None = getattr(self, key)
+            found: tuple[Numbers, ...] | None = getattr(self, key)
             if found is None:
                 continue
             if self.method != method:
@@ -170,9 +213,11 @@ Sequential = Cascade
 """Stages one after the other, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
+PooledNode = Parallel | WeightedMix
+"""Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Parallel, Cascade, WeightedMix):
+for _class in (Pooled, Parallel, Cascade, WeightedMix):
     _class.model_rebuild()
 
 
@@ -194,6 +239,8 @@ class Spec(Settings):
         for node in walk_nodes(self.tree):
             if (missing := node.unfitted()) is not None:
                 raise ValueError(f"{missing}: fit the ensemble first")
+            if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
+                raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         return self
 
 

@@ -14,9 +14,19 @@ import numpy.typing as npt
 from orchestrator.config.ensemble import Cascade, Node
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
+from orchestrator.ensemble import quorum
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.node import Answer, Ground, Rows, Steps, answer, fit_all, fit_node
-from orchestrator.errors import EnsembleError
+from orchestrator.ensemble.node import (
+    Answer,
+    Ground,
+    Rows,
+    Steps,
+    answer,
+    answer_uncalibrated,
+    fit_all,
+    fit_uncalibrated,
+)
+from orchestrator.errors import EnsembleError, QuorumError
 from orchestrator.measure.metrics import larger_is_better, score
 
 ALL_LEAVE = 0.0
@@ -114,24 +124,32 @@ def fit_thresholds(
     return tuple(thresholds)
 
 
-@answer.register
+@answer_uncalibrated.register
 def _answer(node: Cascade, rows: Rows, task: Task) -> Steps:
     check_task(task)
     if node.thresholds is None:
         raise EnsembleError("sequential has no thresholds", None, "fit the ensemble first")
-    first = yield from answer(node.stages[0], rows, task)
-    scores, stages = first.scores.copy(), np.zeros(len(rows), dtype=np.int64)
+    scores, stages = np.zeros((len(rows), 0)), np.zeros(len(rows), dtype=np.int64)
     open_rows = np.arange(len(rows))
-    for position, threshold in enumerate(node.thresholds, start=1):
-        open_rows = open_rows[undecided(scores[open_rows], threshold)]
+    lost: dict[int, QuorumError] = {}
+    for position, threshold in enumerate((*node.thresholds, ALL_LEAVE)):
+        try:
+            found = yield from answer(node.stages[position], rows[open_rows], task)
+        except QuorumError as error:
+            # Its rows go on to the next stage, or keep their last answer.
+            lost[position] = error
+            quorum.check(node.stages, node.quorum, lost)
+            continue
+        if not scores.size:
+            scores = np.zeros((len(rows), found.scores.shape[1]))
+        scores[open_rows], stages[open_rows] = found.scores, position
+        open_rows = open_rows[undecided(found.scores, threshold)]
         if not len(open_rows):
             break
-        later = yield from answer(node.stages[position], rows[open_rows], task)
-        scores[open_rows], stages[open_rows] = later.scores, position
     return Answer(scores, stages)
 
 
-@fit_node.register
+@fit_uncalibrated.register
 def _fit(node: Cascade, ground: Ground) -> Node:
     check_task(ground.task)
     stages = fit_all(node.stages, ground)

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node, children, leaves, with_children
+from orchestrator.config.calibration import Record
+from orchestrator.config.ensemble import Combined, Member, Node, children, leaves, with_children
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.expect import fit_expectations, has_quorum
+from orchestrator.ensemble.guard import records
 from orchestrator.ensemble.node import Ground, Output, fit_node, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
@@ -34,9 +37,10 @@ def bind(tree: Node, known: Mapping[str, Node]) -> Node:
             raise EnsembleError("no member of that name", tree.name, f"known here: {', '.join(known)}")
         found = known[tree.name]
         if isinstance(found, Member):
-            own = tree.model_fields_set & {"execution", "temperature"}
+            own = tree.model_fields_set & {"execution", "temperature", "required"}
             return found.model_copy(update={name: getattr(tree, name) for name in own})
-        return found
+        # What it is worth by itself says nothing about the tree that it becomes a part of.
+        return found.model_copy(update={"required": tree.required, "expected": None})
     return with_children(tree, [bind(child, known) for child in children(tree)])
 
 
@@ -49,7 +53,8 @@ def fit(
     *,
     allowed: Collection[str] = (),
 ) -> Node:
-    """The tree with temperatures, weights and thresholds fitted bottom-up; values already set are kept.
+    """The tree with temperatures, weights, thresholds and calibrations fitted bottom-up; values already set
+    are kept. With a quorum anywhere it also gets members' records and what it is worth without some.
 
     A parent is fitted on its children's answers on the same rows that they were fitted on. With a few
     weights and thresholds on hundreds of rows that bias is small, but the figures to print are those of
@@ -74,4 +79,17 @@ def fit(
     def scores(node: Node) -> Floats:
         return replay(node, {member: by_identity[identity(member)] for member in distinct(node)}, task).scores
 
-    return fit_node(tree, Ground(by_identity, np.asarray(targets), metric, task, allowed, scores))
+    fitted = fit_node(tree, Ground(by_identity, np.asarray(targets), metric, task, allowed, scores))
+    if not isinstance(fitted, Combined) or not has_quorum(fitted):
+        return fitted
+    found = {member: by_identity[identity(member)] for member in distinct(fitted)}
+    expected = fit_expectations(fitted, found, np.asarray(targets), metric, task, allowed)
+    known = records(replay(fitted, found, task), task)
+    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
+    return fitted.model_copy(update={"expected": expected})
+
+
+def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+    if isinstance(tree, Member):
+        return tree.model_copy(update={"record": known.get(identity(tree))})
+    return with_children(tree, [_with_records(child, known) for child in children(tree)])

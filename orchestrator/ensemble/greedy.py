@@ -15,7 +15,7 @@ from orchestrator.ensemble.objective import Loss
 from orchestrator.ensemble.weights import Weights, finished
 
 BAG_SHARE = 0.5
-"""Share of the members in a bag, as in the paper; at least two of them."""
+"""Share of the members in a bag, as in the paper; at least two of them, where there are two."""
 
 
 def greedy_weights(parts: Floats, loss: Callable[[Floats], Loss], rounds: int, bags: int = 1) -> Weights:
@@ -29,7 +29,7 @@ def greedy_weights(parts: Floats, loss: Callable[[Floats], Loss], rounds: int, b
             drawn from a fixed seed.
     """
     members, generator = len(parts), np.random.default_rng(0)
-    size = max(2, round(BAG_SHARE * members))
+    size = min(members, max(2, round(BAG_SHARE * members)))
     total = np.zeros(members)
     for _ in range(bags):
         bag = np.arange(members) if bags == 1 else np.sort(generator.choice(members, size, replace=False))

@@ -11,27 +11,17 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, pool
 from orchestrator.ensemble.gate import fit_gate, gated
 from orchestrator.ensemble.greedy import greedy_weights
-from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
+from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.per_class import by_class, fit_class_weights
+from orchestrator.ensemble.pooled import fit_weights, pooled
 from orchestrator.ensemble.weights import Weights, shared_weights, squared_error_weights
-from orchestrator.errors import EnsembleError
 
 
-@answer.register
-def _answer(node: WeightedMix, rows: Rows, task: Task) -> Steps:
-    if (missing := node.unfitted()) is not None:
-        raise EnsembleError(missing, None, "fit the ensemble first")
-    parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pooled(node, parts, node.weights, task))
-
-
-def pooled(node: WeightedMix, scores: Sequence[Floats], weights: Weights | None, task: Task) -> Floats:
-    """Scores [N, K] of the node from those of all its members, or of some with the weights of those.
-
-    Class weights and a gate are for all members together: without some, the others have weights that are
-    alike for all rows and classes.
-    """
+@pooled.register
+def _pooled(node: WeightedMix, scores: Sequence[Floats], weights: Weights | None, task: Task) -> Floats:
+    """Class weights and a gate are for all members together: without some, the others have weights that are
+    alike for all rows and classes."""
     complete = len(scores) == len(node.members)
     if complete and node.class_weights is not None:
         return by_class(np.stack(scores), np.array(node.class_weights), task)
@@ -40,8 +30,9 @@ def pooled(node: WeightedMix, scores: Sequence[Floats], weights: Weights | None,
     return pool(scores, weights, task)
 
 
-def fit_weights(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Weights:
-    """Weights, alike for all rows and classes, of members with these scores [N, K] on the ground's rows."""
+@fit_weights.register
+def _weights(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Weights:
+    """Alike for all rows and classes."""
     objective = _objective(node, ground)
     if node.method == "greedy":
         return greedy_weights(*objective.additive(scores), node.rounds, node.bags)
@@ -50,7 +41,7 @@ def fit_weights(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> 
     return shared_weights(scores, objective.truth, ground.task)
 
 
-@fit_node.register
+@fit_uncalibrated.register
 def _fit(node: WeightedMix, ground: Ground) -> Node:
     members = fit_all(node.members, ground)
     fitted = node.model_copy(update={"members": members})

@@ -7,32 +7,25 @@ from collections.abc import Sequence
 from orchestrator.config.ensemble import Node, Parallel
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, check_rule, pool
-from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
+from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
+from orchestrator.ensemble.pooled import fit_weights, pooled
 from orchestrator.ensemble.weights import Weights, vote_weights
-from orchestrator.errors import EnsembleError
 
 
-@answer.register
-def _answer(node: Parallel, rows: Rows, task: Task) -> Steps:
-    if (missing := node.unfitted()) is not None:
-        raise EnsembleError(missing, None, "fit the ensemble first")
-    parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pooled(node, parts, node.weights, task))
-
-
-def pooled(node: Parallel, scores: Sequence[Floats], weights: Weights | None, task: Task) -> Floats:
-    """Scores [N, K] of the node from those of all its members, or of some with the weights of those.
-
-    Raises:
-        EnsembleError: the rule is not for this task, or takes no weights.
-    """
+@pooled.register
+def _pooled(node: Parallel, scores: Sequence[Floats], weights: Weights | None, task: Task) -> Floats:
     return pool(scores, weights, task, node.rule, node.trim)
 
 
-@fit_node.register
+@fit_weights.register
+def _weights(node: Parallel, scores: Sequence[Floats], ground: Ground) -> Weights | None:
+    return vote_weights(scores, ground.targets) if node.rule == "weighted_vote" else None
+
+
+@fit_uncalibrated.register
 def _fit(node: Parallel, ground: Ground) -> Node:
     check_rule(node.rule, ground.task)
     members, weights = fit_all(node.members, ground), node.weights
-    if node.rule == "weighted_vote" and weights is None:
-        weights = vote_weights([ground.scores(member) for member in members], ground.targets)
+    if weights is None:
+        weights = fit_weights(node, [ground.scores(member) for member in members], ground)
     return node.model_copy(update={"members": members, "weights": weights})

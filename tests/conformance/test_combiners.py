@@ -11,8 +11,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from orchestrator.config.calibration import TemperatureScaling
 from orchestrator.config.ensemble import (
     VALUE_RULES,
+    Combined,
     Ensemble,
     Member,
     Method,
@@ -21,13 +23,17 @@ from orchestrator.config.ensemble import (
     Rule,
     WeightedMix,
     children,
+    leaves,
     walk_nodes,
+    with_children,
 )
 from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import VOTE_RULES, Floats
 from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.node import Ask, Output
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
+from orchestrator.errors import QuorumError
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel, values
 
@@ -285,3 +291,94 @@ def test_every_kind_of_a_regression_can_be_fitted_and_is_then_complete(tree: Ens
     assert replay(found, VALUES, "regression").outputs.shape == (80, 2)
     assert all(node.unfitted() is None for node in walk_nodes(found))
     assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+def lenient(node: Node) -> Node:
+    """The tree in which one member is enough for every node."""
+    if not isinstance(node, Combined):
+        return node
+    return with_children(node, [lenient(child) for child in children(node)]).model_copy(update={"quorum": 1})
+
+
+def missing(table: dict[Member, Output], member: Member) -> dict[Member, Output]:
+    return {other: output for other, output in table.items() if other != member}
+
+
+def poisoned(table: dict[Member, Output], member: Member) -> dict[Member, Output]:
+    spoilt = table[member].copy()
+    spoilt[:, 0] = np.nan
+    return {**table, member: spoilt}
+
+
+def check_degraded(tree: Node, table: dict[Member, Output], task: Task, without: Member) -> None:
+    """What a tree promises that may answer without a member."""
+    left = missing(table, without)
+    found = replay(tree, left, task)
+    assert np.isfinite(found.outputs).all()
+    assert found.missing == {without: "no such predictor"}
+    assert found.degraded.any()
+    assert not found.members[without].any()
+    whole = replay(tree, table, task)
+    np.testing.assert_array_equal(found.outputs[~found.degraded], whole.outputs[~found.degraded])
+    assert not whole.degraded.any()
+    # A member that answers NaN is as good as none, and a row does not depend on the others.
+    spoilt = replay(tree, poisoned(table, without), task)
+    np.testing.assert_array_equal(spoilt.outputs, found.outputs)
+    assert spoilt.missing == {without: "output is not finite"}
+    for rows in (np.arange(30), np.arange(30, 80)):
+        part = predict(tree, lookup(left), rows, task)
+        np.testing.assert_array_equal(part.outputs, found.outputs[rows])
+        np.testing.assert_array_equal(part.degraded, found.degraded[rows])
+
+
+@every(TREES)
+def test_a_missing_or_poisoned_member_is_left_out_where_the_quorum_allows_it(tree: Ensemble) -> None:
+    for member in leaves(tree):
+        check_degraded(lenient(tree), TABLE, "classification", member)
+
+
+@every(REGRESSION)
+def test_a_missing_or_poisoned_member_of_a_regression(tree: Ensemble) -> None:
+    for member in leaves(tree):
+        check_degraded(lenient(tree), VALUES, "regression", member)
+
+
+@every(TREES)
+@pytest.mark.parametrize("spoil", [missing, poisoned])
+def test_without_a_quorum_a_member_that_is_asked_must_answer(
+    tree: Ensemble, spoil: Callable[[dict[Member, Output], Member], dict[Member, Output]]
+) -> None:
+    for member in leaves(tree):
+        with pytest.raises(QuorumError, match=rf"{member.name} \("):
+            replay(tree, spoil(TABLE, member), "classification")
+
+
+@every(TREES)
+def test_a_fitted_quorum_survives_the_store_and_knows_what_its_answers_are_worth(tree: Ensemble) -> None:
+    found = fit(lenient(unfitted(tree)), TABLE, TARGETS, Metric(), "classification")
+    again = type(found).model_validate_json(found.model_dump_json())
+    assert again == found
+    for member in leaves(tree):
+        answers = [replay(node, missing(TABLE, member), "classification") for node in (found, again)]
+        np.testing.assert_array_equal(answers[0].outputs, answers[1].outputs)
+        assert answers[0].expected is not None
+        worth = score(Metric(), answers[0].outputs, TARGETS)
+        assert answers[0].expected.value == pytest.approx(worth, abs=1e-6)
+
+
+@every(TREES)
+def test_every_kind_of_node_is_calibrated_after_it_has_combined(tree: Ensemble) -> None:
+    warm = tree.model_copy(update={"calibration": TemperatureScaling(temperature=2.0)})
+    plain = replay(tree, TABLE, "classification")
+    found = replay(warm, TABLE, "classification")
+    np.testing.assert_allclose(found.scores, log_softmax(plain.scores / 2), atol=1e-12)
+    np.testing.assert_array_equal(found.stages, plain.stages)
+    asked = unfitted(tree).model_copy(update={"calibration": TemperatureScaling()})
+    fitted = fit(asked, TABLE, TARGETS, Metric(), "classification")
+    assert isinstance(fitted, Combined)
+    bare = fitted.model_copy(update={"calibration": None})
+    nll = Metric(name="nll")
+    assert (
+        score(nll, replay(fitted, TABLE, "classification").outputs, TARGETS)
+        <= score(nll, replay(bare, TABLE, "classification").outputs, TARGETS) + 1e-3
+    )
