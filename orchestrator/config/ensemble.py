@@ -15,6 +15,8 @@ from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
 
+Criterion = Literal["confidence", "margin", "entropy", "agreement"]
+
 
 class Member(Settings):
     """A leaf: one artifact in one execution."""
@@ -46,26 +48,64 @@ class Parallel(Settings):
         return None
 
 
-class Cascade(Settings):
-    """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
+class Guarantee(Settings):
+    """What a cascade promises beside its last stage, on rows that nothing was fitted on.
 
-    Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
+    With probability `confidence` over the calibration rows, at most the share `max_loss` of all rows loses
+    the right answer of the last stage by leaving early. Accuracy then falls by at most `max_loss`, too.
+    """
+
+    max_loss: float = Field(0.005, gt=0, lt=1)
+    confidence: float = Field(0.9, gt=0, lt=1)
+
+
+class Certificate(Settings):
+    """What the calibration rows said about a guarantee."""
+
+    granted: bool
+    """Whether early exits keep the guarantee; if not, no row leaves early."""
+    rows: int = Field(ge=1)
+    lost: int = Field(ge=0)
+    """Of these rows, how many lost the last stage's right answer: at the granted thresholds, or else at the
+    most careful ones that let a row leave."""
+    p_value: float = Field(ge=0, le=1)
+    """Of "more than `max_loss` is lost" at those thresholds; at most 1 - `confidence` when granted."""
+
+
+class Cascade(Settings):
+    """Cascade: a row goes to the next stage only while the answer so far is less sure than the threshold.
+
+    (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988.)
     """
 
     below: ClassVar[str | None] = "stages"
     kind: Literal["sequential"] = "sequential"
     policy: Literal["cascade"] = "cascade"
     stages: tuple[Node, ...] = Field(min_length=2)
+    criterion: Criterion = "confidence"
+    """How sure an answer is, from 0 to 1: the top probability; the distance of the top two; 1 less the
+    entropy as a share of its largest value; or the share of an ensemble's members that say what it says."""
+    combine: Literal["replace", "mean"] = "replace"
+    """A later stage's answer replaces the earlier ones, or is averaged with them."""
     thresholds: tuple[float, ...] | None = None
-    """One for each stage but the last; fitted on validation data when not given."""
-    tolerance: float = Field(0.0, ge=0)
-    """When fitting: the metric may be this much below the last stage's, in exchange for earlier exits."""
+    """One for each stage but the last, fitted when not given; a row leaves that is at least so sure."""
+    tolerance: float | None = Field(None, ge=0)
+    """When fitting: how much worse than the last stage validation rows may fare, in exchange for earlier
+    exits (0 when there is no other aim). Beside a guarantee: a second condition."""
+    max_cost: float | None = Field(None, gt=0, le=1)
+    """When fitting: the best metric whose expected cost is at most this share of the cost without exits."""
+    guarantee: Guarantee | None = None
+    """When fitting: the cheapest thresholds that calibration rows allow to promise this."""
+    certificate: Certificate | None = None
+    """Filled in when a guarantee is fitted."""
 
     @model_validator(mode="after")
     def _thresholds(self) -> Cascade:
         needed = len(self.stages) - 1
         if self.thresholds is not None and len(self.thresholds) != needed:
             raise ValueError(f"{needed + 1} stages need {needed} thresholds, got {len(self.thresholds)}")
+        if self.max_cost is not None and (self.tolerance is not None or self.guarantee is not None):
+            raise ValueError("max_cost is an aim of its own: leave out tolerance and guarantee")
         return self
 
     def unfitted(self) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ def fit(
     task: Task,
     *,
     allowed: Collection[str] = (),
+    cost: Callable[[Member], float] | None = None,
+    calibration: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
 ) -> Node:
     """The tree with temperatures, weights and thresholds fitted bottom-up; values already set are kept.
 
@@ -62,10 +65,26 @@ def fit(
         metric: What cascades must keep.
         task: Which targets these are.
         allowed: Import paths that the metric may come from.
+        cost: What one row costs a member (multiply-accumulates): a cascade's `max_cost` needs it.
+        calibration: Outputs and targets of the calibration rows: a cascade's `guarantee` needs them, and
+            nothing is fitted on them.
 
     Raises:
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
     """
+    ground = _ground(tree, outputs, targets, metric, task, allowed)
+    unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
+    return fit_node(tree, replace(ground, cost=cost, calibration=unseen))
+
+
+def _ground(
+    tree: Node,
+    outputs: Mapping[Member, Output],
+    targets: npt.NDArray[Any],
+    metric: Metric,
+    task: Task,
+    allowed: Collection[str],
+) -> Ground:
     by_identity = {identity(member): output for member, output in outputs.items()}
     for leaf in leaves(tree):
         if identity(leaf) not in by_identity:
@@ -74,4 +93,4 @@ def fit(
     def scores(node: Node) -> Floats:
         return replay(node, {member: by_identity[identity(member)] for member in distinct(node)}, task).scores
 
-    return fit_node(tree, Ground(by_identity, np.asarray(targets), metric, task, allowed, scores))
+    return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)

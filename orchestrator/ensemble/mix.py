@@ -6,6 +6,7 @@ import numpy as np
 
 from orchestrator.config.ensemble import Node, WeightedMix
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.certainty import agreement_of
 from orchestrator.ensemble.combine import pool
 from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
 from orchestrator.ensemble.weights import likelihood_weights, squared_error_weights
@@ -17,7 +18,8 @@ def _answer(node: WeightedMix, rows: Rows, task: Task) -> Steps:
     if node.weights is None:
         raise EnsembleError("weighted_mix has no weights", None, "fit the ensemble first")
     parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pool(parts, node.weights, task))
+    scores = pool(parts, node.weights, task)
+    return at_once(scores, agreement_of(parts, scores, node.weights, task))
 
 
 @fit_node.register

@@ -39,6 +39,8 @@ class Answer:
     """[n, K] log-probabilities (classification) or values."""
     stages: npt.NDArray[np.int64]
     """[n] stage of a cascade that each row left at; 0 of every other kind."""
+    agreement: Floats | None = None
+    """[n] share of an ensemble's members, by weight, that say what it says; None where that means nothing."""
 
 
 Steps = Generator[tuple[Ask, ...], tuple[Output, ...], Answer]
@@ -51,9 +53,9 @@ def answer(node: Node, rows: Rows, task: Task) -> Steps:
     raise EnsembleError(f"no walk for {type(node).__name__} ({task}, {len(rows)} rows)")
 
 
-def at_once(scores: Floats) -> Answer:
+def at_once(scores: Floats, agreement: Floats | None = None) -> Answer:
     """The answer of a node without stages."""
-    return Answer(scores, np.zeros(len(scores), dtype=np.int64))
+    return Answer(scores, np.zeros(len(scores), dtype=np.int64), agreement)
 
 
 def together(children: Sequence[Steps]) -> Generator[tuple[Ask, ...], tuple[Output, ...], list[Floats]]:
@@ -87,6 +89,10 @@ class Ground:
     allowed: Collection[str]
     scores: Callable[[Node], Floats]
     """Scores [N, K] that a fitted node gives on all rows."""
+    cost: Callable[[Member], float] | None = None
+    """What one row costs a member, in any unit; None where it is not known."""
+    calibration: Ground | None = None
+    """The calibration part: rows that nothing is fitted on. Guarantees alone look at them."""
 
 
 @singledispatch

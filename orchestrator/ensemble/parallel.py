@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.config.ensemble import Node, Parallel
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.certainty import agreement_of
 from orchestrator.ensemble.combine import pool
 from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit_all, fit_node, together
 
@@ -11,7 +12,8 @@ from orchestrator.ensemble.node import Ground, Rows, Steps, answer, at_once, fit
 @answer.register
 def _answer(node: Parallel, rows: Rows, task: Task) -> Steps:
     parts = yield from together([answer(member, rows, task) for member in node.members])
-    return at_once(pool(parts, None, task))
+    scores = pool(parts, None, task)
+    return at_once(scores, agreement_of(parts, scores, None, task))
 
 
 @fit_node.register

@@ -23,6 +23,12 @@ TREES: dict[str, Ensemble] = {
     "parallel": parallel(A, B, C),
     "weighted_mix": mix(A, B, C, weights=(0.2, 0.3, 0.5)),
     "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
+    "cascade_by_margin": cascade(A, B, C, thresholds=(0.3, 0.5), criterion="margin"),
+    "cascade_by_entropy": cascade(A, B, C, thresholds=(0.2, 0.4), criterion="entropy"),
+    "cascade_by_agreement": cascade(
+        parallel(A, B), mix(A, B, C, weights=(0.2, 0.3, 0.5)), D, thresholds=(1.0, 0.7), criterion="agreement"
+    ),
+    "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
         cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
@@ -121,6 +127,8 @@ def test_nested_equals_flattened() -> None:
     )
     front = cascade(A, cascade(B, C, thresholds=(0.8,)), thresholds=(0.6,))
     np.testing.assert_array_equal(scores(front), scores(cascade(A, B, C, thresholds=(0.6, 0.8))))
+    averaged = cascade(A, B, C, thresholds=(2.0, 2.0), combine="mean")
+    np.testing.assert_allclose(scores(averaged), scores(parallel(A, B, C)), atol=1e-12)
 
 
 @every(TREES)
