@@ -91,11 +91,12 @@ class Cascade(Settings):
     """One for each stage but the last, fitted when not given; a row leaves that is at least so sure."""
     tolerance: float | None = Field(None, ge=0)
     """When fitting: how much worse than the last stage validation rows may fare, in exchange for earlier
-    exits (0 when there is no other aim). Beside a guarantee: a second condition."""
+    exits. 0 when nothing else is asked for."""
     max_cost: float | None = Field(None, gt=0, le=1)
-    """When fitting: the best metric whose expected cost is at most this share of the cost without exits."""
+    """When fitting: rows leave only until the expected cost is this share of the cost without exits. Alone it
+    must be reached; beside a tolerance or a guarantee it is reached as far as they allow."""
     guarantee: Guarantee | None = None
-    """When fitting: the cheapest thresholds that calibration rows allow to promise this."""
+    """When fitting: rows leave only as far as calibration rows allow to promise this."""
     certificate: Certificate | None = None
     """Filled in when a guarantee is fitted."""
 
@@ -104,8 +105,6 @@ class Cascade(Settings):
         needed = len(self.stages) - 1
         if self.thresholds is not None and len(self.thresholds) != needed:
             raise ValueError(f"{needed + 1} stages need {needed} thresholds, got {len(self.thresholds)}")
-        if self.max_cost is not None and (self.tolerance is not None or self.guarantee is not None):
-            raise ValueError("max_cost is an aim of its own: leave out tolerance and guarantee")
         return self
 
     def unfitted(self) -> str | None:

@@ -26,7 +26,7 @@ from orchestrator.ensemble.node import (
     fit_node,
     identity,
 )
-from orchestrator.ensemble.thresholds import Aim, Stages, Thresholds, path, within_cost, within_tolerance
+from orchestrator.ensemble.thresholds import Aim, Stages, Thresholds, path, until_cost, within_tolerance
 from orchestrator.errors import EnsembleError
 
 
@@ -82,21 +82,30 @@ def _fit(node: Cascade, ground: Ground) -> Node:
 def _thresholds(node: Cascade, ground: Ground) -> tuple[Thresholds, Certificate | None]:
     stages = _stages(node, ground)
     aim = Aim(stages, ground.metric, node.tolerance or 0.0, allowed=ground.allowed)
-    if node.max_cost is not None:
-        if ground.cost is None:
-            raise EnsembleError("max_cost needs the members' costs", node.max_cost, "give fit their costs")
-        return within_cost(aim, node.max_cost), None
-    if node.guarantee is None:
+    if node.max_cost is None and node.guarantee is None:
         return within_tolerance(aim), None
     steps = path(stages)
     if node.tolerance is not None:
         steps = list(takewhile(lambda step: aim.keeps(stages.left_at(step)), steps))
+    if node.max_cost is not None:
+        if ground.cost is None:
+            raise EnsembleError("max_cost needs the members' costs", node.max_cost, "give fit their costs")
+        steps = until_cost(steps, stages, node.max_cost)
+        share = stages.cost_share(stages.left_at(steps[-1]))
+        if share > node.max_cost and node.tolerance is None and node.guarantee is None:
+            raise EnsembleError(
+                "the first stage alone costs more than max_cost allows",
+                f"{share:.3g} of the whole cascade, allowed {node.max_cost:g}",
+                "allow more, or begin with a cheaper stage",
+            )
+    if node.guarantee is None:
+        return steps[-1], None
     return certify(steps, _stages(node, _unseen(node, ground)), node.guarantee)
 
 
 def _unseen(node: Cascade, ground: Ground) -> Ground:
     """The calibration rows, if nothing in the cascade was fitted on them."""
-    if ground.calibration is None:
+    if ground.unseen is None:
         raise EnsembleError(
             "a guarantee needs rows that nothing was fitted on", "no calibration rows", "give them to fit"
         )
@@ -106,7 +115,7 @@ def _unseen(node: Cascade, ground: Ground) -> Ground:
             "both would be certified on the same calibration rows",
             "give the inner one a tolerance instead",
         )
-    return ground.calibration
+    return ground.unseen
 
 
 def _stages(node: Cascade, ground: Ground) -> Stages:

@@ -74,7 +74,7 @@ def fit(
     """
     ground = _ground(tree, outputs, targets, metric, task, allowed)
     unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
-    return fit_node(tree, replace(ground, cost=cost, calibration=unseen))
+    return fit_node(tree, replace(ground, cost=cost, unseen=unseen))
 
 
 def _ground(

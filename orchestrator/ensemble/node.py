@@ -91,7 +91,7 @@ class Ground:
     """Scores [N, K] that a fitted node gives on all rows."""
     cost: Callable[[Member], float] | None = None
     """What one row costs a member, in any unit; None where it is not known."""
-    calibration: Ground | None = None
+    unseen: Ground | None = None
     """The calibration part: rows that nothing is fitted on. Guarantees alone look at them."""
 
 

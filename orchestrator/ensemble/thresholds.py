@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.combine import Floats
-from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import larger_is_better, score
 
 ALL_LEAVE = 0.0
@@ -154,24 +153,15 @@ def path(stages: Stages) -> list[Thresholds]:
     return found
 
 
-def within_cost(aim: Aim, max_cost: float) -> Thresholds:
-    """Of the path's steps that cost at most the share `max_cost`, the one of the best metric.
+def until_cost(steps: Sequence[Thresholds], stages: Stages, max_cost: float) -> list[Thresholds]:
+    """The path up to the first step whose mean cost is at most the share `max_cost`; all of it if none is.
 
-    Of equal ones the most careful.
-
-    Raises:
-        EnsembleError: even rows that all leave at the first stage cost more.
+    That step is the most careful of those that are cheap enough. A further one may score better on the rows
+    at hand, but it does so by rows that happened to be won.
     """
-    found: list[tuple[float, Thresholds]] = []
-    for thresholds in path(aim.stages):
-        left = aim.stages.left_at(thresholds)
-        cost = aim.stages.cost_share(left)
-        if cost <= max_cost:
-            found.append((aim.signed(aim.stages.answers(left)), thresholds))
-    if not found:
-        raise EnsembleError(
-            "the first stage alone costs more than max_cost allows",
-            f"{cost:.3g} of the whole cascade, allowed {max_cost:g}",
-            "allow more, or begin with a cheaper stage",
-        )
-    return max(found, key=lambda step: step[0])[1]
+    found: list[Thresholds] = []
+    for step in steps:
+        found.append(step)
+        if stages.cost_share(stages.left_at(step)) <= max_cost:
+            break
+    return found

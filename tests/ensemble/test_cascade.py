@@ -87,8 +87,31 @@ def test_a_cost_is_kept_as_it_will_be_counted(max_cost: float) -> None:
     walked = replay(found, TABLE, "classification")
     spent = mean_cost(walked, {member: MACS[member.name] for member in walked.members})
     assert max_cost - 0.02 < spent <= max_cost
+
+
+def test_a_cost_that_cannot_be_met_is_refused_unless_it_is_one_aim_of_several() -> None:
     with pytest.raises(EnsembleError, match="max_cost needs the members' costs"):
-        fitted(cascade(A, D, max_cost=max_cost))
+        fitted(cascade(A, D, max_cost=0.5))
+    dear: dict[str, Any] = {"cost": lambda member: {"a": 5.0, "d": 1.0}[member.name]}
+    with pytest.raises(EnsembleError, match=r"first stage alone costs more .*: 0\.833 of the whole"):
+        fitted(cascade(A, D, max_cost=0.5), **dear)
+    alone = fitted(cascade(A, D, tolerance=0.05)).thresholds
+    both = fitted(cascade(A, D, max_cost=0.5, tolerance=0.05), **dear).thresholds
+    assert alone is not None
+    assert both == pytest.approx(alone, abs=0.02)
+
+
+def test_what_is_promised_goes_no_further_than_the_cost_needs() -> None:
+    promise = {"max_loss": 0.2, "confidence": 0.9}
+    cost: dict[str, Any] = {"cost": lambda member: MACS[member.name], "calibration": UNSEEN}
+    shares = []
+    for more in ({}, {"max_cost": 0.8}):
+        found = fitted(cascade(A, D, guarantee=promise, **more), **cost)
+        assert found.certificate is not None
+        assert found.certificate.granted
+        walked = replay(found, TABLE, "classification")
+        shares.append(mean_cost(walked, {member: MACS[member.name] for member in walked.members}))
+    assert shares[0] < 0.75 < shares[1] <= 0.8 + 1 / 11
 
 
 def test_a_granted_guarantee_is_recorded_and_holds_on_other_rows() -> None:

@@ -22,10 +22,9 @@ from orchestrator.ensemble.thresholds import (
     Stages,
     candidates,
     path,
-    within_cost,
+    until_cost,
     within_tolerance,
 )
-from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import A, C, D, outputs
 
@@ -154,22 +153,13 @@ def test_a_path_lowers_the_stage_that_saves_more_for_the_same_risk_first() -> No
     assert middle[0] < middle[1]
 
 
-@pytest.mark.parametrize("max_cost", [0.4, 0.55, 0.8])
-def test_a_cost_is_kept_and_no_affordable_step_is_better(max_cost: float) -> None:
+@pytest.mark.parametrize("max_cost", [0.55, 0.8, 1.0])
+def test_rows_leave_until_the_cost_is_met_and_no_further(max_cost: float) -> None:
     table, targets = outputs(rows=300)
-    stages = stages_of([log_softmax(table[member]) for member in (A, C, D)], targets)
-    aim = Aim(stages, ACCURACY, 0.0)
-    left = stages.left_at(within_cost(aim, max_cost))
-    assert stages.cost_share(left) <= max_cost
-    # Dear rows are used: the step before would have been too dear, or worse.
-    for step in path(stages):
-        found = stages.left_at(step)
-        if stages.cost_share(found) <= max_cost:
-            assert aim.signed(stages.answers(found)) <= aim.signed(stages.answers(left))
-
-
-def test_a_cost_below_the_first_stage_is_refused() -> None:
-    table, targets = outputs(rows=100)
     stages = stages_of([log_softmax(table[A]), log_softmax(table[D])], targets)
-    with pytest.raises(EnsembleError, match=r"first stage alone costs more .*: 0\.5 of the whole"):
-        within_cost(Aim(stages, ACCURACY, 0.0), 0.4)
+    *careful, last = until_cost(path(stages), stages, max_cost)
+    assert stages.cost_share(stages.left_at(last)) <= max_cost
+    assert all(stages.cost_share(stages.left_at(step)) > max_cost for step in careful)
+    lost = stages.lost_rows(stages.left_at(last))
+    cheap = [step for step in path(stages) if stages.cost_share(stages.left_at(step)) <= max_cost]
+    assert all(stages.lost_rows(stages.left_at(step)) >= lost for step in cheap)
