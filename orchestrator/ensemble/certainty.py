@@ -43,7 +43,7 @@ def certainty(criterion: Criterion, scores: Floats, agreement: Floats | None) ->
         return np.asarray(first - second)
     # p log p is 0 at p = 0, where log p may be -inf.
     entropy = -(probs * np.where(probs > 0, scores, 0.0)).sum(axis=1)
-    return np.clip(1 - entropy / math.log(scores.shape[1]), 0.0, 1.0)
+    return np.asarray(np.clip(1 - entropy / math.log(scores.shape[1]), 0.0, 1.0))
 
 
 def agreement_of(

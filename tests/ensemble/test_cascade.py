@@ -105,7 +105,8 @@ def test_what_is_promised_goes_no_further_than_the_cost_needs() -> None:
     promise = {"max_loss": 0.2, "confidence": 0.9}
     cost: dict[str, Any] = {"cost": lambda member: MACS[member.name], "calibration": UNSEEN}
     shares = []
-    for more in ({}, {"max_cost": 0.8}):
+    aims: list[dict[str, Any]] = [{}, {"max_cost": 0.8}]
+    for more in aims:
         found = fitted(cascade(A, D, guarantee=promise, **more), **cost)
         assert found.certificate is not None
         assert found.certificate.granted
