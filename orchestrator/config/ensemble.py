@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution
@@ -112,6 +112,29 @@ class Cascade(Settings):
         return "sequential has no thresholds" if self.thresholds is None else None
 
 
+class Stacking(Settings):
+    """Stacking: every member answers every row, and a linear meta-learner combines what they say.
+
+    (Wolpert 1992; Ting and Witten 1999, https://arxiv.org/abs/1105.5466.)
+    """
+
+    below: ClassVar[str | None] = "members"
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["stacking"]
+    members: tuple[Node, ...] = Field(min_length=2)
+    strength: float | None = Field(None, gt=0)
+    """L2 penalty on what is added to the members' mean; the best out of fold when not given."""
+    coefficients: tuple[tuple[float, ...], ...] | None = None
+    """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
+    out_of_fold: float | None = None
+    """The run's metric on validation rows, each answered by a meta-learner fitted without its fold; filled in
+    when fitted."""
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return "stacking has no coefficients" if self.coefficients is None else None
+
+
 class WeightedMix(Settings):
     """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
 
@@ -142,13 +165,19 @@ def _member_of_name(value: Any) -> Any:
     return Member(name=value) if isinstance(value, str) else value
 
 
-Sequential = Cascade
-"""Stages one after the other, told apart by `policy`."""
+def _policy(value: Any) -> Any:
+    return value.get("policy", "cascade") if isinstance(value, dict) else getattr(value, "policy", None)
+
+
+Sequential = Annotated[
+    Annotated[Cascade, Tag("cascade")] | Annotated[Stacking, Tag("stacking")], Discriminator(_policy)
+]
+"""Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Parallel, Cascade, WeightedMix):
+for _class in (Parallel, Cascade, Stacking, WeightedMix):
     _class.model_rebuild()
 
 

@@ -27,7 +27,7 @@ from orchestrator.config.ensemble import Member, Node, leaves
 from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer`.
-from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum  # noqa: F401
+from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
 from orchestrator.ensemble.combine import Floats, probabilities
 from orchestrator.ensemble.node import Answer, Ask, Output, answer, identity
 from orchestrator.errors import EnsembleError, OrchestratorError

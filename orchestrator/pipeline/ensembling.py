@@ -82,7 +82,7 @@ def describe(tree: Ensemble) -> str:
         return ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
     if isinstance(tree, Cascade):
         steps = [
-            f"{label(stage)} if its {tree.criterion} is at least {t:.3f}"
+            f"{label(stage)} if its {tree.criterion} is at least {t:.6g}"
             for stage, t in zip(tree.stages, tree.thresholds or (), strict=False)
             if t < NONE_LEAVES
         ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Member, Spec
+from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
 from orchestrator.measure.artifacts import Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
@@ -155,7 +155,7 @@ def _test_prediction(run: Run, spec: Spec) -> Prediction:
 
 
 def _exits(spec: Spec, prediction: Prediction) -> list[float]:
-    if spec.tree.kind != "sequential":
+    if not isinstance(spec.tree, Cascade):
         return []
     stages = len(spec.tree.stages)
     counts = np.bincount(prediction.stages, minlength=stages)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Ensemble, Member, Node, children
+from orchestrator.config.ensemble import Ensemble, Member, Node, Stacking, children, with_children
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.fit import fit
@@ -29,6 +29,14 @@ TREES: dict[str, Ensemble] = {
         parallel(A, B), mix(A, B, C, weights=(0.2, 0.3, 0.5)), D, thresholds=(1.0, 0.7), criterion="agreement"
     ),
     "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
+    "stacking": Stacking(
+        policy="stacking",
+        members=(A, B, C),
+        # Alike for all classes, as a test renames them.
+        coefficients=tuple(
+            map(tuple, np.vstack([share * np.eye(3) for share in (0.5, -0.2, 0.4)] + [[0] * 3]))
+        ),
+    ),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
         cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
@@ -190,10 +198,9 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
 
 def unfitted(node: Node) -> Node:
     """The tree without what was fitted."""
-    field = "stages" if node.kind == "sequential" else "members"
-    cleared = {"weighted_mix": {"weights": None}, "sequential": {"thresholds": None}}.get(node.kind, {})
-    below = tuple(unfitted(child) for child in children(node))
-    return node.model_copy(update={field: below, **cleared}) if below else node
+    fitted = ("weights", "thresholds", "coefficients")
+    cleared = node.model_copy(update={name: None for name in fitted if hasattr(node, name)})
+    return with_children(cleared, list(map(unfitted, children(node)))) if node.below else node
 
 
 @every(TREES)

@@ -1,0 +1,111 @@
+"""A stack's meta-learner: a linear model of all members' answers, drawn towards their plain mean.
+
+Classification: multinomial logistic regression on the members' log-probabilities (Wolpert 1992; Ting and
+Witten 1999, https://arxiv.org/abs/1105.5466), added to their mean. Regression: ridge on how far each member
+is from their mean (Breiman 1996, Stacked regressions). The L2 penalty is on what is added to the mean, so
+that few rows lead back to it. Its strength is the one that does best out of fold: each row is answered by a
+learner that was fitted without its fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats
+from orchestrator.measure.metrics import log_softmax
+
+FOLDS = 5
+STRENGTHS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
+"""L2 penalties that are tried, from the strongest."""
+FLOOR = -12.0
+"""Log-probabilities below it count as it: one member's certainty must not outweigh all else."""
+DECIMALS = 10
+
+
+def meta_answer(members: Sequence[Floats], coefficients: Floats, task: Task) -> Floats:
+    """Log-probabilities or values [N, K] of members with such [N, K].
+
+    Args:
+        members: One array a member.
+        coefficients: [M * K + 1, K]; the last row is the intercept. Zeros give the members' mean (of
+            log-probabilities, renormalized).
+        task: What the members' arrays are.
+    """
+    features, offset = _features(members, task)
+    found = offset + features @ coefficients
+    return log_softmax(found) if task == "classification" else found
+
+
+def fit_meta(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, strength: float) -> Floats:
+    """Coefficients [M * K + 1, K] of least mean loss plus strength / 2 * their squared sum.
+
+    The loss is the negative log-likelihood, or half the squared error; there coefficients and errors are
+    in units of the targets' deviations.
+    """
+    features, offset = _features(members, task)
+    if task == "regression":
+        truth = np.asarray(targets, dtype=np.float64).reshape(offset.shape)
+        # A coefficient counts in units of the deviations of the outputs that it joins.
+        units = np.append(np.tile(_scale(truth), len(members)), 1.0)
+        gram = features.T @ features / len(features) + strength * np.diag(units**2)
+        return np.round(np.linalg.solve(gram, features.T @ (truth - offset) / len(features)), DECIMALS)
+    classes = offset.shape[1]
+    onehot = np.eye(classes)[targets]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights = flat.reshape(-1, classes)
+        logs = log_softmax(offset + features @ weights)
+        gradient = features.T @ (np.exp(logs) - onehot) / len(onehot) + strength * weights
+        penalty = strength / 2 * float((weights**2).sum())
+        return penalty - float((logs * onehot).sum(axis=1).mean()), gradient.ravel()
+
+    start = np.zeros(features.shape[1] * classes)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-7})
+    return np.round(found.x.reshape(-1, classes), DECIMALS)
+
+
+def out_of_fold(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, strength: float) -> Floats:
+    """Answers [N, K] to every row of a meta-learner fitted without its fold; folds depend on N alone."""
+    fold_of = np.random.Generator(np.random.PCG64(0)).random(len(targets)).argsort().argsort() % FOLDS
+    found = np.zeros_like(members[0])
+    for fold in range(FOLDS):
+        held, rest = fold_of == fold, fold_of != fold
+        coefficients = fit_meta([member[rest] for member in members], targets[rest], task, strength)
+        found[held] = meta_answer([member[held] for member in members], coefficients, task)
+    return found
+
+
+def best_strength(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task) -> float:
+    """The strength of least out-of-fold loss; of equal ones the strongest."""
+
+    def loss(strength: float) -> float:
+        found = out_of_fold(members, targets, task, strength)
+        if task == "classification":
+            return -float(found[np.arange(len(targets)), targets].mean())
+        truth = np.asarray(targets, dtype=np.float64).reshape(found.shape)
+        return float((((found - truth) / _scale(truth)) ** 2).mean())
+
+    return min(STRENGTHS, key=loss)
+
+
+def _features(members: Sequence[Floats], task: Task) -> tuple[Floats, Floats]:
+    """[N, M * K + 1] with a column of ones, and the members' mean [N, K] that they are added to."""
+    stacked = np.stack(members)
+    if task == "classification":
+        stacked = np.maximum(stacked, FLOOR)
+    rows, mean = stacked.shape[1], stacked.mean(axis=0)
+    if task == "regression":
+        stacked = stacked - mean
+    flat = stacked.transpose(1, 0, 2).reshape(rows, -1)
+    return np.concatenate([flat, np.ones((rows, 1))], axis=1), mean
+
+
+def _scale(truth: Floats) -> Floats:
+    deviation = truth.std(axis=0)
+    return np.asarray(np.where(deviation > 0, deviation, 1.0))
