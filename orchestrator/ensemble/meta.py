@@ -67,7 +67,7 @@ def fit_meta(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, s
 
     start = np.zeros(features.shape[1] * classes)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-7})
-    return np.round(found.x.reshape(-1, classes), DECIMALS)
+    return np.asarray(np.round(found.x.reshape(-1, classes), DECIMALS))
 
 
 def out_of_fold(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, strength: float) -> Floats:

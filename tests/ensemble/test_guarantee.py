@@ -73,13 +73,13 @@ def test_it_is_broken_no_more_often_than_stated_at_half_the_cost(
         assert certificate.granted
         broken += world.lost_rows(left) > PROMISE.max_loss * rows
         cost += world.cost_share(left)
-        if start % (10 * each) == 0:
+        if start % (5 * each) == 0:
             chosen = world.left_at(as_observed(steps, calibration, PROMISE.max_loss))
             by_eye += world.lost_rows(chosen) > PROMISE.max_loss * rows
     assert wilson(broken, DRAWS)[0] <= 1 - PROMISE.confidence
     assert cost / DRAWS <= 0.5
     # The draws could tell: thresholds taken as observed break it far more often.
-    assert wilson(by_eye, DRAWS // 10)[0] > 2 * (1 - PROMISE.confidence)
+    assert wilson(by_eye, DRAWS // 5)[0] > 2 * (1 - PROMISE.confidence)
 
 
 def test_the_p_value_is_the_exact_binomial_tail() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from orchestrator.config.ensemble import Member, Stacking
@@ -16,6 +19,7 @@ from orchestrator.ensemble.tree import replay
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import MEMBERS, A, B, outputs, values
 
+Targets = npt.NDArray[Any]
 TABLE, TARGETS = outputs(rows=300)
 PARTS = [log_softmax(TABLE[member]) for member in MEMBERS]
 VALUES, TRUTH = values(rows=300)
@@ -23,11 +27,11 @@ NUMBERS = [VALUES[member].astype(np.float64) for member in MEMBERS]
 STACK = Stacking(policy="stacking", members=(A, B))
 
 
-def accuracy(answers: Floats, targets: Output) -> float:
+def accuracy(answers: Floats, targets: Targets) -> float:
     return float((answers.argmax(axis=1) == targets).mean())
 
 
-def stack_on(table: dict[Member, Output], targets: Output) -> Stacking:
+def stack_on(table: dict[Member, Output], targets: Targets) -> Stacking:
     found = fit(STACK, table, targets, Metric(), "classification")
     assert isinstance(found, Stacking)
     return found
@@ -37,7 +41,7 @@ def stack_on(table: dict[Member, Output], targets: Output) -> Stacking:
     ("parts", "targets", "task"), [(PARTS, TARGETS, "classification"), (NUMBERS, TRUTH, "regression")]
 )
 def test_no_row_is_answered_by_a_learner_that_saw_it(
-    parts: list[Floats], targets: Output, task: Task
+    parts: list[Floats], targets: Targets, task: Task
 ) -> None:
     """Another target for one row changes nothing in the answers to its own fold, and all other answers."""
     changed = targets.copy()
@@ -110,7 +114,7 @@ def test_it_learns_who_knows_which_class() -> None:
     """Each member tells two of the four classes apart and is sure, and wrong, about the other two."""
     rng = np.random.default_rng(3)
 
-    def rows(count: int) -> tuple[dict[Member, Output], Output]:
+    def rows(count: int) -> tuple[dict[Member, Output], Targets]:
         targets = rng.integers(4, size=count)
         table: dict[Member, Output] = {}
         for member, pair in ((A, (0, 1)), (B, (2, 3))):
