@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.calibration import (
@@ -117,20 +117,61 @@ class Parallel(Pooled):
         return "parallel with rule weighted_vote has no weights" if lacking else None
 
 
-class Cascade(Combined):
-    """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
+Criterion = Literal["confidence", "margin", "entropy", "agreement"]
+"""What makes an answer sure: `orchestrator.ensemble.certainty`."""
 
-    Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
+
+class Guarantee(Settings):
+    """What a cascade promises beside its last stage, on rows that nothing was fitted on.
+
+    With probability `confidence` over the calibration rows, at most the share `max_loss` of all rows loses
+    the right answer of the last stage by leaving early. Accuracy then falls by at most `max_loss`, too.
+    """
+
+    max_loss: float = Field(0.005, gt=0, lt=1)
+    confidence: float = Field(0.9, gt=0, lt=1)
+
+
+class Certificate(Settings):
+    """What the calibration rows said about a guarantee."""
+
+    granted: bool
+    """Whether early exits keep the guarantee; if not, no row leaves early."""
+    rows: int = Field(ge=1)
+    lost: int = Field(ge=0)
+    """Of these rows, how many lost the last stage's right answer: at the granted thresholds, or else at the
+    most careful ones that let a row leave."""
+    p_value: float = Field(ge=0, le=1)
+    """Of "more than `max_loss` is lost" at those thresholds; at most 1 - `confidence` when granted."""
+
+
+class Cascade(Combined):
+    """Cascade: a row goes to the next stage only while the answer so far is less sure than the threshold.
+
+    (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988.)
     """
 
     below: ClassVar[str | None] = "stages"
     kind: Literal["sequential"] = "sequential"
     policy: Literal["cascade"] = "cascade"
     stages: tuple[Node, ...] = Field(min_length=2)
+    criterion: Criterion = "confidence"
+    """How sure an answer is, from 0 to 1: the top probability; the distance of the top two; 1 less the
+    entropy as a share of its largest value; or the share of an ensemble's members that say what it says."""
+    combine: Literal["replace", "mean"] = "replace"
+    """A later stage's answer replaces the earlier ones, or is averaged with them."""
     thresholds: Numbers | None = None
-    """One for each stage but the last; fitted on validation data when not given."""
-    tolerance: float = Field(0.0, ge=0)
-    """When fitting: the metric may be this much below the last stage's, in exchange for earlier exits."""
+    """One for each stage but the last, fitted when not given; a row leaves that is at least so sure."""
+    tolerance: float | None = Field(None, ge=0)
+    """When fitting: how much worse than the last stage validation rows may fare, in exchange for earlier
+    exits. 0 when nothing else is asked for."""
+    max_cost: float | None = Field(None, gt=0, le=1)
+    """When fitting: rows leave only until the expected cost is this share of the cost without exits. Alone it
+    must be reached; beside a tolerance or a guarantee it is reached as far as they allow."""
+    guarantee: Guarantee | None = None
+    """When fitting: rows leave only as far as calibration rows allow to promise this."""
+    certificate: Certificate | None = None
+    """Filled in when a guarantee is fitted."""
 
     @model_validator(mode="after")
     def _thresholds(self) -> Cascade:
@@ -142,6 +183,39 @@ class Cascade(Combined):
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
         return "sequential has no thresholds" if self.thresholds is None else None
+
+
+class Stacking(Pooled):
+    """Stacking: every member answers every row, and a linear meta-learner combines what they say.
+
+    (Wolpert 1992; Ting and Witten 1999, https://arxiv.org/abs/1105.5466.)
+    """
+
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["stacking"]
+    strength: float | None = Field(None, gt=0)
+    """L2 penalty on what is added to the members' mean; the best out of fold when not given."""
+    coefficients: tuple[Numbers, ...] | None = None
+    """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
+    out_of_fold: float | None = None
+    """The run's metric on validation rows, each answered by a meta-learner fitted without its fold; filled in
+    when fitted."""
+
+    @model_validator(mode="after")
+    def _coefficients(self) -> Stacking:
+        found = self.coefficients
+        if found is not None:
+            classes = len(found[0]) if found else 0
+            if {len(row) for row in found} != {classes} or len(found) != len(self.members) * classes + 1:
+                raise ValueError(
+                    f"coefficients need {len(self.members)} members x outputs + 1 rows, one number for each "
+                    f"output; got {len(found)} rows, the first of {classes}"
+                )
+        return self
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return "stacking has no coefficients" if self.coefficients is None else None
 
 
 class WeightedMix(Pooled):
@@ -209,15 +283,21 @@ def _member_of_name(value: Any) -> Any:
     return Member(name=value) if isinstance(value, str) else value
 
 
-Sequential = Cascade
-"""Stages one after the other, told apart by `policy`."""
+def _policy(value: Any) -> Any:
+    return value.get("policy", "cascade") if isinstance(value, dict) else getattr(value, "policy", None)
+
+
+Sequential = Annotated[
+    Annotated[Cascade, Tag("cascade")] | Annotated[Stacking, Tag("stacking")], Discriminator(_policy)
+]
+"""Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
-PooledNode = Parallel | WeightedMix
+PooledNode = Parallel | Stacking | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Pooled, Parallel, Cascade, WeightedMix):
+for _class in (Pooled, Parallel, Cascade, Stacking, WeightedMix):
     _class.model_rebuild()
 
 

@@ -25,14 +25,14 @@ from orchestrator.config.calibration import (
     TemperatureScaling,
     VectorScaling,
 )
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import Floats, Rows
+from orchestrator.ensemble.folds import cross_validated
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
 RANGE = (0.1, 10.0)
 """Temperatures, and factors of a class, that are considered."""
 DECIMALS = 6
-FOLDS = 5
 MOST_KNOTS = 50
 RISE = 1e-3
 """Slope of an isotonic function beyond its last knot: a tie there would lose the order of classes."""
@@ -173,15 +173,12 @@ def _fit_isotonic(_: IsotonicScaling, scores: Floats, targets: npt.NDArray[np.in
 @_fit.register
 def _fit_auto(_: AutoScaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
     rows = len(targets)
-    fold = np.random.default_rng(0).permutation(rows) % min(FOLDS, rows)
 
     def loss(scaling: Scaling) -> float:
-        total = 0.0
-        for left_out in range(fold.max() + 1):
-            held = fold == left_out
-            fitted = fit_scaling(scaling, scores[~held], targets[~held])
-            total -= calibrated(fitted, scores[held])[np.arange(held.sum()), targets[held]].sum()
-        return total
+        def held_out(seen: Rows, others: Rows) -> Floats:
+            return calibrated(fit_scaling(scaling, scores[seen], targets[seen]), scores[others])
+
+        return -float(cross_validated(rows, held_out)[np.arange(rows), targets].sum())
 
     candidates: tuple[Scaling, ...] = (TemperatureScaling(), VectorScaling(), IsotonicScaling())
     best = min(candidates, key=loss) if rows > 1 else candidates[0]

@@ -22,6 +22,8 @@ from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
 Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+"""Positions of rows."""
 
 VOTE_RULES: tuple[Rule, ...] = ("vote", "weighted_vote")
 TIE = 1e-9
@@ -151,6 +153,12 @@ def decision_margin(scores: Sequence[Floats], weights: Sequence[float] | None, r
     voters = [scores[place] for place in range(len(scores)) if weights is None or weights[place] > 0]
     top_two = np.exp(np.sort(np.stack(voters), axis=2)[:, :, -2:])
     return np.asarray((top_two[..., 1] - top_two[..., 0]).min(axis=0))
+
+
+def deviations(values: Floats) -> Floats:
+    """Standard deviation [T] of values [N, T], the unit of their errors; 1 where they are constant."""
+    found = values.std(axis=0)
+    return np.asarray(np.where(found > 0, found, 1.0))
 
 
 def probabilities(scores: Floats) -> Floats:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ def fit(
     task: Task,
     *,
     allowed: Collection[str] = (),
+    cost: Callable[[Member], float] | None = None,
+    calibration: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
 ) -> Node:
     """The tree with temperatures, weights, thresholds and calibrations fitted bottom-up; values already set
     are kept. With a quorum anywhere it also gets members' records and what it is worth without some.
@@ -67,10 +70,33 @@ def fit(
         metric: What cascades must keep.
         task: Which targets these are.
         allowed: Import paths that the metric may come from.
+        cost: What one row costs a member (multiply-accumulates): a cascade's `max_cost` needs it.
+        calibration: Outputs and targets of the calibration rows: a cascade's `guarantee` needs them, and
+            nothing is fitted on them.
 
     Raises:
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
     """
+    ground = _ground(tree, outputs, targets, metric, task, allowed)
+    unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
+    fitted = fit_node(tree, replace(ground, cost=cost, unseen=unseen))
+    if not isinstance(fitted, Combined) or not has_quorum(fitted):
+        return fitted
+    found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
+    expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
+    known = records(replay(fitted, found, task), task)
+    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
+    return fitted.model_copy(update={"expected": expected})
+
+
+def _ground(
+    tree: Node,
+    outputs: Mapping[Member, Output],
+    targets: npt.NDArray[Any],
+    metric: Metric,
+    task: Task,
+    allowed: Collection[str],
+) -> Ground:
     by_identity = {identity(member): output for member, output in outputs.items()}
     for leaf in leaves(tree):
         if identity(leaf) not in by_identity:
@@ -79,14 +105,7 @@ def fit(
     def scores(node: Node) -> Floats:
         return replay(node, {member: by_identity[identity(member)] for member in distinct(node)}, task).scores
 
-    fitted = fit_node(tree, Ground(by_identity, np.asarray(targets), metric, task, allowed, scores))
-    if not isinstance(fitted, Combined) or not has_quorum(fitted):
-        return fitted
-    found = {member: by_identity[identity(member)] for member in distinct(fitted)}
-    expected = fit_expectations(fitted, found, np.asarray(targets), metric, task, allowed)
-    known = records(replay(fitted, found, task), task)
-    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
-    return fitted.model_copy(update={"expected": expected})
+    return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)
 
 
 def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:

@@ -13,8 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, mixture
-from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.combine import Floats, Rows, mixture
 from orchestrator.ensemble.objective import LEAST, Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights

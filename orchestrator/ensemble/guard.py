@@ -27,7 +27,7 @@ import numpy.typing as npt
 from orchestrator.config.calibration import Record
 from orchestrator.config.ensemble import Member
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, scores_of
+from orchestrator.ensemble.combine import Floats, deviations, scores_of
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.measure.intervals import wilson
 
@@ -100,9 +100,7 @@ def excess(prediction: Prediction, task: Task) -> list[float | None]:
 def records(prediction: Prediction, task: Task) -> dict[Member, Record]:
     """The record of each distinct member that answered, from the tree's prediction on the rows that it was
     fitted on."""
-    scales = [
-        _deviations(prediction, member) if task == "regression" else () for member in prediction.members
-    ]
+    scales = [_scales(prediction, member) if task == "regression" else () for member in prediction.members]
     found = {}
     for member, own, (shares, met) in zip(
         prediction.members, scales, _opposed(prediction, task, scales), strict=True
@@ -120,10 +118,8 @@ def records(prediction: Prediction, task: Task) -> dict[Member, Record]:
     return found
 
 
-def _deviations(prediction: Prediction, member: Member) -> tuple[float, ...]:
-    """Standard deviation of each output of a member; 1 where it is constant."""
-    deviations = prediction.said[member].std(axis=0, dtype=np.float64)
-    return tuple(np.where(deviations > 0, deviations, 1.0).tolist())
+def _scales(prediction: Prediction, member: Member) -> tuple[float, ...]:
+    return tuple(deviations(prediction.said[member].astype(np.float64)).tolist())
 
 
 def _bound(shares: Floats) -> float:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature
-from orchestrator.ensemble.combine import scores_of
+from orchestrator.ensemble.combine import Rows, scores_of
 from orchestrator.ensemble.node import (
     Ask,
     Ground,
-    Rows,
     Steps,
     answer_uncalibrated,
     at_once,

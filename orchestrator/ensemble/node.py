@@ -18,10 +18,9 @@ from orchestrator.config.ensemble import Combined, Member, Node
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import calibrated, fit_scaling
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.errors import EnsembleError, QuorumError
 
-Rows = npt.NDArray[np.intp]
 Output = npt.NDArray[np.floating[Any]]
 
 
@@ -41,6 +40,8 @@ class Answer:
     """[n, K] log-probabilities (classification) or values."""
     stages: npt.NDArray[np.int64]
     """[n] stage of a cascade that each row left at; 0 of every other kind."""
+    agreement: Floats | None = None
+    """[n] share of an ensemble's members, by weight, that say what it says; None where that means nothing."""
 
 
 Reply = Output | QuorumError
@@ -66,9 +67,9 @@ def answer(node: Node, rows: Rows, task: Task) -> Steps:
     return found
 
 
-def at_once(scores: Floats) -> Answer:
+def at_once(scores: Floats, agreement: Floats | None = None) -> Answer:
     """The answer of a node without stages."""
-    return Answer(scores, np.zeros(len(scores), dtype=np.int64))
+    return Answer(scores, np.zeros(len(scores), dtype=np.int64), agreement)
 
 
 def together(
@@ -118,6 +119,10 @@ class Ground:
     allowed: Collection[str]
     scores: Callable[[Node], Floats]
     """Scores [N, K] that a fitted node gives on all rows."""
+    cost: Callable[[Member], float] | None = None
+    """What one row costs a member, in any unit; None where it is not known."""
+    unseen: Ground | None = None
+    """The calibration part: rows that nothing is fitted on. Guarantees alone look at them."""
 
 
 @singledispatch

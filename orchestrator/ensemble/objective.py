@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.weights import errors_of
 from orchestrator.measure.metrics import larger_is_better, score
 

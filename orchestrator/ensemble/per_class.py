@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, mixture
-from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.combine import Floats, Rows, mixture
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import (

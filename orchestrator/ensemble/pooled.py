@@ -13,11 +13,11 @@ from orchestrator.config.ensemble import Node, PooledNode
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import COARSE, calibrated, fit_temperature
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.certainty import agreement_of
+from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.missing import MOST, Missing, by_trend, fit_trend, sets_of
 from orchestrator.ensemble.node import (
     Ground,
-    Rows,
     Steps,
     answer,
     answer_uncalibrated,
@@ -61,13 +61,16 @@ def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
         [answer(member, rows, task) for member in node.members],
         lambda lost: quorum.check(node.members, node.quorum, lost),
     )
+    found, weights = list(parts.values()), _given(node)
     if len(parts) == len(node.members):
-        return at_once(pooled(node, list(parts.values()), _given(node), task))
-    return at_once(_without(node, parts, task))
+        scores = pooled(node, found, weights, task)
+    else:
+        scores, weights = _without(node, parts, task)
+    return at_once(scores, agreement_of(found, scores, weights, task))
 
 
-def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Floats:
-    """The answer of the members that are left, with weights and temperature for exactly these."""
+def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> tuple[Floats, Weights | None]:
+    """The answer of the members that are left, with the weights and temperature for exactly these."""
     missing = tuple(position for position in range(len(node.members)) if position not in parts)
     known = next((found for found in node.survivors if found.without == missing), None)
     if known is None:
@@ -75,7 +78,9 @@ def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Float
         weights = _renormalized(_given(node), missing)
         known = Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
     scores = pooled(node, list(parts.values()), known.weights, task)
-    return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
+    if known.temperature != 1.0:
+        scores = log_softmax(scores / known.temperature)
+    return scores, known.weights
 
 
 def _given(node: PooledNode) -> Weights | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.node import Rows
+from orchestrator.ensemble.combine import Floats, Rows
+from orchestrator.ensemble.folds import FOLDS, cross_validated
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.weights import Weights
 
-FOLDS = 5
 SIMPLE = 1e6
 """A strength at which nothing but the simple numbers is left."""
 
@@ -34,8 +34,8 @@ def choose_strength(
     """The strongest one that is as good as the best, for scores that each row gets from a fit without it.
 
     As good: within one standard error of the rows' differences in loss (the one-standard-error rule of
-    Breiman, Friedman, Olshen, Stone 1984), and of the same metric where there is one. Folds are drawn from a
-    fixed seed. With too few rows for folds: the strongest.
+    Breiman, Friedman, Olshen, Stone 1984), and of the same metric where there is one.
+    With too few rows for folds: the strongest.
 
     Args:
         strengths: To try.
@@ -45,17 +45,7 @@ def choose_strength(
     count = len(objective.targets)
     if count < 2 * FOLDS:
         return max(strengths)
-    folds = np.random.default_rng(0).permutation(count) % FOLDS
-    found = {}
-    for strength in strengths:
-        scores = None
-        for fold in range(FOLDS):
-            rows, others = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            part = held_out(strength, rows, others)
-            scores = np.zeros((count, part.shape[1])) if scores is None else scores
-            scores[others] = part
-        assert scores is not None
-        found[strength] = scores
+    found = {strength: cross_validated(count, partial(held_out, strength)) for strength in strengths}
     losses = {strength: objective.loss(scores) for strength, scores in found.items()}
     best = min(strengths, key=lambda strength: losses[strength])
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import Floats, deviations
 from orchestrator.errors import EnsembleError
 
 Members = Sequence[Floats] | Floats
@@ -84,8 +84,7 @@ def errors_of(scores: Members, targets: npt.NDArray[Any], task: Task) -> Floats:
         errors[:, np.arange(len(targets)), targets] -= 1.0
         return errors.reshape(len(errors), -1)
     truth = targets.reshape(len(targets), -1)
-    spread = truth.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    scale = deviations(truth)
     return np.stack([((member - truth) / scale).ravel() for member in scores])
 
 

@@ -21,6 +21,7 @@ from orchestrator.config.ensemble import (
     Node,
     Parallel,
     Rule,
+    Stacking,
     WeightedMix,
     children,
     leaves,
@@ -64,6 +65,20 @@ TREES: dict[str, Ensemble] = {
     **METHODS,
     "by_metric": WeightedMix(members=MEMBERS, method="greedy", objective="metric", bags=3, weights=WEIGHTS),
     "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
+    "cascade_by_margin": cascade(A, B, C, thresholds=(0.3, 0.5), criterion="margin"),
+    "cascade_by_entropy": cascade(A, B, C, thresholds=(0.2, 0.4), criterion="entropy"),
+    "cascade_by_agreement": cascade(
+        parallel(A, B), mix(A, B, C, weights=(0.2, 0.3, 0.5)), D, thresholds=(1.0, 0.7), criterion="agreement"
+    ),
+    "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
+    "stacking": Stacking(
+        policy="stacking",
+        members=(A, B, C),
+        # Alike for all classes, as a test renames them.
+        coefficients=tuple(
+            map(tuple, np.vstack([share * np.eye(3) for share in (0.5, -0.2, 0.4)] + [[0] * 3]))
+        ),
+    ),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
         cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
@@ -208,6 +223,8 @@ def test_nested_equals_flattened() -> None:
     )
     front = cascade(A, cascade(B, C, thresholds=(0.8,)), thresholds=(0.6,))
     np.testing.assert_array_equal(scores(front), scores(cascade(A, B, C, thresholds=(0.6, 0.8))))
+    averaged = cascade(A, B, C, thresholds=(2.0, 2.0), combine="mean")
+    np.testing.assert_allclose(scores(averaged), scores(parallel(A, B, C)), atol=1e-12)
 
 
 @every(TREES)
@@ -269,11 +286,9 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
 
 def unfitted(node: Node) -> Node:
     """The tree without what was fitted."""
-    field = "stages" if node.kind == "sequential" else "members"
-    fitted = ("weights", "class_weights", "gate", "thresholds")
-    cleared = {name: None for name in fitted if name in type(node).model_fields}
-    below = tuple(unfitted(child) for child in children(node))
-    return node.model_copy(update={field: below, **cleared}) if below else node
+    fitted = ("weights", "class_weights", "gate", "thresholds", "coefficients")
+    cleared = node.model_copy(update={name: None for name in fitted if hasattr(node, name)})
+    return with_children(cleared, list(map(unfitted, children(node)))) if node.below else node
 
 
 @every(TREES)

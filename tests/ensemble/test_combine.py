@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from orchestrator.config.ensemble import VALUE_RULES, Member, Parallel, Rule, WeightedMix
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble import mix, parallel
 from orchestrator.ensemble.combine import (
     VOTE_RULES,
     Floats,
@@ -21,6 +20,7 @@ from orchestrator.ensemble.combine import (
     probabilities,
 )
 from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.pooled import pooled
 from orchestrator.ensemble.tree import replay
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
@@ -204,10 +204,10 @@ def test_a_vote_without_a_margin_jumps_when_a_member_is_rounded_otherwise() -> N
 def test_any_subset_of_members_can_be_pooled(rule: Rule) -> None:
     weights = (0.25, 0.75) if rule == "weighted_vote" else None
     node = Parallel(members=MEMBERS, rule=rule)
-    some = parallel.pooled(node, [SCORES[0], SCORES[2]], weights, "classification")
+    some = pooled(node, [SCORES[0], SCORES[2]], weights, "classification")
     left = Parallel(members=(A, C), rule=rule, weights=weights)
     np.testing.assert_array_equal(some, replay(left, TABLE, "classification").scores)
-    alone = parallel.pooled(node, [SCORES[1]], weights and (1.0,), "classification")
+    alone = pooled(node, [SCORES[1]], weights and (1.0,), "classification")
     np.testing.assert_array_equal(alone.argmax(axis=1), SCORES[1].argmax(axis=1))
     if rule not in VOTE_RULES:
         np.testing.assert_allclose(alone, SCORES[1], atol=1e-12)
@@ -250,12 +250,12 @@ def test_fitted_numbers_of_other_outputs_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", MIXES)
 def test_a_mix_without_some_members_goes_by_weights_that_are_alike_for_all(kind: str) -> None:
     node = WeightedMix(members=MEMBERS, **MIXES[kind])
-    complete = mix.pooled(node, SCORES, node.weights, "classification")
+    complete = pooled(node, SCORES, node.weights, "classification")
     np.testing.assert_array_equal(complete, replay(node, TABLE, "classification").scores)
     np.testing.assert_allclose(np.exp(complete).sum(axis=1), 1)
     plain = pool(SCORES, node.weights, "classification")
     assert (np.abs(complete - plain).max() < 1e-12) == (kind == "shared")
-    some = mix.pooled(node, [SCORES[0], SCORES[2]], (0.25, 0.75), "classification")
+    some = pooled(node, [SCORES[0], SCORES[2]], (0.25, 0.75), "classification")
     np.testing.assert_array_equal(some, pool([SCORES[0], SCORES[2]], (0.25, 0.75), "classification"))
 
 
