@@ -194,7 +194,8 @@ class Stacking(Pooled):
     kind: Literal["sequential"] = "sequential"
     policy: Literal["stacking"]
     strength: float | None = Field(None, gt=0)
-    """L2 penalty on what is added to the members' mean; the best out of fold when not given."""
+    """L2 penalty on what is added to the members' mean; chosen by cross-validation on
+    validation data when not given."""
     coefficients: tuple[Numbers, ...] | None = None
     """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
     out_of_fold: float | None = None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from orchestrator.config.calibration import Record
 from orchestrator.config.ensemble import Child
+from orchestrator.ensemble.node import Output
 from orchestrator.errors import QuorumError
-
-Output = npt.NDArray[np.floating[Any]]
 
 
 def failed(names: str) -> QuorumError:

@@ -1,6 +1,6 @@
 """What every kind of ensemble node promises, whatever it does inside.
 
-A new kind, rule or method adds its line to `TREES`.
+The trees are those of `tests/conformance/trees.py`.
 """
 
 from __future__ import annotations
@@ -13,89 +13,36 @@ import pytest
 
 from orchestrator.config.calibration import TemperatureScaling
 from orchestrator.config.ensemble import (
-    VALUE_RULES,
     Combined,
     Ensemble,
     Member,
-    Method,
-    Node,
     Parallel,
     Rule,
     Stacking,
     WeightedMix,
-    children,
-    leaves,
     walk_nodes,
-    with_children,
 )
 from orchestrator.config.measure import Metric
-from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import VOTE_RULES, Floats
 from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.node import Ask, Output
+from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
-from orchestrator.errors import QuorumError
 from orchestrator.measure.metrics import log_softmax, score
-from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel, values
-
-TABLE, TARGETS = outputs(rows=80, classes=3)
-VALUES, TRUTH = values(rows=80)
-
-MEMBERS = (A, B, C)
-WEIGHTS = (0.2, 0.3, 0.5)
-CLASS_WEIGHTS = ((0.1, 0.7, 0.2), (0.6, 0.1, 0.3), (0.3, 0.2, 0.5))
-GATE = ((0.3, 0.2, -0.5, 1.0), (-0.1, 0.4, 0.3, 0.5), (0.2, -0.3, 0.1, 2.0))
-
-RULES: dict[str, Ensemble] = {
-    rule: Parallel(members=MEMBERS, rule=rule, weights=WEIGHTS if rule == "weighted_vote" else None)
-    for rule in get_args(Rule)
-}
-METHODS: dict[str, Ensemble] = {
-    method: WeightedMix(
-        members=MEMBERS,
-        method=method,
-        weights=WEIGHTS,
-        class_weights=CLASS_WEIGHTS if method == "per_class" else None,
-        gate=GATE if method == "gate" else None,
-    )
-    for method in get_args(Method)
-}
-TREES: dict[str, Ensemble] = {
-    **RULES,
-    **METHODS,
-    "by_metric": WeightedMix(members=MEMBERS, method="greedy", objective="metric", bags=3, weights=WEIGHTS),
-    "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
-    "cascade_by_margin": cascade(A, B, C, thresholds=(0.3, 0.5), criterion="margin"),
-    "cascade_by_entropy": cascade(A, B, C, thresholds=(0.2, 0.4), criterion="entropy"),
-    "cascade_by_agreement": cascade(
-        parallel(A, B), mix(A, B, C, weights=(0.2, 0.3, 0.5)), D, thresholds=(1.0, 0.7), criterion="agreement"
-    ),
-    "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
-    "stacking": Stacking(
-        policy="stacking",
-        members=(A, B, C),
-        # Alike for all classes, as a test renames them.
-        coefficients=tuple(
-            map(tuple, np.vstack([share * np.eye(3) for share in (0.5, -0.2, 0.4)] + [[0] * 3]))
-        ),
-    ),
-    "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
-    "mix_of_cascades": mix(
-        cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
-    ),
-    "deep": parallel(
-        cascade(A, parallel(B, mix(C, D, weights=(0.5, 0.5))), thresholds=(0.8,)),
-        mix(A, D, weights=(1.0, 0.0)),
-    ),
-}
-REGRESSION: dict[str, Ensemble] = {
-    **{rule: RULES[rule] for rule in VALUE_RULES},
-    **METHODS,
-    "per_class": METHODS["per_class"].model_copy(
-        update={"class_weights": ((0.1, 0.7), (0.6, 0.1), (0.3, 0.2))}
-    ),
-    "gate": METHODS["gate"].model_copy(update={"gate": tuple(row[:3] for row in GATE)}),
-}
+from tests.conformance.trees import (
+    GATE,
+    METHODS,
+    REGRESSION,
+    RULES,
+    TABLE,
+    TARGETS,
+    TREES,
+    TRUTH,
+    VALUES,
+    every,
+    stack,
+    unfitted,
+)
+from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, parallel
 
 
 def of_equals(rule: Rule) -> Callable[[Member], Ensemble]:
@@ -115,10 +62,6 @@ KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     "gate": lambda one: WeightedMix(members=(one, one), method="gate", weights=(0.5, 0.5), gate=GATE[:2]),
     **{f"equal members, {rule}": of_equals(rule) for rule in get_args(Rule) if rule not in VOTE_RULES},
 }
-
-
-def every(trees: dict[str, Ensemble]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("tree", trees.values(), ids=trees.keys())
 
 
 @every(TREES)
@@ -170,11 +113,17 @@ def test_renaming_the_classes_renames_the_answer(tree: Ensemble, classes: tuple[
 
 def reordered(tree: Ensemble) -> Ensemble:
     """Members in another order, and what was fitted for each of them with it."""
+    if isinstance(tree, Stacking):
+        assert tree.coefficients is not None
+        *rows, intercept = tree.coefficients
+        a, b, c = (rows[i : i + len(intercept)] for i in range(0, len(rows), len(intercept)))
+        members = (tree.members[2], tree.members[0], tree.members[1])
+        return tree.model_copy(update={"members": members, "coefficients": (*c, *a, *b, intercept)})
     found = {name: getattr(tree, name, None) for name in ("members", "weights", "class_weights", "gate")}
     return tree.model_copy(update={name: (v[2], v[0], v[1]) for name, v in found.items() if v is not None})
 
 
-@every({**RULES, **METHODS})
+@every({**RULES, **METHODS, "stacking": stack(3)})
 def test_the_members_order_does_not_matter(tree: Ensemble) -> None:
     expected = replay(tree, TABLE, "classification").scores
     found = replay(reordered(tree), TABLE, "classification").scores
@@ -284,13 +233,6 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
         np.testing.assert_array_equal(seen["abcd".index(member.name)] == 1, mask)
 
 
-def unfitted(node: Node) -> Node:
-    """The tree without what was fitted."""
-    fitted = ("weights", "class_weights", "gate", "thresholds", "coefficients")
-    cleared = node.model_copy(update={name: None for name in fitted if hasattr(node, name)})
-    return with_children(cleared, list(map(unfitted, children(node)))) if node.below else node
-
-
 @every(TREES)
 def test_every_kind_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
     found = fit(unfitted(tree), TABLE, TARGETS, Metric(), "classification")
@@ -306,79 +248,6 @@ def test_every_kind_of_a_regression_can_be_fitted_and_is_then_complete(tree: Ens
     assert replay(found, VALUES, "regression").outputs.shape == (80, 2)
     assert all(node.unfitted() is None for node in walk_nodes(found))
     assert type(found).model_validate_json(found.model_dump_json()) == found
-
-
-def lenient(node: Node) -> Node:
-    """The tree in which one member is enough for every node."""
-    if not isinstance(node, Combined):
-        return node
-    return with_children(node, [lenient(child) for child in children(node)]).model_copy(update={"quorum": 1})
-
-
-def missing(table: dict[Member, Output], member: Member) -> dict[Member, Output]:
-    return {other: output for other, output in table.items() if other != member}
-
-
-def poisoned(table: dict[Member, Output], member: Member) -> dict[Member, Output]:
-    spoilt = table[member].copy()
-    spoilt[:, 0] = np.nan
-    return {**table, member: spoilt}
-
-
-def check_degraded(tree: Node, table: dict[Member, Output], task: Task, without: Member) -> None:
-    """What a tree promises that may answer without a member."""
-    left = missing(table, without)
-    found = replay(tree, left, task)
-    assert np.isfinite(found.outputs).all()
-    assert found.missing == {without: "no such predictor"}
-    assert found.degraded.any()
-    assert not found.members[without].any()
-    whole = replay(tree, table, task)
-    np.testing.assert_array_equal(found.outputs[~found.degraded], whole.outputs[~found.degraded])
-    assert not whole.degraded.any()
-    # A member that answers NaN is as good as none, and a row does not depend on the others.
-    spoilt = replay(tree, poisoned(table, without), task)
-    np.testing.assert_array_equal(spoilt.outputs, found.outputs)
-    assert spoilt.missing == {without: "output is not finite"}
-    for rows in (np.arange(30), np.arange(30, 80)):
-        part = predict(tree, lookup(left), rows, task)
-        np.testing.assert_array_equal(part.outputs, found.outputs[rows])
-        np.testing.assert_array_equal(part.degraded, found.degraded[rows])
-
-
-@every(TREES)
-def test_a_missing_or_poisoned_member_is_left_out_where_the_quorum_allows_it(tree: Ensemble) -> None:
-    for member in leaves(tree):
-        check_degraded(lenient(tree), TABLE, "classification", member)
-
-
-@every(REGRESSION)
-def test_a_missing_or_poisoned_member_of_a_regression(tree: Ensemble) -> None:
-    for member in leaves(tree):
-        check_degraded(lenient(tree), VALUES, "regression", member)
-
-
-@every(TREES)
-@pytest.mark.parametrize("spoil", [missing, poisoned])
-def test_without_a_quorum_a_member_that_is_asked_must_answer(
-    tree: Ensemble, spoil: Callable[[dict[Member, Output], Member], dict[Member, Output]]
-) -> None:
-    for member in leaves(tree):
-        with pytest.raises(QuorumError, match=rf"{member.name} \("):
-            replay(tree, spoil(TABLE, member), "classification")
-
-
-@every(TREES)
-def test_a_fitted_quorum_survives_the_store_and_knows_what_its_answers_are_worth(tree: Ensemble) -> None:
-    found = fit(lenient(unfitted(tree)), TABLE, TARGETS, Metric(), "classification")
-    again = type(found).model_validate_json(found.model_dump_json())
-    assert again == found
-    for member in leaves(tree):
-        answers = [replay(node, missing(TABLE, member), "classification") for node in (found, again)]
-        np.testing.assert_array_equal(answers[0].outputs, answers[1].outputs)
-        assert answers[0].expected is not None
-        worth = score(Metric(), answers[0].outputs, TARGETS)
-        assert answers[0].expected.value == pytest.approx(worth, abs=1e-6)
 
 
 @every(TREES)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.config.ensemble import Member, Stacking
 from orchestrator.config.measure import Metric
@@ -17,6 +18,7 @@ from orchestrator.ensemble.folds import FOLDS
 from orchestrator.ensemble.meta import STRENGTHS, best_strength, fit_meta, meta_answer, out_of_fold
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import replay
+from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
 from tests.ensemble.toys import MEMBERS, A, B, outputs, values
 
@@ -150,3 +152,11 @@ def test_a_regression_does_not_depend_on_units_and_beats_the_mean() -> None:
     moved = [found * 10 + 500 for found in NUMBERS]
     other = out_of_fold(moved, TRUTH * 10 + 500, "regression", 0.01)
     np.testing.assert_allclose((other - 500) / 10, found, rtol=1e-3, atol=0.01)
+
+
+def test_coefficients_of_another_number_of_members_or_classes_are_refused() -> None:
+    with pytest.raises(ValidationError, match="3 members x outputs"):
+        Stacking(policy="stacking", members=MEMBERS[:3], coefficients=((0.0, 0.0),) * 5)
+    stack = STACK.model_copy(update={"coefficients": ((0.0,) * 3,) * 7})
+    with pytest.raises(EnsembleError, match=r"\[7, 3\] for 2 members of 4 outputs"):
+        replay(stack, {member: TABLE[member] for member in (A, B)}, "classification")
