@@ -47,18 +47,18 @@ def certainty(criterion: Criterion, scores: Floats, agreement: Floats | None) ->
 
 
 def agreement_of(
-    members: Sequence[Floats], scores: Floats, weights: Sequence[float] | None, task: Task
+    members: Sequence[Floats], scores: Floats, shares: Sequence[float], task: Task
 ) -> Floats | None:
     """Share [N] of an ensemble's members, by weight, whose label is the ensemble's; None for a regression.
 
     Args:
-        members: Log-probabilities [N, K] of each member.
+        members: Log-probabilities [N, K] of each member that answered.
         scores: The ensemble's own [N, K].
-        weights: One a member, summing to 1; None counts all alike.
+        shares: Of these members. They sum to 1 where all answered; a missing member agrees with nobody, so
+            that one that is left cannot let rows leave by agreeing with itself.
         task: Only a classification has labels.
     """
     if task == "regression":
         return None
-    shares = np.full(len(members), 1 / len(members)) if weights is None else np.asarray(weights, np.float64)
     same = np.stack([member.argmax(axis=1) for member in members]) == scores.argmax(axis=1)
-    return np.asarray(np.minimum(shares @ same, 1.0))
+    return np.asarray(np.minimum(np.asarray(shares) @ same, 1.0))

@@ -65,12 +65,13 @@ def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
     if len(parts) == len(node.members):
         scores = pooled(node, found, weights, task)
     else:
-        scores, weights = _without(node, parts, task)
-    return at_once(scores, agreement_of(found, scores, weights, task))
+        scores = _without(node, parts, task)
+    shares = weights or (1 / len(node.members),) * len(node.members)
+    return at_once(scores, agreement_of(found, scores, [shares[place] for place in parts], task))
 
 
-def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> tuple[Floats, Weights | None]:
-    """The answer of the members that are left, with the weights and temperature for exactly these."""
+def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Floats:
+    """The answer of the members that are left, with weights and temperature for exactly these."""
     missing = tuple(position for position in range(len(node.members)) if position not in parts)
     known = next((found for found in node.survivors if found.without == missing), None)
     if known is None:
@@ -78,9 +79,7 @@ def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> tuple
         weights = _renormalized(_given(node), missing)
         known = Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
     scores = pooled(node, list(parts.values()), known.weights, task)
-    if known.temperature != 1.0:
-        scores = log_softmax(scores / known.temperature)
-    return scores, known.weights
+    return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
 
 
 def _given(node: PooledNode) -> Weights | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Guarantee, Node
+from orchestrator.config.ensemble import Cascade, Ensemble, Guarantee, Node, Parallel
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.thresholds import NONE_LEAVES
@@ -26,6 +26,16 @@ def fitted(tree: Node, **more: Any) -> Cascade:
     found = fit(tree, TABLE, TARGETS, ACCURACY, "classification", **more)
     assert isinstance(found, Cascade)
     return found
+
+
+def test_a_missing_member_agrees_with_nobody() -> None:
+    """Else the one that is left would let every row leave."""
+    tree = cascade(Parallel(members=(A, B, C), quorum=1), D, thresholds=(0.5,), criterion="agreement")
+    alone = replay(tree, {member: TABLE[member] for member in (A, D)}, "classification")
+    assert (alone.stages == 1).all()
+    pair = replay(tree, {member: TABLE[member] for member in (A, B, D)}, "classification")
+    agreed = TABLE[A].argmax(axis=1) == TABLE[B].argmax(axis=1)
+    np.testing.assert_array_equal(pair.stages == 0, agreed)
 
 
 def test_rows_leave_whose_members_agree() -> None:

@@ -41,9 +41,8 @@ def test_it_lies_in_0_to_1_and_rises_as_an_answer_sharpens(
 def test_agreement_is_the_members_share_by_weight() -> None:
     says = {"a": [0.9, 0.1, 0.0], "b": [0.1, 0.8, 0.1], "c": [0.5, 0.3, 0.2]}
     members = [np.log(np.array([found]) + 1e-300) for found in says.values()]
-    assert agreement_of(members, pool(members, None, "classification"), None, "classification") == (
-        pytest.approx(2 / 3)
-    )
+    mean = pool(members, None, "classification")
+    assert agreement_of(members, mean, (1 / 3,) * 3, "classification") == pytest.approx(2 / 3)
     weights = (0.1, 0.7, 0.2)
     mixed = pool(members, weights, "classification")
     assert mixed.argmax() == 1
