@@ -1,8 +1,9 @@
 """How well a latency repeats: one variant measured again and again by the bench actor in a busy sweep.
 
-Trials burn every core between two measurements, and pause while one is made, as in a real search. A latency
-is recorded once and from then on read, so each measurement has an artifact of its own that differs from the
-others in its seed alone.
+Trials burn every core between two measurements, and pause while one is made, as in a search; what will be
+measured is loaded while they burn. A latency is recorded once and then read, so each measurement is of
+an artifact of its own that differs from the others in its seed alone. Noise is the range of the medians over
+their median: of the latency as it is reported, and for comparison of the same as it was at that moment.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from orchestrator.config.measure import Execution, Target
 from orchestrator.config.model import ResNet, ResNetKwargs
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import Plan, StaticInt8
+from orchestrator.config.steps import ChannelPruning, Plan, StaticInt8
 from orchestrator.measure import bench_actor
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime.rebuild import tensors_of
@@ -47,12 +48,13 @@ SIGNATURE = Signature(
 )
 VARIANTS: dict[str, tuple[Plan, Execution]] = {
     "fp32, eager": ((), "eager"),
+    "half of the channels, eager": ((ChannelPruning(amount=0.5),), "eager"),
     "int8, lowered": ((StaticInt8(),), "lowered"),
 }
 
 
 def noise(measurements: int, busy_s: float) -> Result:
-    """Medians of each variant, and how far the worst lies from their median.
+    """Medians of each variant, and how far they lie apart.
 
     Args:
         measurements: of each variant.
@@ -68,48 +70,63 @@ def noise(measurements: int, busy_s: float) -> Result:
         ray.kill(sweep.actor)
     rows: list[dict[str, Any]] = []
     for name, found in sweep.found.items():
-        middle = float(np.median(found))
+        reported = [float(record["median_ms"]) for record in found]
         rows.append(
             {
                 "part": "noise",
                 "variant": name,
                 "measurements": len(found),
                 "busy_s": busy_s,
-                "medians_ms": [round(value, 4) for value in found],
-                "median_ms": middle,
-                "largest_deviation": max(abs(value / middle - 1) for value in found),
-                "seconds_each": float(np.median(sweep.seconds)),
+                "medians_ms": [round(value, 4) for value in reported],
+                "own_ms": [round(float(record["own_ms"]), 4) for record in found],
+                "rounds": [int(record["rounds"]) for record in found],
+                "median_ms": float(np.median(reported)),
+                "spread": spread(reported),
+                "own_spread": spread([float(record["own_ms"]) for record in found]),
+                "paused_s_each": float(np.median(sweep.seconds)),
                 "load": os.getloadavg()[0],
             }
         )
-    worst = max(rows, key=lambda row: float(row["largest_deviation"]))
-    return rows, {
-        "bench_noise": Ratio(worst["largest_deviation"], GOAL, at_most=True, of=str(worst["variant"]))
-    }
+    worst = max(rows, key=lambda row: float(row["spread"]))
+    return rows, {"bench_noise": Ratio(worst["spread"], GOAL, at_most=True, of=str(worst["variant"]))}
+
+
+def spread(values: Sequence[float]) -> float:
+    """Range over median."""
+    return (max(values) - min(values)) / float(np.median(values))
 
 
 class _Sweep:
     """Measures the next artifact of each variant whenever a batch of trials has ended."""
 
     def __init__(self, store: Store, measurements: int) -> None:
-        self.found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        self.found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
         self.seconds: list[float] = []
         parents = [_network(store, seed) for seed in range(measurements + 1)]
         self._baseline, self._target = parents.pop(), Target()
         self._waiting = [_variants(store, parent) for parent in parents]
         self.actor = bench_actor.start(str(store.root), cpus=0, target=self._target)
+        # As the parent of a search: first and alone.
+        ray.get(self.actor.measure.remote(self._baseline, [(self._baseline, "eager")]))
+        self._prepare()
 
     def __call__(self, rows: Sequence[TrialRow]) -> Sequence[TrialRow]:
         """Made-up latencies for the trials, which are none; the real ones are kept."""
         subjects = self._waiting.pop(0)
         begun = time.perf_counter()
         records: list[dict[str, Any]] = ray.get(
-            self.actor.measure.remote(self._baseline, list(subjects.values()), self._target.plain())
+            self.actor.measure.remote(self._baseline, list(subjects.values()))
         )
         self.seconds.append(time.perf_counter() - begun)
         for name, record in zip(subjects, records, strict=True):
-            self.found[name].append(float(record["median_ms"]))
+            self.found[name].append(record)
+        self._prepare()
         return made_up(rows)
+
+    def _prepare(self) -> None:
+        """Load what comes next, beside the trials."""
+        if self._waiting:
+            self.actor.prepare.remote(self._baseline, list(self._waiting[0].values()))
 
 
 def _network(store: Store, seed: int) -> str:

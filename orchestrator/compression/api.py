@@ -19,13 +19,13 @@ from torch import fx, nn
 
 from orchestrator.compression.plan import Context, State, apply_plan, check_plan, run_step, what_decides
 from orchestrator.compression.sensitivity import AMOUNTS, Sensitivity, layer_sensitivity
-from orchestrator.compression.step import Other
+from orchestrator.compression.step import Other, after_epochs
 from orchestrator.compression.variant import Variant
 from orchestrator.config.data import DataSettings
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import PLAN, Criterion, DynamicInt8, Plan, StaticInt8, Step
+from orchestrator.config.steps import PLAN, Criterion, DynamicInt8, Plan, StaticInt8, Step, epochs_of
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
@@ -135,7 +135,7 @@ def _of_module(
     state = State(before, signature, parent=lambda: before, model=model)
     float_form: nn.Module = before
     for step in plan:
-        state = run_step(step, state, context)
+        state = run_step(step, state, after_epochs(context, epochs_of(state.plan)))
         float_form = float_form if isinstance(state.module, fx.GraphModule) else state.module
     return Variant(
         module=state.module,

@@ -14,7 +14,7 @@ from torch_pruning import DependencyGraph, importance
 
 from orchestrator.compression.distill import fine_tune
 from orchestrator.compression.gradients import set_gradients
-from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.step import Context, State, after_epochs, apply_step, copy_of
 from orchestrator.config.measure import LatencySettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning, Criterion
@@ -78,7 +78,7 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
     if step.amount is None:
         return _to_target(step, module, state, context)
     history: list[Cut] = []
-    total = removed = 0
+    total = removed = epochs = 0
     for number in range(1, step.rounds + 1):
         found = scored(module, step, state, context)
         width = sum(len(group.scores) * group.blocks for group in found)
@@ -90,7 +90,11 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
         history += cuts
         removed += sum(len(channels) for _, _, channels in cuts)
         if step.recovery is not None and number < step.rounds:
-            fine_tune(module, step.recovery, state, context)
+            # A process that comes after one that died scores and cuts again, and takes the trained weights
+            # of each round from its checkpoint.
+            kept = context.checkpoint and context.checkpoint.of(f"round-{number}")
+            later = after_epochs(context, epochs)
+            epochs += fine_tune(module, step.recovery, state, later, checkpoint=kept)
             module.eval()
     return _after(step, module, history, state, {"channels": total, "removed": removed})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from orchestrator.compression.step import (
     masks_of,
     metric_of,
 )
-from orchestrator.config.steps import Distill, Recovery
+from orchestrator.config.steps import Distill, Recovery, epochs_of
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
@@ -41,7 +42,11 @@ def recover(step: Recovery, state: State, context: Context) -> State:
         TrainingError: the training fails.
     """
     module = copy_of(state.module)
-    epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
+    before = itertools.takewhile(lambda one: isinstance(one, Recovery), reversed(state.plan))
+    first = epochs_of(list(before))
+    epochs = fine_tune(
+        module, step.training, state, context, checkpoint=context.checkpoint, first_epoch=first
+    )
     masks = masks_of(module, (*state.plan, step))
     return state.after(step, module.eval(), {"epochs": epochs}, masks=masks)
 
@@ -53,11 +58,13 @@ def fine_tune(
     context: Context,
     teacher: Teacher | None = None,
     checkpoint: Checkpoint | None = None,
+    first_epoch: int = 0,
 ) -> int:
     """Train a module in place; the number of epochs.
 
     A distillation loss follows `teacher`, or the model that the plan started from when none is given. With a
-    `checkpoint` the training goes on after the epoch that is kept there, and gives the same weights.
+    `checkpoint` the training goes on after the epoch that is kept there, and gives the same weights. Row
+    order and augmentation are those of a training's epochs from `first_epoch` on.
 
     Raises:
         CompressionError: train or validation rows are missing.
@@ -69,7 +76,8 @@ def fine_tune(
         raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
         parent = Other(state.parent, state.model, state.parent_outputs)
-        teacher = _teacher([parent], training, state, context.device)
+        every = training.model_copy(update={"epochs": first_epoch + training.epochs})
+        teacher = _teacher([parent], every, state, context.device)
     hinted = _hinted(module, training, state, context.train)
     progress = (checkpoint.load() if checkpoint is not None else None) or TrainState()
     reports = train(
@@ -85,6 +93,7 @@ def fine_tune(
         teacher=teacher,
         masks=_masks(state, hinted),
         state=progress,
+        first_epoch=first_epoch,
         allowed=context.allowed,
     )
     try:

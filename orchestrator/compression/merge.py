@@ -88,7 +88,7 @@ def join(
             )
     bodies = [copy_of(part.get_submodule("body")) for part in parts.values()]
     module = Served(state.signature, Joined(bodies, state.signature.outputs))
-    fine_tune(module, step.training, state, context)
+    fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
     return module.eval(), settings
 
 

@@ -23,13 +23,22 @@ from orchestrator.compression import (  # noqa: F401
     quantize,
     weight_only,
 )
-from orchestrator.compression.step import Context, Other, ParentOutputs, State, apply_step, masks_of, run_step
+from orchestrator.compression.step import (
+    Context,
+    Other,
+    ParentOutputs,
+    State,
+    after_epochs,
+    apply_step,
+    masks_of,
+    run_step,
+)
 from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Distill, Plan, Step, first_out_of_order, others_of
+from orchestrator.config.steps import Distill, Plan, Step, epochs_of, first_out_of_order, others_of
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
-from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
@@ -57,7 +66,7 @@ _VERSION = 4
 
 
 def check_plan(plan: Sequence[Step]) -> None:
-    """Refuse a plan whose steps are out of order: their stages must rise.
+    """Refuse a plan whose steps are out of order: their stages must rise, but for recoveries in a row.
 
     Raises:
         CompressionError: names the two steps.
@@ -131,7 +140,8 @@ def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
         key = plan_key(
             parent, plan[:end], data, context.seed, context.threads, context.metric, context.device
         )
-        digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], context, data))
+        own = after_epochs(context, epochs_of(plan[: end - 1]))
+        digest = store.stage(key, _Job(store, key, parent, digest, plan[end - 1], own, data))
     return digest
 
 
@@ -180,6 +190,7 @@ class _Job:
             what={**manifest.what, "compression": what_decides(context.threads, context.device)},
         )
         digest = store.put_artifact(draft, tensors_of(state.module))
+        keep_form(draft, state.module)
         checkpoint.forget()
         return digest
 

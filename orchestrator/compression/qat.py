@@ -53,7 +53,7 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
     module = copy_of(state.module)
     rows = torch.tensor(context.calibration[: step.rows])
     with rounding(module, rows, step.reduce_range or int8.reduce_range(), step.keep_float):
-        epochs = fine_tune(module, step.training, state, context)
+        epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
     return state.after(step, module.eval(), {"epochs": epochs})
 
 
@@ -157,12 +157,12 @@ class _Rounding(nn.Module):
     def start(self, levels: int) -> None:
         self.levels = levels
         for name in ("low", "high", "seen"):
-            self.register_buffer(name, torch.zeros((), device=self.weight.device), persistent=False)
+            # Part of the module's state meanwhile: a training that goes on follows the ranges it had reached.
+            self.register_buffer(name, torch.zeros((), device=self.weight.device))
 
     def stop(self) -> None:
         for name in ("low", "high", "seen"):
             del self._buffers[name]
-        self._non_persistent_buffers_set -= {"low", "high", "seen"}
         del self.levels
 
     def rounded_input(self, x: Tensor) -> Tensor:

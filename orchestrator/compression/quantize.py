@@ -16,6 +16,7 @@ from orchestrator.errors import CompressionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import to_bf16
+from orchestrator.runtime.graphs import QUANTIZED, form_of
 
 CALIBRATION_BATCH = 64
 """Rows a calibration batch: observers merge a histogram a batch."""
@@ -37,20 +38,18 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     narrow = step.reduce_range or int8.reduce_range()
 
     def quantized(keep: Collection[str]) -> fx.GraphModule:
-        return _static(state, rows, narrow, keep, observer_of(step))
+        return _static(step, state, rows, narrow, keep)
 
     kept, mixed = step.keep_float, dict[str, Any]()
     if step.max_drop is not None:
         kept, mixed = keep_sensitive(step, state, context, quantized)
     graph = quantized(kept)
     decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
-    if kept:
-        decision["keep_float"] = list(kept)
-    return state.after(step, graph, decision | mixed)
+    return state.after(step, graph, decision | _kept(kept) | mixed)
 
 
 def _static(
-    state: State, rows: Tensor, narrow: bool, keep: Collection[str], observer: int8.Observer
+    step: StaticInt8, state: State, rows: Tensor, narrow: bool, keep: Collection[str]
 ) -> fx.GraphModule:
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
 
@@ -58,8 +57,10 @@ def _static(
         for batch in rows.split(CALIBRATION_BATCH):
             prepared(batch)
 
-    graph = int8.quantize(copy_of(state.module), "static", narrow, example, calibrate, keep, observer)
-    _check_kernels(graph, example)
+    module, observer = copy_of(state.module), observer_of(step)
+    form = form_of(state.model, state.signature, state.plan, state.decisions)
+    graph = int8.quantize(module, "static", narrow, example, calibrate, keep, observer, form)
+    _check_kernels(graph, example, _form_after(step, state, narrow, keep))
     return graph
 
 
@@ -74,10 +75,11 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     """
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
     narrow = step.reduce_range or int8.reduce_range()
+    form = form_of(state.model, state.signature, state.plan, state.decisions)
     graph = int8.quantize(
-        copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example)
+        copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example), form=form
     )
-    _check_kernels(graph, example)
+    _check_kernels(graph, example, _form_after(step, state, narrow))
     return state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
 
 
@@ -87,8 +89,23 @@ def cast_bf16(step: Bf16, state: State, context: Context) -> State:  # noqa: ARG
     return state.after(step, to_bf16(copy_of(state.module)), {})
 
 
-def _check_kernels(graph: fx.GraphModule, example: Tensor) -> None:
-    """Lower the graph once: what cannot run in int8 fails here, not when it is served."""
+def _form_after(
+    step: StaticInt8 | DynamicInt8, state: State, narrow: bool, keep: Collection[str] = ()
+) -> str | None:
+    """What decides the form of the graph that the step makes."""
+    decision = {"reduce_range": narrow, **_kept(keep)}
+    return form_of(state.model, state.signature, (*state.plan, step), (*state.decisions, decision))
+
+
+def _kept(names: Collection[str]) -> dict[str, Any]:
+    """What a decision says of layers that stay float."""
+    return {"keep_float": list(names)} if names else {}
+
+
+def _check_kernels(graph: fx.GraphModule, example: Tensor, form: str | None) -> None:
+    """Lower the graph once a form: what cannot run in int8 fails here, not when it is served."""
+    if form in QUANTIZED:
+        return
     calls = [str(node.target) for node in int8.lower(graph, example).graph.nodes]
     if not any(call.startswith(int8.KERNELS) for call in calls):
         raise CompressionError("no int8 kernel would run in the lowered graph", type(graph).__name__)

@@ -65,11 +65,19 @@ class Context:
     """What recovery reports and stops early by; the task's plain one (accuracy, RMSE) when not given."""
     allowed: Collection[str] = ()
     on_epoch: Callable[[EpochReport], None] | None = None
-    """Called after each epoch of a recovery."""
+    """Called after each epoch of a recovery; epochs count on from one step of a plan to the next."""
     checkpoint: Checkpoint | None = None
     """Where a step that trains keeps its last epoch, to go on from there when its process dies."""
     other: Callable[[str], Other] = _no_others
     """Finds a model that a step names in `others`; raises CompressionError or NotFoundError."""
+
+
+def after_epochs(context: Context, epochs: int) -> Context:
+    """The context of what is trained after so many epochs of the same plan."""
+    tell = context.on_epoch
+    if tell is None or not epochs:
+        return context
+    return replace(context, on_epoch=lambda report: tell(replace(report, epoch=epochs + report.epoch)))
 
 
 @dataclass(frozen=True)

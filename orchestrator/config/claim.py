@@ -47,6 +47,15 @@ def difference(before: Any, after: Any, path: str = "") -> str | None:
     return f"{path}: {before!r} -> {after!r}"
 
 
+def remembered(file: Path) -> dict[str, Any] | None:
+    """The settings that a file remembers; None when there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return _read(file) if file.exists() else None
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -165,8 +165,17 @@ def _explore(space: Template) -> tuple[dict[str, Parameter], list[Config]]:
     return known, found
 
 
-def grid(space: Template) -> list[Config] | None:
-    """All configs of a space that is finite and not huge, in a fixed order; else None."""
+def _every(parameter: Parameter) -> tuple[Scalar, ...]:
+    return parameter.labels or (parameter.numbers and parameter.numbers.values()) or ()
+
+
+def grid(
+    space: Template, values_of: Callable[[Parameter], tuple[Scalar, ...]] = _every
+) -> list[Config] | None:
+    """All configs of a space that is finite and not huge, in a fixed order; else None.
+
+    `values_of` gives what a free value may be; nothing of one that is endless.
+    """
     found: list[Config] = []
     stack: list[tuple[Scalar, ...]] = [()]
     while stack:
@@ -182,7 +191,7 @@ def grid(space: Template) -> list[Config] | None:
             if place < len(taken):
                 value = taken[place]
             else:
-                values = parameter.labels or (parameter.numbers and parameter.numbers.values()) or ()
+                values = values_of(parameter)
                 endless = endless or not values
                 value = values[0] if values else parameter.first
                 before = tuple(config.values())

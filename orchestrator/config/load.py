@@ -155,12 +155,12 @@ def _classes_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _all_tags(cls: type[BaseModel], seen: set[type[BaseModel]]) -> set[object]:
-    """Union tags of all settings classes below `cls`."""
+    """Union tags of all settings classes below `cls`; a union without tags has the names of its classes."""
     if cls in seen:
         return set()
     seen.add(cls)
     below = [found for field in cls.model_fields.values() for found in _classes_in(field.annotation)]
-    return _literals(cls).union(*(_all_tags(found, seen) for found in below))
+    return {cls.__name__, *_literals(cls)}.union(*(_all_tags(found, seen) for found in below))
 
 
 _TAGS = _all_tags(RunConfig, set()) | {"imported"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.imports import ImportPath
@@ -34,14 +34,25 @@ class Metric(Settings):
 
 
 class LatencySettings(Settings):
-    """One latency is a median over blocks, interleaved with the baseline."""
+    """One latency is the baseline's reference over a ratio, a median over blocks in turns with it."""
 
     batch: int = Field(32, ge=1)
     threads: int = Field(1, ge=1)
     blocks: int = Field(15, ge=5)
-    """Repeated blocks; the interval is the bootstrap interval of their median."""
+    """Fewest repeated blocks; the interval is the bootstrap interval of their median."""
+    most_blocks: int = Field(60, ge=5)
+    """Where the measurement ends although `tolerance` is not reached."""
+    tolerance: float = Field(0.03, gt=0)
+    """The measurement goes on until the 95 % interval of the ratio reaches no further than this share of it
+    to either side. At 0.03 ten measurements lie within about 5 % of each other."""
     block_ms: float = Field(20.0, gt=0)
     """Length of one block; the call is repeated to fill it."""
+
+    @model_validator(mode="after")
+    def _most_are_not_fewer(self) -> Self:
+        if self.most_blocks < self.blocks:
+            raise ValueError(f"most_blocks ({self.most_blocks}) must be at least blocks ({self.blocks})")
+        return self
 
 
 class Target(LatencySettings):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.free import Template, grid
 from orchestrator.config.measure import Execution, Target
-from orchestrator.config.space import Space, every_precision
-from orchestrator.config.steps import EXECUTIONS, Distill
+from orchestrator.config.space import Space, every_precision, plan_of, probes
+from orchestrator.config.steps import EXECUTIONS, Distill, Plan, Recovery
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LabelName = Annotated[str, Field(pattern=rf"^(?:[A-Za-z0-9.-]{{1,253}}/)?{_LABEL}$")]
@@ -55,6 +55,30 @@ class Median(Settings):
     """Trials that there must be to compare with."""
 
 
+class Population(Settings):
+    """Population based training of recoveries (PBT).
+
+    A batch is a generation, in which every member trains the epochs of the space's recovery. Then the worst
+    members go on from one of the best instead of from their own weights, with settings that are changed a
+    little.
+    """
+
+    kind: Literal["pbt"] = "pbt"
+    quantile: float = Field(0.25, gt=0, le=0.5)
+    """Share of the population that is replaced, and of the best that it is replaced from."""
+    factors: tuple[float, ...] = Field((0.8, 1.25), min_length=1)
+    """What a number is multiplied by, one of these by chance; of a choice the option before or after."""
+    resample: float = Field(0.25, ge=0, le=1)
+    """Probability that a value is drawn anew from the space instead."""
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        if min(factors) <= 0:
+            raise ValueError("factors must be above 0")
+        return factors
+
+
 EarlyStop = Annotated[Halving | Median, Field(discriminator="kind")]
 
 
@@ -65,8 +89,8 @@ class Searching(Settings):
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""
-    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] = "tpe"
-    """Optuna's; `grid` goes through a finite space in order."""
+    sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] | Population = "tpe"
+    """Optuna's; `grid` goes through a finite space in order. `{kind: pbt}` trains a population."""
     space: Template
     latency: Target = Target()
     """What the search minimizes latency on."""
@@ -144,3 +168,27 @@ class SearchSettings(Searching):
         if self.siblings and self.sampler == "grid":
             raise ValueError("siblings are for samplers that choose: a grid has them all in its order")
         return self
+
+    @model_validator(mode="after")
+    def _a_population_is_comparable(self) -> SearchSettings:
+        if not isinstance(self.sampler, Population):
+            return self
+        if self.batch < 2:
+            raise ValueError(f"sampler pbt: the batch is the population: at least 2, got {self.batch}")
+        if self.siblings or self.early_stop is not None:
+            raise ValueError("sampler pbt decides itself who goes on: remove siblings and early_stop")
+        plans = [_without_recovery(plan_of(self.space, config)) for config in probes(self.space)]
+        if len(plans) == 1 or any(plan != plans[0] or plan.count(None) != 1 for plan in plans):
+            raise ValueError(
+                "sampler pbt compares recoveries of one model: the plan of its space has one step 'recover', "
+                "in whose training values are free, but not epochs, and no other free value"
+            )
+        return self
+
+
+def _without_recovery(plan: Plan) -> list[dict[str, Any] | int | None]:
+    """What members of a population share: of a recovery its epochs, after a mark."""
+    shared: list[dict[str, Any] | int | None] = []
+    for step in plan:
+        shared += [None, step.training.epochs] if isinstance(step, Recovery) else [step.plain()]
+    return shared

@@ -1,7 +1,7 @@
 """Compression steps. A plan is a tuple of steps, nothing else.
 
 Each step's `stage` is a coarse place in the order `distill/merge < prune < factorize < recovery < clip < qat
-< quantize`; a plan whose stages do not rise is refused.
+< quantize`; a plan whose stages do not rise is refused. Recoveries alone may follow each other.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ __all__ = [
 class Recovery(Settings):
     """Fine-tune after a lossy step, by distillation from the parent unless `training.loss` says otherwise.
 
-    Weights that an earlier magnitude pruning set to zero stay zero.
+    Weights that an earlier magnitude pruning set to zero stay zero. Recoveries in a row are one training
+    whose settings change on the way: each has its own schedule and a fresh optimizer, but row order and
+    augmentation go on from the epoch where the one before it ended.
     """
 
     kind: Literal["recover"] = "recover"
@@ -92,8 +94,27 @@ PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
 def first_out_of_order(plan: Sequence[Step]) -> tuple[Step, Step] | None:
-    """The first two neighbours whose stages do not rise; None when all do."""
-    return next((pair for pair in itertools.pairwise(plan) if pair[1].stage <= pair[0].stage), None)
+    """The first two neighbours whose stages do not rise, but for recoveries in a row; None when all do."""
+    return next(
+        (
+            (before, after)
+            for before, after in itertools.pairwise(plan)
+            if after.stage <= before.stage and not before.kind == after.kind == "recover"
+        ),
+        None,
+    )
+
+
+def epochs_of(plan: Sequence[Step]) -> int:
+    """Epochs that the steps of a plan train, as far as none ends early."""
+    return sum(map(_epochs, plan))
+
+
+def _epochs(step: Step) -> int:
+    if isinstance(step, ChannelPruning):
+        return 0 if step.recovery is None else (step.rounds - 1) * step.recovery.epochs
+    training: Training | None = getattr(step, "training", None)
+    return 0 if training is None else training.epochs
 
 
 def precision_of(plan: Sequence[Step]) -> Precision:

@@ -108,7 +108,7 @@ class Training(Settings):
     lookahead: Lookahead | None = None
     weight_decay: float = Field(5e-4, ge=0)
     """Not applied to biases and normalization parameters."""
-    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    schedule: Literal["onecycle", "cosine", "constant"] = "onecycle"
     warmup: float = Field(0.2, ge=0, lt=1)
     """Share of the steps in which the rate rises."""
     loss: LossSettings | None = None

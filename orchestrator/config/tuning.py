@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, JsonValue, model_validator
 
 from orchestrator.config.free import Pick, Scalar, Template, filled, parameters, value_of
-from orchestrator.config.search import Searching
+from orchestrator.config.search import Population, Searching
 
 _SORTS = ("factory", "kind")
 """Keys that say what the other keys of a mapping mean."""
@@ -50,6 +50,12 @@ class TrainingSearch(Searching):
     max_drop: float | None = Field(None, ge=0)
     """Trials that lose more of the metric than this against the model as it is are infeasible, for a search
     that looks for faster models."""
+
+    @model_validator(mode="after")
+    def _no_population(self) -> TrainingSearch:
+        if isinstance(self.sampler, Population):
+            raise ValueError("sampler pbt is for recoveries: a search over trainings takes another one")
+        return self
 
     @property
     def allowed_drop(self) -> float | None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.config.measure import Execution, LatencySettings, Target
 from orchestrator.config.signature import Signature
-from orchestrator.errors import ExecutionError
+from orchestrator.errors import ExecutionError, OrchestratorError
 from orchestrator.measure.latency import Call, Latency, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.runtime.execute import Executable, load
@@ -23,20 +22,149 @@ from orchestrator.store.store import Store
 Subject = tuple[str, Execution]
 """(artifact digest, execution)."""
 _EAGER: Execution = "eager"
-_OWN = ("median_ms", "ci", "p95_ms")
-"""What of a record does not depend on its baseline."""
 
 
-@dataclass(frozen=True)
-class _Bench:
-    store: Store
-    settings: LatencySettings
-    allowed: Collection[str]
-    facts: dict[str, Any]
+class Bench:
+    """Measures artifacts of one store under one setting in this process, with what it has loaded before."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: LatencySettings,
+        *,
+        allowed: Collection[str] = (),
+        fingerprint: str | None = None,
+    ) -> None:
+        """For `settings` of the store's artifacts.
+
+        Args:
+            store: Where artifacts and records are.
+            settings: Batch, threads, blocks; of a `Target` also the resource, whose nodes are a bench apart.
+            allowed: Import paths that the artifacts may be built from.
+            fingerprint: Of the machine whose records are meant, where it is not this one.
+        """
+        self.settings = settings
+        self.facts = machine()
+        self.fingerprint = fingerprint or machine_fingerprint(self.facts)
+        self._store, self._allowed = store, allowed
+        self._ready: dict[Subject, Call] = {}
+
+    def recorded(self, subject: Subject, baseline: str | None = None) -> dict[str, Any] | None:
+        """The subject's latency as first measured on this bench, against a baseline where one is given."""
+        digest, execution = subject
+        key = {
+            "kind": "latency",
+            "execution": execution,
+            "batch": self.settings.batch,
+            "threads": self.settings.threads,
+            "fingerprint": self.fingerprint,
+            **({} if baseline is None else {"baseline": baseline}),
+        }
+        fitting = [
+            record
+            for record in self._store.records(digest)
+            if key.items() <= record.items() and record.get("bench") == self._name
+        ]
+        return min(fitting, key=lambda record: float(record["time"]), default=None)
+
+    def prepare(self, baseline: str, subjects: Iterable[Subject]) -> None:
+        """Load and run what is not recorded yet, so that `measure` need not; it tells what cannot run."""
+        missing = [subject for subject in subjects if self.recorded(subject, baseline) is None]
+        with _threads(self.settings.threads):
+            for subject in [(baseline, _EAGER), *missing] if missing else ():
+                with suppress(OrchestratorError):
+                    self._ready[subject] = self._call(subject)
+
+    def measure(self, baseline: str, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+        """As `measure_artifacts`."""
+        found = {subject: self.recorded(subject, baseline) for subject in dict.fromkeys(subjects)}
+        missing = [subject for subject, record in found.items() if record is None]
+        if missing:
+            found.update(self._measured(baseline, missing))
+        return [record for subject in subjects if (record := found[subject]) is not None]
+
+    def again(self, baseline: str, subject: Subject) -> tuple[Latency, Latency]:
+        """As `measure_again`."""
+        reference: Subject = (baseline, _EAGER)
+        with _threads(self.settings.threads):
+            found = self._compared(reference, {one: self._call(one) for one in (reference, subject)})
+        return found[subject], found[reference]
+
+    def keep(self, baseline: str, digest: str, latency: Latency, reference_ms: float) -> None:
+        """Record a latency at the pace of the baseline's own record, or of `reference_ms`."""
+        known = self.recorded((baseline, _EAGER))
+        if known is None and (digest, latency.execution) == (baseline, _EAGER):
+            paced = latency  # what later ones are told at the pace of
+        else:
+            paced = latency.at_pace(float(known["median_ms"]) if known else reference_ms)
+        record = {
+            "kind": "latency",
+            "digest": digest,
+            **paced.plain(),
+            "own_ms": latency.median_ms,
+            "blocks": self.settings.blocks,
+            "most_blocks": self.settings.most_blocks,
+            "block_ms": self.settings.block_ms,
+            "tolerance": self.settings.tolerance,
+            "baseline": baseline,
+            "bench": self._name,
+            "machine": self.facts,
+            "fingerprint": self.fingerprint,
+            "time": time.time(),
+        }
+        self._store.add_record(digest, record)
 
     @property
-    def machine(self) -> str:
-        return machine_fingerprint(self.facts)
+    def _name(self) -> str | None:
+        """The resource of the nodes that measure, which may be of the driver's kind and are quieter."""
+        return self.settings.resource if isinstance(self.settings, Target) else None
+
+    def _measured(self, baseline: str, subjects: Sequence[Subject]) -> dict[Subject, dict[str, Any]]:
+        """Records of the subjects, freshly measured; the baseline's is kept too when there is none."""
+        records: dict[Subject, dict[str, Any]] = {}
+        reference: Subject = (baseline, _EAGER)
+        with _threads(self.settings.threads):
+            calls = {reference: self._call(reference)}
+            for subject in subjects:
+                try:
+                    calls[subject] = calls.get(subject) or self._call(subject)
+                except ExecutionError as error:
+                    records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
+            latencies = self._compared(reference, calls)
+        # The baseline stays loaded for the next subjects.
+        self._ready = {reference: calls[reference]}
+        for subject, latency in latencies.items():
+            if subject in subjects or self.recorded(subject) is None:
+                self.keep(baseline, subject[0], latency, latencies[reference].median_ms)
+            # Read back: should another process have been first, its record is the one that counts.
+            record = self.recorded(subject, baseline)
+            if record is not None:
+                records[subject] = record
+        return records
+
+    def _compared(self, reference: Subject, calls: Mapping[Subject, Call]) -> dict[Subject, Latency]:
+        """Latencies of the calls, measured in turns, each against the reference's; the reference first."""
+        names = {"/".join(subject): subject for subject in calls}
+        found = compare(
+            {name: calls[subject] for name, subject in names.items()},
+            self.settings,
+            baseline="/".join(reference),
+            executions={name: subject[1] for name, subject in names.items()},
+        )
+        return {names[name]: latency for name, latency in found.items()}
+
+    def _call(self, subject: Subject) -> Call:
+        """The subject loaded and run once: what cannot run fails here and not between others' blocks."""
+        if subject in self._ready:
+            return self._ready[subject]
+        digest, execution = subject
+        batch = self.settings.batch
+        inputs = example_inputs(self._store.manifest(digest).signature, batch)
+        executable: Executable = load(
+            self._store, digest, execution, threads=self.settings.threads, batch=batch, allowed=self._allowed
+        )
+        executable(inputs)
+        return lambda: executable(inputs)
 
 
 def measure_artifacts(
@@ -60,25 +188,14 @@ def measure_artifacts(
         allowed: Import paths that the artifacts may be built from.
 
     Returns:
-        One dict a subject: `kind` ("latency"), `digest`, `batch`, `threads`, `execution`, `median_ms`,
-        `ci`, `p95_ms`, `blocks`, `block_ms`, `baseline`, `ratio` (baseline's time over its own),
-        `ratio_ci`, `machine`, `fingerprint`, `time`. A latency that was recorded against another baseline
-        comes as it is: `baseline` says which. A subject that cannot run here has `digest`, `execution` and
-        `error` instead, and is not recorded.
+        One dict a subject: `kind` ("latency"), `digest`, `batch`, `threads`, `execution`, `baseline`, `ratio`
+        (baseline's time over its own), `ratio_ci`; `median_ms`, `ci` and `p95_ms` at the pace that the
+        baseline had when it was first measured (`Latency.at_pace`), `own_ms` as the clock had it; `rounds`
+        that were measured and the settings `blocks`, `most_blocks`, `block_ms`, `tolerance`; `bench`,
+        `machine`, `fingerprint`, `time`. A subject that cannot run here has `digest`, `execution` and `error`
+        instead, and is not recorded.
     """
-    bench = _Bench(store, settings, allowed, machine())
-    found = {subject: _recorded(bench, subject, baseline) for subject in dict.fromkeys(subjects)}
-    missing = [subject for subject, record in found.items() if record is None]
-    if missing:
-        found.update(_measure(bench, baseline, missing))
-    return [record for subject in subjects if (record := found[subject]) is not None]
-
-
-def recorded_latency(
-    store: Store, subject: Subject, settings: LatencySettings, baseline: str | None = None
-) -> dict[str, Any] | None:
-    """The subject's latency on this machine as it was first measured, or None."""
-    return _recorded(_Bench(store, settings, (), machine()), subject, baseline)
+    return Bench(store, settings, allowed=allowed).measure(baseline, subjects)
 
 
 def measure_again(
@@ -91,23 +208,19 @@ def measure_again(
 ) -> tuple[Latency, Latency]:
     """The subject's latency and its eager baseline's, interleaved, now: no record is looked at or written.
 
+    Both are as they are at this moment, not at the pace of an earlier record.
+
     Raises:
         ExecutionError: one of them cannot run here.
     """
-    bench, reference = _Bench(store, settings, allowed, machine()), (baseline, _EAGER)
-    with _threads(settings.threads):
-        calls = {reference: _call(bench, reference)}
-        calls[subject] = calls.get(subject) or _call(bench, subject)
-        found = _compared(bench, reference, calls)
-    return found[subject], found[reference]
+    return Bench(store, settings, allowed=allowed).again(baseline, subject)
 
 
 def keep_latency(
     store: Store, digest: str, baseline: str, latency: Latency, settings: LatencySettings
 ) -> None:
     """Note a latency that was measured elsewhere in this process, against `baseline` in eager execution."""
-    bench = _Bench(store, settings, (), machine())
-    store.add_record(digest, _record(bench, baseline, digest, latency))
+    Bench(store, settings).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
 
 
 def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArray[Any]:
@@ -119,88 +232,6 @@ def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArra
     if len(signature.input_shape) == 1:
         noise = noise * np.asarray(signature.std) + np.asarray(signature.mean)
     return noise.astype(np.float32)
-
-
-def _recorded(bench: _Bench, subject: Subject, baseline: str | None) -> dict[str, Any] | None:
-    """The subject's oldest fitting record: later ones change no latency.
-
-    With a baseline the ratio comes from the oldest record against that one; without such a record there is
-    none to give.
-    """
-    digest, execution = subject
-    key = {
-        "kind": "latency",
-        "execution": execution,
-        "batch": bench.settings.batch,
-        "threads": bench.settings.threads,
-        "fingerprint": bench.machine,
-    }
-    fitting = [record for record in bench.store.records(digest) if key.items() <= record.items()]
-    fitting.sort(key=lambda record: float(record["time"]))
-    if not fitting or baseline is None:
-        return fitting[0] if fitting else None
-    against = next((record for record in fitting if record["baseline"] == baseline), None)
-    return None if against is None else {**against, **{name: fitting[0][name] for name in _OWN}}
-
-
-def _measure(bench: _Bench, baseline: str, subjects: Sequence[Subject]) -> dict[Subject, dict[str, Any]]:
-    """Records of the subjects, freshly measured; the baseline's is kept too when there is none."""
-    records: dict[Subject, dict[str, Any]] = {}
-    reference: Subject = (baseline, _EAGER)
-    with _threads(bench.settings.threads):
-        calls = {reference: _call(bench, reference)}
-        for subject in subjects:
-            try:
-                calls[subject] = calls.get(subject) or _call(bench, subject)
-            except ExecutionError as error:
-                records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
-        latencies = _compared(bench, reference, calls)
-    for subject, latency in latencies.items():
-        if subject in subjects or _recorded(bench, subject, baseline) is None:
-            bench.store.add_record(subject[0], _record(bench, baseline, subject[0], latency))
-        # Read back: should another process have been first, its record is the one that counts.
-        record = _recorded(bench, subject, baseline)
-        if record is not None:
-            records[subject] = record
-    return records
-
-
-def _compared(bench: _Bench, reference: Subject, calls: dict[Subject, Call]) -> dict[Subject, Latency]:
-    """Latencies of the calls, measured in turns, each against the reference's."""
-    names = {"/".join(subject): subject for subject in calls}
-    found = compare(
-        {name: calls[subject] for name, subject in names.items()},
-        bench.settings,
-        baseline="/".join(reference),
-        executions={name: subject[1] for name, subject in names.items()},
-    )
-    return {names[name]: latency for name, latency in found.items()}
-
-
-def _record(bench: _Bench, baseline: str, digest: str, latency: Latency) -> dict[str, Any]:
-    return {
-        "kind": "latency",
-        "digest": digest,
-        **latency.plain(),
-        "blocks": bench.settings.blocks,
-        "block_ms": bench.settings.block_ms,
-        "baseline": baseline,
-        "machine": bench.facts,
-        "fingerprint": bench.machine,
-        "time": time.time(),
-    }
-
-
-def _call(bench: _Bench, subject: Subject) -> Call:
-    """The subject loaded and run once, so that what cannot run fails here and not between others' blocks."""
-    digest, execution = subject
-    batch, threads = bench.settings.batch, bench.settings.threads
-    inputs = example_inputs(bench.store.manifest(digest).signature, batch)
-    executable: Executable = load(
-        bench.store, digest, execution, threads=threads, batch=batch, allowed=bench.allowed
-    )
-    executable(inputs)
-    return lambda: executable(inputs)
 
 
 @contextmanager

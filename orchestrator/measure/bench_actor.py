@@ -11,24 +11,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config.measure import Target
 from orchestrator.errors import ResourceError
-from orchestrator.measure.artifacts import Subject, measure_artifacts
+from orchestrator.measure.artifacts import Bench, Subject
 from orchestrator.measure.machine import HELD_TO
 from orchestrator.store.store import Store
 
 
 class BenchActor:
-    """Opens the store on its node and measures there; takes and gives plain data."""
+    """Opens the store on its node and measures there under one setting; takes and gives plain data."""
 
-    def __init__(self, store: str, allowed: Sequence[str] = ()) -> None:
-        self._store = Store(store, create=False)
-        self._allowed = tuple(allowed)
+    def __init__(self, store: str, target: dict[str, Any], allowed: Sequence[str] = ()) -> None:
+        """`target` is a `Target` as plain values."""
+        self._bench = Bench(Store(store, create=False), Target(**target), allowed=allowed)
 
-    def measure(
-        self, baseline: str, subjects: Sequence[Subject], settings: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """As `measure_artifacts`; `settings` are a `Target` as plain values."""
-        wanted = [(digest, execution) for digest, execution in subjects]
-        return measure_artifacts(self._store, baseline, wanted, Target(**settings), allowed=self._allowed)
+    def machine(self) -> dict[str, Any]:
+        """Facts of the machine (`measure.machine.machine`) that it measures on."""
+        return self._bench.facts
+
+    def prepare(self, baseline: str, subjects: Sequence[Subject]) -> None:
+        """As `Bench.prepare`: meanwhile others may work."""
+        self._bench.prepare(baseline, _plain(subjects))
+
+    def measure(self, baseline: str, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+        """As `Bench.measure`: meanwhile nothing else should run."""
+        return self._bench.measure(baseline, _plain(subjects))
+
+
+def _plain(subjects: Sequence[Subject]) -> list[Subject]:
+    return [(digest, execution) for digest, execution in subjects]
 
 
 AVX2 = {HELD_TO: "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -52,8 +61,8 @@ def start(
         cpus: Cores that it holds while it lives; at least the threads that are measured.
         allowed: Import paths that artifacts may be built from.
         name: To find it again by.
-        target: Says on which nodes, and with which instructions; on this machine's kind with all of them when
-            not given.
+        target: Says on which nodes, with which instructions and how; on this machine's kind with all of them
+            when not given.
 
     Raises:
         ResourceError: no node offers the target's resource.
@@ -69,7 +78,7 @@ def start(
         options["resources"] = {target.resource: 1}
     if target.isa == "avx2":
         options["runtime_env"] = {"env_vars": AVX2}
-    handle = ray.remote(BenchActor).options(**options).remote(store, sorted(allowed))
+    handle = ray.remote(BenchActor).options(**options).remote(store, target.plain(), sorted(allowed))
     return cast("ActorHandle[BenchActor]", handle)
 
 

@@ -4,14 +4,19 @@ One figure is the median over blocks; a block repeats the call for some millisec
 the mean time of a call. Ratios are taken block by block between neighbours in time, which cancels most
 of what a shared machine adds, and are given with an interval (Kalibera and Jones 2013, "Rigorous
 Benchmarking in Reasonable Time").
+
+With one thread a block's time is the processor time of the process where that is less than what passed: on a
+quiet machine the two are equal, and beside other work a call that is longer than a time slice is always
+interrupted and a short one seldom, which no median of clock times repairs (decision 90).
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +28,16 @@ from orchestrator.measure.machine import machine
 __all__ = ["Latency", "Samples", "compare", "machine", "measure", "ratio", "summarize"]
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
+"""Seconds, monotone."""
+_COARSE_S = 1e-5
+PROCESSOR: Clock = (
+    time.process_time if time.get_clock_info("process_time").resolution < _COARSE_S else time.perf_counter
+)
+"""Processor time of this process and all its threads, where the system counts it finely."""
 WARM_UP_CALLS = 3
+LOOKS = 1.5
+"""From one look at the intervals to the next, so many times the blocks."""
 
 
 @dataclass
@@ -33,7 +47,7 @@ class Samples:
     blocks: list[float] = field(default_factory=list)
     """Mean time of a call in each block."""
     calls: list[float] = field(default_factory=list)
-    """Every call."""
+    """Every call, by the clock."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,27 @@ class Latency:
     ci: Interval
     """95 % bootstrap interval of the median over blocks."""
     p95_ms: float
-    """Over single calls."""
+    """Over single calls, by the clock."""
     ratio: float = 1.0
     """The baseline's time over this one's: above 1 is faster than the baseline."""
     ratio_ci: Interval = (1.0, 1.0)
+    rounds: int = 0
+    """Blocks that were measured."""
+
+    def at_pace(self, reference_ms: float) -> Latency:
+        """The latency as it is while the baseline takes `reference_ms`.
+
+        What slows the whole machine slows the baseline beside it, so latencies of different hours can be
+        compared by their ratios; this is the ratio in ms.
+        """
+        median = reference_ms / self.ratio
+        slow, fast = self.ratio_ci
+        return replace(
+            self,
+            median_ms=median,
+            ci=(reference_ms / fast, reference_ms / slow),
+            p95_ms=self.p95_ms * median / self.median_ms,
+        )
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -63,35 +94,58 @@ class Latency:
             "p95_ms": self.p95_ms,
             "ratio": self.ratio,
             "ratio_ci": list(self.ratio_ci),
+            "rounds": self.rounds,
         }
 
 
 def measure(
-    calls: Mapping[str, Call], settings: LatencySettings, *, clock: Callable[[], float] = time.perf_counter
+    calls: Mapping[str, Call],
+    settings: LatencySettings,
+    *,
+    baseline: str,
+    clock: Clock = time.perf_counter,
+    processor: Clock = PROCESSOR,
 ) -> dict[str, Samples]:
     """Time the calls in interleaved blocks, after a warm-up of each.
 
-    Every round has one block of each call; each round starts with another call, so that none always
-    follows the same one. Garbage is collected before and not during the rounds.
+    Every round has one block of the baseline and of each call that is not settled; each round starts with
+    another call, so that none always follows the same one. Garbage is collected before and not during the
+    rounds.
+
+    A call is settled when the interval of its ratio is narrow enough (`settings.tolerance`), which is looked
+    at after `blocks` rounds and then at each number of rounds that is `LOOKS` times the last (a fixed-width
+    sequential procedure: Chow and Robbins 1965). Stopping depends on the spread and not on the value, so the
+    median gets no bias from it; but one stops rather where the spread happens to look small, so the interval
+    holds a little less often than 95 % of the time (simulated in `tests/measure/test_latency.py`).
 
     Args:
         calls: What to time, by name.
-        settings: Number of blocks and their length; batch and threads are the callers' business.
-        clock: Seconds, monotone.
+        settings: Numbers of blocks and their length; batch and threads are the callers' business.
+        baseline: Name of the call that ratios are to. Alone it is settled by the interval of its own median.
+        clock: What passes.
+        processor: What the process works of it; counts with one thread alone, since several work at once.
     """
-    repeats = {name: _warm_up(call, settings.block_ms, clock) for name, call in calls.items()}
+    worked = processor if settings.threads == 1 else clock
+    repeats = {name: _warm_up(call, settings.block_ms, clock, worked) for name, call in calls.items()}
     samples = {name: Samples() for name in calls}
-    names = list(calls)
+    names, look = list(calls), settings.blocks
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for turn in range(settings.blocks):
+        for turn in range(settings.most_blocks):
+            if turn == look:
+                names, look = (
+                    _unsettled(samples, names, baseline, settings.tolerance),
+                    math.ceil(look * LOOKS),
+                )
+            if not names:
+                break
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                times = [_time(calls[name], clock) for _ in range(repeats[name])]
+                times, block = _timed(calls[name], repeats[name], clock, worked)
                 samples[name].calls += times
-                samples[name].blocks.append(sum(times) / len(times))
+                samples[name].blocks.append(block)
     finally:
         if collecting:
             gc.enable()
@@ -104,7 +158,8 @@ def compare(
     *,
     baseline: str,
     executions: Mapping[str, Execution] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
+    processor: Clock = PROCESSOR,
 ) -> dict[str, Latency]:
     """Measure the calls together and summarize each against the call named `baseline`.
 
@@ -113,9 +168,10 @@ def compare(
         settings: How; its batch and threads are noted in the result.
         baseline: Name of the call that ratios are to.
         executions: Execution of each call, where it is not eager.
-        clock: Seconds, monotone.
+        clock: What passes.
+        processor: What the process works of it.
     """
-    samples = measure(calls, settings, clock=clock)
+    samples = measure(calls, settings, baseline=baseline, clock=clock, processor=processor)
     known = executions or {}
     return {
         name: summarize(found, settings, known.get(name, "eager"), samples[baseline])
@@ -137,26 +193,60 @@ def summarize(
         p95_ms=float(np.quantile(samples.calls, 0.95)),
         ratio=own_ratio,
         ratio_ci=ratio_ci,
+        rounds=len(samples.blocks),
     )
 
 
 def ratio(baseline_blocks: Sequence[float], blocks: Sequence[float]) -> tuple[float, Interval]:
-    """How many times faster than the baseline: median over rounds of baseline / own, with its interval."""
-    rounds = np.asarray(baseline_blocks, np.float64) / np.asarray(blocks, np.float64)
+    """How many times faster than the baseline: median over rounds of baseline / own, with its interval.
+
+    The baseline may have gone on for others: what came after the last own block is left out.
+    """
+    own = np.asarray(blocks, np.float64)
+    rounds = np.asarray(baseline_blocks, np.float64)[: len(own)] / own
     return float(np.median(rounds)), median_interval(rounds)
 
 
-def _warm_up(call: Call, block_ms: float, clock: Callable[[], float]) -> int:
+def _unsettled(
+    samples: Mapping[str, Samples], names: Sequence[str], baseline: str, tolerance: float
+) -> list[str]:
+    """The calls to go on with: those whose ratio is not yet narrow, and the baseline beside them."""
+    if len(samples) == 1:
+        blocks = samples[baseline].blocks
+        return [] if _is_narrow(float(np.median(blocks)), median_interval(blocks), tolerance) else [baseline]
+    reference = samples[baseline].blocks
+    others = [
+        name
+        for name in names
+        if name != baseline and not _is_narrow(*ratio(reference, samples[name].blocks), tolerance)
+    ]
+    return [baseline, *others] if others else []
+
+
+def _is_narrow(value: float, interval: Interval, tolerance: float) -> bool:
+    return max(interval[1] - value, value - interval[0]) <= tolerance * value
+
+
+def _warm_up(call: Call, block_ms: float, clock: Clock, worked: Clock) -> int:
     """Call until a block's time has passed, at least three times; returns the calls that fill a block."""
+    passed = 0.0
     times: list[float] = []
-    while len(times) < WARM_UP_CALLS or sum(times) < block_ms:
-        times.append(_time(call, clock))
+    while len(times) < WARM_UP_CALLS or passed < block_ms:
+        (whole,), work = _timed(call, 1, clock, worked)
+        passed += whole
+        times.append(work)
     # The first calls allocate and compile; the second half shows the pace.
     pace = float(np.median(times[len(times) // 2 :]))
     return max(1, round(block_ms / pace)) if pace > 0 else len(times)
 
 
-def _time(call: Call, clock: Callable[[], float]) -> float:
-    start = clock()
-    call()
-    return (clock() - start) * 1e3
+def _timed(call: Call, repeats: int, clock: Clock, worked: Clock) -> tuple[list[float], float]:
+    """Time that passed in each call, and the mean time of a call, in ms."""
+    times = []
+    before = worked()
+    for _ in range(repeats):
+        start = clock()
+        call()
+        times.append((clock() - start) * 1e3)
+    work = (worked() - before) * 1e3
+    return times, min(sum(times), work) / repeats

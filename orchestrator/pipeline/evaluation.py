@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
-from orchestrator.measure.artifacts import Subject, measure_artifacts
+from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
 from orchestrator.measure.latency import compare
 from orchestrator.measure.machine import machine, machine_fingerprint
@@ -208,4 +208,7 @@ def _measure_specs(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str,
     calls: dict[str, Callable[[], object]] = {"": lambda: reference(rows)}
     for name, spec in specs.items():
         calls[name] = functools.partial(predict, spec.tree, loaded, rows, spec.signature.task)
-    return {name: found.plain() for name, found in compare(calls, settings, baseline="").items() if name}
+    found = compare(calls, settings, baseline="")
+    known = Bench(run.store, settings).recorded((baseline, "eager"))
+    pace = float(known["median_ms"]) if known else found[""].median_ms
+    return {name: one.at_pace(pace).plain() for name, one in found.items() if name}

@@ -2,42 +2,107 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.config.base import fingerprint
+from orchestrator.config.claim import claim, remembered
 from orchestrator.config.measure import Target
 from orchestrator.errors import OrchestratorError, SearchError
 from orchestrator.measure import bench_actor
-from orchestrator.measure.artifacts import Subject, recorded_latency
-from orchestrator.pipeline.context import Run
+from orchestrator.measure.artifacts import Bench, Subject
+from orchestrator.measure.machine import machine_fingerprint
 from orchestrator.search.objectives import TrialRow
+from orchestrator.store.store import Store
+
+
+@dataclass(frozen=True)
+class Place:
+    """What measurers of one run share."""
+
+    store: Store
+    connect: Callable[[], None]
+    """Joins or starts Ray when it is first called."""
+    folder: Path
+    """Remembers, a file a target, on which machine it is measured."""
+    allowed: Collection[str] = ()
+    fresh: bool = False
+    """Take the machine that there is now, whatever was remembered."""
 
 
 class Measurer:
-    """Adds latencies to rows; the actor starts when it is first needed, and lives until `close`."""
+    """Adds latencies to rows; the actor starts when it is first needed, and lives until `close`.
 
-    def __init__(self, run: Run, baseline: str, target: Target, name: str = "") -> None:
+    A run is measured on one kind of machine. Once its first latency is there, records of that machine alone
+    count, and no other machine measures for it: latencies of two machines do not belong in one front.
+    """
+
+    def __init__(self, place: Place, baseline: str, target: Target, name: str = "") -> None:
         """Measure against the artifact `baseline`; `name` of the target, empty for the search's own."""
-        self._run, self._baseline, self._target, self._name = run, baseline, target, name
+        self._place, self._baseline, self._target, self._name = place, baseline, target, name
+        self._file = place.folder / f"{fingerprint(target.plain())[:16]}.json"
         self._actor: Any = None
-        self.seconds = 0.0
-        """That were spent in measuring; no trial ran meanwhile."""
+        self._bench = self._remembered()
+
+    @property
+    def machine(self) -> str:
+        """Fingerprint of the machine that measures; the actor starts where it is not known yet."""
+        return (self._bench or self.open()).fingerprint
 
     def __call__(self, rows: Sequence[TrialRow]) -> list[TrialRow]:
         """The rows in their order, each `ok` or failed with the reason.
 
         Raises:
+            ConfigError: earlier latencies of the run were measured on another machine.
             ResourceError: no node offers what the target asks for.
             SearchError: the actor was lost.
         """
         records = self._records([(row.digest, row.execution) for row in rows])
         found = (with_latency(row, record) for row, record in zip(rows, records, strict=True))
         return [replace(row, target=self._name) for row in found]
+
+    def open(self) -> Bench:
+        """Start the actor, if it is not there; gives what it has recorded.
+
+        Raises:
+            ConfigError: earlier latencies of the run were measured on another machine.
+            ResourceError: no node offers what the target asks for.
+            SearchError: the actor was lost.
+        """
+        if self._actor is None:
+            place = self._place
+            place.connect()
+            # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
+            self._actor = bench_actor.start(
+                str(place.store.root), cpus=0, allowed=place.allowed, target=self._target
+            )
+            facts: dict[str, Any] = _got(self._actor.machine.remote())
+            claim(
+                self._file,
+                {name: value for name, value in facts.items() if name != "memory_bytes"},
+                "this run's latencies were measured on another machine",
+                "go on there, take another run name, or pass --fresh to measure all of them here",
+                fresh=place.fresh and self._bench is None,
+            )
+            self._bench = self._of(facts)
+        assert self._bench is not None
+        return self._bench
+
+    def prepare(self, row: TrialRow) -> None:
+        """Let the actor load an evaluated row's artifact while other trials run.
+
+        Raises:
+            ConfigError, ResourceError, SearchError: as `open`.
+        """
+        subject: Subject = (row.digest, row.execution)
+        if self._bench is None or self._bench.recorded(subject, self._baseline) is None:
+            self.open()
+            self._actor.prepare.remote(self._baseline, [subject])
 
     def close(self) -> None:
         """End the actor, if there is one."""
@@ -46,30 +111,24 @@ class Measurer:
             self._actor = None
 
     def _records(self, subjects: list[Subject]) -> list[dict[str, Any]]:
-        store, target = self._run.store, self._target
-        # Elsewhere another machine measures: only the actor there knows what is recorded for it.
-        if target.isa == "native" and target.resource is None:
-            known = [recorded_latency(store, subject, target, self._baseline) for subject in subjects]
+        if self._bench is not None:
+            known = [self._bench.recorded(subject, self._baseline) for subject in subjects]
             if all(known):
                 return [record for record in known if record is not None]
-        if self._actor is None:
-            self._run.cluster()
-            # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
-            self._actor = bench_actor.start(str(store.root), cpus=0, allowed=self._run.allowed, target=target)
-        begun = time.monotonic()
-        try:
-            records: list[dict[str, Any]] = ray.get(
-                self._actor.measure.remote(self._baseline, subjects, target.plain())
+        bench = self.open()
+        records: list[dict[str, Any]] = _got(self._actor.measure.remote(self._baseline, subjects))
+        if any(record.get("fingerprint", bench.fingerprint) != bench.fingerprint for record in records):
+            raise SearchError(
+                "the bench came back on another kind of machine", self._target.resource, "run again"
             )
-        except RayTaskError as error:
-            if isinstance(error.cause, OrchestratorError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise SearchError("the latencies could not be measured", reason, "run again") from error
-        self.seconds += time.monotonic() - begun
         return records
+
+    def _remembered(self) -> Bench | None:
+        facts = None if self._place.fresh else remembered(self._file)
+        return None if facts is None else self._of(facts)
+
+    def _of(self, facts: dict[str, Any]) -> Bench:
+        return Bench(self._place.store, self._target, fingerprint=machine_fingerprint(facts))
 
 
 def with_latency(row: TrialRow, record: dict[str, Any]) -> TrialRow:
@@ -79,3 +138,20 @@ def with_latency(row: TrialRow, record: dict[str, Any]) -> TrialRow:
     low, high = record["ci"]
     slow, fast = record["ratio_ci"]
     return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast))
+
+
+def _got(call: Any) -> Any:
+    """What the actor answers; its errors of ours as they are.
+
+    Raises:
+        SearchError: the actor was lost.
+    """
+    try:
+        return ray.get(call)
+    except RayTaskError as error:
+        if isinstance(error.cause, OrchestratorError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SearchError("the latencies could not be measured", reason, "run again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
 from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.errors import NotFoundError, OrchestratorError
+from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
 from orchestrator.measure.quality import larger_is_better
@@ -25,6 +27,7 @@ from orchestrator.pipeline.training import curves
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.report import Details, write_report
 from orchestrator.search.report.schema import Searched, TrialPoint
+from orchestrator.search.space import displayed
 
 PAGE = "report.html"
 SOURCE = "report.json"
@@ -35,6 +38,10 @@ _HERE = "this machine"
 _MOST_AUDITS = 12
 """Audits that a report makes, of a second or so each: of the chosen variant, then from the fastest on. One on
 record costs nothing."""
+GOES_ON = (
+    "The search went on after the whole run: test figures, ensembles and serving are still of that run, "
+    "until 'orchestrator run' makes them again."
+)
 _KNOWN = ("kind", "bytes")
 """Keys of an audit's record that the panel does not repeat."""
 
@@ -52,6 +59,49 @@ def report(
     if found is not None and run.config.search is not None:
         details |= _searched(run, run.config.search, found)
     _write(run.folder, summary, details)
+
+
+def report_search(run: Run, models: dict[str, str], found: Found) -> None:
+    """The same when only the search was asked for; what a whole run found of the same models stays."""
+    assert run.config.search is not None
+    summary = searched_summary(run, found)
+    details = _details(run, models, {}, None) | _searched(run, run.config.search, found)
+    with suppress(NotFoundError):  # a page that cannot be read is written anew
+        whole = _read(run.folder / SOURCE)
+        if whole is not None and _is_whole(whole[0], summary, models):
+            summary, details = _laid_over(*whole, summary, details, found)
+    _write(run.folder, summary, details)
+
+
+def _is_whole(before: dict[str, Any], summary: dict[str, Any], models: dict[str, str]) -> bool:
+    """Whether a page is of a whole run of these models on these rows."""
+    found = {name: figures.get("digest") for name, figures in before.get("models", {}).items()}
+    rows = before.get("seed"), before.get("data", {}).get("digest")
+    return rows == (summary["seed"], summary["data"]["digest"]) and models.items() <= found.items()
+
+
+def _laid_over(
+    whole: dict[str, Any], shown: Details, summary: dict[str, Any], details: Details, found: Found
+) -> tuple[dict[str, Any], Details]:
+    """A whole run's page with the search as it is now; a note where that found something else."""
+    before, now = whole["search"], summary["search"]
+    kept = {(row.digest, row.execution) for row in found.front}
+    search = {**now, "front": [point for point in before["front"] if _subject(point) in kept]}
+    if now["chosen"] and before["chosen"] and _subject(now["chosen"]) == _subject(before["chosen"]):
+        search["chosen"] = {**before["chosen"], **now["chosen"]}
+    went_on = (now["trials"], now["reason"]) != (before["trials"], before["reason"])
+    notes = list(dict.fromkeys([*shown.get("notes", []), *([GOES_ON] if went_on else [])]))
+    of_the_run: Details = {
+        "exits": shown.get("exits", {}),
+        "stages": shown.get("stages", {}),
+        "weights": shown.get("weights", {}),
+        "notes": notes,
+    }
+    return {**whole, "search": {**before, **search}}, details | of_the_run
+
+
+def _subject(point: Mapping[str, Any]) -> Subject:
+    return point["digest"], point["execution"]
 
 
 def report_tuning(
@@ -81,18 +131,24 @@ def report_again(folder: Path) -> dict[str, Any] | None:
     Raises:
         NotFoundError: the source cannot be read.
     """
-    source = folder / SOURCE
+    found = _read(folder / SOURCE)
+    if found is None:
+        return None
+    summary, details = found
+    write_report(summary, details, folder / PAGE)
+    return summary
+
+
+def _read(source: Path) -> tuple[dict[str, Any], Details] | None:
     if not source.exists():
         return None
     try:
         found = json.loads(source.read_text(encoding="utf-8"))
-        summary, details = dict(found["summary"]), cast(Details, found["details"])
+        return dict(found["summary"]), cast(Details, dict(found["details"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NotFoundError(
             "the report's source cannot be read", source, "run the run file again: finished work is kept"
         ) from error
-    write_report(summary, details, folder / PAGE)
-    return summary
 
 
 def searched_summary(run: Run, found: Found) -> dict[str, Any]:
@@ -113,7 +169,13 @@ def searched_summary(run: Run, found: Found) -> dict[str, Any]:
         "machine": machine(),
         "data": {"digest": run.dataset.digest, **run.dataset.facts},
         "models": {},
-        "search": {"trials": len(found.rows), "front": [], "chosen": chosen, "reason": found.reason},
+        "search": {
+            "trials": len(found.rows),
+            "front": [],
+            "chosen": chosen,
+            "reason": found.reason,
+            "spent": found.spent.plain(),
+        },
         "ensembles": {},
         "serving": {},
     }
@@ -204,7 +266,7 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
     point = TrialPoint(
         number=row.number,
         name=row.name,
-        config={} if row.arm else dict(row.config),
+        config={} if row.arm else displayed(row.config),
         execution=row.execution,
         digest=row.digest,
         status=row.status,

@@ -260,9 +260,8 @@ class _Compared:
 
     def _latency(self, record: Record, tolerance: float) -> list[Check]:
         """Measured again, in turns with what it was measured in turns with."""
-        settings = LatencySettings(
-            **{key: record[key] for key in ("batch", "threads", "blocks", "block_ms") if key in record}
-        )
+        keys = ("batch", "threads", "blocks", "most_blocks", "block_ms", "tolerance")
+        settings = LatencySettings(**{key: record[key] for key in keys if key in record})
         many = "s" if settings.threads > 1 else ""
         label = f"{record['execution']}, batch {settings.batch}, {settings.threads} thread{many}"
         baseline = self._baseline(record["baseline"])

@@ -23,7 +23,8 @@ from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
-from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, searched_summary
+from orchestrator.pipeline.limits import check_search
+from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, report_search
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
 from orchestrator.pipeline.summary import print_table, summarize
@@ -164,6 +165,8 @@ def _opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
 def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     """The stages in order, each with what the earlier ones found."""
     name = run.config.name
+    if until != "train":
+        check_search(run)
     models = train(run, fresh=fresh)
     if until == "train":
         return {"run": name, "models": models}
@@ -171,7 +174,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     found = search(run, models, fresh=fresh)
     if until == "search":
         if found:
-            report(run, searched_summary(run, found), models, found)
+            report_search(run, models, found)
             run.progress("search", f"report: {run.folder / PAGE}")
         chosen = found.chosen.digest if found and found.chosen else None
         digests = {variant: member.digest for variant, member in variants.items()}

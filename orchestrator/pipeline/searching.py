@@ -17,11 +17,12 @@ from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.measuring import Measurer
+from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.arms import EAGER, MEMBER
 from orchestrator.search.choose import choose
+from orchestrator.search.ledger import Spent
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
 from orchestrator.search.ray_search import Searched, run_search
@@ -50,6 +51,8 @@ class Found:
     """The honest arms, the parent first; those that failed carry their reason."""
     elsewhere: dict[str, tuple[TrialRow, ...]] = field(default_factory=dict)
     """By further target: every variant and arm that finished, as measured there."""
+    spent: Spent = field(default_factory=Spent)
+    """Time of the search, and of the pauses in which its latencies were measured."""
 
     def member(self, name: str) -> Member:
         """`chosen` or `fastest` as an ensemble's member; the parent where none qualified."""
@@ -71,10 +74,11 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
         return None
     job = _job(run, _by_digest(run, settings, models), models[settings.parent])
     claim_study(run, "study", job, fresh)
-    with closing(Measurer(run, job.parent, settings.latency)) as measurer:
+    with closing(Measurer(place(run, fresh), job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
+        job = job.model_copy(update={"bench": measurer.machine})
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {figures(parent, run)}")
-        rows, arms = searched(run, job, parent, measurer)
+        rows, arms, spent = searched(run, job, parent, measurer)
         members = best_member(run, job, models) if settings.arms else []
         arms = [parent, *arms, *measurer(members)]
     finished = [row for row in (*rows, *arms) if row.ok]
@@ -86,10 +90,18 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     run.name_artifact("fastest", best[0].digest)
     run.name_artifact("chosen", (choice.row or parent).digest)
     elsewhere = {
-        name: on_target(run, job, name, target, finished) for name, target in settings.targets.items()
+        name: on_target(run, job, name, target, finished, fresh) for name, target in settings.targets.items()
     }
     return Found(
-        parent, tuple(rows), tuple(best), choice.row, choice.verdict, choice.reason, tuple(arms), elsewhere
+        parent,
+        tuple(rows),
+        tuple(best),
+        choice.row,
+        choice.verdict,
+        choice.reason,
+        tuple(arms),
+        elsewhere,
+        spent,
     )
 
 
@@ -100,18 +112,29 @@ def searched(run: Run, job: Job, parent: TrialRow, measurer: Measurer, stage: st
         SearchError: no trial finished.
     """
     watch = SearchWatch(run, parent, job.search.trials, stage=stage)
+
+    def told(row: TrialRow) -> None:
+        if row.status == "evaluated":
+            measurer.prepare(row)
+        watch.row(row)
+
+    def connect() -> None:
+        run.cluster()
+        measurer.open()  # before a trial runs, lest it cannot be measured
+
     found = run_search(
         job,
         parent,
         measure=measurer,
-        on_event=watch.row,
+        on_event=told,
         on_epoch=watch.epoch,
         on_running=watch.running,
         storage=run.folder / "tune",
-        connect=run.cluster,
+        connect=connect,
     )
     if not any(row.ok for row in found.rows):
         raise SearchError("no trial finished", found.rows[0].reason if found.rows else "there was none")
+    run.progress(stage, paused(found.spent))
     return found
 
 
@@ -163,13 +186,26 @@ def claim_study(run: Run, name: str, job: Job, fresh: bool) -> None:
 
 
 def on_target(
-    run: Run, job: Job, name: str, target: Target, rows: Sequence[TrialRow]
+    run: Run, job: Job, name: str, target: Target, rows: Sequence[TrialRow], fresh: bool
 ) -> tuple[TrialRow, ...]:
     """The same variants measured on another target; those that cannot run there are failed."""
     run.progress("search", f"measuring {len(rows)} variants for the target {name}")
-    with closing(Measurer(run, job.parent, target, name)) as measurer:
+    with closing(Measurer(place(run, fresh), job.parent, target, name)) as measurer:
         found = measurer([replace(row, status="evaluated") for row in rows])
     return tuple(row if row.status == "failed" else row.limited(job.search) for row in found)
+
+
+def place(run: Run, fresh: bool) -> Place:
+    """Where a run measures."""
+    return Place(run.store, run.cluster, run.folder / "bench", tuple(run.allowed), fresh)
+
+
+def paused(spent: Spent) -> str:
+    """The pauses in words."""
+    return (
+        f"trials paused {spent.paused_s:.1f} s of {spent.seconds:.1f} s ({spent.share:.0%}) while latencies "
+        "were measured"
+    )
 
 
 def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> SearchSettings:

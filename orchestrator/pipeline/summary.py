@@ -47,9 +47,10 @@ def summarize(
 
 
 def _beside(found: Found) -> dict[str, Any]:
-    """How good the front is, what it has to beat, and what the chosen variant costs on other targets."""
+    """How long it took, how good the front is, what it has to beat, and what the choice costs elsewhere."""
     points = [Point(-row.drop, row.latency_ms, row.bytes) for row in found.front]
     return {
+        "spent": found.spent.plain(),
         "hypervolume": hypervolume(points, parent_gain=0.0, parent_latency_ms=found.parent.latency_ms),
         "arms": [
             {"arm": row.arm, "name": row.name, "execution": row.execution, "status": row.status}

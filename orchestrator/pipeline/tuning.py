@@ -14,10 +14,11 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.tuning import TrainingSearch, tuned
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.limits import check_training_search
 from orchestrator.pipeline.measuring import Measurer
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.reporting import report_tuning, searched_summary
-from orchestrator.pipeline.searching import Found, claim_study, figures, front_of, on_target, searched
+from orchestrator.pipeline.searching import Found, claim_study, figures, front_of, on_target, place, searched
 from orchestrator.pipeline.training import job_of, train
 from orchestrator.search.best import best_of
 from orchestrator.search.objectives import TrialRow
@@ -51,13 +52,15 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
     settings = run.config.training_search
     if settings is None:
         raise ConfigError("the run file has no training_search", fix="docs/run-file.md describes the section")
+    check_training_search(run)
     models = train(run, fresh=fresh, only=_with_teachers(run, settings.model))
     job = _job(run, settings, models)
     claim_study(run, "training-study", job, fresh)
-    with closing(Measurer(run, job.parent, settings.latency)) as measurer:
+    with closing(Measurer(place(run, fresh), job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.model)])
+        job = job.model_copy(update={"bench": measurer.machine})
         run.progress("tune", f"{settings.trials} trainings of {settings.model}: {figures(parent, run)}")
-        rows, _ = searched(run, job, parent, measurer, stage="tune")
+        rows, _, spent = searched(run, job, parent, measurer, stage="tune")
     finished = [row for row in (parent, *rows) if row.ok]
     best, reason = best_of(rows, parent, settings, run.config.metric.label)
     run.progress("tune", reason)
@@ -72,9 +75,10 @@ def tune(run: Run, *, fresh: bool = False) -> Tuned:
         reason=reason,
         arms=(parent,),
         elsewhere={
-            name: tuple(on_target(run, job, name, target, finished))
+            name: on_target(run, job, name, target, finished, fresh)
             for name, target in settings.targets.items()
         },
+        spent=spent,
     )
     entry = _entry(run, settings, found.chosen)
     summary = searched_summary(run, found)

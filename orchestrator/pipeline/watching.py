@@ -9,6 +9,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.progress import Best, Result, Training, Trials
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, hypervolume
+from orchestrator.search.space import displayed
 from orchestrator.training.ray_train import Ended, Failed
 from orchestrator.training.state import EpochReport
 
@@ -143,7 +144,7 @@ def result_of(row: TrialRow) -> Result | None:
     return Result(
         row.number,
         row.name,
-        dict(row.config),
+        displayed(row.config),
         row.metric,
         row.drop,
         row.latency_ms,

@@ -24,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn import functional
 
 from orchestrator.errors import CompressionError, CorruptArtifactError, ExecutionError
+from orchestrator.runtime.graphs import TRACED, with_weights_of
 from orchestrator.runtime.int8_passes import (
     expect_example,
     fence_sums,
@@ -91,6 +92,7 @@ def quantize(
     calibrate: Callable[[nn.Module], object],
     keep_float: Collection[str] = (),
     observer: Observer | None = None,
+    form: str | None = None,
 ) -> fx.GraphModule:
     """The module's graph with int8 weights and quantize/dequantize pairs around convolutions and linears.
 
@@ -106,6 +108,8 @@ def quantize(
         calibrate: called with the prepared graph; runs rows through it.
         keep_float: names of layers that are left as they are.
         observer: makes what finds the ranges of static activations; torchao's histogram when not given.
+        form: what decides the form of the module's own graph (`graphs.form_of`), to trace it once for many
+            weights.
 
     Raises:
         CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
@@ -124,7 +128,7 @@ def quantize(
     for name in keep_float:
         quantizer.set_module_name_qconfig(name, None)
     with quiet():
-        prepared = prepare_pt2e(export(module, example).module(), quantizer)
+        prepared = prepare_pt2e(_traced(module, example, form), quantizer)
         with torch.no_grad():
             calibrate(prepared)
         graph: fx.GraphModule = convert_pt2e(prepared)
@@ -134,6 +138,17 @@ def quantize(
             f"int8 ({mode}) would quantize nothing: no {kinds} was found in", _name_of(module)
         )
     _drop_checks(graph)
+    return graph
+
+
+def _traced(module: nn.Module, example: Tensor, form: str | None) -> fx.GraphModule:
+    """The module as an exported graph, traced once in this process for all modules of its form."""
+    graph = TRACED.take(form)
+    if graph is not None and with_weights_of(graph, module):
+        return graph
+    graph = export(module, example).module()
+    assert isinstance(graph, fx.GraphModule)
+    TRACED.keep(form, graph)
     return graph
 
 

@@ -5,9 +5,6 @@ int8 brings torch's compiler, two seconds of import: it is imported by the artif
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.config.base import Settings, fingerprint
+from orchestrator.config.base import Settings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import (
     Bf16,
@@ -41,10 +38,10 @@ from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import fp8, weight_only
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
+from orchestrator.runtime.graphs import QUANTIZED, form_of
 from orchestrator.runtime.heads import keep_heads
 from orchestrator.runtime.lowrank import split
-from orchestrator.runtime.quiet import quiet
-from orchestrator.store.artifacts import Manifest
+from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.store import Store
 
 
@@ -78,59 +75,25 @@ def rebuild(store: Store, digest: str, *, allowed: Collection[str] = ()) -> Rebu
     return Rebuilt(module, manifest)
 
 
-_GRAPHS: OrderedDict[str, nn.Module] = OrderedDict()
-"""int8 graphs of this process by what decides their form, the one used last at the end; never handed out."""
-_MOST_GRAPHS = 8
-_LARGEST_GRAPH_BYTES = 8 * 2**20
-_GRAPHS_LOCK = threading.Lock()
+def keep_form(draft: Draft, module: nn.Module) -> None:
+    """Keep the form of an int8 graph that was just made, so that this process need not trace it to run it."""
+    QUANTIZED.keep(_form_of(draft), module)
 
 
 def _form(manifest: Manifest, allowed: Collection[str]) -> nn.Module:
-    """The artifact's module with any weights.
-
-    Tracing an int8 graph takes a second or more, and a search traces one form again and again: it makes many
-    int8 variants of a recovered model, each of which is scored and then measured. Small graphs are kept.
-    """
-    key = _form_key(manifest)
-    with _GRAPHS_LOCK:
-        if key is not None and key in _GRAPHS:
-            _GRAPHS.move_to_end(key)
-            return _copy(_GRAPHS[key])
+    """The artifact's module with any weights."""
+    if (graph := QUANTIZED.take(_form_of(manifest))) is not None:
+        return graph
     # A fixed seed: some factories draw random numbers, and none of theirs may reach the result.
     module: nn.Module = build(manifest.model, manifest.signature, allowed=allowed, seed=0).eval()
     for step, decision in zip(manifest.plan, manifest.decisions, strict=True):
         module = replay(step, module, decision, manifest.signature)
-    size = sum(tensor.nbytes for tensor in module.state_dict().values())
-    if key is not None and size <= _LARGEST_GRAPH_BYTES:
-        with _GRAPHS_LOCK:
-            _GRAPHS[key] = _copy(module)
-            while len(_GRAPHS) > _MOST_GRAPHS:
-                _GRAPHS.popitem(last=False)
+    keep_form(manifest, module)
     return module
 
 
-def _copy(graph: nn.Module) -> nn.Module:
-    with quiet():
-        return copy.deepcopy(graph)
-
-
-def _form_key(manifest: Manifest) -> str | None:
-    """What decides the form of an int8 graph of a built-in model; None for anything else.
-
-    Weights, scales and how they were found decide nothing of it, nor do steps that move weights alone.
-    """
-    if _recorded(manifest) is None or ":" in manifest.model.factory:
-        return None
-    *_, last = manifest.decisions
-    steps = [
-        [step.plain(), decision]
-        for step, decision in zip(manifest.plan[:-1], manifest.decisions[:-1], strict=True)
-        if not isinstance(step, Recovery | Clipping)
-    ]
-    kept = {name: last.get(name) for name in ("reduce_range", "keep_float")}
-    return fingerprint(
-        [manifest.model.plain(), manifest.signature.plain(), steps, manifest.plan[-1].kind, kept]
-    )
+def _form_of(draft: Draft) -> str | None:
+    return form_of(draft.model, draft.signature, draft.plan, draft.decisions)
 
 
 def load_tensors(module: nn.Module, saved: Mapping[str, Tensor], recorded: list[list[Any]] | None) -> None:

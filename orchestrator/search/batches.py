@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from orchestrator.config.free import Config
 from orchestrator.config.search import Searching
-from orchestrator.search.ledger import Ledger
+from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
-from orchestrator.search.study import BatchStudy, Suggestion
+from orchestrator.search.study import Suggestion
 
 Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
 """Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
@@ -26,6 +27,8 @@ OnEvent = Callable[[TrialRow], None]
 """Called in the driver when a trial ended (any status but `ok`) and again when it was measured."""
 Lookup = Callable[[Config], Outcome | None]
 """The stored outcome of a trial that ended, in this search or before; None when there is none."""
+Work = Callable[[Suggestion], float]
+"""How long a trial will take compared with others of its batch."""
 Trainable = Callable[[dict[str, Any]], Mapping[str, float]]
 """One trial: evaluates a config, leaves its outcome where the searcher looks, returns finite numbers."""
 
@@ -55,21 +58,35 @@ class Source(Protocol):
         ...
 
 
+class Study(Protocol):
+    """Suggests trials batch by batch, each from the results of all earlier ones."""
+
+    def ask(self) -> list[Suggestion]:
+        """The next batch; empty at the end."""
+        ...
+
+    def tell(self, rows: Sequence[TrialRow]) -> None:
+        """The whole batch's results."""
+        ...
+
+
 class BatchSearch:
     """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
 
     A batch is told only when all its trials ended and were measured, in trial order: what is suggested
-    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver.
+    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver. The
+    longest trials of a batch run first, so that short ones fill the time until it ends.
     """
 
     def __init__(
         self,
-        study: BatchStudy,
+        study: Study,
         *,
         to_row: Callable[[Suggestion, Outcome], TrialRow],
         lookup: Lookup,
         measure: Measure,
         on_event: OnEvent,
+        work: Work = lambda suggestion: 0,  # noqa: ARG005
         arms: Sequence[Suggestion] = (),
         ledger: Ledger | None = None,
     ) -> None:
@@ -78,8 +95,8 @@ class BatchSearch:
         self.arms: list[TrialRow] = []
         self.finished = False
         self._study, self._to_row, self._lookup = study, to_row, lookup
-        self._measure, self._on_event, self._ledger = measure, on_event, ledger
-        self._begun = time.monotonic()
+        self._measure, self._on_event, self._ledger, self._work = measure, on_event, ledger, work
+        self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
         self._arms = list(arms)
         self._waiting: list[Suggestion] = []
@@ -106,6 +123,8 @@ class BatchSearch:
                     self._waiting.append(suggestion)
                 else:
                     self._end(suggestion, outcome)
+            # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
+            self._waiting.sort(key=self._work, reverse=True)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config to run; None while the batch's other trials run, and at the end."""
@@ -160,10 +179,12 @@ class BatchSearch:
         """
         evaluated = [row for row in self._ended if row.status == "evaluated"]
         evaluated.sort(key=lambda row: row.number)
+        since = time.monotonic()
         measured = list(self._measure(evaluated)) if evaluated else []
+        self._paused_s += time.monotonic() - since
         rows = [row for row in self._ended if row.status != "evaluated"] + measured
         rows.sort(key=lambda row: row.number)
-        first = rows if self._ledger is None else [self._ledger.add(row) for row in rows]
+        first = rows if self._ledger is None else self._kept(self._ledger, rows)
         told = [
             before if before.status == "failed" and before.config == row.config else row
             for before, row in zip(first, rows, strict=True)
@@ -174,6 +195,13 @@ class BatchSearch:
         self._ended = []
         for row in measured:
             self._on_event(row)
+
+    def _kept(self, ledger: Ledger, rows: Sequence[TrialRow]) -> list[TrialRow]:
+        """The rows as the ledger first had them; the time is kept where one of them is new."""
+        first = [ledger.add(row) for row in rows]
+        if any(before is row for before, row in zip(first, rows, strict=True)):
+            ledger.spend(self._start, Spent(time.monotonic() - self._begun, self._paused_s))
+        return first
 
 
 class Driver(Protocol):

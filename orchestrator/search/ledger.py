@@ -4,6 +4,7 @@
     studies/<key>/trials/<number>.json    a row, once it is final: what the sampler was told
     studies/<key>/retried/<number>.json   the row of a trial that failed at first, tried again
     studies/<key>/stopped/<variant>.json  a trial that was stopped early, so that it is not run again
+    studies/<key>/spent/<start>.json      seconds of one start of the search, and of the pauses in it
 
 With the stages (outcomes) and records (latencies) this is all that a search needs to go on, on this cluster
 or another one; nothing of Ray is read back.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +26,28 @@ from orchestrator.store.store import Store
 
 _FOLDER = "studies"
 _ROWS: TypeAdapter[TrialRow] = TypeAdapter(TrialRow)
+
+
+class Spent(NamedTuple):
+    """Wall-clock time of a search over all its starts."""
+
+    seconds: float = 0.0
+    """From each start to the last batch that it closed."""
+    paused_s: float = 0.0
+    """Of those, in which no trial ran because latencies were measured."""
+
+    @property
+    def share(self) -> float:
+        """Of the time that was pause; 0 where nothing is known."""
+        return self.paused_s / self.seconds if self.seconds else 0.0
+
+    def plain(self) -> dict[str, float]:
+        """As plain JSON values."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "paused_s": round(self.paused_s, 1),
+            "paused_share": round(self.share, 4),
+        }
 
 
 class Ledger:
@@ -83,6 +106,15 @@ class Ledger:
             return None
         found: dict[str, Any] = json.loads(self._blobs.get(key))
         return found
+
+    def spend(self, start: str, spent: Spent) -> None:
+        """Keep what one start of the search took so far; `start` is a name of its own."""
+        self._blobs.put(f"{self._folder}/spent/{start}.json", canonical(spent._asdict()))
+
+    def spent(self) -> Spent:
+        """What all starts took together."""
+        found = [json.loads(self._blobs.get(key)) for key in self._blobs.list(f"{self._folder}/spent")]
+        return Spent(*(sum(one[name] for one in found) for name in Spent._fields))
 
     def _row_key(self, number: int, folder: str = "trials") -> str:
         # Arms are numbered from -2 downwards.

@@ -19,7 +19,7 @@ class Outcome(Settings):
     failure: str = ""
     """The sentence of a failure that would come again; empty when the trial succeeded."""
     cost: float = 0.0
-    """Operations times the bytes of a number; 0 when nothing was trained."""
+    """Operations of a row (multiply-accumulates) of what is trained; 0 when nothing was."""
     curve: tuple[float, ...] = ()
     """The metric after each epoch that its last process trained."""
     epochs: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from orchestrator.config.free import Config
-from orchestrator.config.search import EarlyStop, Searching, SearchSettings
+from orchestrator.config.search import EarlyStop, Population, Searching, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.quality import larger_is_better
@@ -21,12 +21,13 @@ from orchestrator.search import ray_pool, ray_tune
 from orchestrator.search.arms import arm_of, arms, config_of
 from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent
 from orchestrator.search.early_stop import Report, rule_of
-from orchestrator.search.ledger import Ledger
+from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
+from orchestrator.search.population import PopulationStudy
 from orchestrator.search.space import name_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.search.trial import Job, TrialJob, evaluate, known, row_of, study_settings
+from orchestrator.search.trial import Job, TrialJob, epochs_of, evaluate, known, row_of, study_settings
 from orchestrator.search.tuning import TuneJob
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
@@ -43,10 +44,11 @@ _SHARED = ("job", "mailbox", "judge")
 
 
 class Searched(NamedTuple):
-    """Every trial in order of its number, failed ones with their reason; and the honest arms."""
+    """Every trial in order of its number, failed ones with their reason; the honest arms; and the time."""
 
     rows: list[TrialRow]
     arms: list[TrialRow]
+    spent: Spent
 
 
 def run_search(
@@ -79,7 +81,8 @@ def run_search(
     if not parent.ok:
         raise SearchError("the parent has no latency to compare with", parent.reason or parent.status)
     epochs, judge = _Epochs(on_epoch), _Judge(job)
-    search = _search(job, measure, on_event, epochs, judge)
+    ledger = Ledger(Store(job.store), study_settings(job))
+    search = _search(job, ledger, measure, on_event, epochs, judge)
 
     def poll() -> None:
         epochs.tell()
@@ -97,12 +100,15 @@ def run_search(
             judge.close()
     if not search.finished:
         raise SearchError("the search was interrupted", None, "run again: it continues from the store")
-    return Searched(search.rows, search.arms)
+    return Searched(search.rows, search.arms, ledger.spent())
 
 
-def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge) -> BatchSearch:
+def _search(
+    job: Job, ledger: Ledger, measure: Measure, on_event: OnEvent, epochs: _Epochs, judge: _Judge
+) -> BatchSearch:
     """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
     store = Store(job.store)
+    study = PopulationStudy if isinstance(job.search.sampler, Population) else BatchStudy
 
     def told(row: TrialRow) -> None:
         epochs.tell()  # they come before how the trial ended
@@ -115,13 +121,14 @@ def _search(job: Job, measure: Measure, on_event: OnEvent, epochs: _Epochs, judg
         return outcome
 
     return BatchSearch(
-        BatchStudy(job.search, job.seed),
+        study(job.search, job.seed),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
+        work=lambda suggestion: 0 if suggestion.trained else epochs_of(job, suggestion.config),
         arms=_arms(job.search),
-        ledger=Ledger(store, study_settings(job)),
+        ledger=ledger,
     )
 
 
@@ -157,7 +164,7 @@ class _Rule:
     def __init__(self, settings: EarlyStop) -> None:
         self._rule = rule_of(settings)
 
-    def goes_on(self, report: tuple[str, int, float, float]) -> bool:
+    def goes_on(self, report: tuple[str, int, float, float, int]) -> bool:
         """As `Rule.goes_on`."""
         return self._rule.goes_on(Report(*report))
 
@@ -185,8 +192,9 @@ class _Judge:
         if self._job.search.early_stop is None or not outcome.curve or arm_of(config) is not None:
             return
         name, sign = variant_key(config, self._job.search), 1 if larger_is_better(self._job.metric) else -1
+        epochs = epochs_of(self._job, config)
         self._untold += [
-            Report(name, number, outcome.cost, sign * metric)
+            Report(name, number, outcome.cost, sign * metric, epochs)
             for number, metric in zip(outcome.epochs, outcome.curve, strict=False)
         ]
         self._tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping
@@ -15,18 +16,22 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.free import Config, Parameter, Scalar, filled, named, parameters, probes, rounded
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Searching, SearchSettings
-from orchestrator.config.steps import EXECUTIONS, Plan, precision_of
+from orchestrator.config.steps import EXECUTIONS, Plan, Recovery, precision_of
 from orchestrator.search.arms import arm_of, arms
 
 __all__ = [
     "Config",
     "anchors",
     "decided",
+    "displayed",
     "draw",
+    "drawn",
     "executions_of",
+    "going_on",
     "name_of",
     "plan_of",
     "suggest",
+    "trained_before",
     "training_prefix",
     "variant_key",
 ]
@@ -46,10 +51,39 @@ def suggest(trial: optuna.Trial, settings: Searching) -> Config:
 
 
 def plan_of(config: Config, settings: SearchSettings) -> Plan:
-    """The compression plan that a config, or an honest arm, stands for; empty when it changes nothing."""
+    """The compression plan that a config, or an honest arm, stands for; empty when it changes nothing.
+
+    Where a recovery goes on from earlier ones (`going_on`), they stand before it, the first one first.
+    """
     if (arm := arm_of(config)) is not None:
         return arms(settings)[arm].plan
-    return space.plan_of(settings.space, config)
+    plan = space.plan_of(settings.space, config)
+    before = [space.plan_of(settings.space, one) for one in trained_before(config)]
+    place = next((place for place, step in enumerate(plan) if isinstance(step, Recovery)), 0)
+    return (*plan[:place], *(one[place] for one in before), *plan[place:])
+
+
+_BEFORE = "trained before"
+"""Entry of a config, beside its free values: the free values of earlier recoveries, as JSON."""
+
+
+def going_on(config: Config, values: Config) -> Config:
+    """The config whose recovery goes on, with these free values, from where that of `config` ended."""
+    own = {name: value for name, value in config.items() if name != _BEFORE}
+    return {**values, _BEFORE: json.dumps([*trained_before(config), own])}
+
+
+def trained_before(config: Config) -> list[Config]:
+    """The free values of the recoveries that come before the config's own, the first one first."""
+    found: list[Config] = json.loads(str(config.get(_BEFORE, "[]")))
+    return found
+
+
+def displayed(config: Config) -> Config:
+    """The config as people read it: the number of its generation stands for what was trained before."""
+    before = trained_before(config)
+    own = {name: value for name, value in config.items() if name != _BEFORE}
+    return {**own, "generation": len(before) + 1} if before else own
 
 
 def executions_of(config: Config, settings: Searching) -> tuple[Execution, ...]:
@@ -84,7 +118,7 @@ def name_of(config: Config, settings: Searching) -> str:
         return arm
     known, short = parameters(settings.space), dict(named(settings.space))
     parts: list[str] = []
-    for name, value in config.items():
+    for name, value in displayed(config).items():
         if name in known and known[name].of_steps:
             if value != "none" and not _shows(name, str(value), config):
                 parts.append(str(value))
@@ -140,15 +174,16 @@ def draw(settings: Searching, source: random.Random, fixed: Mapping[str, Scalar]
 
     def pick(parameter: Parameter) -> Scalar:
         if parameter.name not in config:
-            drawn = _drawn(parameter, source)
-            config[parameter.name] = fixed.get(parameter.name, drawn)
+            value = drawn(parameter, source)
+            config[parameter.name] = fixed.get(parameter.name, value)
         return config[parameter.name]
 
     settings.space.walk(pick)
     return config
 
 
-def _drawn(parameter: Parameter, source: random.Random) -> Scalar:
+def drawn(parameter: Parameter, source: random.Random) -> Scalar:
+    """One of a free value's options or numbers at random."""
     numbers = parameter.numbers
     if numbers is None:
         return source.choice(parameter.labels or (parameter.first,))

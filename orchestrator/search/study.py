@@ -34,6 +34,8 @@ class Suggestion(NamedTuple):
 
     number: int
     config: Config
+    trained: bool = False
+    """An earlier trial trained what it needs."""
 
 
 class BatchStudy:
@@ -50,7 +52,8 @@ class BatchStudy:
 
     def __init__(self, settings: Searching, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._settings, self._seed = settings, seed
+        assert isinstance(settings.sampler, str)  # a population is no study of Optuna's
+        self._settings, self._seed, self._sampler = settings, seed, settings.sampler
         self._study = optuna.create_study(
             directions=["maximize", "minimize"], sampler=_sampler(settings, seed)
         )
@@ -60,11 +63,11 @@ class BatchStudy:
         every = grid(settings.space)
         self._endless = every is None
         every = every or []
-        if settings.sampler != "grid":
+        if self._sampler != "grid":
             random.Random(seed).shuffle(every)
         self._untried = iter(every)
         self._trained = TrainedParents(settings) if isinstance(settings, SearchSettings) else None
-        for config in () if settings.sampler == "grid" else anchors(settings):
+        for config in () if self._sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
     @property
@@ -121,7 +124,7 @@ class BatchStudy:
             # A sampler that likes one end best suggests that again and again; then chance decides.
             source = random.Random(f"{self._seed} {self._asked}")
             ends = [prefix] * _SIBLING_TRIES
-            ends += [draw(self._settings, source, prefix) for _ in range(_TRIES[self._settings.sampler])]
+            ends += [draw(self._settings, source, prefix) for _ in range(_TRIES[self._sampler])]
             for end in ends:
                 if len(end) > len(prefix) and not self._is_new(end):
                     continue
@@ -129,12 +132,12 @@ class BatchStudy:
                 found = self._ask_once()
                 if found is not None:
                     trained.took(prefix)
-                    return found
+                    return found._replace(trained=True)
             trained.forget(prefix)
         return None
 
     def _next(self) -> Suggestion | None:
-        for _ in range(_TRIES[self._settings.sampler]):
+        for _ in range(_TRIES[self._sampler]):
             found = self._ask_once()
             if found is not None:
                 return found

@@ -27,7 +27,8 @@ from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import Promise, Searching, SearchSettings
-from orchestrator.config.steps import Distill, Plan, Precision, precision_of
+from orchestrator.config.steps import Distill, Plan
+from orchestrator.config.training import Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, TrainingError
@@ -47,13 +48,11 @@ from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
-_VERSION = 4
+_VERSION = 5
 """Raise when this stage's result would differ for the same input."""
 
 _HOW = ("trials", "targets", "driver", "arms", "small", "memory_bytes", "labels")
 """Search settings that do not decide what a trial of a given number is."""
-_BYTES: dict[Precision, int] = {"bf16": 2, "int8_static": 1, "int8_dynamic": 1}
-"""Of a number that is computed with; 4 when not named."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +76,9 @@ class Job(Settings):
     allowed: tuple[ImportPath, ...] = ()
     what: dict[str, str] = Field(default_factory=lambda: _here())
     """Library version and instruction set of the driver: another one is another search."""
+    bench: str = ""
+    """Fingerprint of the machine that latencies are measured on: on another one the ledger is another, while
+    what was trained is taken over."""
 
 
 class TrialJob(Job):
@@ -149,6 +151,12 @@ def trial_key(job: Job, config: Config) -> str:
 
 
 @singledispatch
+def epochs_of(job: Job, config: Config) -> int:
+    """Epochs that a config trains in all, at most."""
+    raise NotImplementedError(type(job))
+
+
+@singledispatch
 def settings_of(job: Job, config: Config) -> tuple[dict[str, Any], ...]:
     """What the row of a trial shows where the variant itself does not tell how it was made."""
     del job, config
@@ -174,6 +182,16 @@ def _(job: TrialJob, config: Config) -> str:
     return fingerprint(what)
 
 
+@epochs_of.register
+def _(job: TrialJob, config: Config) -> int:
+    found = 0
+    for step in plan_of(config, job.search):
+        for name, times in (("training", 1), ("recovery", getattr(step, "rounds", 1) - 1)):
+            training: Training | None = getattr(step, name, None)
+            found += times * training.epochs if training else 0
+    return found
+
+
 def study_settings(job: Job) -> dict[str, Any]:
     """What makes two searches the same study, as plain values: all but how many trials it has, how and where
     they run."""
@@ -182,7 +200,8 @@ def study_settings(job: Job) -> dict[str, Any]:
         search.pop(name, None)
     what = job.plain()
     names = ("parent", "data_digest", "metric", "seed", "what", "entry", "teacher")
-    return {name: what[name] for name in names if name in what} | {"search": search}
+    bench = {"bench": job.bench} if job.bench else {}
+    return {name: what[name] for name in names if name in what} | bench | {"search": search}
 
 
 def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:
@@ -248,10 +267,7 @@ class Epochs:
         self.curve: list[float] = []
         self.numbers: list[int] = []
         self._job, self._on_epoch, self._goes_on = job, on_epoch, goes_on
-        self._name = variant_key(config, job.search)
-        self._before = 0
-        """Epochs of earlier steps of the plan."""
-        self._last = 0
+        self._name, self._total = variant_key(config, job.search), epochs_of(job, config)
 
     def plain(self) -> dict[str, Any]:
         """What an outcome keeps of them."""
@@ -264,31 +280,30 @@ class Epochs:
             Stopped: the trial is not to go on.
         """
         number = report.epoch + 1
-        if number <= self._last:
-            self._before += self._last
-        self._last = number
         self.curve.append(report.metric)
-        self.numbers.append(self._before + number)
+        self.numbers.append(number)
         if self._on_epoch is not None:
             self._on_epoch(report)
         if self._goes_on is None:
             return
         metric = report.metric if larger_is_better(self._job.metric) else -report.metric
-        if not self._goes_on(Report(self._name, self._before + number, self.cost, metric)):
+        if not self._goes_on(Report(self._name, number, self.cost, metric, self._total)):
             raise Stopped(self._name)
 
 
 def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
-    """Operations of a row times the bytes of a number, as they are known before the plan trains anything."""
-    size = _BYTES.get(precision_of(plan), 4)
+    """Operations of a row, as they are known before the plan trains anything.
+
+    The number type does not count: what is judged is a float training, and any type may follow it.
+    """
     if plan and isinstance(plan[0], Distill):
         signature = store.manifest(job.parent).signature
         student = build(plan[0].model, signature, allowed=job.allowed, seed=0)
-        return float(count(student, signature).macs * size)
+        return float(count(student, signature).macs)
     trains = [getattr(step, "training", None) is not None for step in plan]
     head = plan[: trains.index(True)] if True in trains else ()
     rebuilt = rebuild(store, apply_plan(store, job.parent, head, context), allowed=job.allowed)
-    return float(count(rebuilt.module, rebuilt.manifest.signature).macs * size)
+    return float(count(rebuilt.module, rebuilt.manifest.signature).macs)
 
 
 @make.register

@@ -21,6 +21,7 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.trial import (
     Epochs,
     Job,
+    epochs_of,
     make,
     scored,
     settings_of,
@@ -32,7 +33,6 @@ from orchestrator.training.job import TrainJob
 
 _VERSION = 1
 """Raise when this stage's result would differ for the same input."""
-_FLOAT_BYTES = 4
 
 
 class TuneJob(Job):
@@ -84,6 +84,11 @@ def _(job: TuneJob, config: Config) -> str:
     return fingerprint(what)
 
 
+@epochs_of.register
+def _(job: TuneJob, config: Config) -> int:
+    return entry_of(job, config).training.epochs
+
+
 @settings_of.register
 def _(job: TuneJob, config: Config) -> tuple[dict[str, Any], ...]:
     """The whole model and training, as the report shows steps."""
@@ -106,7 +111,7 @@ def _(job: TuneJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
 
 
 def _cost(wanted: TrainJob, dataset: Dataset) -> float:
-    """Operations of a row times the bytes of a number."""
+    """Operations of a row."""
     assert wanted.entry.model is not None
     module = build(wanted.entry.model, dataset.signature, allowed=wanted.allowed, seed=0)
-    return float(count(module, dataset.signature).macs * _FLOAT_BYTES)
+    return float(count(module, dataset.signature).macs)

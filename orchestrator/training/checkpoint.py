@@ -26,7 +26,12 @@ class Checkpoint:
 
     def __init__(self, store: Store, key: str) -> None:
         """Of the work that is called `key`."""
+        self._store, self._key = store, key
         self._blobs, self._folder = store.blobs, f"{_FOLDER}/{key}"
+
+    def of(self, part: str) -> Checkpoint:
+        """Of one of several trainings of the same work; `forget` of the whole forgets it, too."""
+        return Checkpoint(self._store, f"{self._key}/{part}")
 
     def load(self) -> TrainState | None:
         """The state after the last whole epoch; None when there is none that can be read."""

@@ -56,6 +56,7 @@ def train(
     teacher: Teacher | None = None,
     masks: Mapping[str, Tensor] | None = None,
     state: TrainState | None = None,
+    first_epoch: int = 0,
     rank: int = 0,
     world: int = 1,
     strategy: Strategy = "ddp",
@@ -81,6 +82,8 @@ def train(
             [N, K] without augmentation, else [V, N, K].
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
         state: where to start, brought up to date before each report: save it to go on later.
+        first_epoch: row order, augmentation and random numbers are those of the epochs from here on, for a
+            training that goes on where another one ended.
         rank: of this process; a process group of `world` ranks must exist if world > 1.
         world: number of data-parallel processes.
         strategy: how to be data-parallel.
@@ -90,7 +93,7 @@ def train(
         TrainingError: the loss is not finite, or the rows cannot be cut as asked.
         ConfigError: loss or augmentation does not fit the data.
     """
-    place = _Place(torch.device(device), threads, seed, rank, world, strategy)
+    place = _Place(torch.device(device), threads, seed, rank, world, strategy, first_epoch)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
     run.prepare(train, signature, teacher, masks or {})
     with run.borrowed_module():
@@ -111,12 +114,14 @@ class _Place:
     rank: int
     world: int
     strategy: Strategy
+    first_epoch: int
 
     @contextmanager
     def quiet_torch(self, epoch: int) -> Iterator[None]:
         """Seed, threads and deterministic kernels for one epoch; all as before afterwards.
 
-        The seed is a function of (seed, epoch, rank), so no random state needs saving.
+        The seed is a function of (seed, epoch, rank), so no random state needs saving; epochs are counted
+        from `first_epoch` on.
         """
         threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -124,7 +129,7 @@ class _Place:
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(_mixed_seed(self.seed, epoch, self.rank))
+                torch.manual_seed(_mixed_seed(self.seed, self.first_epoch + epoch, self.rank))
                 torch.set_num_threads(self.threads or threads)
                 torch.use_deterministic_algorithms(True, warn_only=True)
                 # Deterministic mode would otherwise fill each fresh tensor with NaN first.
@@ -226,7 +231,8 @@ class _Run:
         self.network.train()
         total = torch.zeros((), device=place.device)
         lr = 0.0
-        batches = self.rows.epoch(epoch, place.device, self.images_last, place.rank, place.world)
+        which = place.first_epoch + epoch
+        batches = self.rows.epoch(which, place.device, self.images_last, place.rank, place.world)
         for step, batch in enumerate(batches):
             overall, steps = epoch * self.rows.steps + step, settings.epochs * self.rows.steps
             lr = rate(settings, overall, steps)

@@ -40,7 +40,8 @@ def rate(settings: Training, step: int, steps: int) -> float:
 
     `onecycle`: rises by a cosine from 1/25 of the peak, falls by a cosine to almost nothing (Smith and Topin
     2017, https://arxiv.org/abs/1708.07120; the momentum is not cycled). `cosine`: linear warm-up, then a
-    cosine to zero (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983).
+    cosine to zero (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983). `constant`: linear warm-up,
+    then the peak.
     """
     rising = settings.warmup * steps
     if settings.schedule == "onecycle":
@@ -50,6 +51,8 @@ def rate(settings: Training, step: int, steps: int) -> float:
         return settings.lr * _cosine(1.0, _END, (step - peak) / max(steps - 1 - peak, 1e-12))
     if step < rising:
         return settings.lr * (step + 1) / (rising + 1)
+    if settings.schedule == "constant":
+        return settings.lr
     return settings.lr * _cosine(1.0, 0.0, (step - rising) / max(steps - rising, 1e-12))
 
 

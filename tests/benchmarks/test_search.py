@@ -51,7 +51,7 @@ def test_ratios_are_medians_over_seeds_and_need_every_arm() -> None:
 def test_noise(tmp_path: Path) -> None:
     found = run(tmp_path, "--part", "noise", "--measurements", "2", "--busy-s", "0.2")
     assert [len(row["medians_ms"]) for row in found["rows"]] == [2, 2]
-    worst = max(row["largest_deviation"] for row in found["rows"])
+    worst = max(row["spread"] for row in found["rows"])
     assert found["ratios"]["bench_noise"]["value"] == worst
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.compression.plan import apply_plan, check_plan, plan_key
-from orchestrator.config.steps import Bf16, ChannelPruning, MagnitudePruning, Recovery, StaticInt8, Step
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.steps import Bf16, ChannelPruning, MagnitudePruning, Qat, Recovery, StaticInt8, Step
+from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.errors import CompressionError
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
@@ -114,6 +115,60 @@ def test_recovery_brings_the_parents_outputs_back(store: Store, parent: str) -> 
         for digest in (parent, pruned, recovered)
     )
     assert divergence(better, wanted) < 0.5 * divergence(worse, wanted)
+
+
+def test_recoveries_in_a_row_are_one_training_whose_settings_change(store: Store) -> None:
+    """Without momentum and with a constant rate nothing tells two recoveries from one that is as long."""
+
+    def recovery(
+        epochs: int, lr: float = 0.02, schedule: Literal["constant", "cosine"] = "constant"
+    ) -> Recovery:
+        return Recovery(
+            training=Training(
+                epochs=epochs,
+                batch_size=16,
+                lr=lr,
+                momentum=0.0,
+                schedule=schedule,
+                warmup=0.0,
+                loss=DistillationLoss(),
+                augment=Augment(flip=True, crop=1, views=3),
+            )
+        )
+
+    module, signature, settings = toys.toy("cnn")
+    image_parent = toys.put(store, module, signature, settings)
+    told: list[int] = []
+    context = toys.context((1, 8, 8), on_epoch=lambda report: told.append(report.epoch))
+    prune = ChannelPruning(amount=0.5)
+
+    def weights(*recoveries: Recovery) -> dict[str, Tensor]:
+        return store.tensors(apply_plan(store, image_parent, (prune, *recoveries), context))
+
+    whole, pieces = weights(recovery(4)), weights(recovery(1), recovery(2), recovery(1))
+    assert told == [0, 1, 2, 3] * 2
+    assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+    other = weights(recovery(1), recovery(2, lr=0.01), recovery(1))
+    assert told[8:] == [1, 2, 3], "the first of them is in the store"
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in whole.items())
+    check_plan((prune, recovery(1), recovery(1)))
+    with pytest.raises(CompressionError, match="'prune_channels' cannot follow 'recover'"):
+        check_plan((prune, recovery(1), prune))
+
+
+def test_epochs_count_on_over_steps_that_are_in_the_store(store: Store, parent: str) -> None:
+    told: list[int] = []
+    context = toys.context(SHAPE, on_epoch=lambda report: told.append(report.epoch))
+    once = Training(epochs=1, batch_size=32, lr=0.02, loss=DistillationLoss())
+    plan = (
+        ChannelPruning(amount=0.5, rounds=3, recovery=once),
+        RECOVERY,
+        Qat(to="int8_weight_only", training=once),
+    )
+    apply_plan(store, parent, plan[:1], context)
+    assert told == [0, 1]
+    apply_plan(store, parent, plan, context)
+    assert told[2:] == [2, 3, 4]
 
 
 def test_recovery_keeps_pruned_weights_at_zero(store: Store, parent: str) -> None:

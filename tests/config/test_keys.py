@@ -40,7 +40,7 @@ def test_a_model_may_be_called_like_a_factory() -> None:
 
 def test_without_a_near_key_all_are_listed() -> None:
     text = refused(latency={"zzz": 1})
-    assert "latency.zzz. valid keys here: batch, block_ms, blocks, threads." in text
+    assert "latency.zzz. valid keys here: batch, block_ms, blocks, most_blocks, threads, tolerance." in text
 
 
 def test_nested_members_have_their_index() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
-from orchestrator.measure.artifacts import example_inputs, measure_artifacts, recorded_latency
+from orchestrator.measure.artifacts import Bench, example_inputs, measure_artifacts
+from orchestrator.measure.latency import compare
 from orchestrator.models.build import build
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -90,11 +92,11 @@ def test_other_settings_and_another_machine_are_other_latencies(
 ) -> None:
     parent = put(store, 4)
     measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
-    assert recorded_latency(store, (parent, "eager"), SETTINGS)
-    assert recorded_latency(store, (parent, "lowered"), SETTINGS) is None
-    assert recorded_latency(store, (parent, "eager"), LatencySettings(batch=5, threads=1)) is None
+    assert Bench(store, SETTINGS).recorded((parent, "eager"))
+    assert Bench(store, SETTINGS).recorded((parent, "lowered")) is None
+    assert Bench(store, LatencySettings(batch=5, threads=1)).recorded((parent, "eager")) is None
     monkeypatch.setattr(artifacts, "machine", lambda: {"cpu": "another"})
-    assert recorded_latency(store, (parent, "eager"), SETTINGS) is None
+    assert Bench(store, SETTINGS).recorded((parent, "eager")) is None
     measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
     assert len(loads) == 2
 
@@ -108,16 +110,97 @@ def test_the_oldest_record_wins(store: Store, loads: list[tuple[str, str]]) -> N
     assert len(loads) == 1
 
 
-@pytest.mark.usefixtures("loads")
-def test_a_ratio_belongs_to_its_baseline_and_the_latency_stays(store: Store) -> None:
+class Machine:
+    """One whose calls all take their time at its pace; nothing is timed."""
+
+    def __init__(self) -> None:
+        self.now, self.pace = 0.0, 1.0
+        self.ms: dict[str, float] = {}
+        self.loaded: list[str] = []
+
+    def load(self, _: Store, digest: str, execution: str, **options: Any) -> Any:
+        del execution, options
+        self.loaded.append(digest)
+
+        def run(inputs: Any) -> None:
+            del inputs
+            self.now += self.ms[digest] * self.pace / 1e3
+
+        return run
+
+
+@pytest.fixture
+def slowing(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    found = Machine()
+
+    def clock() -> float:
+        return found.now
+
+    monkeypatch.setattr(artifacts, "load", found.load)
+    monkeypatch.setattr(artifacts, "compare", functools.partial(compare, clock=clock, processor=clock))
+    return found
+
+
+def test_latencies_of_a_fast_and_a_slow_hour_are_comparable(store: Store, slowing: Machine) -> None:
+    """What is reported is the ratio to the baseline, at the pace that it was first measured at."""
+    parent, early, late = put(store, 4), put(store, 6), put(store, 8)
+    slowing.ms = {parent: 4.0, early: 2.0, late: 2.0}
+    (first,) = measure_artifacts(store, parent, [(early, "eager")], SETTINGS)
+    slowing.pace = 3.0
+    (second,) = measure_artifacts(store, parent, [(late, "eager")], SETTINGS)
+    assert (first["median_ms"], first["own_ms"], first["ratio"]) == pytest.approx((2.0, 2.0, 2.0))
+    assert (second["median_ms"], second["own_ms"], second["ratio"]) == pytest.approx((2.0, 6.0, 2.0))
+    assert second["ci"] == pytest.approx([2.0, 2.0])
+    (itself,) = measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
+    assert itself["median_ms"] == pytest.approx(4.0)
+
+
+def test_a_latency_belongs_to_its_baseline(store: Store, slowing: Machine) -> None:
     one, other, variant = put(store, 4), put(store, 6), put(store, 8)
+    slowing.ms = {one: 4.0, other: 8.0, variant: 2.0}
     (first,) = measure_artifacts(store, one, [(variant, "eager")], SETTINGS)
-    assert recorded_latency(store, (variant, "eager"), SETTINGS, other) is None
+    assert Bench(store, SETTINGS).recorded((variant, "eager"), other) is None
+    slowing.pace = 2.0
     (second,) = measure_artifacts(store, other, [(variant, "eager")], SETTINGS)
-    assert second["baseline"] == other
-    assert (second["median_ms"], second["ci"]) == (first["median_ms"], first["ci"])
-    assert recorded_latency(store, (variant, "eager"), SETTINGS) == first
-    assert recorded_latency(store, (variant, "eager"), SETTINGS, other) == second
+    assert (second["baseline"], second["ratio"]) == (other, pytest.approx(4.0))
+    # That baseline was never measured on the machine while it was fast.
+    assert second["median_ms"] == pytest.approx(4.0)
+    assert Bench(store, SETTINGS).recorded((variant, "eager"), one) == first
+    assert Bench(store, SETTINGS).recorded((variant, "eager"), other) == second
+
+
+def test_what_was_prepared_is_not_loaded_while_it_is_measured(store: Store, slowing: Machine) -> None:
+    parent, known, variant, another = (put(store, width) for width in (4, 6, 8, 10))
+    slowing.ms = dict.fromkeys((parent, known, variant, another), 2.0)
+    measure_artifacts(store, parent, [(known, "eager")], SETTINGS)
+    slowing.loaded.clear()
+    bench = Bench(store, SETTINGS)
+    bench.prepare(parent, [(known, "eager")])
+    assert slowing.loaded == []
+    bench.prepare(parent, [(variant, "eager")])
+    bench.prepare(parent, [("0" * 64, "eager")])  # told when it is measured
+    assert slowing.loaded == [parent, variant]
+    assert bench.measure(parent, [(known, "eager"), (variant, "eager")])[1]["median_ms"] == pytest.approx(2.0)
+    assert slowing.loaded == [parent, variant]
+    bench.measure(parent, [(another, "eager")])
+    assert slowing.loaded == [parent, variant, another]
+    with pytest.raises(NotFoundError):
+        bench.measure(parent, [("0" * 64, "eager")])
+
+
+def test_a_bench_s_records_are_its_own(store: Store, slowing: Machine) -> None:
+    """A quiet node may be of the driver's kind, and its latencies are still others than the driver's."""
+    parent = put(store, 4)
+    slowing.ms = {parent: 4.0}
+    quiet = Target(**SETTINGS.plain(), resource="bench")
+    (here,) = measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
+    assert Bench(store, quiet).recorded((parent, "eager"), parent) is None
+    slowing.pace = 0.5
+    (there,) = measure_artifacts(store, parent, [(parent, "eager")], quiet)
+    assert (here["median_ms"], there["median_ms"]) == pytest.approx((4.0, 2.0))
+    assert Bench(store, SETTINGS).recorded((parent, "eager"), parent) == here
+    assert Bench(store, Target(**SETTINGS.plain())).recorded((parent, "eager"), parent) == here
+    assert Bench(store, SETTINGS, fingerprint="another").recorded((parent, "eager"), parent) is None
 
 
 def test_what_cannot_run_is_told_and_does_not_stop_the_others(
@@ -162,12 +245,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("cluster")
 def test_the_actor_measures_and_records(store: Store) -> None:
     parent, variant = put(store, 4), put(store, 8)
-    actor = bench_actor.start(str(store.root))
+    actor = bench_actor.start(str(store.root), target=Target(**SETTINGS.plain()))
     record: dict[str, Any]
-    (record,) = ray.get(actor.measure.remote(parent, [(variant, "eager")], SETTINGS.plain()))
+    (record,) = ray.get(actor.measure.remote(parent, [(variant, "eager")]))
     assert store.records(variant) == [record]
     with pytest.raises(NotFoundError):
-        ray.get(actor.measure.remote(parent, [("0" * 64, "eager")], SETTINGS.plain()))
+        ray.get(actor.measure.remote(parent, [("0" * 64, "eager")]))
 
 
 @pytest.mark.ray
@@ -178,9 +261,9 @@ def test_a_target_held_to_avx2_is_another_machine_and_a_missing_resource_is_refu
     held = Target(**SETTINGS.plain(), isa="avx2")
     actor = bench_actor.start(str(store.root), cpus=0, target=held)
     record: dict[str, Any]
-    (record,) = ray.get(actor.measure.remote(variant, [(variant, "eager")], held.plain()))
+    (record,) = ray.get(actor.measure.remote(variant, [(variant, "eager")]))
     assert record["machine"]["held_to"] == "avx2"
     # What was measured there is no latency of this machine.
-    assert recorded_latency(store, (variant, "eager"), held) is None
+    assert Bench(store, held).recorded((variant, "eager")) is None
     with pytest.raises(ResourceError, match=r"no node offers the resource of the target: bench\."):
         bench_actor.start(str(store.root), target=Target(resource="bench"))

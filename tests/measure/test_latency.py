@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import itertools
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from orchestrator.config.measure import LatencySettings
-from orchestrator.measure.latency import Samples, compare, measure, ratio, summarize
+from orchestrator.measure.latency import Latency, Samples, compare, measure, ratio, summarize
 from orchestrator.measure.machine import cpu_facts, machine, machine_fingerprint, memory_bytes
 
 SETTINGS = LatencySettings(batch=8, threads=2, blocks=6, block_ms=4.0)
@@ -35,7 +38,7 @@ class Clock:
 def test_blocks_are_filled_and_interleaved() -> None:
     clock = Clock()
     calls = {"fast": clock.call("fast", 1.0), "slow": clock.call("slow", 8.0)}
-    samples = measure(calls, SETTINGS, clock=clock)
+    samples = measure(calls, SETTINGS, baseline="fast", clock=clock)
     assert samples["fast"].blocks == pytest.approx([1.0] * 6)
     assert len(samples["fast"].calls) == 24
     assert len(samples["slow"].calls) == 6
@@ -51,7 +54,7 @@ def test_garbage_collection_is_off_between_the_blocks_and_on_again_after() -> No
         clock.now += 0.002
         seen.append(gc.isenabled())
 
-    measure({"call": call}, SETTINGS, clock=clock)
+    measure({"call": call}, SETTINGS, baseline="call", clock=clock)
     assert not any(seen[-6:])
     assert gc.isenabled()
 
@@ -65,7 +68,7 @@ def test_garbage_collection_is_on_again_after_a_failure() -> None:
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        measure({"call": call}, SETTINGS, clock=clock)
+        measure({"call": call}, SETTINGS, baseline="call", clock=clock)
     assert gc.isenabled()
 
 
@@ -110,7 +113,100 @@ def test_a_call_faster_than_the_clock_does_not_divide_by_zero() -> None:
         calls += 1
         clock.now += 0.001 if calls <= 4 else 0.0
 
-    assert len(measure({"call": call}, SETTINGS, clock=clock)["call"].blocks) == 6
+    assert len(measure({"call": call}, SETTINGS, baseline="call", clock=clock)["call"].blocks) == 6
+
+
+def test_only_what_is_not_settled_goes_on_beside_the_baseline() -> None:
+    clock, random = Clock(), np.random.default_rng(0)
+    turns: Counter[str] = Counter()
+
+    def call(name: str, ms: Callable[[], float]) -> Callable[[], object]:
+        def run() -> None:
+            turns[name] += 1
+            clock.now += ms() / 1e3
+
+        return run
+
+    calls = {
+        "parent": call("parent", lambda: 4.0),
+        "steady": call("steady", lambda: 4.0),
+        "shaky": call("shaky", lambda: 4.0 * random.uniform(0.95, 1.05)),
+        "hopeless": call("hopeless", lambda: 4.0 * np.exp(random.normal())),
+    }
+    settings = LatencySettings(threads=2, blocks=6, most_blocks=100, block_ms=0.01, tolerance=0.03)
+    found = compare(calls, settings, baseline="parent", clock=clock)
+    assert found["steady"].rounds == 6
+    assert 6 < found["shaky"].rounds < 100
+    low, high = found["shaky"].ratio_ci
+    assert max(high / found["shaky"].ratio, found["shaky"].ratio / low) <= 1.032
+    assert found["hopeless"].rounds == found["parent"].rounds == 100
+    # One call a block, and three before to warm it up.
+    assert turns == {name: one.rounds + 3 for name, one in found.items()}
+
+
+def test_alone_the_baseline_goes_on_until_its_own_median_is_narrow() -> None:
+    clock, random = Clock(), np.random.default_rng(1)
+
+    def call() -> None:
+        clock.now += 0.004 * random.uniform(0.9, 1.1)
+
+    settings = LatencySettings(threads=2, blocks=6, most_blocks=200, block_ms=4.0, tolerance=0.03)
+    found = compare({"parent": call}, settings, baseline="parent", clock=clock)["parent"]
+    assert 6 < found.rounds < 200
+    assert found.ci[1] <= 1.03 * found.median_ms
+
+
+def test_stopping_when_it_is_narrow_moves_no_value_and_costs_little_confidence() -> None:
+    """Ratios of a known median with noise of a shared machine, in sixty simulated measurements."""
+    truth, held, values, rounds = 2.0, 0, [], []
+    settings = LatencySettings(threads=2, blocks=15, most_blocks=60, block_ms=1.0, tolerance=0.02)
+    for seed in range(60):
+        clock, random = Clock(), np.random.default_rng(seed)
+
+        def call(ms: float, clock: Clock = clock, random: np.random.Generator = random) -> None:
+            clock.now += ms / 1e3 * np.exp(0.03 * random.standard_t(3))
+
+        calls = {"parent": lambda: call(2.0), "variant": lambda: call(1.0)}
+        found = compare(calls, settings, baseline="parent", clock=clock)["variant"]
+        held += found.ratio_ci[0] <= truth <= found.ratio_ci[1]
+        values.append(found.ratio)
+        rounds.append(found.rounds)
+    assert abs(np.mean(values) / truth - 1) < 0.005
+    assert held > 52
+    assert min(rounds) == 15 < np.mean(rounds) < 60 == max(rounds)
+
+
+def test_with_one_thread_time_that_the_machine_gave_to_others_does_not_count() -> None:
+    clock, worked = Clock(), Clock()
+    slices = itertools.count()
+
+    def call(ms: float) -> Callable[[], object]:
+        def run() -> None:
+            worked.now += ms / 1e3
+            # Interrupted at every second call for as long as three.
+            clock.now += ms / 1e3 * (1 + 3 * (next(slices) % 2))
+
+        return run
+
+    calls = {"parent": call(4.0), "variant": call(1.0)}
+    alone = LatencySettings(threads=1, blocks=6, block_ms=4.0)
+    found = compare(calls, alone, baseline="parent", clock=clock, processor=worked)
+    assert found["parent"].median_ms == pytest.approx(4.0)
+    assert (found["variant"].median_ms, found["variant"].ratio) == pytest.approx((1.0, 4.0))
+    # Several threads work more than passes: then it is the clock that counts.
+    both = compare(calls, SETTINGS, baseline="parent", clock=clock, processor=worked)
+    assert both["variant"].median_ms == pytest.approx(2.5)
+    assert both["parent"].rounds == both["variant"].rounds
+
+
+def test_a_latency_is_told_at_the_pace_of_its_baseline() -> None:
+    clock = Clock()
+    calls = {"parent": clock.call("parent", 12.0), "variant": clock.call("variant", 3.0)}
+    found = compare(calls, SETTINGS, baseline="parent", clock=clock)["variant"].at_pace(4.0)
+    assert (found.median_ms, found.ratio, found.p95_ms) == pytest.approx((1.0, 4.0, 1.0))
+    noisy = Latency(8, 2, "eager", 3.0, (2.0, 4.0), 6.0, ratio=4.0, ratio_ci=(3.2, 5.0)).at_pace(8.0)
+    assert (noisy.median_ms, noisy.p95_ms) == pytest.approx((2.0, 4.0))
+    assert noisy.ci == pytest.approx((1.6, 2.5))
 
 
 CPUINFO = """processor\t: 0

@@ -266,3 +266,28 @@ def test_a_full_disk_for_the_report(place: Path, monkeypatch: pytest.MonkeyPatch
     assert summary == command("report", "toy", "--json").document
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what was measured is kept"
     assert len(before) == len(list((place / "store" / "records").rglob("*.json")))
+
+
+@pytest.mark.parametrize(
+    ("limits", "parts"),
+    [
+        (
+            {"max_bytes": 9000},
+            ("no variant can keep search.max_bytes", "take 11,232 bytes: 9,000. raise it", "prune more"),
+        ),
+        (
+            {"promise": {"max_changed": 0.001}},
+            ("promise.max_changed: on 24 contract rows of which none changes", "is 0.1013: 0.001. raise it"),
+        ),
+        ({"promise": {"max_drop": -0.01}}, ("search.promise.max_drop", "greater than or equal to 0")),
+        ({"max_latency_ms": 0}, ("search.max_latency_ms", "greater than 0")),
+    ],
+)
+def test_limits_that_no_variant_can_keep(place: Path, limits: dict[str, Any], parts: tuple[str, ...]) -> None:
+    plan = [{"kind": "prune_channels", "amount": {"choice": [0.1, 0.25]}}, {"kind": "int8_weight_only"}]
+    search = {"parent": "small", "space": {"plan": plan}, **limits}
+    file = toys.write(place / "run.yaml", search=search)
+    text = command("search", file).sentence(2)
+    for part in parts:
+        assert part in text
+    assert not Store("store").digests()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline import run as pipeline
+from orchestrator.pipeline.reporting import GOES_ON
 from orchestrator.pipeline.reproducing import reproduce
 from orchestrator.pipeline.run import execute
 from tests.pipeline.command import command
@@ -93,6 +95,9 @@ def test_search(finished: Finished) -> None:
     assert found["chosen"]["digest"] == finished.store.ref("tiny/chosen")
     assert found["front"][0]["digest"] == finished.store.ref("tiny/fastest")
     assert "promise holds" in found["reason"]
+    spent = found["spent"]
+    assert 0 < spent["paused_s"] < spent["seconds"]
+    assert "Trials paused" in (finished.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_few_looks_at_the_contract_part(finished: Finished) -> None:
@@ -212,6 +217,40 @@ def test_again_nothing_is_repeated_and_all_is_equal(
         part = execute(finished.config, until=until, store=str(finished.store.root))
         assert part["models"] == {name: names[f"tiny/{name}"] for name in MODELS}
         assert part[key]
+
+
+def test_a_search_after_a_whole_run_keeps_what_the_page_has_of_it(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "connected", lambda: pytest.fail("asked for a cluster"))
+    shutil.copytree(finished.store.root.parent, tmp_path / "copy")
+    folder, store = tmp_path / "copy" / "tiny", str(tmp_path / "copy" / "store")
+    whole = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert set(whole["summary"]["ensembles"]) == set(ENSEMBLES)
+
+    def searched(trials: int) -> dict[str, Any]:
+        search = finished.config.search
+        assert search is not None
+        changed = search.model_copy(update={"trials": trials})
+        execute(finished.config.model_copy(update={"search": changed}), until="search", store=store)
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert all(f"<td>{ensemble}" in page for ensemble in ENSEMBLES)
+        assert (GOES_ON.split(":")[0] in page) == (trials < TRIALS)
+        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return found
+
+    # Its page after the same trials says the same; with fewer it says that the rest is of another search.
+    same = searched(TRIALS)
+    assert same == whole
+    other = searched(TRIALS - 2)
+    assert other["summary"]["search"]["trials"] == TRIALS - 2
+    (target,) = other["details"]["targets"].values()
+    assert len(target["trials"]) == TRIALS - 2
+    assert other["details"]["notes"] == [GOES_ON]
+    for key in ("models", "ensembles", "serving"):
+        assert other["summary"][key] == whole["summary"][key]
+    front = [point["digest"] for point in other["summary"]["search"]["front"]]
+    assert set(front) <= {point["digest"] for point in whole["summary"]["search"]["front"]}
 
 
 def test_a_changed_model_is_refused_under_the_same_name(finished: Finished) -> None:

@@ -102,8 +102,10 @@ class Finished:
 
 
 def results(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a repeated run must give again: all but its duration and what was served."""
-    return {name: value for name, value in summary.items() if name not in ("seconds", "serving")}
+    """What a repeated run must give again: all but its durations and what was served."""
+    kept = {name: value for name, value in summary.items() if name not in ("seconds", "serving")}
+    searched = {name: value for name, value in summary["search"].items() if name != "spent"}
+    return {**kept, "search": searched}
 
 
 def refs(store: Store) -> dict[str, str]:

@@ -15,8 +15,8 @@ from orchestrator.config.training import Training
 from orchestrator.errors import CorruptArtifactError, ModelError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime import rebuild as rebuild_module
 from orchestrator.runtime.execute import load
+from orchestrator.runtime.graphs import QUANTIZED
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -103,10 +103,10 @@ def test_int8_graphs_of_one_form_are_traced_once(store: Store, monkeypatch: pyte
     rows = example_rows(store.manifest(digests[0]).signature, 8).numpy()
     alone = []
     for digest in digests:
-        rebuild_module._GRAPHS.clear()
+        QUANTIZED.clear()
         alone.append(load(store, digest, "lowered")(rows))
     assert not np.array_equal(alone[0], alone[1])
-    rebuild_module._GRAPHS.clear()
+    QUANTIZED.clear()
     traced: list[torch.nn.Module] = []
     export = int8.export
 

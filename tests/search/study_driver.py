@@ -18,7 +18,7 @@ from orchestrator.cluster import connected
 from orchestrator.config.base import canonical, fingerprint
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config
-from orchestrator.search.batches import BatchSearch
+from orchestrator.search.batches import BatchSearch, Work
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
@@ -58,6 +58,7 @@ class Study:
         settings: SearchSettings,
         on_event: Callable[[TrialRow], None] = lambda _: None,
         passed: Callable[[str], None] = lambda _: None,
+        work: Work = lambda _: 0,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.settings, self.passed = folder, settings, passed
@@ -70,6 +71,7 @@ class Study:
             lookup=self._lookup,
             measure=self._measure,
             on_event=on_event,
+            work=work,
             ledger=self.ledger,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from orchestrator.errors import StoreError
 from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
+from orchestrator.search.objectives import TrialRow
+from orchestrator.search.study import Suggestion
 from orchestrator.store import blobs
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
+from tests.search.spaces import amount_of
 from tests.search.study_driver import Study, settings_of
 
 SETTINGS = settings_of(20, sampler="tpe")
@@ -52,6 +56,37 @@ def test_a_trial_that_failed_is_tried_again_and_moves_no_other(tmp_path: Path) -
     assert [row.config for row in other.search.rows] != [row.config for row in expected]
 
 
+def test_the_longest_trials_of_a_batch_run_first_which_changes_no_result(tmp_path: Path) -> None:
+    settings = settings_of(12, batch=6, siblings=2)
+    begun: list[Suggestion] = []
+
+    def work(suggestion: Suggestion) -> float:
+        return 0 if suggestion.trained else 1 + amount_of(suggestion.config)
+
+    def suggested(study: Study) -> list[Suggestion]:
+        """What runs of the first batch, or the next one, in this order."""
+        names = [f"{place}" for place in range(6)]
+        found = []
+        for name in names:
+            config = study.search.suggest(name)
+            assert config is not None
+            faulty_trial({**config, "folder": str(study.folder)})
+            found.append(study.search._running[name])
+        for name in names:
+            study.search.on_trial_complete(name)
+        return found
+
+    study = Study(tmp_path / "sorted", settings, work=work)
+    for _ in range(2):
+        begun = suggested(study)
+        assert [work(one) for one in begun] == sorted(map(work, begun), reverse=True)
+        assert [one.number for one in begun] != sorted(one.number for one in begun)
+    assert [one.trained for one in begun[-2:]] == [True, True]
+    study.search.advance()
+    expected = Study(tmp_path / "as suggested", settings).alone()
+    assert list(map(untimed, study.search.rows)) == list(map(untimed, expected))
+
+
 def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
     search = Study(tmp_path / "study", settings_of(4)).search
     died = f"{NODE_DIED}terminated unexpectedly: health check failed"
@@ -70,6 +105,42 @@ def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
     assert search.suggest("9") is None
     assert search.finished
     assert [died in row.reason for row in search.rows] == [True, False, False, False]
+
+
+def test_pauses_are_counted_over_all_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch's trials take 10 s here, and 5 s to be measured."""
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+
+    def started(study: Study, most: int) -> Study:
+        measure = study.search._measure
+
+        def slow(rows: Sequence[TrialRow]) -> Sequence[TrialRow]:
+            now[0] += 5.0
+            return measure(rows)
+
+        study.search._measure = slow
+        for number in range(most):
+            config = study.search.suggest(str(number))
+            assert config is not None
+            now[0] += 10.0 / study.settings.batch
+            faulty_trial({**config, "folder": str(study.folder)})
+            study.search.on_trial_complete(str(number))
+        study.search.advance()
+        return study
+
+    batch = SETTINGS.batch
+    # Killed after two batches: what was begun of the third is not known.
+    first = started(Study(tmp_path / "study", SETTINGS), 2 * batch)
+    assert first.ledger.spent() == pytest.approx((30.0, 10.0))
+    assert first.ledger.spent().share == pytest.approx(1 / 3)
+    second = started(Study(tmp_path / "study", SETTINGS), SETTINGS.trials - 2 * batch)
+    # It measures the two old batches again here; in the pipeline those come from their records.
+    rest = -(-SETTINGS.trials // batch) - 2
+    assert second.ledger.spent() == pytest.approx((30.0 + 10.0 + 15.0 * rest, 10.0 + 10.0 + 5.0 * rest))
+    before = second.ledger.spent()
+    assert started(Study(tmp_path / "study", SETTINGS), 0).search.finished
+    assert second.ledger.spent() == before
 
 
 def test_a_store_that_cannot_be_written_is_no_failure_of_a_trial(

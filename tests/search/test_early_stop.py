@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator.config.search import Halving, Median
 from orchestrator.search.early_stop import Report, Rule, rule_of
 
 
-def asked(rule: Rule, trial: str, epoch: int, metric: float, cost: float = 1.0) -> bool:
-    return rule.goes_on(Report(trial, epoch, cost, metric))
+def asked(rule: Rule, trial: str, epoch: int, metric: float, cost: float = 1.0, epochs: int = 9) -> bool:
+    return rule.goes_on(Report(trial, epoch, cost, metric, epochs))
 
 
 def test_without_a_rule_all_go_on() -> None:
@@ -34,6 +36,15 @@ def test_halving_compares_a_cheap_trial_with_cheaper_ones_only() -> None:
     assert not asked(rule, "costly and worse", 1, 0.4, cost=10)
 
 
+def test_halving_ranks_large_and_small_ones_by_how_many_rivals_are_better() -> None:
+    """Every trial is better than the smaller ones; those alone that a smaller one beats are stopped."""
+    rule = rule_of(Halving(grace=1, factor=3))
+    assert all(asked(rule, f"size {size}", 1, 0.5 + size / 100, cost=size) for size in range(1, 9))
+    # Only of the two smallest it is the better one.
+    assert not asked(rule, "badly trained", 1, 0.525, cost=8)
+    assert asked(rule, "well trained", 1, 0.7, cost=4)
+
+
 def test_a_report_that_comes_twice_counts_once() -> None:
     rule = rule_of(Halving(grace=1, factor=2))
     assert asked(rule, "a", 1, 0.5)
@@ -54,3 +65,25 @@ def test_median_stops_what_falls_behind() -> None:
     assert asked(rule, "e", 2, 0.2)
     assert asked(rule, "f", 1, 0.1, cost=0.5)
     assert asked(rule, "f", 2, 0.1, cost=0.5)
+
+
+@pytest.mark.parametrize("settings", [Halving(grace=2, factor=2), Median(grace=2, least=2)])
+def test_a_long_training_is_not_judged_by_short_ones(settings: Halving | Median) -> None:
+    """A short one has brought its learning rate down by then, and looks better than a long one does there."""
+    rule = rule_of(settings)
+    for number in range(4):
+        assert asked(rule, f"short {number}", 2, 0.8, epochs=2)
+    assert asked(rule, "long", 2, 0.5, epochs=16)
+    # The other way round it counts: what beats a short training before it came to rest is better.
+    for number in range(4):
+        asked(rule, f"longer {number}", 2, 0.6, epochs=16)
+    assert not asked(rule, "short and worse", 2, 0.4, epochs=3)
+
+
+@pytest.mark.parametrize("settings", [Halving(grace=2, factor=2), Median(grace=2, least=2)])
+def test_a_trial_at_its_last_epoch_goes_on_and_others_are_judged_by_it(settings: Halving | Median) -> None:
+    rule = rule_of(settings)
+    for number in range(4):
+        assert asked(rule, f"good {number}", 2, 0.8, epochs=4)
+    assert asked(rule, "done", 2, 0.1, epochs=2)
+    assert not asked(rule, "half done", 2, 0.1, epochs=4)

@@ -135,12 +135,14 @@ def test_a_store_that_becomes_read_only(
     assert all(starts(folder)[key] == 1 for key in kept)
 
 
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("driver", DRIVERS)
 def test_a_driver_that_is_killed_twenty_times(
-    cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], tmp_path: Path
+    cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], tmp_path: Path, driver: str
 ) -> None:
     """The same command each time, on a cluster that lives on; two kills a batch."""
     # Two processes, one a node, since each driver starts its own.
-    folder, settings = tmp_path / "study", settings_of(TRIALS, cpus=CORES)
+    folder, settings = tmp_path / "study", settings_of(TRIALS, cpus=CORES, driver=driver)
     chance = random.Random(20)
     kinds = [chance.choice(POINTS) for _ in range(KILLS - len(POINTS))] + list(POINTS)
     chance.shuffle(kinds)
@@ -161,15 +163,19 @@ def test_a_driver_that_is_killed_twenty_times(
     assert len(begun) == len(ended(folder)) == TRIALS
     # A kill costs at most the trials that ran.
     assert sum(begun.values()) - TRIALS <= KILLS * settings.batch
-    _extended(cluster, undisturbed, folder, rows)
+    _extended(cluster, undisturbed, folder, rows, driver)
 
 
 def _extended(
-    cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], folder: Path, rows: list[TrialRow]
+    cluster: Nodes,
+    undisturbed: Callable[[int], list[TrialRow]],
+    folder: Path,
+    rows: list[TrialRow],
+    driver: str,
 ) -> None:
     """With more trials, the last batch not full, the same study goes on."""
     before = starts(folder)
-    settings = settings_of(MORE, cpus=CORES)
+    settings = settings_of(MORE, cpus=CORES, driver=driver)
     assert run_driver(folder, settings, cluster.address) == 0
     more = rows_of(folder)
     assert more[:TRIALS] == rows

@@ -112,7 +112,7 @@ def test_a_killed_recovery_goes_on_in_another_process(job: TrialJob, tmp_path: P
     told: list[tuple[str, int]] = []
     kept: list[int] = []
     with beside(lambda: kept.append(kill_in_a_recovery(store))):
-        rows, _ = searched(mine, tmp_path, told)
+        rows, _, _ = searched(mine, tmp_path, told)
     assert [row.status for row in rows] == ["ok", "ok"]
     resumed = []
     for row in rows:
@@ -149,7 +149,7 @@ def test_stopped_trials_are_told_as_pruned_and_not_run_again(
     monkeypatch.setattr(ray_search, "BatchStudy", Kept)
     rule = Halving(factor=2).plain()
     mine = copy(job, tmp_path / "store", 3, trials=8, batch=4, driver=driver, early_stop=rule)
-    rows, _ = searched(mine, tmp_path, [])
+    rows, _, _ = searched(mine, tmp_path, [])
     stopped = {row.number for row in rows if row.status == "stopped"}
     assert stopped
     assert {row.status for row in rows} == {"ok", "stopped"}
@@ -158,10 +158,29 @@ def test_stopped_trials_are_told_as_pruned_and_not_run_again(
     assert Ledger(Store(mine.store), trial.study_settings(mine)).rows() == rows
     # Again: nothing runs, so no cluster is asked for.
     told: list[tuple[str, int]] = []
-    again, _ = searched(mine, tmp_path, told, connect=lambda: pytest.fail("a trial ran again"))
+    again, _, _ = searched(mine, tmp_path, told, connect=lambda: pytest.fail("a trial ran again"))
     assert [untimed(row) for row in again] == [untimed(row) for row in rows]
     assert not told
     assert pruned(samplers[1].trials) == len(stopped)
+
+
+def test_a_population_is_the_same_whatever_drives_it(job: TrialJob, tmp_path: Path) -> None:
+    training = {
+        "epochs": 1,
+        "batch_size": 32,
+        "schedule": "constant",
+        "lr": {"range": [1e-4, 0.2], "log": True},
+    }
+    space = {"plan": [{"kind": "prune_channels", "amount": 0.5}, {"kind": "recover", "training": training}]}
+    found = []
+    for driver in DRIVERS:
+        how = {"space": space, "sampler": {"kind": "pbt"}, "driver": driver, "trials": 9, "batch": 3}
+        mine, told = copy(job, tmp_path / driver, 1, **how), list[tuple[str, int]]()
+        rows, _ = searched(mine, tmp_path, told)
+        assert [row.status for row in rows] == ["ok"] * 9
+        assert sorted(epoch for _, epoch in told) == [0] * 3 + [1] * 3 + [2] * 3
+        found.append([untimed(row) for row in rows])
+    assert found[0] == found[1]
 
 
 def pruned(trials: Sequence[optuna.trial.FrozenTrial]) -> int:

@@ -115,6 +115,15 @@ def test_numbers_that_are_not_finite_never_reach_the_page() -> None:
     assert target["trials"][2]["drop_bound"] is None
 
 
+def test_the_pauses_are_told() -> None:
+    summary = fake.summary()
+    details = fake.details()
+    assert "Trials paused" not in Page(render(summary, details)).text
+    summary["search"]["spent"] = {"seconds": 400.0, "paused_s": 82.4, "paused_share": 0.206}
+    said = "Trials paused 1 min 22 s of 6 min 40 s (21%) while latencies were measured."
+    assert said in Page(render(summary, details)).text
+
+
 def test_nothing_is_fetched(page: Page) -> None:
     for tag, attributes in page.tags:
         assert not {"src", "srcset", "action"} & attributes.keys(), (tag, attributes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from orchestrator.config.measure import Execution
 from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.config.space import grid
 from orchestrator.errors import CompressionError, ExecutionError, SearchError
+from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
@@ -164,7 +168,7 @@ def test_a_finished_search_needs_no_cluster(job: TrialJob, tmp_path: Path) -> No
                 for suggestion, outcome in zip(batch, outcomes, strict=True)
             ]
         )
-    rows, arms = run_search(
+    rows, arms, _ = run_search(
         known,
         parent,
         measure=lambda rows: [measured(row) for row in rows],
@@ -229,6 +233,83 @@ def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: Tr
     outcomes = [trial.evaluate(many, config, epochs.append) for config in configs[:6]]
     assert len(epochs) == 2
     assert all(not outcome.failure for outcome in outcomes)
+
+
+def test_early_stop_counts_the_epochs_of_steps_that_another_trial_trained(job: TrialJob) -> None:
+    training = {**TRAINING, "epochs": 2}
+    plan = [
+        {"kind": "recover", "training": training},
+        {
+            "choice": [
+                {"kind": "qat", "to": to, "training": {**training, "epochs": 1}}
+                for to in ("int8_weight_only", "int4_weight_only")
+            ]
+        },
+    ]
+    search = SearchSettings.model_validate({"space": {"plan": plan}, "early_stop": {"kind": "median"}})
+    mine = job.model_copy(update={"search": search})
+    reports: list[Report] = []
+
+    def goes_on(report: Report) -> bool:
+        reports.append(report)
+        return True
+
+    found = [trial.evaluate(mine, config, goes_on=goes_on) for config in grid(search.space) or []]
+    assert [outcome.epochs for outcome in found] == [(1, 2, 3), (3,)]
+    assert [report.epoch for report in reports] == [1, 2, 3, 3]
+
+
+def test_siblings_are_traced_once_and_are_the_artifacts_that_each_would_be_alone(
+    job: TrialJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs that a process keeps save time and change nothing: digests, metrics and bounds are equal."""
+    plan = [
+        {"kind": "prune_channels", "amount": 0.5},
+        {"kind": "recover", "training": {**TRAINING, "epochs": 1}},
+        {"choice": [None, {"kind": "clip", "method": "percentile", "percentile": 90.0}]},
+        {
+            "choice": [
+                {"kind": "int8_static", "observer": {"choice": ["minmax", "mse"]}},
+                {"kind": "int8_static", "keep_float": ["body.0"]},
+                {"kind": "int8_dynamic"},
+            ]
+        },
+    ]
+    search = SearchSettings.model_validate({"space": {"plan": plan}, "executions": ["lowered"]})
+    configs = grid(search.space)
+    assert configs is not None
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            calls[name] += 1
+            return work(*given)
+
+        return call
+
+    monkeypatch.setattr(int8, "export", counted("export", int8.export))
+    monkeypatch.setattr(int8, "lower", counted("lower", int8.lower))
+    outcomes: list[list[Outcome]] = []
+    for name, alone in (("alone", True), ("together", False)):
+        store = Store(tmp_path / name)
+        Store(job.store).copy_artifact(job.parent, store)
+        own = job.model_copy(update={"search": search, "store": str(store.root)})
+        forget()
+        calls.clear()
+        outcomes.append([])
+        for config in configs:
+            if alone:
+                forget()
+            outcomes[-1].append(trial.evaluate(own, config))
+        # Each is lowered to be scored; to see that it has kernels, once for each of three forms.
+        assert calls == ({"export": 8, "lower": 16} if alone else {"export": 1, "lower": 8 + 3})
+    assert outcomes[0] == outcomes[1]
+    assert len({outcome.digest for outcome in outcomes[0]}) == len(configs) == 8
+
+
+def forget() -> None:
+    graphs.TRACED.clear()
+    graphs.QUANTIZED.clear()
 
 
 def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:

@@ -142,7 +142,7 @@ def test_a_finished_search_needs_no_cluster(job: TuneJob, tmp_path: Path) -> Non
         ]
         study.tell([row if row.status == "failed" else ready(row) for row in rows])
     before = trial.parent_row(job, "teacher").measured(1.0, (0.9, 1.1), 1.0, (1.0, 1.0))
-    found, arms = run_search(
+    found, arms, _ = run_search(
         job,
         before,
         measure=lambda rows: [ready(row) for row in rows],

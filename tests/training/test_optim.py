@@ -32,7 +32,14 @@ def test_cosine_rises_in_the_warm_up_and_falls_to_almost_zero() -> None:
     assert 0 < rates[-1] < 1e-3
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+def test_a_constant_rate_stays_after_its_warm_up() -> None:
+    settings = Training(lr=1.0, schedule="constant", warmup=0.25)
+    rates = [rate(settings, step, 100) for step in range(100)]
+    assert rates[:25] == sorted(set(rates[:25]))
+    assert rates[25:] == [1.0] * 75
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 0.99])
 def test_short_runs_have_a_rate(schedule: str, steps: int, warmup: float) -> None:

@@ -32,7 +32,7 @@ def section(summary: Mapping[str, Any], details: Details, name: str) -> str:
         return "<section><h2>Search</h2><p class=caption>No trial was recorded.</p></section>"
     parts = (
         "<h2>Search</h2>",
-        f'<p class="caption">{_caption(details)}</p>',
+        f'<p class="caption">{_caption(details)}{_paused(summary)}</p>',
         '<noscript><p class="caption">The charts and the table of trials need scripts.</p></noscript>',
         _switch(targets),
         _FRONT,
@@ -52,6 +52,17 @@ def _caption(details: Details) -> str:
         "part; latency was measured beside the parent in eager fp32, with 95&nbsp;% intervals. The front is "
         "what no other variant beats in quality, latency and bytes at once; its knee is where leaving it in "
         f"either direction costs most.{allowed}"
+    )
+
+
+def _paused(summary: Mapping[str, Any]) -> str:
+    """How long no trial ran because latencies were measured; nothing where that was not noted."""
+    spent = summary["search"].get("spent") or {}
+    if not spent.get("seconds"):
+        return ""
+    return (
+        f" Trials paused {text.duration(spent['paused_s'])} of {text.duration(spent['seconds'])} "
+        f"({spent['paused_share']:.0%}) while latencies were measured."
     )
 
 

@@ -1,0 +1,225 @@
+"""Ensembles of four on CIFAR-10: mixes, cascades, missing members, the planner; scikit-learn beside them.
+
+`benchmarks/ensembles.yaml` says how the models are made. Everything is fitted on validation rows, guarantees
+on calibration rows; the figures are those of test rows. Latencies are of one thread and sixteen rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from orchestrator.config.calibration import AutoScaling, TemperatureScaling
+
+from benchmarks.ensembles_bench import (
+    LONG,
+    MEMBERS,
+    RUN_FILE,
+    STUDENTS,
+    TEAM,
+    THREADS,
+    Bench,
+    accuracy,
+    figures,
+    fitted,
+    replayed,
+    say,
+)
+from benchmarks.ensembles_planner import planning
+from benchmarks.ensembles_sklearn import peers as sklearn_peers
+from benchmarks.output import Ratio, Result, main
+from orchestrator.config.ensemble import Cascade, Guarantee, Member, Node, Parallel, Stacking, WeightedMix
+from orchestrator.config.load import load_run
+from orchestrator.data.load import default_cache, load
+from orchestrator.ensemble.tree import distinct, mean_cost, predict
+from orchestrator.errors import ExecutionError
+from orchestrator.store.store import Store
+
+FOLDS = 5
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """All figures of the page."""
+    torch.set_num_threads(THREADS)
+    config = load_run(RUN_FILE, [f"data.root={arguments.data}"])
+    data = load(config.data, seed=config.seed, cache=default_cache())
+    store = Store(arguments.store, create=False)
+    bench = Bench(config, store, data, {part: {} for part in ("validation", "calibration", "test")})
+    for name in (*TEAM, *LONG, "big", *STUDENTS):
+        say(bench, name, Member(name=name, digest=bench.digest(name)))
+    rows, ratios = [], {}
+    for part in (_combining, _gains, _missing, _cascades, planning):
+        print(part.__name__.strip("_"), file=sys.stderr)
+        more, found = part(bench)
+        rows += more
+        ratios |= found
+    return rows, ratios
+
+
+def _combining(bench: Bench) -> Result:
+    """Every combiner beside scikit-learn's on the same predictions; ours is chosen on validation rows."""
+    test, validation = bench.data.part("test").targets, bench.data.part("validation").targets
+    auto = AutoScaling()
+    ours: dict[str, Node] = {
+        "mean": Parallel(members=MEMBERS, calibration=auto),
+        "logits": Parallel(members=MEMBERS, rule="logits", calibration=auto),
+        "mix": WeightedMix(members=MEMBERS, calibration=auto),
+        "greedy": WeightedMix(members=MEMBERS, method="greedy", calibration=auto),
+        "per_class": WeightedMix(members=MEMBERS, method="per_class", calibration=auto),
+        "gate": WeightedMix(members=MEMBERS, method="gate", calibration=auto),
+        "stacking": Stacking(policy="stacking", members=MEMBERS),
+    }
+    rows = []
+    for name, tree in ours.items():
+        held = _held_out_nll(bench, tree)
+        found = figures(replayed(bench, fitted(bench, tree)).outputs, test)
+        rows.append({"name": name, "own": True, "validation_nll": held, **found})
+    best = min(rows, key=lambda row: float(row["validation_nll"]))
+    peers = [
+        {"name": name, "own": False, **found}
+        for name, found in sklearn_peers(bench, validation, test).items()
+    ]
+    peer = min(peers, key=lambda row: float(row["nll"]))
+    most = max(float(row["accuracy"]) for row in peers)
+    value = float(peer["nll"]) / float(best["nll"])
+    said = f"{best['name']} over {peer['name']}; accuracy {best['accuracy']:.4f}, of peers at most {most:.4f}"
+    return [*rows, *peers], {"vs_sklearn_nll": Ratio(value, 1.0, of=said)}
+
+
+def _held_out_nll(bench: Bench, tree: Node) -> float:
+    """Mean over folds of validation rows, each answered by a tree that was fitted on the others."""
+    targets = bench.data.part("validation").targets
+    fold = np.random.default_rng(0).permutation(len(targets)) % FOLDS
+    found = []
+    for number in range(FOLDS):
+        prediction = replayed(bench, fitted(bench, tree, fold != number), "validation")
+        mine = fold == number
+        found.append(figures(prediction.outputs[mine], targets[mine])["nll"])
+    return float(np.mean(found))
+
+
+def _gains(bench: Bench) -> Result:
+    """The mix beside its members, what four times the time buys, and what four times the operations buy."""
+    test = bench.data.part("test").targets
+    singles = {name: figures(found, test) for name, found in bench.said["test"].items()}
+    mix = figures(
+        replayed(
+            bench, fitted(bench, WeightedMix(members=MEMBERS, calibration=TemperatureScaling()))
+        ).outputs,
+        test,
+    )
+    rows = [{"name": name, "own": True, "macs": bench.macs(name), **found} for name, found in singles.items()]
+    best = max(singles[name]["accuracy"] for name in TEAM)
+    longest = max(singles[name]["accuracy"] for name in LONG)
+    big = singles["big"]["accuracy"]
+    return [*rows, {"name": "mix of four", "own": True, **mix}], {
+        "mix_gain": Ratio(mix["accuracy"] - best, 0.025),
+        "mix_vs_budget": Ratio((1 - mix["accuracy"]) / (1 - longest), 0.92, at_most=True),
+        "mix_vs_four_times_the_macs": Ratio((1 - mix["accuracy"]) / (1 - big), 1.0, at_most=True),
+        "ece": Ratio(mix["ece"], 0.02, at_most=True),
+    }
+
+
+def _missing(bench: Bench) -> Result:
+    """Each member missing in turn: calibration and promised accuracy, with and without a set's own fit."""
+    test = bench.data.part("test").targets
+    tree = WeightedMix(members=MEMBERS, quorum=3, calibration=TemperatureScaling())
+    whole = fitted(bench, tree)
+    plain = fitted(bench, WeightedMix(members=MEMBERS, calibration=TemperatureScaling()))
+    assert isinstance(whole, WeightedMix)
+    rows = []
+    for gone, name in enumerate(TEAM):
+        found = predict(fitted, _answering(bench, whole, name), np.arange(len(test)), "classification")
+        own = figures(found.outputs, test)
+        assert found.expected is not None
+        held = found.expected.low <= own["accuracy"] <= found.expected.high
+        rest = [member for member in whole.members if cast(Member, member).name != name]
+        naive = WeightedMix(
+            members=tuple(rest),
+            weights=_renormalized(cast(WeightedMix, plain).weights or (), gone),
+            calibration=cast(WeightedMix, plain).calibration,
+        )
+        rows.append(
+            {
+                "name": f"without {name}",
+                **own,
+                "expected": found.expected.value,
+                "within": held,
+                "plain_ece": figures(replayed(bench, naive).outputs, test)["ece"],
+            }
+        )
+    worst = max(float(row["ece"]) for row in rows)
+    return rows, {
+        "quorum_ece": Ratio(worst, 0.03, at_most=True, holds=all(bool(row["within"]) for row in rows))
+    }
+
+
+def _answering(
+    bench: Bench, tree: Node, gone: str
+) -> dict[Member, Callable[[NDArray[Any]], NDArray[np.float32]]]:
+    def call(name: str, rows: NDArray[Any]) -> NDArray[np.float32]:
+        if name == gone:
+            raise ExecutionError("the member is gone", name)
+        return bench.said["test"][name][rows]
+
+    return {member: functools.partial(call, member.name) for member in distinct(tree)}
+
+
+def _renormalized(weights: tuple[float, ...], gone: int) -> tuple[float, ...]:
+    kept = np.array([weight for position, weight in enumerate(weights) if position != gone])
+    return tuple((kept / kept.sum()).tolist())
+
+
+def _cascades(bench: Bench) -> Result:
+    """Students first, the mix for rows that they are not sure of; chosen by its cost on validation rows."""
+    test = bench.data.part("test").targets
+    mix = WeightedMix(members=MEMBERS)
+    whole = replayed(bench, fitted(bench, mix))
+    full = sum(bench.macs(name) for name in TEAM)
+    ways: list[tuple[str, ...]] = [(name,) for name in STUDENTS]
+    ways += [("quarter", "half"), ("quarter", "merged"), ("half", "merged")]
+    rows = []
+    for way in ways:
+        for guarantee in (None, Guarantee(max_loss=0.005, confidence=0.9)):
+            stages = (*(Member(name=name, digest=name) for name in way), mix)
+            tree = fitted(
+                bench, Cascade(stages=stages, tolerance=None if guarantee else 0.002, guarantee=guarantee)
+            )
+            costs = {part: _share(bench, tree, part, full) for part in ("validation", "test")}
+            rows.append(
+                {
+                    "name": " -> ".join((*way, "mix")),
+                    "guarantee": guarantee is not None,
+                    "validation_cost": costs["validation"],
+                    "cost": costs["test"],
+                    "drop": accuracy(whole, test) - accuracy(replayed(bench, tree), test),
+                }
+            )
+    free = [row for row in rows if not row["guarantee"]]
+    best = min(free, key=lambda row: float(row["validation_cost"]))
+    ratio = Ratio(
+        float(best["cost"]), 0.35, at_most=True, holds=float(best["drop"]) <= 0.003, of=str(best["name"])
+    )
+    return rows, {"cascade_cost": ratio}
+
+
+def _share(bench: Bench, tree: Node, part: str, full: float) -> float:
+    """Operations a row, in those of the four members."""
+    prediction = replayed(bench, tree, part)
+    macs = {member: bench.macs(member.name) for member in prediction.members}
+    return mean_cost(prediction, macs) * sum(macs.values()) / full
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="of the CIFAR-10 Parquet files")
+    parser.add_argument("--store", required=True, metavar="STORE", help="that the models are in")
+
+
+if __name__ == "__main__":
+    main("ensembles", __doc__, measure, _arguments)

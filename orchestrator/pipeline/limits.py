@@ -1,0 +1,88 @@
+"""Limits that no variant can keep are refused before anything is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from orchestrator.config.search import SearchSettings
+from orchestrator.errors import ConfigError
+from orchestrator.measure.promise import non_inferior
+from orchestrator.models.build import build
+from orchestrator.pipeline.context import Run
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.search.smallest import least_bytes, least_trained_bytes
+
+
+def check_search(run: Run) -> None:
+    """Refuse what the search of the run file can be shown never to reach; say what is hard to reach.
+
+    Raises:
+        ConfigError: every variant has more bytes than `max_bytes`, or the contract part has too few rows for
+            `promise.max_changed`.
+    """
+    settings = run.config.search
+    if settings is None:
+        return
+    if settings.max_bytes is not None:
+        parent = _plain_parent(run, settings.parent)
+        signature = run.dataset.signature
+        least = None if parent is None else least_bytes(settings, parent, signature, run.allowed)
+        _check_bytes("search", settings.max_bytes, least, "use a smaller number type, prune more")
+    _check_promise(run, settings)
+
+
+def check_training_search(run: Run) -> None:
+    """The same of the search over trainings.
+
+    Raises:
+        ConfigError: every model that it may train has more bytes than `max_bytes`.
+    """
+    settings = run.config.training_search
+    if settings is None or settings.max_bytes is None:
+        return
+    entry = run.config.models[settings.model]
+    least = least_trained_bytes(settings, entry, run.dataset.signature, run.allowed)
+    _check_bytes("training_search", settings.max_bytes, least, "let the space hold smaller models")
+
+
+def _plain_parent(run: Run, name: str) -> nn.Module | None:
+    """The model, trained or not; None of one that was compressed before it was imported."""
+    entry = run.config.models[name]
+    if entry.model is not None:
+        return build(entry.model, run.dataset.signature, allowed=run.allowed, seed=0)
+    found = rebuild(run.store, run.store.resolve(str(entry.ref)), allowed=run.allowed)
+    return None if found.manifest.plan else found.module
+
+
+def _check_bytes(place: str, most: int, least: int | None, fix: str) -> None:
+    if least is not None and least > most:
+        raise ConfigError(
+            f"no variant can keep {place}.max_bytes: the weights of the smallest that its space allows "
+            f"take {least:,} bytes",
+            f"{most:,}",
+            f"raise it, or {fix}",
+        )
+
+
+def _check_promise(run: Run, settings: SearchSettings) -> None:
+    """Too few contract rows: not even answers that all stay the same would show that the promise holds."""
+    targets, promise = run.dataset.part("contract").targets, settings.promise
+    if run.config.metric.name != "accuracy":
+        return
+    same = np.eye(run.dataset.signature.outputs, dtype=np.float32)[targets]
+    verdict = non_inferior(run.config.metric, same, same, targets, promise)
+    changed = verdict.changed_bound or 0.0
+    if promise.max_changed is not None and changed > promise.max_changed:
+        raise ConfigError(
+            f"no variant can be shown to keep promise.max_changed: on {len(targets)} contract rows of which "
+            f"none changes, the bound at {promise.confidence:.0%} confidence is {changed:.4f}",
+            promise.max_changed,
+            "raise it, lower promise.confidence, or give the contract part more rows",
+        )
+    if not verdict.holds:
+        run.progress(
+            "search",
+            f"the contract part is small for this promise: of a variant that answers as its parent does, "
+            f"{verdict.reason}",
+        )

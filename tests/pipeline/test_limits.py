@@ -1,0 +1,55 @@
+"""What a run is told of its limits before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from orchestrator.config.load import validate
+from orchestrator.config.run import RunConfig
+from orchestrator.data.load import load
+from orchestrator.errors import ConfigError
+from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.limits import check_search, check_training_search
+from orchestrator.store.store import Store
+
+
+def run_of(tmp_path: Path, told: list[str], **sections: Any) -> Run:
+    values = {"name": "mine", "data": {"kind": "embedded", "limit": 300}, "serving": None, **sections}
+    config = validate(
+        RunConfig, {"models": {"teacher": {"model": {"factory": "mlp"}}}, **values}, "mine.yaml"
+    )
+    dataset = load(config.data, seed=0, cache=tmp_path / "cache")
+    return cast(
+        Run,
+        SimpleNamespace(
+            config=config,
+            dataset=dataset,
+            allowed=frozenset(),
+            store=Store(tmp_path / "store"),
+            progress=lambda *event: told.append(event[1]),
+        ),
+    )
+
+
+def test_a_promise_that_few_rows_cannot_show_is_told_with_the_rows_that_could(tmp_path: Path) -> None:
+    told: list[str] = []
+    check_search(run_of(tmp_path, told, search={"promise": {"max_drop": 0.05}}))
+    (sentence,) = told
+    assert "of a variant that answers as its parent does, accuracy drops by 0.0000 on 24 rows" in sentence
+    assert "at most 0.1013, which is more than the allowed 0.05; about 52 rows would be needed" in sentence
+    told.clear()
+    check_search(run_of(tmp_path, told, search={"promise": {"max_drop": 0.11}}))
+    check_search(run_of(tmp_path, told))
+    assert told == []
+
+
+def test_a_search_over_trainings_is_held_to_its_smallest_model(tmp_path: Path) -> None:
+    space = {"model": {"kwargs": {"widths": {"choice": [[16], [8]]}}}}
+    said = r"no variant can keep training_search\.max_bytes.* take 2,368 bytes: 2,000"
+    with pytest.raises(ConfigError, match=said):
+        check_training_search(run_of(tmp_path, [], training_search={"space": space, "max_bytes": 2000}))
+    check_training_search(run_of(tmp_path, [], training_search={"space": space, "max_bytes": 2400}))
