@@ -5,7 +5,10 @@ The trees are those of `tests/conformance/trees.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from orchestrator.config.ensemble import Ensemble, Member, Node, Parallel, leaves
@@ -111,9 +114,10 @@ def test_without_a_quorum_every_member_of_a_regression_must_answer(tree: Ensembl
     check_required(tree, VALUES, "regression")
 
 
-def check_fitted(tree: Ensemble, table: dict[Member, Output], targets: Output, metric: Metric) -> None:
+def check_fitted(
+    tree: Ensemble, table: dict[Member, Output], targets: npt.NDArray[Any], metric: Metric, task: Task
+) -> None:
     """A fitted quorum survives the store and knows what its answers are worth."""
-    task: Task = "classification" if targets is TARGETS else "regression"
     found = fit(lenient(unfitted(tree)), table, targets, metric, task)
     again = type(found).model_validate_json(found.model_dump_json())
     assert again == found
@@ -128,9 +132,9 @@ def check_fitted(tree: Ensemble, table: dict[Member, Output], targets: Output, m
 
 @every(TREES)
 def test_a_fitted_quorum_knows_what_its_answers_are_worth(tree: Ensemble) -> None:
-    check_fitted(tree, TABLE, TARGETS, Metric())
+    check_fitted(tree, TABLE, TARGETS, Metric(), "classification")
 
 
 @every(REGRESSION)
 def test_a_fitted_quorum_of_a_regression_knows_what_its_answers_are_worth(tree: Ensemble) -> None:
-    check_fitted(tree, VALUES, TRUTH, Metric(name="mae"))
+    check_fitted(tree, VALUES, TRUTH, Metric(name="mae"), "regression")
