@@ -69,23 +69,29 @@ def main() -> int:
 
 def _tasks(path: str, arguments: argparse.Namespace) -> list[Task]:
     config = _config(path, arguments)
-    known = {**config.models, **config.variants}
 
     def ref(name: str) -> str:
-        entry = known.get(name)
-        given = entry.ref if isinstance(entry, ModelEntry) else None
-        return given or (f"{config.name}/{name}" if entry is not None else name)
+        given = config.models[name].ref if name in config.models else None
+        own = name in config.models or name in config.variants
+        return given or (f"{config.name}/{name}" if own else name)
 
-    tasks = []
-    for name, entry in known.items():
-        if isinstance(entry, ModelEntry):
-            if entry.ref is None:
-                needs = () if entry.teacher is None else (ref(entry.teacher),)
-                tasks.append(Task(path, name, ref(name), needs, entry.training.epochs))
-        elif not (arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in entry.plan)):
-            others = [other for step in entry.plan for other in others_of(step)]
-            trained = [step.training.epochs for step in entry.plan if hasattr(step, "training")]
-            tasks.append(Task(path, name, ref(name), tuple(map(ref, (entry.parent, *others))), sum(trained)))
+    tasks = [
+        Task(
+            path,
+            name,
+            ref(name),
+            () if entry.teacher is None else (ref(entry.teacher),),
+            entry.training.epochs,
+        )
+        for name, entry in config.models.items()
+        if entry.ref is None
+    ]
+    for name, variant in config.variants.items():
+        if arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in variant.plan):
+            continue
+        others = [other for step in variant.plan for other in others_of(step)]
+        trained = sum(step.training.epochs for step in variant.plan if hasattr(step, "training"))
+        tasks.append(Task(path, name, ref(name), tuple(map(ref, (variant.parent, *others))), trained))
     return sorted(tasks, key=lambda task: -task.epochs)
 
 

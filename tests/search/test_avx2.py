@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
 from orchestrator.cluster import connected
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
-from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.measuring import Measurer
+from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.runtime import int8
 from orchestrator.search.choose import preselect
 from orchestrator.search.ray_search import run_search
@@ -54,10 +51,10 @@ def test_wide_int8_is_refused_on_avx2_with_the_reason_and_narrow_int8_is_measure
     )
     job = job_over_a_tiny_model(tmp_path, settings)
     store = Store(job.store)
-    run = cast(Run, SimpleNamespace(store=store, cluster=lambda: None, allowed=frozenset()))
-    with closing(Measurer(run, job.parent, AVX2)) as measurer:
+    place = Place(store, connect=lambda: None, folder=tmp_path / "bench")
+    with closing(Measurer(place, job.parent, AVX2)) as measurer:
         (parent,) = measurer([parent_row(job, "teacher")])
-        rows, _ = run_search(job, parent, measure=measurer, on_event=lambda _: None, storage=tmp_path)
+        rows, _, _ = run_search(job, parent, measure=measurer, on_event=lambda _: None, storage=tmp_path)
     assert parent.ok, parent.reason
     wide, narrow = rows
     assert [row.config["int8_static.reduce_range"] for row in rows] == [False, True]

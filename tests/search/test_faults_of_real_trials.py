@@ -176,7 +176,7 @@ def test_a_population_is_the_same_whatever_drives_it(job: TrialJob, tmp_path: Pa
     for driver in DRIVERS:
         how = {"space": space, "sampler": {"kind": "pbt"}, "driver": driver, "trials": 9, "batch": 3}
         mine, told = copy(job, tmp_path / driver, 1, **how), list[tuple[str, int]]()
-        rows, _ = searched(mine, tmp_path, told)
+        rows, *_ = searched(mine, tmp_path, told)
         assert [row.status for row in rows] == ["ok"] * 9
         assert sorted(epoch for _, epoch in told) == [0] * 3 + [1] * 3 + [2] * 3
         found.append([untimed(row) for row in rows])

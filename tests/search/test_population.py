@@ -245,7 +245,7 @@ def test_the_search_itself_trains_a_population(job: TrialJob, tmp_path: Path) ->
     mine = copied(job, tmp_path / "store")
     rows = searched(mine, []).rows
     (parent,) = measured([trial.parent_row(mine, "teacher")])
-    found, arms = run_search(
+    found, arms, _ = run_search(
         mine,
         parent,
         measure=measured,
