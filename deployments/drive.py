@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.expect import has_quorum
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, distinct, walk
 from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, last_line
@@ -52,7 +53,7 @@ async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, ti
 
     Raises:
         DeadlineError: the members took longer than `timeout_s`.
-        QuorumError: a member gave no sound answer; it is named.
+        QuorumError: too few members gave a sound answer; those that did not are named.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -65,8 +66,9 @@ async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -
     task: Task = spec.signature.task
     steps = walk(spec.tree, len(inputs), task)
     asks = next(steps)
+    patient = has_quorum(spec.tree)
     while True:
-        outcomes = await _ask_all(asks, calls, inputs)
+        outcomes = await _ask_all(asks, calls, inputs, patient)
         try:
             asks = steps.send(outcomes)
         except StopIteration as done:
@@ -75,10 +77,10 @@ async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -
 
 
 async def _ask_all(
-    asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray
+    asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray, patient: bool
 ) -> tuple[Outcome, ...]:
-    """One outcome for each ask. Every member must answer, so the first failure ends the wait for the rest."""
-    results = await settle([_ask(ask, calls, inputs) for ask in asks])
+    """One outcome for each ask. Unless `patient`, the first failure ends the wait for the rest."""
+    results = await settle([_ask(ask, calls, inputs) for ask in asks], patient=patient)
     return tuple(_outcome(result) for result in results)
 
 
@@ -151,7 +153,7 @@ class Composed:
 
         Raises:
             DeadlineError: the members took longer.
-            QuorumError: a member gave no sound answer; it is named.
+            QuorumError: too few members gave a sound answer; those that did not are named.
         """
         prediction = await drive(self._spec, self._calls, rows, timeout_s)
         return answer(prediction, self._spec)
@@ -182,16 +184,18 @@ async def everyone(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 
 async def settle(
-    waits: Sequence[Coroutine[Any, Any, T]], timeout_s: float | None = None
+    waits: Sequence[Coroutine[Any, Any, T]], timeout_s: float | None = None, *, patient: bool = False
 ) -> list[T | BaseException]:
-    """Run all side by side until they are done, one fails or the time is over; then cancel the rest.
+    """Run all side by side until they are done, the time is over, or (unless `patient`) one fails; then
+    cancel the rest.
 
     Returns:
         Results and exceptions in the order of `waits`; `CancelledError` for what was cut off.
     """
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        until = asyncio.ALL_COMPLETED if patient else asyncio.FIRST_EXCEPTION
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=until)
     finally:
         for task in tasks:
             task.cancel()
@@ -209,4 +213,4 @@ def answer(prediction: Prediction, spec: Spec) -> Answer:
             "label": prediction.probs.argmax(axis=1).astype(np.int64),
         }
     used = tuple(member.name for member, rows in prediction.members.items() if rows.any())
-    return Answer(outputs, used, spec.weight_epoch, degraded=False)
+    return Answer(outputs, used, spec.weight_epoch, degraded=bool(prediction.degraded.any()))

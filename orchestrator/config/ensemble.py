@@ -7,19 +7,64 @@ promise), `fastest` (the fastest point of the front), or another ensemble of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.calibration import (
+    Calibration,
+    Expectations,
+    Numbers,
+    Record,
+    Survivors,
+    Trend,
+)
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
 
 
-class Member(Settings):
-    """A leaf: one artifact in one execution."""
+class Child(Settings):
+    """What every member of an ensemble has."""
 
     below: ClassVar[str | None] = None
+    """Name of the field that holds the nodes below."""
+    required: bool = False
+    """The node above cannot answer without it, whatever that node's quorum."""
+
+
+class Combined(Child):
+    """What every ensemble has: its answer is made from those of the members or stages below it."""
+
+    quorum: int | None = Field(None, ge=1)
+    """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    calibration: Calibration | None = None
+    """Of the combined answer; none when not given. Classification only."""
+    expected: Expectations | None = None
+    """Filled in when the tree that this is the root of is fitted and has a quorum."""
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        count = len(getattr(self, self.below or "", ()))
+        if self.quorum is not None and self.quorum > count:
+            raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        return self
+
+
+class Pooled(Combined):
+    """What ensembles have whose members all answer every row."""
+
+    below: ClassVar[str | None] = "members"
+    members: tuple[Node, ...] = Field(min_length=2)
+    survivors: tuple[Survivors, ...] = ()
+    """Filled in when it is fitted with a quorum: for each set of missing members of few."""
+    trend: Trend | None = None
+    """And of many: of the logarithm of the temperature."""
+
+
+class Member(Child):
+    """A leaf: one artifact in one execution."""
+
     kind: Literal["member"] = "member"
     name: str
     digest: str = ""
@@ -28,38 +73,105 @@ class Member(Settings):
     temperature: float | None = Field(None, gt=0)
     """Logits are divided by it before members are mixed; fitted on validation data when not given. A
     regression has none."""
+    record: Record | None = None
+    """Filled in when the ensemble is fitted and has a quorum."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
         return None if self.digest else f"member {self.name} has no digest"
 
 
-class Parallel(Settings):
-    """Every member answers every row; the answer is the mean probability (regression: the mean)."""
+Rule = Literal["mean", "logits", "vote", "weighted_vote", "median", "trimmed_mean", "maximum"]
+"""How the members' answers become one: `orchestrator.ensemble.combine.pool`."""
+VALUE_RULES: tuple[Rule, ...] = ("mean", "median", "trimmed_mean")
+"""Rules that a regression can have."""
+Method = Literal["likelihood", "squared_error", "greedy", "per_class", "gate"]
+"""How the weights of a mix are fitted: `orchestrator.ensemble.mix`."""
+TRIM = 0.1
+"""Share of the members that `trimmed_mean` leaves out at each end."""
 
-    below: ClassVar[str | None] = "members"
+
+class Parallel(Pooled):
+    """Every member answers every row; a fixed rule makes one answer of them (by default the mean)."""
+
     kind: Literal["parallel"] = "parallel"
-    members: tuple[Node, ...] = Field(min_length=2)
+    rule: Rule = "mean"
+    trim: float = Field(TRIM, gt=0, lt=0.5)
+    """`trimmed_mean` only: share of the members left out at each end, at least one of three or more."""
+    weights: Numbers | None = None
+    """`weighted_vote` only: each member's share of the votes; fitted on validation data when not given."""
+
+    @model_validator(mode="after")
+    def _weights(self) -> Parallel:
+        if self.weights is not None:
+            if self.rule != "weighted_vote":
+                raise ValueError(
+                    f"rule {self.rule} takes no weights: use weighted_vote, or kind weighted_mix"
+                )
+            _on_simplex(self.weights, len(self.members))
+        return self
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
-        return None
+        lacking = self.rule == "weighted_vote" and self.weights is None
+        return "parallel with rule weighted_vote has no weights" if lacking else None
 
 
-class Cascade(Settings):
-    """Cascade: a row goes to the next stage only while its top probability is below the stage's threshold.
+Criterion = Literal["confidence", "margin", "entropy", "agreement"]
+"""What makes an answer sure: `orchestrator.ensemble.certainty`."""
 
-    Each later stage replaces the answer (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988).
+
+class Guarantee(Settings):
+    """What a cascade promises beside its last stage, on rows that nothing was fitted on.
+
+    With probability `confidence` over the calibration rows, at most the share `max_loss` of all rows loses
+    the right answer of the last stage by leaving early. Accuracy then falls by at most `max_loss`, too.
+    """
+
+    max_loss: float = Field(0.005, gt=0, lt=1)
+    confidence: float = Field(0.9, gt=0, lt=1)
+
+
+class Certificate(Settings):
+    """What the calibration rows said about a guarantee."""
+
+    granted: bool
+    """Whether early exits keep the guarantee; if not, no row leaves early."""
+    rows: int = Field(ge=1)
+    lost: int = Field(ge=0)
+    """Of these rows, how many lost the last stage's right answer: at the granted thresholds, or else at the
+    most careful ones that let a row leave."""
+    p_value: float = Field(ge=0, le=1)
+    """Of "more than `max_loss` is lost" at those thresholds; at most 1 - `confidence` when granted."""
+
+
+class Cascade(Combined):
+    """Cascade: a row goes to the next stage only while the answer so far is less sure than the threshold.
+
+    (Viola and Jones 2001; Wang et al., https://arxiv.org/abs/2012.01988.)
     """
 
     below: ClassVar[str | None] = "stages"
     kind: Literal["sequential"] = "sequential"
     policy: Literal["cascade"] = "cascade"
     stages: tuple[Node, ...] = Field(min_length=2)
-    thresholds: tuple[float, ...] | None = None
-    """One for each stage but the last; fitted on validation data when not given."""
-    tolerance: float = Field(0.0, ge=0)
-    """When fitting: the metric may be this much below the last stage's, in exchange for earlier exits."""
+    criterion: Criterion = "confidence"
+    """How sure an answer is, from 0 to 1: the top probability; the distance of the top two; 1 less the
+    entropy as a share of its largest value; or the share of an ensemble's members that say what it says."""
+    combine: Literal["replace", "mean"] = "replace"
+    """A later stage's answer replaces the earlier ones, or is averaged with them."""
+    thresholds: Numbers | None = None
+    """One for each stage but the last, fitted when not given; a row leaves that is at least so sure."""
+    tolerance: float | None = Field(None, ge=0)
+    """When fitting: how much worse than the last stage validation rows may fare, in exchange for earlier
+    exits. 0 when nothing else is asked for."""
+    max_cost: float | None = Field(None, gt=0, le=1)
+    """When fitting: rows leave only until the expected cost is this share of the cost without exits. Alone it
+    must be reached; beside a tolerance or a guarantee it is reached as far as they allow."""
+    guarantee: Guarantee | None = None
+    """When fitting: rows leave only as far as calibration rows allow to promise this."""
+    certificate: Certificate | None = None
+    """Filled in when a guarantee is fitted."""
 
     @model_validator(mode="after")
     def _thresholds(self) -> Cascade:
@@ -73,43 +185,120 @@ class Cascade(Settings):
         return "sequential has no thresholds" if self.thresholds is None else None
 
 
-class WeightedMix(Settings):
-    """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
+class Stacking(Pooled):
+    """Stacking: every member answers every row, and a linear meta-learner combines what they say.
 
-    below: ClassVar[str | None] = "members"
-    kind: Literal["weighted_mix"] = "weighted_mix"
-    members: tuple[Node, ...] = Field(min_length=2)
-    weights: tuple[float, ...] | None = None
-    """Fitted on validation data (least negative log-likelihood on the simplex) when not given."""
+    (Wolpert 1992; Ting and Witten 1999, https://arxiv.org/abs/1105.5466.)
+    """
+
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["stacking"]
+    strength: float | None = Field(None, gt=0)
+    """L2 penalty on what is added to the members' mean; chosen by cross-validation on
+    validation data when not given."""
+    coefficients: tuple[Numbers, ...] | None = None
+    """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
+    out_of_fold: float | None = None
+    """The run's metric on validation rows, each answered by a meta-learner fitted without its fold; filled in
+    when fitted."""
 
     @model_validator(mode="after")
-    def _weights(self) -> WeightedMix:
-        if self.weights is None:
-            return self
-        if len(self.weights) != len(self.members):
-            raise ValueError(f"{len(self.members)} members need as many weights, got {len(self.weights)}")
-        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
-            raise ValueError(
-                f"weights must be >= 0 and sum to 1, got {self.weights} (sum {sum(self.weights):.6g})"
-            )
+    def _coefficients(self) -> Stacking:
+        found = self.coefficients
+        if found is not None:
+            classes = len(found[0]) if found else 0
+            if {len(row) for row in found} != {classes} or len(found) != len(self.members) * classes + 1:
+                raise ValueError(
+                    f"coefficients need {len(self.members)} members x outputs + 1 rows, one number for each "
+                    f"output; got {len(found)} rows, the first of {classes}"
+                )
         return self
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
-        return "weighted_mix has no weights" if self.weights is None else None
+        return "stacking has no coefficients" if self.coefficients is None else None
+
+
+class WeightedMix(Pooled):
+    """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
+
+    kind: Literal["weighted_mix"] = "weighted_mix"
+    method: Method = "likelihood"
+    objective: Literal["nll", "metric"] = "nll"
+    """What `greedy` selects by, and what the strength of `per_class` and `gate` is chosen by: the negative
+    log-likelihood (regression: squared error), or the run's metric."""
+    rounds: int = Field(100, ge=1)
+    """`greedy` only: selections; weights are multiples of one over the number of those that were kept."""
+    bags: int = Field(1, ge=1)
+    """`greedy` only: with more than one, as many selections among random halves of the members, averaged."""
+    strength: float | None = Field(None, gt=0)
+    """`per_class` and `gate` only: pull towards weights that are alike for all; chosen by cross-validation
+    on validation data when not given."""
+    weights: Numbers | None = None
+    """Fitted on validation data when not given. Under `per_class` and `gate` those that are alike for all."""
+    class_weights: tuple[Numbers, ...] | None = None
+    """`per_class` only: for each member a weight for each class (regression: each output); fitted."""
+    gate: tuple[Numbers, ...] | None = None
+    """`gate` only: for each member a constant and a factor for each feature of its own output; fitted."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> WeightedMix:
+        if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
+            raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
+        for method, key in (("per_class", "class_weights"), ("gate", "gate")):
+            found: tuple[Numbers, ...] | None = getattr(self, key)
+            if found is None:
+                continue
+            if self.method != method:
+                raise ValueError(f"{key} belongs to method {method}, not {self.method}")
+            if len(found) != len(self.members) or len({len(row) for row in found}) != 1:
+                raise ValueError(f"{key} needs {len(self.members)} rows of one length, one for each member")
+        return self
+
+    @model_validator(mode="after")
+    def _weights(self) -> WeightedMix:
+        if self.weights is not None:
+            _on_simplex(self.weights, len(self.members))
+        for column in zip(*(self.class_weights or ()), strict=True):
+            _on_simplex(column, len(self.members))
+        return self
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        needed = {"per_class": ("weights", "class_weights"), "gate": ("weights", "gate")}
+        for key in needed.get(self.method, ("weights",)):
+            if getattr(self, key) is None:
+                return f"weighted_mix has no {key}"
+        return None
+
+
+def _on_simplex(weights: Sequence[float], members: int) -> None:
+    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
+    if len(weights) != members:
+        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
 
 
 def _member_of_name(value: Any) -> Any:
     return Member(name=value) if isinstance(value, str) else value
 
 
-Sequential = Cascade
-"""Stages one after the other, told apart by `policy`."""
+def _policy(value: Any) -> Any:
+    return value.get("policy", "cascade") if isinstance(value, dict) else getattr(value, "policy", None)
+
+
+Sequential = Annotated[
+    Annotated[Cascade, Tag("cascade")] | Annotated[Stacking, Tag("stacking")], Discriminator(_policy)
+]
+"""Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
+PooledNode = Parallel | Stacking | WeightedMix
+"""Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Parallel, Cascade, WeightedMix):
+for _class in (Pooled, Parallel, Cascade, Stacking, WeightedMix):
     _class.model_rebuild()
 
 
@@ -131,6 +320,8 @@ class Spec(Settings):
         for node in walk_nodes(self.tree):
             if (missing := node.unfitted()) is not None:
                 raise ValueError(f"{missing}: fit the ensemble first")
+            if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
+                raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         return self
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
-from orchestrator.config.ensemble import Ensemble, Member, walk_nodes
+from orchestrator.config.ensemble import VALUE_RULES, Ensemble, Member, Parallel, walk_nodes
 from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
@@ -150,6 +150,15 @@ class RunConfig(Settings):
                 if isinstance(node, Member) and node.name not in known:
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
+                if (
+                    isinstance(node, Parallel)
+                    and self.data.task == "regression"
+                    and node.rule not in VALUE_RULES
+                ):
+                    raise ValueError(
+                        f"ensembles.{ensemble}: rule {node.rule} needs a classifier; "
+                        f"a regression takes {', '.join(VALUE_RULES)}"
+                    )
             known.append(ensemble)
 
     def _tuned_models(self) -> None:

@@ -1,37 +1,49 @@
-"""Cascades: a row leaves at the first stage that is confident enough.
+"""Cascades: a row leaves at the first stage whose answer is sure enough.
 
-Confidence is the stage's top probability, and each later stage replaces the answer (Viola and Jones
-2001; Wang et al. 2021, https://arxiv.org/abs/2012.01988).
+A later stage replaces the answer (Viola and Jones 2001; Wang et al. 2021, https://arxiv.org/abs/2012.01988)
+or is averaged with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Cascade, Node
-from orchestrator.config.measure import Metric
+from orchestrator.config.ensemble import Cascade, Certificate, Member, Node, leaves, walk_nodes
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.node import Answer, Ground, Rows, Steps, answer, fit_all, fit_node
-from orchestrator.errors import EnsembleError
-from orchestrator.measure.metrics import larger_is_better, score
-
-ALL_LEAVE = 0.0
-"""Threshold below every confidence: no row goes on."""
-NONE_LEAVES = 2.0
-"""Threshold above every confidence (infinity is not JSON): every row goes on."""
-MOST_CANDIDATES = 512
-"""Thresholds tried for a stage; with more distinct confidences, evenly spread ranks among them."""
+from orchestrator.ensemble import quorum
+from orchestrator.ensemble.certainty import certainty
+from orchestrator.ensemble.combine import Floats, Rows, pool
+from orchestrator.ensemble.guarantee import certify
+from orchestrator.ensemble.node import (
+    Answer,
+    Ground,
+    Steps,
+    answer,
+    answer_uncalibrated,
+    fit_all,
+    fit_uncalibrated,
+    identity,
+)
+from orchestrator.ensemble.thresholds import (
+    ALL_LEAVE,
+    Aim,
+    Stages,
+    Thresholds,
+    path,
+    until_cost,
+    within_tolerance,
+)
+from orchestrator.errors import EnsembleError, QuorumError
 
 
 def check_task(task: Task) -> None:
     """Refuse what a cascade cannot do.
 
     Raises:
-        EnsembleError: the task is regression, whose outputs carry no confidence.
+        EnsembleError: the task is regression, whose outputs carry no certainty.
     """
     if task != "classification":
         raise EnsembleError(
@@ -39,106 +51,126 @@ def check_task(task: Task) -> None:
         )
 
 
-def confidence(scores: Floats) -> Floats:
-    """Top probability [N] of log-probabilities [N, K]."""
-    return np.asarray(np.exp(scores.max(axis=1)))
+def combined(node: Cascade, before: Floats, later: Floats, stages: int) -> Floats:
+    """The answer after one more stage, from that of so many `stages` before it and its own scores."""
+    if node.combine == "replace" or not stages:
+        return later
+    share = 1 / (stages + 1)
+    return pool([before, later], (1 - share, share), "classification")
 
 
-def undecided(scores: Floats, threshold: float) -> npt.NDArray[np.bool_]:
-    """Mask [N] of the rows that go on to the next stage."""
-    return np.asarray(confidence(scores) < threshold)
-
-
-def candidates(observed: Floats) -> list[float]:
-    """Thresholds worth trying, rising: `ALL_LEAVE`, midpoints of neighbouring confidences, `NONE_LEAVES`.
-
-    A midpoint keeps away from the observed rows, so that rounding in another placement moves none of
-    them to the other side.
-    """
-    values = np.unique(observed)
-    middles = (values[:-1] + values[1:]) / 2
-    # The midpoint of two adjacent floats is one of them; such a pair cannot be told apart safely.
-    middles = middles[(middles > values[:-1]) & (middles < values[1:])]
-    if len(middles) > MOST_CANDIDATES:
-        middles = middles[np.linspace(0, len(middles) - 1, MOST_CANDIDATES).round().astype(int)]
-    return [ALL_LEAVE, *middles.tolist(), NONE_LEAVES]
-
-
-def fit_thresholds(
-    stages: Sequence[Floats],
-    targets: npt.NDArray[np.int64],
-    metric: Metric,
-    tolerance: float,
-    *,
-    allowed: Collection[str] = (),
-) -> tuple[float, ...]:
-    """Thresholds of least expected cost that keep the last stage's metric.
-
-    Two things must hold: the metric stays within `tolerance` of the last stage's, and of the rows that the
-    last stage answers right no larger share than `tolerance` is answered wrong by leaving early. The second
-    gives no credit for rows that happen to be won: on few rows such luck would let everything leave at once.
-
-    Stages are fitted front to back. For each, the rows that do not leave are taken to go to the last
-    stage; a lower threshold lets more rows leave and so costs less whatever the stages cost, hence the
-    lowest one that keeps the metric is the cheapest. With two stages this is the optimum over all
-    candidates; with more it is greedy.
-
-    Args:
-        stages: Log-probabilities [N, K] of every stage on all rows.
-        targets: Labels [N].
-        metric: What must be kept.
-        tolerance: Allowed loss, in the metric's unit, and share of rows lost.
-        allowed: Import paths that a metric may come from.
-    """
-    sign = 1.0 if larger_is_better(metric) else -1.0
-    last = stages[-1]
-    # A hair of slack: the same rows summed in another order must not count as a loss.
-    least = sign * score(metric, last, targets, allowed=allowed) - tolerance - 1e-12
-    right = last.argmax(axis=1) == targets
-    answers, going_on = last.copy(), np.arange(len(last))
-    thresholds: list[float] = []
-    for stage in stages[:-1]:
-        chosen = NONE_LEAVES
-        for threshold in candidates(confidence(stage[going_on])) if len(going_on) else [ALL_LEAVE]:
-            leaving = going_on[~undecided(stage[going_on], threshold)]
-            trial = answers.copy()
-            trial[leaving] = stage[leaving]
-            lost = float(np.mean(right & (trial.argmax(axis=1) != targets)))
-            if lost > tolerance + 1e-12:
-                continue
-            if sign * score(metric, trial, targets, allowed=allowed) >= least:
-                chosen, answers = threshold, trial
-                break
-        thresholds.append(chosen)
-        going_on = going_on[undecided(stage[going_on], chosen)]
-    return tuple(thresholds)
-
-
-@answer.register
+@answer_uncalibrated.register
 def _answer(node: Cascade, rows: Rows, task: Task) -> Steps:
     check_task(task)
     if node.thresholds is None:
         raise EnsembleError("sequential has no thresholds", None, "fit the ensemble first")
-    first = yield from answer(node.stages[0], rows, task)
-    scores, stages = first.scores.copy(), np.zeros(len(rows), dtype=np.int64)
+    scores, stages = np.zeros((len(rows), 0)), np.zeros(len(rows), dtype=np.int64)
     open_rows = np.arange(len(rows))
-    for position, threshold in enumerate(node.thresholds, start=1):
-        open_rows = open_rows[undecided(scores[open_rows], threshold)]
+    lost: dict[int, QuorumError] = {}
+    for position, threshold in enumerate((*node.thresholds, ALL_LEAVE)):
+        try:
+            found = yield from answer(node.stages[position], rows[open_rows], task)
+        except QuorumError as error:
+            # Its rows go on to the next stage, or keep their last answer.
+            lost[position] = error
+            quorum.check(node.stages, node.quorum, lost)
+            continue
+        if not scores.size:
+            scores = np.zeros((len(rows), found.scores.shape[1]))
+        now = combined(node, scores[open_rows], found.scores, position - len(lost))
+        scores[open_rows], stages[open_rows] = now, position
+        if position == len(node.thresholds):
+            break
+        open_rows = open_rows[certainty(node.criterion, now, found.agreement) < threshold]
         if not len(open_rows):
             break
-        later = yield from answer(node.stages[position], rows[open_rows], task)
-        scores[open_rows], stages[open_rows] = later.scores, position
     return Answer(scores, stages)
 
 
-@fit_node.register
+@fit_uncalibrated.register
 def _fit(node: Cascade, ground: Ground) -> Node:
     check_task(ground.task)
-    stages = fit_all(node.stages, ground)
-    thresholds = node.thresholds
-    if thresholds is None:
-        scores = [ground.scores(stage) for stage in stages]
-        thresholds = fit_thresholds(
-            scores, ground.targets, ground.metric, node.tolerance, allowed=ground.allowed
+    fitted = node.model_copy(update={"stages": fit_all(node.stages, ground)})
+    if fitted.thresholds is not None:
+        return fitted
+    thresholds, certificate = _thresholds(fitted, ground)
+    return fitted.model_copy(update={"thresholds": thresholds, "certificate": certificate})
+
+
+def _thresholds(node: Cascade, ground: Ground) -> tuple[Thresholds, Certificate | None]:
+    stages = _stages(node, ground)
+    aim = Aim(stages, ground.metric, node.tolerance or 0.0, allowed=ground.allowed)
+    if node.max_cost is None and node.guarantee is None:
+        return within_tolerance(aim), None
+    steps = path(stages)
+    if node.tolerance is not None:
+        steps = list(takewhile(lambda step: aim.keeps(stages.left_at(step)), steps))
+    if node.max_cost is not None:
+        if ground.cost is None:
+            raise EnsembleError("max_cost needs the members' costs", node.max_cost, "give fit their costs")
+        steps = until_cost(steps, stages, node.max_cost)
+        share = stages.cost_share(stages.left_at(steps[-1]))
+        if share > node.max_cost and node.tolerance is None and node.guarantee is None:
+            raise EnsembleError(
+                "the first stage alone costs more than max_cost allows",
+                f"{share:.3g} of the whole cascade, allowed {node.max_cost:g}",
+                "allow more, or begin with a cheaper stage",
+            )
+    if node.guarantee is None:
+        return steps[-1], None
+    return certify(steps, _stages(node, _unseen(node, ground)), node.guarantee)
+
+
+def _unseen(node: Cascade, ground: Ground) -> Ground:
+    """The calibration rows, if nothing in the cascade was fitted on them."""
+    if ground.unseen is None:
+        raise EnsembleError(
+            "a guarantee needs rows that nothing was fitted on", "no calibration rows", "give them to fit"
         )
-    return node.model_copy(update={"stages": stages, "thresholds": thresholds})
+    if any(isinstance(below, Cascade) and below.certificate for below in walk_nodes(node)):
+        raise EnsembleError(
+            "a cascade with a guarantee holds another one",
+            "both would be certified on the same calibration rows",
+            "give the inner one a tolerance instead",
+        )
+    return ground.unseen
+
+
+def _stages(node: Cascade, ground: Ground) -> Stages:
+    """What the fitted stages say to the rows of `ground`, and what each costs beside those before it."""
+    scores: list[Floats] = []
+    sure: list[Floats] = []
+    costs: list[Floats] = []
+    asked = {member: np.zeros(len(ground.targets), dtype=bool) for member in map(identity, leaves(node))}
+    prices = {identity(member): _price(member, ground) for member in leaves(node)}
+    for position, stage in enumerate(node.stages):
+        found, masks = _replayed(stage, ground)
+        before = scores[-1] if scores else found.scores
+        scores.append(combined(node, before, found.scores, position))
+        if position < len(node.stages) - 1:
+            sure.append(certainty(node.criterion, scores[-1], found.agreement))
+        for member, mask in masks.items():
+            asked[member] |= mask
+        costs.append(np.asarray(sum(prices[member] * mask for member, mask in asked.items())))
+    return Stages(tuple(scores), np.stack(sure), np.stack(costs), ground.targets)
+
+
+def _price(member: Member, ground: Ground) -> float:
+    """What a row costs; members of unknown cost count alike."""
+    return 1.0 if ground.cost is None else ground.cost(member)
+
+
+def _replayed(node: Node, ground: Ground) -> tuple[Answer, dict[tuple[str, str], npt.NDArray[np.bool_]]]:
+    """A node's answer to every row of `ground`, and which rows each member is asked for."""
+    rows = len(ground.targets)
+    masks: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
+    steps = answer(node, np.arange(rows), ground.task)
+    asks = next(steps)
+    while True:
+        for ask in asks:
+            masks.setdefault(identity(ask.member), np.zeros(rows, dtype=bool))[ask.rows] = True
+        try:
+            asks = steps.send(tuple(ground.outputs[identity(ask.member)][ask.rows] for ask in asks))
+        except StopIteration as done:
+            found: Answer = done.value
+            return found, masks

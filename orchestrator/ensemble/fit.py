@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node, children, leaves, with_children
+from orchestrator.config.calibration import Record
+from orchestrator.config.ensemble import Combined, Member, Node, children, leaves, with_children
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.expect import fit_expectations, has_quorum
+from orchestrator.ensemble.guard import records
 from orchestrator.ensemble.node import Ground, Output, fit_node, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
@@ -34,9 +38,10 @@ def bind(tree: Node, known: Mapping[str, Node]) -> Node:
             raise EnsembleError("no member of that name", tree.name, f"known here: {', '.join(known)}")
         found = known[tree.name]
         if isinstance(found, Member):
-            own = tree.model_fields_set & {"execution", "temperature"}
+            own = tree.model_fields_set & {"execution", "temperature", "required"}
             return found.model_copy(update={name: getattr(tree, name) for name in own})
-        return found
+        # What it is worth by itself says nothing about the tree that it becomes a part of.
+        return found.model_copy(update={"required": tree.required, "expected": None})
     return with_children(tree, [bind(child, known) for child in children(tree)])
 
 
@@ -48,8 +53,11 @@ def fit(
     task: Task,
     *,
     allowed: Collection[str] = (),
+    cost: Callable[[Member], float] | None = None,
+    calibration: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
 ) -> Node:
-    """The tree with temperatures, weights and thresholds fitted bottom-up; values already set are kept.
+    """The tree with temperatures, weights, thresholds and calibrations fitted bottom-up; values already set
+    are kept. With a quorum anywhere it also gets members' records and what it is worth without some.
 
     A parent is fitted on its children's answers on the same rows that they were fitted on. With a few
     weights and thresholds on hundreds of rows that bias is small, but the figures to print are those of
@@ -62,10 +70,33 @@ def fit(
         metric: What cascades must keep.
         task: Which targets these are.
         allowed: Import paths that the metric may come from.
+        cost: What one row costs a member (multiply-accumulates): a cascade's `max_cost` needs it.
+        calibration: Outputs and targets of the calibration rows: a cascade's `guarantee` needs them, and
+            nothing is fitted on them.
 
     Raises:
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
     """
+    ground = _ground(tree, outputs, targets, metric, task, allowed)
+    unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
+    fitted = fit_node(tree, replace(ground, cost=cost, unseen=unseen))
+    if not isinstance(fitted, Combined) or not has_quorum(fitted):
+        return fitted
+    found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
+    expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
+    known = records(replay(fitted, found, task), task)
+    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
+    return fitted.model_copy(update={"expected": expected})
+
+
+def _ground(
+    tree: Node,
+    outputs: Mapping[Member, Output],
+    targets: npt.NDArray[Any],
+    metric: Metric,
+    task: Task,
+    allowed: Collection[str],
+) -> Ground:
     by_identity = {identity(member): output for member, output in outputs.items()}
     for leaf in leaves(tree):
         if identity(leaf) not in by_identity:
@@ -74,4 +105,10 @@ def fit(
     def scores(node: Node) -> Floats:
         return replay(node, {member: by_identity[identity(member)] for member in distinct(node)}, task).scores
 
-    return fit_node(tree, Ground(by_identity, np.asarray(targets), metric, task, allowed, scores))
+    return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)
+
+
+def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+    if isinstance(tree, Member):
+        return tree.model_copy(update={"record": known.get(identity(tree))})
+    return with_children(tree, [_with_records(child, known) for child in children(tree)])

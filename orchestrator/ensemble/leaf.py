@@ -5,17 +5,28 @@ from __future__ import annotations
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature
-from orchestrator.ensemble.combine import scores_of
-from orchestrator.ensemble.node import Ask, Ground, Rows, Steps, answer, at_once, fit_node, identity
+from orchestrator.ensemble.combine import Rows, scores_of
+from orchestrator.ensemble.node import (
+    Ask,
+    Ground,
+    Steps,
+    answer_uncalibrated,
+    at_once,
+    fit_uncalibrated,
+    identity,
+)
+from orchestrator.errors import QuorumError
 
 
-@answer.register
+@answer_uncalibrated.register
 def _answer(node: Member, rows: Rows, task: Task) -> Steps:
-    (output,) = yield (Ask(node, rows),)
-    return at_once(scores_of(output, task, node.temperature))
+    (reply,) = yield (Ask(node, rows),)
+    if isinstance(reply, QuorumError):
+        raise reply
+    return at_once(scores_of(reply, task, node.temperature))
 
 
-@fit_node.register
+@fit_uncalibrated.register
 def _fit(node: Member, ground: Ground) -> Node:
     if ground.task == "regression" or node.temperature is not None:
         return node

@@ -1,25 +1,26 @@
 """What every kind of node has: its part of the walk, and how it is fitted.
 
-A kind registers its two functions with `answer` and `fit_node` in a module of its own; nothing else knows it.
+A kind registers its two functions with `answer_uncalibrated` and `fit_uncalibrated` in a module of its own;
+nothing else knows it. What holds for every kind, calibration, is done here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node
+from orchestrator.config.ensemble import Combined, Member, Node
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats
-from orchestrator.errors import EnsembleError
+from orchestrator.ensemble.calibrate import calibrated, fit_scaling
+from orchestrator.ensemble.combine import Floats, Rows
+from orchestrator.errors import EnsembleError, QuorumError
 
-Rows = npt.NDArray[np.intp]
 Output = npt.NDArray[np.floating[Any]]
 
 
@@ -39,30 +40,56 @@ class Answer:
     """[n, K] log-probabilities (classification) or values."""
     stages: npt.NDArray[np.int64]
     """[n] stage of a cascade that each row left at; 0 of every other kind."""
+    agreement: Floats | None = None
+    """[n] share of an ensemble's members, by weight, that say what it says; None where that means nothing."""
 
 
-Steps = Generator[tuple[Ask, ...], tuple[Output, ...], Answer]
-"""Yields asks that may be answered at the same time, receives one output for each."""
+Reply = Output | QuorumError
+"""What a member gave for an ask: raw outputs [n, K], or why there are none."""
+Steps = Generator[tuple[Ask, ...], tuple[Reply, ...], Answer]
+"""Yields asks that may be answered at the same time, receives one reply for each.
+
+Raises QuorumError when too few members below gave a sound answer; the node above may do without this one.
+"""
 
 
 @singledispatch
-def answer(node: Node, rows: Rows, task: Task) -> Steps:
+def answer_uncalibrated(node: Node, rows: Rows, task: Task) -> Steps:
     """Steps of one node over `rows`; every kind of node registers its own."""
     raise EnsembleError(f"no walk for {type(node).__name__} ({task}, {len(rows)} rows)")
 
 
-def at_once(scores: Floats) -> Answer:
+def answer(node: Node, rows: Rows, task: Task) -> Steps:
+    """Steps of one node over `rows`, which end in its calibrated answer."""
+    found = yield from answer_uncalibrated(node, rows, task)
+    if isinstance(node, Combined) and node.calibration is not None:
+        return replace(found, scores=calibrated(node.calibration, found.scores))
+    return found
+
+
+def at_once(scores: Floats, agreement: Floats | None = None) -> Answer:
     """The answer of a node without stages."""
-    return Answer(scores, np.zeros(len(scores), dtype=np.int64))
+    return Answer(scores, np.zeros(len(scores), dtype=np.int64), agreement)
 
 
-def together(children: Sequence[Steps]) -> Generator[tuple[Ask, ...], tuple[Output, ...], list[Floats]]:
+def together(
+    children: Sequence[Steps], check: Callable[[Mapping[int, QuorumError]], None]
+) -> Generator[tuple[Ask, ...], tuple[Reply, ...], dict[int, Floats]]:
     """Run the children side by side: whatever each waits for is asked in one tuple.
 
     A child with several rounds (a cascade) makes the others wait only for its own later rounds.
+
+    Args:
+        children: Their steps, not yet started.
+        check: Given why children have no answer, by position, raises when the others are too few. It is
+            called after each round that lost one, so that a lost cause asks nothing more.
+
+    Returns:
+        Scores of the children that answered, by position.
     """
     waiting = {position: next(steps) for position, steps in enumerate(children)}
     scores: dict[int, Floats] = {}
+    lost: dict[int, QuorumError] = {}
     while waiting:
         replies = iter((yield tuple(ask for asks in waiting.values() for ask in asks)))
         for position, asks in list(waiting.items()):
@@ -72,7 +99,12 @@ def together(children: Sequence[Steps]) -> Generator[tuple[Ask, ...], tuple[Outp
             except StopIteration as done:
                 del waiting[position]
                 scores[position] = done.value.scores
-    return [scores[position] for position in range(len(children))]
+            except QuorumError as error:
+                del waiting[position]
+                lost[position] = error
+        if lost:
+            check(lost)
+    return dict(sorted(scores.items()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +119,36 @@ class Ground:
     allowed: Collection[str]
     scores: Callable[[Node], Floats]
     """Scores [N, K] that a fitted node gives on all rows."""
+    cost: Callable[[Member], float] | None = None
+    """What one row costs a member, in any unit; None where it is not known."""
+    unseen: Ground | None = None
+    """The calibration part: rows that nothing is fitted on. Guarantees alone look at them."""
 
 
 @singledispatch
-def fit_node(node: Node, ground: Ground) -> Node:
-    """One node fitted; every kind of node registers its own."""
+def fit_uncalibrated(node: Node, ground: Ground) -> Node:
+    """One node fitted but for its calibration; every kind of node registers its own."""
     raise EnsembleError(f"no fit for {type(node).__name__} ({ground.task})")
+
+
+@singledispatch
+def fit_survivors(fitted: Node, given: Node, ground: Ground) -> Node:  # noqa: ARG001
+    """The fitted node, which was `given`, with what it does when members are missing; by default the same."""
+    return fitted
+
+
+def fit_node(node: Node, ground: Ground) -> Node:
+    """One node fitted, and all below it."""
+    fitted = fit_uncalibrated(node, ground)
+    if isinstance(fitted, Combined) and fitted.calibration is not None:
+        if ground.task == "regression":
+            raise EnsembleError(
+                "only a classification is calibrated", fitted.calibration.kind, "leave calibration out"
+            )
+        scores = ground.scores(fitted.model_copy(update={"calibration": None}))
+        scaling = fit_scaling(fitted.calibration, scores, ground.targets)
+        fitted = fitted.model_copy(update={"calibration": scaling})
+    return fit_survivors(fitted, node, ground)
 
 
 def fit_all(nodes: Sequence[Node], ground: Ground) -> tuple[Node, ...]:

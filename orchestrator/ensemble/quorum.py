@@ -1,59 +1,64 @@
-"""When the members' answers suffice. For now every asked member must give a sound answer."""
+"""What counts as an answer of a member, and when the members that answered suffice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from orchestrator.config.calibration import Record
+from orchestrator.config.ensemble import Child
+from orchestrator.ensemble.node import Output
 from orchestrator.errors import QuorumError
 
-Output = npt.NDArray[np.floating[Any]]
+
+def failed(names: str) -> QuorumError:
+    """The error of members without a sound answer, where each must give one."""
+    return QuorumError("no sound answer from a required member", names, "every member must answer")
 
 
-def require_all(
-    names: Sequence[str],
-    rows: Sequence[int],
-    outputs: Sequence[Output | None],
-    failures: Sequence[str | None],
-    width: int | None,
-) -> tuple[Output, ...]:
-    """The outputs, if every member gave a sound one; NaN or a wrong shape counts as no answer.
+def tolerates(children: Sequence[Child], quorum: int | None, missing: Collection[int]) -> bool:
+    """Whether a node can answer without the children at these positions: no required one is among them, and
+    at least `quorum` are left (None: all must answer)."""
+    if any(children[position].required for position in missing):
+        return False
+    return len(children) - len(missing) >= (len(children) if quorum is None else quorum)
 
-    Args:
-        names: Asked members.
-        rows: Number of rows that each was asked for.
-        outputs: Arrays [rows, width], or None.
-        failures: Why a member has no output, or None.
-        width: Number of output columns, or None while no member has answered yet.
+
+def check(children: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumError]) -> None:
+    """Refuse an answer without the children at these positions, if the node must not do without them.
 
     Raises:
-        QuorumError: names every member without a sound answer, and why.
+        QuorumError: every lost member is named, with the reason.
     """
-    sound: list[Output] = []
-    problems: list[str] = []
-    for name, count, output, failure in zip(names, rows, outputs, failures, strict=True):
-        problem = failure or _unsound(output, count, width)
-        if problem is None and output is not None:
-            sound.append(output)
-            width = output.shape[1]
-        else:
-            problems.append(f"{name} ({problem})")
-    if problems:
-        raise QuorumError(
-            "no sound answer from a required member", ", ".join(problems), "every member must answer"
-        )
-    return tuple(sound)
+    if tolerates(children, quorum, lost):
+        return
+    names = ", ".join(dict.fromkeys(error.value or "" for error in lost.values()))
+    if quorum is None or any(children[position].required for position in lost):
+        raise failed(names)
+    raise QuorumError("too few sound answers", names, f"{quorum} of {len(children)} members must answer")
 
 
-def _unsound(output: Output | None, rows: int, width: int | None) -> str | None:
-    """What is wrong with an output, or None."""
+def problem(output: Output | None, rows: int, width: int | None, record: Record | None) -> str | None:
+    """What is wrong with a member's output, or None. NaN, a wrong shape or a wild value counts as no answer.
+
+    Args:
+        output: Array [rows, width], or None.
+        rows: Number of rows that it was asked for.
+        width: Number of output columns, or None while no member has answered yet.
+        record: How it answered where the ensemble was fitted. Values further outside of that range than it
+            is wide are no answer.
+    """
     if output is None:
         return "no output"
     if output.ndim != 2 or output.shape[0] != rows or output.shape[1] != (width or output.shape[1]):
         return f"output shape {list(output.shape)} instead of [{rows}, {width or 'outputs'}]"
     if not np.isfinite(output).all():
         return "output is not finite"
+    if record is None:
+        return None
+    span = record.high - record.low
+    least, largest = float(output.min()), float(output.max())
+    if least < record.low - span or largest > record.high + span:
+        return f"output {least:.4g} to {largest:.4g}, far outside of {record.low:.4g} to {record.high:.4g}"
     return None

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Node, leaves
+from orchestrator.config.calibration import Expected
+from orchestrator.config.ensemble import Combined, Member, Node, leaves
 from orchestrator.config.signature import Task
 
-# Kinds of nodes are imported for their registration with `answer`.
-from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum  # noqa: F401
+# Kinds of nodes are imported for their registration with `answer_uncalibrated`.
+from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
 from orchestrator.ensemble.combine import Floats, probabilities
-from orchestrator.ensemble.node import Answer, Ask, Output, answer, identity
+from orchestrator.ensemble.missing import expected_without
+from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, identity
 from orchestrator.errors import EnsembleError, OrchestratorError
 
 
@@ -55,6 +57,15 @@ class Prediction:
     """For each distinct member a mask [N] of the rows that it answered."""
     stages: npt.NDArray[np.int64]
     """[N] stage of the root cascade that each row left at; 0 when the root is no cascade."""
+    said: dict[Member, Output]
+    """Raw outputs [N, K] of each distinct member that answered; zeros in rows that it did not."""
+    missing: dict[Member, str]
+    """Members that gave no sound answer although they were asked, and why."""
+    degraded: npt.NDArray[np.bool_]
+    """[N] rows answered without a member that was asked for them."""
+    expected: Expected | None
+    """The metric of this tree without the missing members, on the rows that it was fitted on; None where
+    that is not known."""
 
 
 Walk = Generator[tuple[Ask, ...], tuple[Outcome, ...], Prediction]
@@ -81,22 +92,22 @@ def walk(tree: Node, rows: int, task: Task) -> Walk:
 
     Raises:
         EnsembleError: the tree is not fitted, or the driver broke the protocol.
-        QuorumError: a member gave no sound answer; it is named.
+        QuorumError: too few members gave a sound answer; those that did not are named.
     """
     if rows < 1:
         raise EnsembleError("an ensemble needs at least one row", rows)
     memory = _Memory(rows, distinct(tree))
     steps = answer(tree, np.arange(rows), task)
-    replies: tuple[Output, ...] | None = None
+    replies: tuple[Reply, ...] | None = None
     while True:
         try:
             asks = next(steps) if replies is None else steps.send(replies)
         except StopIteration as done:
-            return _prediction(done.value, memory, task)
-        missing = memory.missing(asks)
-        if missing:
-            memory.keep(missing, (yield missing))
-        replies = tuple(memory.outputs[identity(ask.member)][ask.rows] for ask in asks)
+            return _prediction(tree, done.value, memory, task)
+        unknown = memory.unknown(asks)
+        if unknown:
+            memory.keep(unknown, (yield unknown))
+        replies = tuple(memory.reply(ask) for ask in asks)
 
 
 def predict(
@@ -114,7 +125,7 @@ def predict(
         task: As for `walk`.
 
     Raises:
-        QuorumError: a member failed; it is named.
+        QuorumError: too many members failed; they are named.
     """
     by_identity = {identity(member): call for member, call in members.items()}
     steps = walk(tree, len(inputs), task)
@@ -129,7 +140,7 @@ def predict(
 
 
 def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Prediction:
-    """The prediction that members with these outputs [N, K] on all rows would lead to."""
+    """The prediction that members with these outputs [N, K] on all rows would lead to; others are missing."""
     members = {member: _lookup(output) for member, output in outputs.items()}
     rows = len(next(iter(outputs.values())))
     return predict(tree, members, np.arange(rows), task)
@@ -165,50 +176,74 @@ def _call(
         return Outcome(failure=str(error))
 
 
-def _prediction(found: Answer, memory: _Memory, task: Task) -> Prediction:
+def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Prediction:
     probs = probabilities(found.scores).astype(np.float32) if task == "classification" else None
-    members = {member: memory.known[identity(member)] for member in memory.members}
-    return Prediction(found.scores.astype(np.float32), probs, found.scores, members, found.stages)
+    keys = {member: identity(member) for member in memory.members}
+    lost = {member: memory.lost[key] for member, key in keys.items() if key in memory.lost}
+    positions = tuple(number for number, member in enumerate(memory.members) if member in lost)
+    known = tree.expected if isinstance(tree, Combined) else None
+    return Prediction(
+        outputs=found.scores.astype(np.float32),
+        probs=probs,
+        scores=found.scores,
+        members={member: memory.known[key] for member, key in keys.items()},
+        stages=found.stages,
+        said={member: memory.outputs[key] for member, key in keys.items() if key in memory.outputs},
+        missing=lost,
+        degraded=memory.degraded,
+        expected=None if known is None else expected_without(known, positions),
+    )
 
 
 @dataclass(eq=False)
 class _Memory:
-    """Raw outputs that members already gave in this walk."""
+    """What members already answered in this walk, or why they did not."""
 
     rows: int
     members: list[Member]
     outputs: dict[tuple[str, str], Output] = field(default_factory=dict)
     known: dict[tuple[str, str], npt.NDArray[np.bool_]] = field(default_factory=dict)
-    width: int | None = None
+    lost: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.known = {identity(member): np.zeros(self.rows, dtype=bool) for member in self.members}
+        self.degraded = np.zeros(self.rows, dtype=bool)
+        self.width = next((member.record.outputs for member in self.members if member.record), None)
 
-    def missing(self, asks: Sequence[Ask]) -> tuple[Ask, ...]:
-        """One ask for each member with rows that it has not answered yet."""
+    def unknown(self, asks: Sequence[Ask]) -> tuple[Ask, ...]:
+        """One ask for each member with rows that it has not answered yet; a lost one is not asked again."""
         wanted: dict[tuple[str, str], npt.NDArray[np.bool_]] = {}
         for ask in asks:
             mask = wanted.setdefault(identity(ask.member), np.zeros(self.rows, dtype=bool))
             mask[ask.rows] = True
         first = {identity(member): member for member in self.members}
-        gaps = {key: np.flatnonzero(mask & ~self.known[key]) for key, mask in wanted.items()}
+        gaps = {
+            key: np.flatnonzero(mask & ~self.known[key])
+            for key, mask in wanted.items()
+            if key not in self.lost
+        }
         return tuple(Ask(first[key], rows) for key, rows in gaps.items() if len(rows))
 
     def keep(self, asks: Sequence[Ask], outcomes: Sequence[Outcome]) -> None:
         """Store the answers to `asks`."""
         if len(outcomes) != len(asks):
             raise EnsembleError("the walk needs one outcome for each ask", f"{len(outcomes)} for {len(asks)}")
-        outputs = quorum.require_all(
-            [ask.member.name for ask in asks],
-            [len(ask.rows) for ask in asks],
-            [outcome.output for outcome in outcomes],
-            [outcome.failure for outcome in outcomes],
-            self.width,
-        )
-        for ask, output in zip(asks, outputs, strict=True):
+        for ask, outcome in zip(asks, outcomes, strict=True):
+            key, output = identity(ask.member), outcome.output
+            problem = outcome.failure or quorum.problem(output, len(ask.rows), self.width, ask.member.record)
+            if problem is not None or output is None:
+                self.lost[key] = problem or "no output"
+                continue
             self.width = output.shape[1]
-            key = identity(ask.member)
             if key not in self.outputs:
                 self.outputs[key] = np.zeros((self.rows, self.width), dtype=output.dtype)
             self.outputs[key][ask.rows] = output
             self.known[key][ask.rows] = True
+
+    def reply(self, ask: Ask) -> Reply:
+        """What is known for an ask."""
+        key = identity(ask.member)
+        if self.known[key][ask.rows].all():
+            return self.outputs[key][ask.rows]
+        self.degraded[ask.rows] = True
+        return quorum.failed(f"{ask.member.name} ({self.lost[key]})")

@@ -1,7 +1,7 @@
-"""Mix weights on the simplex: least negative log-likelihood, or least squared error.
+"""Weights on the simplex: of a mix, by least negative log-likelihood or least squared error; and of votes.
 
-Both problems are convex and are solved to the optimum without any regularisation: squared error is one
-quadratic program; the likelihood takes a few Newton steps, each such a program (sequential quadratic
+Both problems of a mix are convex and are solved to the optimum without any regularisation: squared error is
+one quadratic program; the likelihood takes a few Newton steps, each such a program (sequential quadratic
 programming for mixture proportions: Kim, Carbonetto, Stephens, Anitescu 2020,
 https://arxiv.org/abs/1806.01412). The result depends on the inputs alone.
 """
@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.ensemble.combine import Floats
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats, deviations
 from orchestrator.errors import EnsembleError
 
+Members = Sequence[Floats] | Floats
+"""Scores [N, K] of each of M members, or [M, N, K] in one array."""
+Weights = tuple[float, ...]
+"""One a member: >= 0, of sum 1."""
 GAP = 1e-9
 """Distance from the optimum, in nats a row, at which the solver stops."""
 ENOUGH = 1e-6
@@ -26,7 +31,7 @@ DECIMALS = 10
 """Weights are rounded to this many: sums taken in another order then give the same weights."""
 
 
-def likelihood_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64]) -> tuple[float, ...]:
+def likelihood_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
     """Weights of least negative log-likelihood of the mixed probabilities.
 
     Args:
@@ -45,28 +50,69 @@ def likelihood_weights(scores: Sequence[Floats], targets: npt.NDArray[np.int64])
         shares = odds / mixed[:, None]
         gradient = -shares.mean(axis=0)
         if duality_gap(weights, gradient) <= GAP:
-            return _finished(weights)
+            return finished(weights)
         hessian = shares.T @ shares / len(shares)
         target = simplex_minimum(hessian, gradient - hessian @ weights)
         weights = _line_search(odds, weights, target - weights, gradient)
     if duality_gap(weights, gradient) <= ENOUGH:
-        return _finished(weights)
+        return finished(weights)
     raise EnsembleError("the mix weights did not converge", duality_gap(weights, gradient))
 
 
-def squared_error_weights(values: Sequence[Floats], targets: Floats) -> tuple[float, ...]:
-    """Weights of least squared error of the mixed values; targets are scaled to unit deviation.
+def squared_error_weights(scores: Members, targets: npt.NDArray[Any], task: Task) -> Weights:
+    """Weights of least squared error of the mixed values, or of the mixed probabilities (Brier score).
+
+    Values are scaled to targets of unit deviation.
 
     Args:
-        values: Outputs [N, T], one array a member.
-        targets: Values [N, T].
+        scores: Log-probabilities [N, K] or values [N, T], one array a member.
+        targets: Labels [N], or values [N, T].
+        task: Which of the two.
     """
+    errors = errors_of(scores, targets, task)
+    return finished(simplex_minimum(errors @ errors.T / errors.shape[1], np.zeros(len(errors))))
+
+
+def errors_of(scores: Members, targets: npt.NDArray[Any], task: Task) -> Floats:
+    """Errors [M, N * K] of scores [M, N, K]: weights that sum to 1 mix them as they mix the answers.
+
+    Classification: of probabilities, against 1 for the label and 0 for the others. Regression: of values, in
+    units of the targets' deviation.
+    """
+    if task == "classification":
+        errors = np.exp(np.array(scores))
+        errors[:, np.arange(len(targets)), targets] -= 1.0
+        return errors.reshape(len(errors), -1)
     truth = targets.reshape(len(targets), -1)
-    spread = truth.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    # Weights that sum to 1 mix the errors as they mix the values.
-    errors = np.stack([((member - truth) / scale).ravel() for member in values])
-    return _finished(simplex_minimum(errors @ errors.T / errors.shape[1], np.zeros(len(values))))
+    scale = deviations(truth)
+    return np.stack([((member - truth) / scale).ravel() for member in scores])
+
+
+def shared_weights(scores: Members, targets: npt.NDArray[Any], task: Task) -> Weights:
+    """Weights that are alike for all rows and classes: of least likelihood loss or squared error, by task."""
+    if task == "classification":
+        return likelihood_weights(scores, targets)
+    return squared_error_weights(scores, targets, task)
+
+
+def vote_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
+    """Shares of the votes: log(p / (1 - p)) + log(K - 1) for a member of accuracy p, scaled to sum 1.
+
+    The optimum where members err independently and their errors fall on the other classes alike (Kuncheva
+    2014, Combining Pattern Classifiers, 2nd ed., ch. 4; Kuncheva and Rodriguez 2014,
+    doi:10.1007/s10115-012-0586-6). p is (hits + 1) / (N + 2), so it is never 0 or 1. A member no better than
+    chance has no vote; where none is better, all votes are equal.
+
+    Args:
+        scores: Log-probabilities [N, K], one array a member.
+        targets: Labels [N].
+    """
+    hits = np.array([(member.argmax(axis=1) == targets).sum() for member in scores])
+    odds = (hits + 1) / (len(targets) - hits + 1)
+    strength = np.maximum(np.log(odds * (scores[0].shape[1] - 1)), 0.0)
+    if not strength.any():
+        strength[:] = 1.0
+    return finished(strength / strength.sum())
 
 
 def duality_gap(weights: Floats, gradient: Floats) -> float:
@@ -141,6 +187,7 @@ def _line_search(odds: Floats, weights: Floats, step: Floats, gradient: Floats) 
     return np.asarray(weights * (odds / (odds @ weights)[:, None]).mean(axis=0))
 
 
-def _finished(weights: Floats) -> tuple[float, ...]:
+def finished(weights: Floats) -> Weights:
+    """Weights as settings hold them: rounded, and of sum 1."""
     rounded = np.round(np.maximum(weights, 0.0), DECIMALS)
     return tuple((rounded / rounded.sum()).tolist())

@@ -7,7 +7,7 @@ Benchmarking in Reasonable Time").
 
 With one thread a block's time is the processor time of the process where that is less than what passed: on a
 quiet machine the two are equal, and beside other work a call that is longer than a time slice is always
-interrupted and a short one seldom, which no median of clock times repairs (decision 69).
+interrupted and a short one seldom, which no median of clock times repairs (decision 90).
 """
 
 from __future__ import annotations

@@ -1,14 +1,33 @@
-"""The ensemble stage: names become artifacts, weights and thresholds are fitted on the validation part."""
+"""The ensemble stage: names become artifacts, weights and thresholds are fitted on the validation part.
+
+Calibration rows are read where a cascade promises something; nothing is fitted on them.
+"""
 
 from __future__ import annotations
 
 from typing import cast
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Member, Node, Spec, WeightedMix, children, leaves
+from orchestrator.config.data import PartName
+from orchestrator.config.ensemble import (
+    Cascade,
+    Ensemble,
+    Member,
+    Node,
+    Parallel,
+    Spec,
+    Stacking,
+    children,
+    leaves,
+    walk_nodes,
+)
 from orchestrator.config.run import FRONT_NAMES
 from orchestrator.ensemble.fit import bind, fit
+from orchestrator.ensemble.guarantee import least_rows
+from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.thresholds import NONE_LEAVES
 from orchestrator.ensemble.tree import distinct
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.searching import Found
 
 
@@ -25,18 +44,18 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
             "chosen" in {leaf.name for leaf in leaves(tree)} for tree in run.config.ensembles.values()
         ):
             run.progress("ensemble", f"'chosen' stands for {found.parent.name}: {found.reason}")
-    validation = run.dataset.part("validation")
     specs = {}
     for name, tree in run.config.ensembles.items():
         bound = bind(tree, known)
-        outputs = {member: run.outputs(member, "validation") for member in distinct(bound)}
+        promises = any(isinstance(node, Cascade) and node.guarantee for node in walk_nodes(bound))
         fitted = fit(
             bound,
-            outputs,
-            validation.targets,
+            *_rows(run, bound, "validation"),
             run.config.metric,
             run.dataset.signature.task,
             allowed=run.allowed,
+            cost=lambda member: float(cost_of(run, member.digest).macs),
+            calibration=_rows(run, bound, "calibration") if promises else None,
         )
         known[name] = fitted
         specs[name] = Spec(
@@ -51,18 +70,44 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
     return specs
 
 
+def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], Output]:
+    """Every member's outputs on a part, and its targets."""
+    outputs = {member: run.outputs(member, part) for member in distinct(tree)}
+    return outputs, run.dataset.part(part).targets
+
+
 def describe(tree: Ensemble) -> str:
     """One line about the members and what was fitted."""
-    if isinstance(tree, WeightedMix):
-        pairs = zip(tree.members, tree.weights or (), strict=True)
-        return ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
     if isinstance(tree, Cascade):
-        steps = [
-            f"{label(stage)} if sure of {t:.3f}"
-            for stage, t in zip(tree.stages, tree.thresholds or (), strict=False)
+        exits = zip(tree.stages, tree.thresholds or (), strict=False)
+        early = [
+            f"{label(stage)} if its {tree.criterion} is at least {threshold:.6g}"
+            for stage, threshold in exits
+            if threshold < NONE_LEAVES
         ]
-        return ", else ".join([*steps, label(tree.stages[-1])])
-    return ", ".join(label(member) for member in tree.members)
+        return ", else ".join([*early, label(tree.stages[-1])]) + promise(tree)
+    if isinstance(tree, Stacking):
+        return "stack of " + ", ".join(map(label, tree.members))
+    how = f"{tree.rule} of " if isinstance(tree, Parallel) else f"by {tree.method}: "
+    if tree.weights is None:
+        return how + ", ".join(map(label, tree.members))
+    pairs = zip(tree.members, tree.weights, strict=True)
+    return how + ", ".join(f"{weight:.3f} {label(member)}" for member, weight in pairs)
+
+
+def promise(cascade: Cascade) -> str:
+    """What a cascade's guarantee came to, after a semicolon; nothing if it has none."""
+    asked, found = cascade.guarantee, cascade.certificate
+    if asked is None or found is None:
+        return ""
+    loss = f"at most {asked.max_loss:g} lost by leaving early, at {asked.confidence:g} confidence"
+    if found.granted:
+        return f"; promised: {loss} ({found.lost} of {found.rows} calibration rows)"
+    if found.rows < (least := least_rows(asked)):
+        why = f"{found.rows} calibration rows are too few, at least {least} are needed"
+    else:
+        why = f"{found.lost} of {found.rows} calibration rows are lost by the most careful exit"
+    return f"; no early exit, for this cannot be promised: {loss} ({why})"
 
 
 def label(node: Node) -> str:

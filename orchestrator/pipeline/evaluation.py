@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Member, Spec
+from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
 from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
@@ -69,7 +69,7 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
 
 
 def _model(run: Run, member: Member) -> Figures:
-    cost = _cost(run, member.digest)
+    cost = cost_of(run, member.digest)
     return {
         "ref": f"{run.config.name}/{member.name}",
         "digest": member.digest,
@@ -136,7 +136,7 @@ def _shown(record: Mapping[str, Any]) -> Figures:
 
 def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     members = distinct(spec.tree)
-    macs = {member: float(_cost(run, member.digest).macs) for member in members}
+    macs = {member: float(cost_of(run, member.digest).macs) for member in members}
     digests = {member.digest for member in members}
     return {
         "kind": spec.tree.kind,
@@ -155,14 +155,14 @@ def _test_prediction(run: Run, spec: Spec) -> Prediction:
 
 
 def _exits(spec: Spec, prediction: Prediction) -> list[float]:
-    if spec.tree.kind != "sequential":
+    if not isinstance(spec.tree, Cascade):
         return []
     stages = len(spec.tree.stages)
     counts = np.bincount(prediction.stages, minlength=stages)
     return [float(found) for found in counts / len(prediction.stages)]
 
 
-def _cost(run: Run, digest: str) -> Cost:
+def cost_of(run: Run, digest: str) -> Cost:
     """Operations and parameters of an artifact; kept as a record, since rebuilding takes a moment."""
     known = next((record for record in run.store.records(digest) if record.get("kind") == "cost"), None)
     if known is None:

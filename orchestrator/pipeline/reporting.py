@@ -11,7 +11,7 @@ from typing import Any, cast
 import yaml
 
 from orchestrator.compression.audit import audit
-from orchestrator.config.ensemble import Cascade, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
 from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.errors import NotFoundError, OrchestratorError
@@ -201,7 +201,7 @@ def _details(
         "weights": {
             name: {label(member): weight for member, weight in zip(tree.members, tree.weights, strict=True)}
             for name, tree in trees.items()
-            if isinstance(tree, WeightedMix) and tree.weights is not None
+            if isinstance(tree, Parallel | WeightedMix) and tree.weights is not None
         },
         "config": yaml.safe_dump(run.config.plain(), sort_keys=False, allow_unicode=True),
         "notes": [],

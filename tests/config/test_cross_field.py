@@ -162,3 +162,12 @@ def test_allowed_is_what_the_file_names() -> None:
         "mine.nets:make",
         "mine.losses:own",
     }
+
+
+def test_a_regression_has_no_votes() -> None:
+    data = {"kind": "parquet", "train": "rows.parquet", "target": ["y"], "task": "regression"}
+    for rule in ("median", "trimmed_mean"):
+        assert run(data=data, search=None, ensembles={"x": {**pair("big", "small"), "rule": rule}})
+    nested = {**pair("big", "small"), "members": ["big", {**pair("big", "small"), "rule": "vote"}]}
+    text = refused(data=data, search=None, ensembles={"x": nested})
+    assert "ensembles.x: rule vote needs a classifier; a regression takes mean, median, trimmed_mean" in text

@@ -46,7 +46,7 @@ def test_without_a_near_key_all_are_listed() -> None:
 def test_nested_members_have_their_index() -> None:
     inner = {"kind": "parallel", "members": ["big", "small"], "wieghts": [1]}
     text = refused(ensembles={"x": {"kind": "weighted_mix", "members": ["big", inner]}})
-    assert "ensembles.x.members.1.wieghts. valid keys here: kind, members." in text
+    assert "ensembles.x.members.1.wieghts. did you mean 'weights'." in text
 
 
 def test_an_unknown_key_is_told_before_other_problems() -> None:

@@ -1,38 +1,54 @@
-"""What every kind of ensemble node promises, whatever it does inside. A new kind adds its line to `TREES`."""
+"""What every kind of ensemble node promises, whatever it does inside.
+
+The trees are those of `tests/conformance/trees.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Ensemble, Member, Node, children
+from orchestrator.config.calibration import TemperatureScaling
+from orchestrator.config.ensemble import (
+    Combined,
+    Ensemble,
+    Member,
+    Parallel,
+    Rule,
+    Stacking,
+    WeightedMix,
+    walk_nodes,
+)
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import VOTE_RULES, Floats
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
 from orchestrator.measure.metrics import log_softmax, score
-from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel, values
+from tests.conformance.trees import (
+    GATE,
+    METHODS,
+    REGRESSION,
+    RULES,
+    TABLE,
+    TARGETS,
+    TREES,
+    TRUTH,
+    VALUES,
+    every,
+    stack,
+    unfitted,
+)
+from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, parallel
 
-TABLE, TARGETS = outputs(rows=80, classes=3)
-VALUES, TRUTH = values(rows=80)
 
-TREES: dict[str, Ensemble] = {
-    "parallel": parallel(A, B, C),
-    "weighted_mix": mix(A, B, C, weights=(0.2, 0.3, 0.5)),
-    "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
-    "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
-    "mix_of_cascades": mix(
-        cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
-    ),
-    "deep": parallel(
-        cascade(A, parallel(B, mix(C, D, weights=(0.5, 0.5))), thresholds=(0.8,)),
-        mix(A, D, weights=(1.0, 0.0)),
-    ),
-}
-REGRESSION = {name: TREES[name] for name in ("parallel", "weighted_mix")}
+def of_equals(rule: Rule) -> Callable[[Member], Ensemble]:
+    return lambda one: Parallel(members=(one, one), rule=rule)
+
+
 KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     # Trees that must answer exactly as one of their members.
     "equal members": lambda one: parallel(one, one),
@@ -40,11 +56,12 @@ KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     "all leave at once": lambda one: cascade(one, D, thresholds=(0.0,)),
     "none leaves": lambda one: cascade(D, B, one, thresholds=(2.0, 2.0)),
     "nested": lambda one: cascade(D, mix(one, B, weights=(1.0, 0.0)), thresholds=(2.0,)),
+    "class weights": lambda one: WeightedMix(
+        members=(D, one), method="per_class", weights=(0.5, 0.5), class_weights=((0.0,) * 3, (1.0,) * 3)
+    ),
+    "gate": lambda one: WeightedMix(members=(one, one), method="gate", weights=(0.5, 0.5), gate=GATE[:2]),
+    **{f"equal members, {rule}": of_equals(rule) for rule in get_args(Rule) if rule not in VOTE_RULES},
 }
-
-
-def every(trees: dict[str, Ensemble]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("tree", trees.values(), ids=trees.keys())
 
 
 @every(TREES)
@@ -86,20 +103,54 @@ def test_a_row_s_answer_does_not_depend_on_the_others(tree: Ensemble) -> None:
 @every(TREES)
 def test_renaming_the_classes_renames_the_answer(tree: Ensemble, classes: tuple[int, ...]) -> None:
     whole = replay(tree, TABLE, "classification")
-    turned = replay(tree, {member: output[:, classes] for member, output in TABLE.items()}, "classification")
+    outputs_turned = {member: output[:, classes] for member, output in TABLE.items()}
+    if isinstance(tree, WeightedMix) and tree.class_weights is not None:
+        renamed = tuple(tuple(row[label] for label in classes) for row in tree.class_weights)
+        tree = tree.model_copy(update={"class_weights": renamed})
+    turned = replay(tree, outputs_turned, "classification")
     np.testing.assert_allclose(turned.outputs, whole.outputs[:, classes], atol=1e-6)
 
 
-REORDERED: list[tuple[Ensemble, Ensemble]] = [
-    (parallel(A, B, C), parallel(C, A, B)),
-    (mix(A, B, weights=(0.2, 0.8)), mix(B, A, weights=(0.8, 0.2))),
-]
+def reordered(tree: Ensemble) -> Ensemble:
+    """Members in another order, and what was fitted for each of them with it."""
+    if isinstance(tree, Stacking):
+        assert tree.coefficients is not None
+        *rows, intercept = tree.coefficients
+        a, b, c = (rows[i : i + len(intercept)] for i in range(0, len(rows), len(intercept)))
+        members = (tree.members[2], tree.members[0], tree.members[1])
+        return tree.model_copy(update={"members": members, "coefficients": (*c, *a, *b, intercept)})
+    found = {name: getattr(tree, name, None) for name in ("members", "weights", "class_weights", "gate")}
+    return tree.model_copy(update={name: (v[2], v[0], v[1]) for name, v in found.items() if v is not None})
 
 
-@pytest.mark.parametrize(("one", "other"), REORDERED)
-def test_the_members_order_does_not_matter_where_it_must_not(one: Ensemble, other: Ensemble) -> None:
-    expected = replay(one, TABLE, "classification").scores
-    np.testing.assert_allclose(replay(other, TABLE, "classification").scores, expected, atol=1e-12)
+@every({**RULES, **METHODS, "stacking": stack(3)})
+def test_the_members_order_does_not_matter(tree: Ensemble) -> None:
+    expected = replay(tree, TABLE, "classification").scores
+    found = replay(reordered(tree), TABLE, "classification").scores
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@every(REGRESSION)
+def test_the_members_order_does_not_matter_to_a_regression(tree: Ensemble) -> None:
+    expected = replay(tree, VALUES, "regression").scores
+    np.testing.assert_allclose(replay(reordered(tree), VALUES, "regression").scores, expected, rtol=1e-12)
+
+
+@every(REGRESSION)
+def test_a_row_of_a_regression_does_not_depend_on_the_others(tree: Ensemble) -> None:
+    whole = replay(tree, VALUES, "regression")
+    for rows in np.split(np.arange(80), [1, 30]):
+        part = predict(tree, lookup(VALUES), rows, "regression")
+        np.testing.assert_array_equal(part.outputs, whole.outputs[rows])
+
+
+@pytest.mark.parametrize("rule", VOTE_RULES)
+def test_a_unanimous_vote_keeps_the_class_and_is_surer_than_one_vote(rule: Rule) -> None:
+    weights = (0.5, 0.5) if rule == "weighted_vote" else None
+    found = replay(Parallel(members=(A, A), rule=rule, weights=weights), TABLE, "classification")
+    assert found.probs is not None
+    np.testing.assert_array_equal(found.probs.argmax(axis=1), TABLE[A].argmax(axis=1))
+    assert (found.probs.max(axis=1) > 2 / 3).all()
 
 
 @pytest.mark.parametrize("make", KEEPS_ONE.values(), ids=KEEPS_ONE.keys())
@@ -121,6 +172,8 @@ def test_nested_equals_flattened() -> None:
     )
     front = cascade(A, cascade(B, C, thresholds=(0.8,)), thresholds=(0.6,))
     np.testing.assert_array_equal(scores(front), scores(cascade(A, B, C, thresholds=(0.6, 0.8))))
+    averaged = cascade(A, B, C, thresholds=(2.0, 2.0), combine="mean")
+    np.testing.assert_allclose(scores(averaged), scores(parallel(A, B, C)), atol=1e-12)
 
 
 @every(TREES)
@@ -180,17 +233,36 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
         np.testing.assert_array_equal(seen["abcd".index(member.name)] == 1, mask)
 
 
-def unfitted(node: Node) -> Node:
-    """The tree without what was fitted."""
-    field = "stages" if node.kind == "sequential" else "members"
-    cleared = {"weighted_mix": {"weights": None}, "sequential": {"thresholds": None}}.get(node.kind, {})
-    below = tuple(unfitted(child) for child in children(node))
-    return node.model_copy(update={field: below, **cleared}) if below else node
-
-
 @every(TREES)
 def test_every_kind_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
     found = fit(unfitted(tree), TABLE, TARGETS, Metric(), "classification")
     assert replay(found, TABLE, "classification").outputs.shape == (80, 3)
+    assert all(node.unfitted() is None for node in walk_nodes(found))
     # A fitted tree survives the store: JSON and back is the same tree.
     assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@every(REGRESSION)
+def test_every_kind_of_a_regression_can_be_fitted_and_is_then_complete(tree: Ensemble) -> None:
+    found = fit(unfitted(tree), VALUES, TRUTH, Metric(name="mae"), "regression")
+    assert replay(found, VALUES, "regression").outputs.shape == (80, 2)
+    assert all(node.unfitted() is None for node in walk_nodes(found))
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@every(TREES)
+def test_every_kind_of_node_is_calibrated_after_it_has_combined(tree: Ensemble) -> None:
+    warm = tree.model_copy(update={"calibration": TemperatureScaling(temperature=2.0)})
+    plain = replay(tree, TABLE, "classification")
+    found = replay(warm, TABLE, "classification")
+    np.testing.assert_allclose(found.scores, log_softmax(plain.scores / 2), atol=1e-12)
+    np.testing.assert_array_equal(found.stages, plain.stages)
+    asked = unfitted(tree).model_copy(update={"calibration": TemperatureScaling()})
+    fitted = fit(asked, TABLE, TARGETS, Metric(), "classification")
+    assert isinstance(fitted, Combined)
+    bare = fitted.model_copy(update={"calibration": None})
+    nll = Metric(name="nll")
+    assert (
+        score(nll, replay(fitted, TABLE, "classification").outputs, TARGETS)
+        <= score(nll, replay(bare, TABLE, "classification").outputs, TARGETS) + 1e-3
+    )

@@ -108,6 +108,18 @@ def test_a_failing_member_is_named_and_the_others_are_cancelled() -> None:
     assert remotes[A].cancelled == 1
 
 
+def test_with_a_quorum_the_others_are_waited_for_and_the_answer_is_degraded() -> None:
+    tree = Parallel(members=(A, B), quorum=1)
+    remotes = {A: Remote(A, 0.05), B: Remote(B, error=MemberFailedError("out of memory"))}
+    prediction = run(drive(spec(tree), remotes, INPUTS, 5))
+    assert remotes[A].cancelled == 0
+    assert prediction.missing == {B: "out of memory"}
+    found = answer(prediction, spec(tree))
+    assert (found.members, found.degraded) == (("a",), True)
+    expected = predict(tree, {A: IN_PROCESS[A]}, INPUTS, "classification")
+    np.testing.assert_array_equal(found.outputs["probabilities"], expected.probs)
+
+
 @pytest.mark.parametrize(
     "output", [np.full((6, 2), np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(6, np.float32)]
 )
@@ -206,6 +218,9 @@ def test_settle_returns_results_in_order() -> None:
         late, early = await settle([asyncio.sleep(30), fail(KeyError())])
         assert isinstance(late, asyncio.CancelledError)
         assert isinstance(early, KeyError)
+        waited = await settle([asyncio.sleep(0.02, "a"), fail(KeyError())], patient=True)
+        assert waited[0] == "a"
+        assert isinstance(waited[1], KeyError)
 
     run(test())
 

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config.ensemble import Rule
+from orchestrator.ensemble.combine import pool
 from orchestrator.ensemble.weights import (
     duality_gap,
     likelihood_weights,
     simplex_minimum,
     squared_error_weights,
+    vote_weights,
 )
 from orchestrator.measure.metrics import log_softmax
 from tests.ensemble.toys import MEMBERS, A, B, outputs, values
@@ -108,15 +111,17 @@ def test_squared_error_weights_by_hand() -> None:
     targets = np.zeros((4, 1))
     plus, minus = np.ones((4, 1)), np.full((4, 1), -3.0)
     # w * 1 - (1 - w) * 3 = 0 at w = 3/4.
-    assert squared_error_weights([plus, minus], targets) == pytest.approx((0.75, 0.25))
-    assert squared_error_weights([plus, 2 * plus], targets) == (1.0, 0.0)
+    assert squared_error_weights([plus, minus], targets, "regression") == pytest.approx((0.75, 0.25))
+    assert squared_error_weights([plus, 2 * plus], targets, "regression") == (1.0, 0.0)
 
 
 def test_squared_error_weighs_targets_of_different_units_alike() -> None:
     table, truth = values(rows=400)
     scores = [table[member].astype(np.float64) for member in MEMBERS]
-    weights = squared_error_weights(scores, truth.astype(np.float64))
-    scaled = squared_error_weights([found * [1, 1000] for found in scores], truth * np.array([1.0, 1000.0]))
+    weights = squared_error_weights(scores, truth.astype(np.float64), "regression")
+    scaled = squared_error_weights(
+        [found * [1, 1000] for found in scores], truth * np.array([1.0, 1000.0]), "regression"
+    )
     np.testing.assert_allclose(weights, scaled, atol=1e-8)
     assert weights[3] == max(weights)
 
@@ -124,3 +129,40 @@ def test_squared_error_weighs_targets_of_different_units_alike() -> None:
 def test_one_row_is_enough_to_answer() -> None:
     table, targets = outputs(rows=1)
     assert sum(likelihood_weights([log_softmax(table[A]), log_softmax(table[B])], targets)) == 1.0
+
+
+def voters(accuracies: list[float], rows: int = 1000, classes: int = 3) -> tuple[list[Any], Any]:
+    """Members of exactly these accuracies, whose errors fall on the next class."""
+    targets = np.arange(rows) % classes
+    wrong = [np.arange(rows) >= round(accuracy * rows) for accuracy in accuracies]
+    return [log_softmax(np.eye(classes)[(targets + miss) % classes]) for miss in wrong], targets
+
+
+def test_votes_are_worth_the_log_odds_of_the_accuracy() -> None:
+    scores, targets = voters([0.9, 0.6, 0.5])
+    odds = [901 / 101 * 2, 601 / 401 * 2, 501 / 501 * 2]
+    assert vote_weights(scores, targets) == pytest.approx(np.log(odds) / np.log(odds).sum())
+    # Better than chance among three classes, though right in less than half of the rows; and not better.
+    assert vote_weights(voters([0.9, 0.4])[0], targets)[1] > 0
+    assert vote_weights(voters([0.9, 0.3])[0], targets) == (1.0, 0.0)
+    assert vote_weights(voters([0.1, 0.2])[0], targets) == (0.5, 0.5)
+    assert vote_weights(voters([1.0, 1.0, 0.9])[0], targets)[0] < 0.5
+
+
+def test_weighted_votes_of_independent_members_beat_equal_votes() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(3, size=4000)
+
+    def member(accuracy: float) -> Any:
+        shift = np.where(rng.random(4000) < accuracy, 0, rng.integers(1, 3, size=4000))
+        return log_softmax(np.eye(3)[(targets + shift) % 3])
+
+    scores = [member(accuracy) for accuracy in (0.9, 0.55, 0.55, 0.5, 0.5)]
+    weights = vote_weights([found[:2000] for found in scores], targets[:2000])
+    rest = [found[2000:] for found in scores]
+
+    def accuracy(weights: tuple[float, ...] | None) -> float:
+        rule: Rule = "vote" if weights is None else "weighted_vote"
+        return float((pool(rest, weights, "classification", rule).argmax(axis=1) == targets[2000:]).mean())
+
+    assert accuracy(weights) > accuracy(None) + 0.03

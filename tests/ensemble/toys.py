@@ -52,8 +52,8 @@ def lookup(table: dict[Member, Any]) -> dict[Member, Callable[[npt.NDArray[Any]]
     return {member: of(output) for member, output in table.items()}
 
 
-def cascade(*stages: Node, thresholds: tuple[float, ...] | None = None, tolerance: float = 0.0) -> Cascade:
-    return Cascade(stages=stages, thresholds=thresholds, tolerance=tolerance)
+def cascade(*stages: Node, thresholds: tuple[float, ...] | None = None, **more: Any) -> Cascade:
+    return Cascade(stages=stages, thresholds=thresholds, **more)
 
 
 def mix(*members: Node, weights: tuple[float, ...] | None = None) -> WeightedMix:

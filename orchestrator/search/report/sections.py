@@ -73,7 +73,7 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
     if chosen and "metric" in chosen:
         rows.append((str(chosen["name"]), "chosen variant", chosen))
     rows += [
-        (key, _KINDS.get(item["kind"], item["kind"]), item)
+        (key, _kind(item["kind"], key in details.get("stages", {})), item)
         for key, item in summary.get("ensembles", {}).items()
     ]
     if not rows:
@@ -92,6 +92,10 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
         f"The row with the best {text.metric_label(name)} is bold."
     )
     return _section("Models and ensembles", caption, _table(head, body))
+
+
+def _kind(kind: str, staged: bool) -> str:
+    return "stack" if kind == "sequential" and not staged else _KINDS.get(kind, kind)
 
 
 def comparison(drawn: bool) -> str:

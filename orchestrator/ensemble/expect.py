@@ -1,0 +1,92 @@
+"""What a fitted tree's answers are worth: complete, and without any of its members."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.calibration import Expectations, Expected, ExpectedWithout
+from orchestrator.config.ensemble import Combined, Ensemble, Member, children, walk_nodes
+from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
+from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.errors import QuorumError
+from orchestrator.measure.intervals import percentile_interval, resamples, wilson
+from orchestrator.measure.metrics import statistic
+
+RESAMPLES = 200
+DIGITS = 6
+
+
+def has_quorum(tree: Ensemble) -> bool:
+    """Whether some node of the tree may answer without one of its members."""
+    return any(isinstance(node, Combined) and node.quorum is not None for node in walk_nodes(tree))
+
+
+def fit_expectations(
+    tree: Ensemble,
+    outputs: Mapping[Member, Output],
+    targets: npt.NDArray[Any],
+    metric: Metric,
+    task: Task,
+    allowed: Collection[str],
+) -> Expectations:
+    """The metric of every set of missing members that leaves an answer (of many members: by a rule).
+
+    Args:
+        tree: Fitted.
+        outputs: Raw outputs [N, K] of each distinct member.
+        targets: Labels [N] or values [N, T].
+        metric: What is expected.
+        task: Which targets these are.
+        allowed: Import paths that the metric may come from.
+    """
+    members = distinct(tree)
+
+    def without(missing: Missing) -> Expected | None:
+        left = {member: outputs[member] for number, member in enumerate(members) if number not in missing}
+        try:
+            found = replay(tree, left, task).outputs
+        except QuorumError:
+            return None
+        return _measured(metric, found, targets, allowed)
+
+    complete = without(())
+    assert complete is not None
+    if len(members) > MOST:
+        most = min(_most_missing(tree), len(members) - 1)
+
+        def change(missing: Missing) -> float | None:
+            found = without(missing)
+            return None if found is None else found.value - complete.value
+
+        trend = fit_trend(len(members), most, change)
+        return Expectations(metric=metric.name, complete=complete, trend=trend)
+    found = [(missing, without(missing)) for missing in sets_of(len(members))]
+    sets = tuple(
+        ExpectedWithout(without=missing, **expected.plain()) for missing, expected in found if expected
+    )
+    return Expectations(metric=metric.name, complete=complete, sets=sets)
+
+
+def _most_missing(tree: Ensemble) -> int:
+    """How many members may be missing at most, if all nodes' quorums hold by themselves."""
+    nodes = [node for node in walk_nodes(tree) if isinstance(node, Combined) and node.quorum is not None]
+    return sum(len(children(node)) - (node.quorum or 0) for node in nodes)
+
+
+def _measured(
+    metric: Metric, outputs: Output, targets: npt.NDArray[Any], allowed: Collection[str]
+) -> Expected:
+    at, rows = statistic(metric, outputs, targets, allowed=allowed), len(targets)
+    value = at(np.ones(rows))
+    if metric.name == "accuracy":
+        low, high = wilson(value * rows, rows)
+    else:
+        low, high = percentile_interval([at(weights) for weights in resamples(rows, 0, RESAMPLES)])
+    return Expected(value=round(value, DIGITS), low=round(low, DIGITS), high=round(high, DIGITS))

@@ -1,0 +1,154 @@
+"""A guard against members that answer plausibly but wrongly: other labels, stale weights, noise.
+
+NaN, wrong shapes and wild values are refused in each answer (`quorum.problem`). What looks like an answer is
+held against the others': a member is opposed by two others that agree on another class, as much as the less
+sure of them is sure; or, for values, as far as it lies outside of what the two span, in units of its own
+deviation and at most 1. A wrong member is opposed more than before, and makes nobody else look wrong, since
+no other agrees with it. How much each pair opposes a member is recorded where the tree is fitted.
+
+In service each request is a bet against "on average opposed no more than recorded": capital grows by the
+factor 1 - f + f x opposed / recorded, which on average is no gain while that is true. As capital never
+starts below 1 (a CUSUM), an ensemble of sound members loses one wrongly at most once in `every` requests on
+average, whenever one looks (Shin, Ramdas, Rinaldo 2024, https://arxiv.org/abs/2203.03532; bets on means:
+Waudby-Smith and Ramdas 2024, https://arxiv.org/abs/2010.09686). That holds for requests like the rows of
+the record: when inputs drift, members part too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.calibration import Record
+from orchestrator.config.ensemble import Member
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats, deviations, scores_of
+from orchestrator.ensemble.tree import Prediction
+from orchestrator.measure.intervals import wilson
+
+BETS = (0.1, 0.25, 0.5, 0.8)
+"""Shares f of the capital that are bet: small ones find small faults, large ones large faults soon."""
+EVERY = 100_000.0
+"""Requests between wrong ejections from one ensemble, on average at least."""
+FLOOR = 0.01
+"""Least that is recorded: one disagreement of members that never disagreed proves nothing."""
+CERTAINTY = 0.9973
+"""Of what is recorded, as an upper bound (three standard errors)."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known about an ensemble's members so far; plain data."""
+
+    evidence: tuple[tuple[float, ...], ...]
+    """Logarithm of the capital, for each distinct member and each of `BETS`."""
+    ejected: tuple[int, ...] = ()
+    """Positions of members that were ejected, in that order."""
+
+
+def start(members: int) -> Watch:
+    """Nothing is known about so many members."""
+    return Watch(((0.0,) * len(BETS),) * members)
+
+
+def observe(watch: Watch, excess: Sequence[float | None], spare: int, every: float = EVERY) -> Watch:
+    """The watch after one more request; it names a member more where one gave itself away.
+
+    Args:
+        watch: Before.
+        excess: One a member, see the function of that name.
+        spare: How many members the ensemble can still do without. With none, nobody is ejected.
+        every: Requests between wrong ejections, on average at least.
+    """
+    evidence = [
+        known
+        if ratio is None
+        else tuple(_grown(log, bet, ratio) for log, bet in zip(known, BETS, strict=True))
+        for known, ratio in zip(watch.evidence, excess, strict=True)
+    ]
+    capital = [float(np.logaddexp.reduce(known)) - math.log(len(BETS)) for known in evidence]
+    worst = int(np.argmax(capital))
+    if spare < 1 or capital[worst] < math.log(every * len(evidence)):
+        return Watch(tuple(evidence), watch.ejected)
+    # What the others' bets rested on included pairs with this one: they start again.
+    return Watch(start(len(evidence)).evidence, (*watch.ejected, worst))
+
+
+def _grown(log: float, bet: float, ratio: float) -> float:
+    return max(log, 0.0) + math.log(1 - bet + bet * ratio)
+
+
+def excess(prediction: Prediction, task: Task) -> list[float | None]:
+    """How much each distinct member was opposed in one request, over what is recorded.
+
+    None: it has no record, did not answer, or fewer than two others did.
+    """
+    records = [member.record for member in prediction.members]
+    opposed = _opposed(prediction, task, [record.scales if record else () for record in records])
+    found: list[float | None] = []
+    for record, (shares, met) in zip(records, opposed, strict=True):
+        usual = float(np.asarray(record.opposed) @ met.sum(axis=1)) if record else 0.0
+        found.append(float(shares[met].sum()) / usual if usual > 0 else None)
+    return found
+
+
+def records(prediction: Prediction, task: Task) -> dict[Member, Record]:
+    """The record of each distinct member that answered, from the tree's prediction on the rows that it was
+    fitted on."""
+    scales = [_scales(prediction, member) if task == "regression" else () for member in prediction.members]
+    found = {}
+    for member, own, (shares, met) in zip(
+        prediction.members, scales, _opposed(prediction, task, scales), strict=True
+    ):
+        if member not in prediction.said:
+            continue
+        values = prediction.said[member][prediction.members[member]]
+        found[member] = Record(
+            outputs=values.shape[1],
+            low=float(values.min()),
+            high=float(values.max()),
+            scales=own,
+            opposed=tuple(_bound(line[mask]) for line, mask in zip(shares, met, strict=True)),
+        )
+    return found
+
+
+def _scales(prediction: Prediction, member: Member) -> tuple[float, ...]:
+    return tuple(deviations(prediction.said[member].astype(np.float64)).tolist())
+
+
+def _bound(shares: Floats) -> float:
+    """Upper bound of the mean of shares in 0..1; 1 where there are none."""
+    return round(max(wilson(shares.sum(), len(shares), CERTAINTY)[1], FLOOR), 4) if len(shares) else 1.0
+
+
+def _opposed(
+    prediction: Prediction, task: Task, scales: Sequence[tuple[float, ...]]
+) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
+    """For each member how much each pair of others opposes it [P, N], and where all three answered [P, N]."""
+    shape = prediction.outputs.shape
+    said = np.stack(
+        [
+            scores_of(prediction.said.get(member, np.zeros(shape)), task, member.temperature)
+            for member in prediction.members
+        ]
+    )
+    answered = np.stack(list(prediction.members.values()))
+    labels, sure = said.argmax(axis=2), said.max(axis=2)
+    for own, scale in enumerate(scales):
+        others = [number for number in range(len(said)) if number != own]
+        pairs = np.array(list(combinations(others, 2)), dtype=int).reshape(-1, 2)
+        one, other = pairs.T
+        if task == "regression":
+            least, most = np.minimum(said[one], said[other]), np.maximum(said[one], said[other])
+            outside = np.maximum(np.maximum(said[own] - most, least - said[own]), 0.0) / np.array(scale)
+            shares = np.minimum(outside, 1.0).mean(axis=2)
+        else:
+            against = (labels[one] == labels[other]) & (labels[one] != labels[own])
+            shares = against * np.exp(np.minimum(sure[one], sure[other]))
+        yield shares, answered[own] & answered[one] & answered[other]

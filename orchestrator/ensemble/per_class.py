@@ -1,0 +1,95 @@
+"""A weight for each member and class (regression: each output), for members that know different classes.
+
+For each class the weights minimise the squared error of that class's probability: the multi-response least
+squares of Ting and Witten 1999, Issues in stacked generalization (JAIR 10), on the simplex. They are pulled
+towards the weights that are alike for all classes; how strongly is chosen by cross-validation, and
+"entirely" is among the choices. A class is one small quadratic program, so the result is the optimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats, Rows, mixture
+from orchestrator.ensemble.objective import Objective
+from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
+from orchestrator.ensemble.weights import (
+    Weights,
+    errors_of,
+    finished,
+    shared_weights,
+    simplex_minimum,
+)
+from orchestrator.errors import EnsembleError
+from orchestrator.measure.metrics import log_softmax
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, SIMPLE)
+
+
+def by_class(stacked: Floats, weights: Floats, task: Task) -> Floats:
+    """Scores [N, K] of a mix with weights [M, K]; probabilities are renormalised.
+
+    Args:
+        stacked: Members' scores [M, N, K].
+        weights: >= 0; each column sums to 1.
+        task: Which scores these are.
+
+    Raises:
+        EnsembleError: there are weights for another number of classes.
+    """
+    if weights.shape[1] != stacked.shape[2]:
+        raise EnsembleError(
+            "class_weights do not fit the members' outputs",
+            f"{weights.shape[1]} columns for {stacked.shape[2]} outputs",
+            "fit the ensemble again",
+        )
+    mean = mixture(stacked, weights[:, None, :], task)
+    return log_softmax(mean) if task == "classification" else mean
+
+
+def fit_class_weights(
+    scores: Sequence[Floats],
+    objective: Objective,
+    shared: Weights | None = None,
+    strength: float | None = None,
+) -> Regularised:
+    """Weights [M, K] fitted on all rows.
+
+    Args:
+        scores: One array [N, K] a member.
+        objective: On the same rows; decides the strength.
+        shared: Weights that are pulled to; fitted when None.
+        strength: In units of the members' mean squared error; chosen among `STRENGTHS` when None.
+    """
+    stacked = np.stack(scores)
+
+    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
+        part = objective.part(rows)
+        middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
+        return middle, _class_weights(stacked[:, rows], part, np.array(middle), strength)
+
+    def held_out(strength: float, rows: Rows, others: Rows) -> Floats:
+        return by_class(stacked[:, others], fit(rows, strength)[1], objective.task)
+
+    chosen = strength or choose_strength(STRENGTHS, objective, held_out)
+    middle, found = fit(np.arange(stacked.shape[1]), chosen)
+    return Regularised(middle, chosen, tuple(tuple(row) for row in found.tolist()))
+
+
+def _class_weights(stacked: Floats, objective: Objective, shared: Floats, strength: float) -> Floats:
+    """[M, K]; for each class argmin of w'Hw + c |w - shared|^2, where H [M, M] are its mean error products.
+
+    c is `strength` times the mean over members and classes of the squared error, so a class with few errors,
+    such as a rare one, stays nearer to the shared weights.
+    """
+    members, rows, classes = stacked.shape
+    errors = errors_of(stacked, objective.truth, objective.task).reshape(members, rows, classes)
+    of_class = errors.transpose(2, 0, 1)
+    products = of_class @ of_class.transpose(0, 2, 1) / rows
+    pull = max(strength * float(np.trace(products, axis1=1, axis2=2).mean()) / members, 1e-12)
+    ridge = 2 * pull * np.eye(members)
+    columns = [finished(simplex_minimum(2 * found + ridge, -2 * pull * shared)) for found in products]
+    return np.array(columns).T
