@@ -51,7 +51,7 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
     return specs
 
 
-def describe(tree: Ensemble) -> str:
+def describe(tree: Node) -> str:
     """One line about the members and what was fitted."""
     if isinstance(tree, WeightedMix):
         pairs = zip(tree.members, tree.weights or (), strict=True)
@@ -62,7 +62,7 @@ def describe(tree: Ensemble) -> str:
             for stage, t in zip(tree.stages, tree.thresholds or (), strict=False)
         ]
         return ", else ".join([*steps, label(tree.stages[-1])])
-    return ", ".join(label(member) for member in tree.members)
+    return ", ".join(label(member) for member in children(tree) or (tree,))
 
 
 def label(node: Node) -> str:

@@ -54,7 +54,7 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     )
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
-    latencies = _spec_latencies(run, specs, baseline)
+    latencies = spec_latencies(run, specs, baseline)
     ensembles = {
         name: _ensemble(run, spec, predictions[name]) | {"latency_ms": latencies[name]}
         for name, spec in specs.items()
@@ -69,7 +69,7 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
 
 
 def _model(run: Run, member: Member) -> Figures:
-    cost = _cost(run, member.digest)
+    cost = cost_of(run, member.digest)
     return {
         "ref": f"{run.config.name}/{member.name}",
         "digest": member.digest,
@@ -136,7 +136,7 @@ def _shown(record: Mapping[str, Any]) -> Figures:
 
 def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     members = distinct(spec.tree)
-    macs = {member: float(_cost(run, member.digest).macs) for member in members}
+    macs = {member: float(cost_of(run, member.digest).macs) for member in members}
     digests = {member.digest for member in members}
     return {
         "kind": spec.tree.kind,
@@ -162,7 +162,7 @@ def _exits(spec: Spec, prediction: Prediction) -> list[float]:
     return [float(found) for found in counts / len(prediction.stages)]
 
 
-def _cost(run: Run, digest: str) -> Cost:
+def cost_of(run: Run, digest: str) -> Cost:
     """Operations and parameters of an artifact; kept as a record, since rebuilding takes a moment."""
     known = next((record for record in run.store.records(digest) if record.get("kind") == "cost"), None)
     if known is None:
@@ -172,7 +172,7 @@ def _cost(run: Run, digest: str) -> Cost:
     return Cost(macs=int(known["macs"]), params=int(known["params"]))
 
 
-def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
+def spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
     """Latency of each ensemble walked in this process, recorded under the spec's digest."""
     settings = run.config.latency
     facts = machine()
