@@ -63,11 +63,11 @@ def combined(pool: Pool, singles: Sequence[Judged], evidence: Evidence) -> list[
         evidence: What the selection looks at.
     """
     ranked = [pool[place] for place in sorted(range(len(pool)), key=lambda place: -singles[place].gain)]
-    found = [Parallel(members=group) for group in _subsets([one.member for one in ranked])]
+    found: list[Node] = [Parallel(members=group) for group in _subsets([one.member for one in ranked])]
     plain = tuple(one.member for one in pool if not one.compressed and one.member.execution == "eager")
     if len(plain) >= 2:
         found.append(Parallel(members=plain))
-    mixes = [WeightedMix(members=group) for group in _mixes(pool, evidence)]
+    mixes: list[Node] = [WeightedMix(members=group) for group in _mixes(pool, evidence)]
     if 2 <= len(plain) <= LARGEST_MIX:
         mixes.append(WeightedMix(members=plain))
     return [Candidate(tree) for tree in dict.fromkeys([*found, *mixes])]

@@ -88,17 +88,18 @@ def shifted_outputs(
     ids, inputs = chosen.ids[:rows], chosen.inputs[:rows]
     base = _key(part, f"{dataset.digest}, shifted from seed {seed}", execution, latency)
     keys = {(shift, severity): f"{shift}{severity}-{base}" for shift, severity in shifts}
-    found = {shift: store.predictions(digest, key, ids) for shift, key in keys.items()}
-    missing = [shift for shift, outputs in found.items() if outputs is None]
+    kept = {shift: store.predictions(digest, key, ids) for shift, key in keys.items()}
+    found = {shift: outputs for shift, outputs in kept.items() if outputs is not None}
+    missing = [shift for shift in shifts if shift not in found]
     if missing:
         executable = load(
             store, digest, execution, threads=latency.threads, batch=latency.batch, allowed=allowed
         )
         for kind, severity in missing:
             shifted = corrupt(inputs, ids, dataset.signature, kind, severity, seed=seed)
-            found[kind, severity] = outputs = predict(executable, shifted)
-            store.put_predictions(digest, keys[kind, severity], ids, outputs)
-    return [outputs for shift in shifts if (outputs := found[shift]) is not None]
+            found[kind, severity] = predict(executable, shifted)
+            store.put_predictions(digest, keys[kind, severity], ids, found[kind, severity])
+    return [found[shift] for shift in shifts]
 
 
 def _key(part: PartName, data: str, execution: Execution, latency: LatencySettings) -> str:

@@ -73,7 +73,7 @@ def _sleeper(
 
     def answer(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         time.sleep((call_ms + row_ms * len(rows)) / 1e3)
-        return answers[rows]
+        return np.asarray(answers[rows])
 
     return answer
 

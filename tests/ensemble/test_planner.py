@@ -19,6 +19,7 @@ from orchestrator.ensemble.planner import (
     models_per_answer,
     stages_of,
 )
+from orchestrator.ensemble.planner import plan as plan_of
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
 from tests.ensemble import planned as toys
@@ -260,7 +261,7 @@ def test_regression_has_means_and_mixes_only() -> None:
     outputs, targets = values()
     evidence = Evidence(outputs, targets, Metric(name="rmse"), "regression")
     pool = toys.pool_of(outputs, {member.name: 1.0 for member in outputs})
-    plan = toys.plan(pool, evidence, Goal(), toys.COSTS, walk_ms=0.0, students={})
+    plan = plan_of(pool, evidence, Goal(), toys.COSTS, walk_ms=0.0, students={})
     assert not any(isinstance(point.tree, Cascade) for point in plan.points)
     point = choose(plan, Goal()).point
     assert isinstance(point.tree, WeightedMix)

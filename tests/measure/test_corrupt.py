@@ -95,7 +95,7 @@ def test_missing_values_are_their_columns_means() -> None:
     found = shifted(TABLE, ROWS, "missing", 5)
     gone = found != ROWS
     assert gone.mean() == pytest.approx(0.4, abs=0.04)
-    assert np.array_equal(found[gone], np.broadcast_to(np.float32(TABLE.mean), ROWS.shape)[gone])
+    assert np.array_equal(found[gone], np.broadcast_to(np.asarray(TABLE.mean, np.float32), ROWS.shape)[gone])
 
 
 def test_an_even_picture_is_only_made_brighter_or_noisy() -> None:
