@@ -10,39 +10,42 @@ from orchestrator.guard import print_json
 from orchestrator.options import Config, DataOption, JsonOption, SetOption, StoreOption
 
 
-def _bound(text: str, flag: str) -> Any:
+def _option(flag: str, text: str) -> Any:
     return typer.Option(flag, help=text)
+
+
+P99 = Annotated[float | None, _option("--p99-ms", "Largest 99th percentile of a call.")]
+Expected = Annotated[float | None, _option("--latency-ms", "Largest expected latency of a call.")]
+Drop = Annotated[float | None, _option("--max-drop", "Largest drop against the reference; the fastest wins.")]
+Reference = Annotated[
+    str | None, _option("--reference", "Model of the run. (default: the best uncompressed ensemble)")
+]
+Bytes = Annotated[int | None, _option("--max-bytes", "Of all members together.")]
+Cost = Annotated[float | None, _option("--cost-per-million", "Largest price of a million rows.")]
+Models = Annotated[int | None, _option("--max-models", "Most members that one answer is made of.")]
+Single = Annotated[bool, _option("--single-model", "One model, which can be inspected.")]
+Robustness = Annotated[float | None, _option("--min-robustness", "Bound on the metric of shifted rows.")]
+Batch = Annotated[
+    list[int] | None, _option("--batch", "Rows of a call; may be repeated. (default: the run file's)")
+]
+CoreHour = Annotated[float, _option("--core-hour", "Price of one core for an hour.")]
+Name = Annotated[str, _option("--name", "Name of the spec: 'orchestrator serve RUN/NAME'.")]
 
 
 def choose(
     config: Config = "digits",
-    p99_ms: Annotated[float | None, _bound("Largest 99th percentile of a call.", "--p99-ms")] = None,
-    latency_ms: Annotated[float | None, _bound("Largest expected latency of a call.", "--latency-ms")] = None,
-    max_drop: Annotated[
-        float | None,
-        _bound("Largest drop of the metric against the reference; the fastest wins.", "--max-drop"),
-    ] = None,
-    reference: Annotated[
-        str | None, _bound("Model of the run. (default: the best uncompressed ensemble)", "--reference")
-    ] = None,
-    max_bytes: Annotated[int | None, _bound("Of all members together.", "--max-bytes")] = None,
-    cost_per_million: Annotated[
-        float | None, _bound("Largest price of a million rows.", "--cost-per-million")
-    ] = None,
-    max_models: Annotated[
-        int | None, _bound("Most members that one answer is made of.", "--max-models")
-    ] = None,
-    single_model: Annotated[
-        bool, typer.Option("--single-model", help="One model, which can be inspected.")
-    ] = False,
-    min_robustness: Annotated[
-        float | None, _bound("Bound on the metric of shifted rows.", "--min-robustness")
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(help="Rows of a call; may be repeated. (default: the run file's)")
-    ] = None,
-    core_hour: Annotated[float, typer.Option(help="Price of one core for an hour.")] = 0.04,
-    name: Annotated[str, typer.Option(help="Name of the spec: 'orchestrator serve RUN/NAME'.")] = "choice",
+    p99_ms: P99 = None,
+    latency_ms: Expected = None,
+    max_drop: Drop = None,
+    reference: Reference = None,
+    max_bytes: Bytes = None,
+    cost_per_million: Cost = None,
+    max_models: Models = None,
+    single_model: Single = False,
+    min_robustness: Robustness = None,
+    batch: Batch = None,
+    core_hour: CoreHour = 0.04,
+    name: Name = "choice",
     store: StoreOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
@@ -67,16 +70,8 @@ def choose(
     }
     costs: dict[str, Any] = {"core_hour": core_hour} | ({"batches": tuple(batch)} if batch else {})
     goal = validate(Goal, bounds, "the goal")
-    document = choose_file(
-        config,
-        goal,
-        costs=costs,
-        name=name,
-        store=store,
-        overrides=overrides or [],
-        data=data,
-        quiet=as_json,
-    )
+    files: dict[str, Any] = {"store": store, "overrides": overrides or [], "data": data}
+    document = choose_file(config, goal, costs=costs, name=name, quiet=as_json, **files)
     if as_json:
         print_json(document)
     else:

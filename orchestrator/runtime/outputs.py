@@ -64,7 +64,7 @@ def shifted_outputs(
     *,
     shifts: Sequence[tuple[Shift, int]],
     rows: int,
-    seed: int,
+    seed: int = 0,
     allowed: Collection[str] = (),
 ) -> list[NDArray[np.float32]]:
     """Outputs on the first rows of a part, shifted: one array float32 [rows, K] a (kind, severity).
