@@ -41,7 +41,8 @@ class Available:
     """A model in one execution, and what was measured of it."""
 
     member: Member
-    time: CallTime
+    times: Mapping[int, CallTime]
+    """By rows of a whole call, which its kernels are made for."""
     bytes: int
     macs: float
     """Operations a row."""
@@ -49,6 +50,12 @@ class Available:
     """The model that it is a variant of, or its own name."""
     compressed: bool = False
     """Whether a plan made it."""
+
+    @property
+    def call_ms(self) -> float:
+        """Of a whole call at the largest batch."""
+        batch = max(self.times)
+        return float(self.times[batch].ms(batch))
 
 
 Pool = Sequence[Available]
@@ -117,7 +124,7 @@ def _leading(
 
 def _mixes(pool: Pool, evidence: Evidence) -> list[tuple[Member, ...]]:
     """Members of every size that greedy selections among the fastest models go through."""
-    order = sorted(pool, key=lambda one: one.time.ms(1).item())
+    order = sorted(pool, key=lambda one: one.call_ms)
     found: list[tuple[Member, ...]] = []
     for share in SPEEDS:
         members = [one.member for one in order[: round(share * len(order))]]

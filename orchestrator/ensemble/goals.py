@@ -8,7 +8,7 @@ from functools import partial
 
 from orchestrator.config.goal import Goal
 from orchestrator.ensemble.crossfit import Judged
-from orchestrator.ensemble.planner import Plan, Point
+from orchestrator.ensemble.planner import Point, Survey
 
 Gain = Callable[[Judged], float]
 Robustness = Mapping[Judged, float]
@@ -35,22 +35,22 @@ class Honest:
     """Against the reference."""
 
 
-def choose(plan: Plan, goal: Goal, *, robustness: Robustness | None = None) -> Choice:
+def choose(survey: Survey, goal: Goal, *, robustness: Robustness | None = None) -> Choice:
     """The fastest point within all bounds when one of them is `max_drop`, else the one of the best metric.
 
     Args:
-        plan: Candidates and the reference.
+        survey: Candidates and the reference.
         goal: The bounds.
         robustness: Where it is known; a bound on it leaves the other candidates out. Not given, it does not
             count.
     """
-    points = plan.points
+    points = survey.points
     if robustness is not None and goal.min_robustness is not None:
         points = tuple(point for point in points if point.judged in robustness)
-    return _choose(plan, points, goal, lambda judged: judged.gain, robustness)
+    return _choose(survey, points, goal, lambda judged: judged.gain, robustness)
 
 
-def honest(plan: Plan, goal: Goal) -> Honest | None:
+def honest(survey: Survey, goal: Goal) -> Honest | None:
     """The choice made anew without each fold, judged on that fold; None when the goal is not reached there.
 
     This is what the procedure is worth, without the winner's luck (nested cross-validation; Varma and Simon
@@ -58,12 +58,12 @@ def honest(plan: Plan, goal: Goal) -> Honest | None:
     robustness is left out.
     """
     gains, drops = [], []
-    for fold in range(len(plan.reference.inside)):
-        found = _choose(plan, plan.points, goal, partial(_without, fold))
+    for fold in range(len(survey.reference.inside)):
+        found = _choose(survey, survey.points, goal, partial(_without, fold))
         if found.beyond:
             return None
         gains.append(found.point.judged.inside[fold])
-        drops.append(plan.reference.inside[fold] - gains[-1])
+        drops.append(survey.reference.inside[fold] - gains[-1])
     return Honest(sum(gains) / len(gains), sum(drops) / len(drops))
 
 
@@ -104,18 +104,18 @@ def _without(fold: int, judged: Judged) -> float:
 
 
 def _choose(
-    plan: Plan,
+    survey: Survey,
     points: Sequence[Point],
     goal: Goal,
     gain: Gain,
     robustness: Robustness | None = None,
 ) -> Choice:
-    against = gain(plan.reference)
+    against = gain(survey.reference)
 
     def over(point: Point) -> dict[str, float]:
         known = robustness.get(point.judged) if robustness is not None else None
         drop = against - gain(point.judged)
-        return beyond(point, goal, drop, robustness=known, larger=plan.larger)
+        return beyond(point, goal, drop, robustness=known, larger=survey.larger)
 
     def rank(point: Point) -> tuple[float, ...]:
         per_row = point.latency_ms / point.batch

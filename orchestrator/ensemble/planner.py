@@ -66,7 +66,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Survey:
     """All candidates, and those to look at."""
 
     points: tuple[Point, ...]
@@ -82,9 +82,9 @@ class Plan:
     """Baselines that there are none of, in a sentence each."""
 
 
-def plan(
+def survey(
     pool: Pool, evidence: Evidence, goal: Goal, costs: Costs, *, walk_ms: float, students: Students
-) -> Plan:
+) -> Survey:
     """Enumerate and judge candidates, and find the front.
 
     Args:
@@ -108,7 +108,7 @@ def plan(
         judged += [evidence.judge(found) for found in cascades(pool, judged, pricing.speed)]
     points = [point for found in judged for point in pricing.points(found)]
     reference, baselines, notes = _baselines(pool, judged, points, goal, students)
-    return Plan(tuple(points), reference, tuple(front_of(points)), baselines, evidence.larger, notes)
+    return Survey(tuple(points), reference, tuple(front_of(points)), baselines, evidence.larger, notes)
 
 
 class Pricing:
@@ -122,9 +122,14 @@ class Pricing:
     def speed(self, node: Node) -> float:
         """Time of a fused call of the largest batch."""
         if node not in self._speeds:
-            stage = Stage(1.0, tuple(self._of(member).time for member in distinct(node)))
             batch = max(self._costs.batches)
-            found = expected([stage], batch, "fused", walk_ms=self._walk_ms, hop_ms=0.0)
+            found = expected(
+                self._stages([1.0], [distinct(node)], batch),
+                batch,
+                "fused",
+                walk_ms=self._walk_ms,
+                hop_ms=0.0,
+            )
             self._speeds[node] = found.latency_ms
         return self._speeds[node]
 
@@ -132,10 +137,6 @@ class Pricing:
         """The candidate at every batch and, where that makes a difference, in every placement."""
         tree, costs = judged.candidate.tree, self._costs
         asked = stages_of(tree)
-        stages = [
-            Stage(reach, tuple(self._of(member).time for member in members))
-            for reach, members in zip(judged.reach, asked, strict=True)
-        ]
         macs = sum(
             reach * self._of(member).macs
             for reach, members in zip(judged.reach, asked, strict=True)
@@ -144,6 +145,7 @@ class Pricing:
         size = sum({one.member.digest: one.bytes for one in map(self._of, leaves(tree))}.values())
         placements: tuple[Placement, ...] = ("fused",) if isinstance(tree, Member) else costs.placements
         for batch in costs.batches:
+            stages = self._stages(judged.reach, asked, batch)
             for placement in placements:
                 found = expected(stages, batch, placement, walk_ms=self._walk_ms, hop_ms=costs.hop_ms)
                 rows_an_hour = batch * MS_AN_HOUR / (found.core_ms * costs.threads)
@@ -158,6 +160,12 @@ class Pricing:
                     macs,
                     models_per_answer(tree),
                 )
+
+    def _stages(self, reach: Sequence[float], asked: Sequence[Sequence[Member]], batch: int) -> list[Stage]:
+        return [
+            Stage(share, tuple(self._of(member).times[batch] for member in members))
+            for share, members in zip(reach, asked, strict=True)
+        ]
 
     def _of(self, member: Member) -> Available:
         return self._known[identity(member)]
@@ -212,7 +220,7 @@ def _baselines(
     if groups:
         found[UNCOMPRESSED] = max(groups, key=lambda group: group.gain)
         team = distinct(found[UNCOMPRESSED].candidate.tree)
-        found |= {name: singles[one.member] for name, one in _rivals(pool, team, students).items()}
+        found |= _rivals(pool, singles, team, students)
     else:
         notes.append(f"{UNCOMPRESSED}: fewer than two uncompressed models are here")
     notes += [f"{name}: {why}" for name, why in _MISSING.items() if name not in found]
@@ -237,14 +245,23 @@ def _together(tree: Node, plain: set[tuple[str, str]]) -> bool:
     return not isinstance(tree, Cascade | Member) and members <= plain
 
 
-def _rivals(pool: Pool, team: Sequence[Member], students: Students) -> dict[str, Available]:
-    """One model that costs about what a team costs, and one that was distilled from it."""
-    members = {identity(member): member for member in team}
+def _rivals(
+    pool: Pool, singles: Mapping[Node, Judged], team: Sequence[Member], students: Students
+) -> dict[str, Judged]:
+    """The best model that costs about what a team costs, and the best that was distilled from it."""
+    members = {identity(member) for member in team}
     macs = [one.macs for one in pool if identity(one.member) in members]
     low, high = (factor * sum(macs) for factor in ABOUT)
-    bigger = [one for one in pool if low <= one.macs <= high and one.macs > max(macs) and not one.compressed]
     digests = frozenset(member.digest for member in team)
-    merged = [one for one in pool if students.get(one.member.digest) == digests]
-    merged = merged or [one for one in pool if one.member.digest in students]
-    found = {BIGGER: bigger[:1], STUDENT: merged[:1]}
-    return {name: one[0] for name, one in found.items() if one}
+    wanted = {
+        BIGGER: [
+            one for one in pool if max(macs) < one.macs and low <= one.macs <= high and not one.compressed
+        ],
+        STUDENT: [one for one in pool if students.get(one.member.digest) == digests]
+        or [one for one in pool if one.member.digest in students],
+    }
+    return {
+        name: max((singles[one.member] for one in found), key=lambda judged: judged.gain)
+        for name, found in wanted.items()
+        if found
+    }

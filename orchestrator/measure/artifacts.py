@@ -102,6 +102,39 @@ def measure_again(
     return found[subject], found[reference]
 
 
+def share_of_call(
+    store: Store, subject: Subject, settings: LatencySettings, *, rows: int = 1, allowed: Collection[str] = ()
+) -> float:
+    """Time of a call of fewer rows over that of a whole batch, in the executable made for the batch.
+
+    Measured once a machine, both in turns, then read from its record.
+
+    Raises:
+        ExecutionError: the subject cannot run here.
+    """
+    if rows == settings.batch:
+        return 1.0
+    bench, (digest, execution) = _Bench(store, settings, allowed, machine()), subject
+    key = {
+        "kind": "share of a call",
+        "rows": rows,
+        "execution": execution,
+        "batch": settings.batch,
+        "threads": settings.threads,
+        "fingerprint": bench.machine,
+    }
+    for record in store.records(digest):
+        if key.items() <= record.items():
+            return float(record["share"])
+    with _threads(settings.threads):
+        executable, inputs = _loaded(bench, subject)
+        few = inputs[:rows]
+        calls: dict[str, Call] = {"whole": lambda: executable(inputs), "few": lambda: executable(few)}
+        share = 1 / compare(calls, settings, baseline="whole")["few"].ratio
+    store.add_record(digest, {**key, "share": share, "machine": bench.facts, "time": time.time()})
+    return share
+
+
 def keep_latency(
     store: Store, digest: str, baseline: str, latency: Latency, settings: LatencySettings
 ) -> None:
@@ -193,14 +226,18 @@ def _record(bench: _Bench, baseline: str, digest: str, latency: Latency) -> dict
 
 def _call(bench: _Bench, subject: Subject) -> Call:
     """The subject loaded and run once, so that what cannot run fails here and not between others' blocks."""
+    executable, inputs = _loaded(bench, subject)
+    executable(inputs)
+    return lambda: executable(inputs)
+
+
+def _loaded(bench: _Bench, subject: Subject) -> tuple[Executable, npt.NDArray[Any]]:
+    """The subject ready to run, and a batch of example rows."""
     digest, execution = subject
     batch, threads = bench.settings.batch, bench.settings.threads
     inputs = example_inputs(bench.store.manifest(digest).signature, batch)
-    executable: Executable = load(
-        bench.store, digest, execution, threads=threads, batch=batch, allowed=bench.allowed
-    )
-    executable(inputs)
-    return lambda: executable(inputs)
+    executable = load(bench.store, digest, execution, threads=threads, batch=batch, allowed=bench.allowed)
+    return executable, inputs
 
 
 @contextmanager

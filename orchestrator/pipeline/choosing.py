@@ -15,7 +15,7 @@ from orchestrator.config.load import validate
 from orchestrator.config.run import FRONT_NAMES, RunConfig
 from orchestrator.ensemble.crossfit import Evidence, Judged, Measured
 from orchestrator.ensemble.goals import Choice, Honest, choose, honest
-from orchestrator.ensemble.planner import Plan, Point, plan
+from orchestrator.ensemble.planner import Point, Survey, survey
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import ConfigError
 from orchestrator.measure.corrupt import shifts
@@ -84,7 +84,7 @@ def choose_file(
 
 
 def choose_for(run: Run, gathered: Gathered, goal: Goal, costs: Costs, name: str) -> dict[str, Any]:
-    """Plan, choose, and store what was chosen as `<run>/<name>`.
+    """Survey, choose, and store what was chosen as `<run>/<name>`.
 
     Returns:
         What `choose.json` holds: `goal`, `reference`, `candidates` (how many), `points` (the front, the
@@ -97,18 +97,19 @@ def choose_for(run: Run, gathered: Gathered, goal: Goal, costs: Costs, name: str
     evidence = Evidence(
         outputs, validation.targets, run.config.metric, task, seed=run.config.seed, allowed=run.allowed
     )
-    planned = plan(pool, evidence, goal, costs, walk_ms=walk_ms(run, costs), students=gathered.students)
-    count = len({point.judged for point in planned.points})
-    run.progress("choose", f"{count} candidates of {len(pool)} models, {len(planned.front)} on the front")
+    surveyed = survey(pool, evidence, goal, costs, walk_ms=walk_ms(run, costs), students=gathered.students)
+    count = len({point.judged for point in surveyed.points})
+    run.progress("choose", f"{count} candidates of {len(pool)} models, {len(surveyed.front)} on the front")
     # A bound on the robustness can only be held against what was run on shifted rows.
-    first = choose(planned, goal.model_copy(update={"min_robustness": None}))
-    shown = _shown(planned, first)
-    trees = {judged: evidence.fitted(judged.candidate) for judged in {point.judged: None for point in shown}}
+    first = choose(surveyed, goal.model_copy(update={"min_robustness": None}))
+    wanted = dict.fromkeys(point.judged for point in _shown(surveyed, first))
+    trees = {judged: evidence.fitted(judged.candidate) for judged in wanted}
     robust = _robustness(run, trees, evidence.larger)
-    choice = first if goal.min_robustness is None else choose(planned, goal, robustness=robust)
+    choice = first if goal.min_robustness is None else choose(surveyed, goal, robustness=robust)
+    shown = _shown(surveyed, first, choice)
     table = _Table(
         trees,
-        dict(zip(trees, evidence.intervals(list(trees), planned.reference), strict=True)),
+        dict(zip(trees, evidence.intervals(list(trees), surveyed.reference), strict=True)),
         robust if evidence.larger else {judged: -gain for judged, gain in robust.items()},
     )
     document = {
@@ -120,15 +121,15 @@ def choose_for(run: Run, gathered: Gathered, goal: Goal, costs: Costs, name: str
         "goal": goal.bounds(),
         "costs": costs.plain(),
         "candidates": count,
-        "reference": _named(evidence.fitted(planned.reference.candidate)),
-        "points": [_point(run, planned, table, point) for point in shown],
+        "reference": _named(evidence.fitted(surveyed.reference.candidate)),
+        "points": [_point(run, surveyed, table, point) for point in shown],
         "nearest": shown.index(choice.point),
         "recommended": None if choice.beyond else shown.index(choice.point),
-        "notes": [*gathered.notes, *planned.notes],
+        "notes": [*gathered.notes, *surveyed.notes],
         "honest": None,
         "spec": None,
     }
-    fair = None if choice.beyond else honest(planned, goal)
+    fair = None if choice.beyond else honest(surveyed, goal)
     document["reason"] = _reason(choice, goal, table, fair, len(validation.targets))
     if fair is not None:
         document["honest"] = {"metric": fair.gain if evidence.larger else -fair.gain, "drop": fair.drop}
@@ -158,14 +159,15 @@ def _check_names(settings: RunConfig, goal: Goal, name: str) -> None:
         raise ConfigError("the reference is no model of the run", goal.reference, f"use {', '.join(known)}")
 
 
-def _shown(planned: Plan, choice: Choice) -> list[Point]:
-    """The front, thinned where it is long, the baselines, the reference and the choice; fastest first."""
-    front = planned.front
+def _shown(surveyed: Survey, *choices: Choice) -> list[Point]:
+    """The front, thinned where it is long, the baselines, the reference and the choices; fastest first."""
+    front = surveyed.front
     if len(front) > MOST_SHOWN:
         places = np.linspace(0, len(front) - 1, MOST_SHOWN).round().astype(int)
         front = tuple(front[place] for place in places)
-    reference = next(point for point in planned.points if point.judged is planned.reference)
-    wanted = dict.fromkeys((*front, *planned.baselines.values(), reference, choice.point))
+    reference = next(point for point in surveyed.points if point.judged is surveyed.reference)
+    chosen = [choice.point for choice in choices]
+    wanted = dict.fromkeys((*front, *surveyed.baselines.values(), reference, *chosen))
     return sorted(wanted, key=lambda point: (point.batch, point.latency_ms))
 
 
@@ -201,10 +203,10 @@ def _robustness(run: Run, trees: Mapping[Judged, Node], larger: bool) -> dict[Ju
     return found
 
 
-def _point(run: Run, planned: Plan, table: _Table, point: Point) -> dict[str, Any]:
+def _point(run: Run, surveyed: Survey, table: _Table, point: Point) -> dict[str, Any]:
     """A row of the table as plain values."""
     tree, measured = table.trees[point.judged], table.figures[point.judged]
-    labels = [name for name, one in planned.baselines.items() if one is point]
+    labels = [name for name, one in surveyed.baselines.items() if one is point]
     test = run.dataset.part("test")
     outputs = {leaf: run.outputs(leaf, "test") for leaf in distinct(tree)}
     answer = replay(tree, outputs, run.dataset.signature.task).outputs
@@ -214,8 +216,8 @@ def _point(run: Run, planned: Plan, table: _Table, point: Point) -> dict[str, An
         "kind": tree.kind,
         "members": [f"{leaf.name} ({leaf.execution})" for leaf in distinct(tree)],
         "baseline": ", ".join(labels),
-        "reference": point.judged is planned.reference,
-        "front": point in planned.front,
+        "reference": point.judged is surveyed.reference,
+        "front": point in surveyed.front,
         "batch": point.batch,
         "placement": point.placement,
         "metric": {"value": measured.value, "ci": list(measured.ci)},

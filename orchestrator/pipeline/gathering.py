@@ -17,7 +17,7 @@ from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.planner import Students
 from orchestrator.ensemble.tree import predict
-from orchestrator.measure.artifacts import measure_artifacts
+from orchestrator.measure.artifacts import measure_artifacts, share_of_call
 from orchestrator.measure.latency import measure, summarize
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.pipeline.context import Run
@@ -109,28 +109,23 @@ def walk_ms(run: Run, costs: Costs) -> float:
 
 def _times(
     run: Run, members: Sequence[Member], baseline: str, costs: Costs
-) -> tuple[dict[Member, CallTime], tuple[str, ...]]:
-    """Times of calls by rows, of those members that run here; and why the others do not."""
-    batches = sorted({1, *costs.batches})
-    known: dict[Member, dict[int, float]] = {member: {} for member in members}
-    tails: dict[Member, float] = {}
+) -> tuple[dict[Member, dict[int, CallTime]], tuple[str, ...]]:
+    """Times of calls by batch, of those members that run here; and why the others do not."""
+    known: dict[Member, dict[int, CallTime]] = {member: {} for member in members}
     notes: dict[str, None] = {}
-    for batch in batches:
+    for batch in costs.batches:
         settings = run.config.latency.model_copy(update={"batch": batch, "threads": costs.threads})
         subjects = [(member.digest, member.execution) for member in members]
         records = measure_artifacts(run.store, baseline, subjects, settings, allowed=run.allowed)
-        for member, record in zip(members, records, strict=True):
+        for member, subject, record in zip(members, subjects, records, strict=True):
             if "error" in record:
                 notes[f"{member.name} is left out: {record['error']}"] = None
                 continue
-            known[member][batch] = float(record["median_ms"])
-            # The last, largest batch decides.
-            tails[member] = max(1.0, float(record["p95_ms"]) / float(record["median_ms"]))
-    times = {
-        member: CallTime(found, tails[member])
-        for member, found in known.items()
-        if len(found) == len(batches)
-    }
+            whole = float(record["median_ms"])
+            one = whole * share_of_call(run.store, subject, settings, allowed=run.allowed)
+            tail = max(1.0, float(record["p95_ms"]) / whole)
+            known[member][batch] = CallTime({1: one, batch: whole}, tail)
+    times = {member: found for member, found in known.items() if len(found) == len(costs.batches)}
     return times, tuple(notes)
 
 

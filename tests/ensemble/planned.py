@@ -13,7 +13,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.crossfit import Evidence
 from orchestrator.ensemble.expected import CallTime
-from orchestrator.ensemble.planner import Plan, Students, plan
+from orchestrator.ensemble.planner import Students, Survey, survey
 
 Outputs = dict[Member, npt.NDArray[np.float32]]
 COSTS = Costs(batches=(8,), placements=("fused",))
@@ -62,7 +62,10 @@ def pool_of(outputs: Outputs, ms: Mapping[str, float], **more: Mapping[str, obje
     return [
         Available(
             one,
-            CallTime({1: ms[one.name] / 4, 8: ms[one.name]}, tail=1.2),
+            {
+                1: CallTime({1: ms[one.name] / 4}, tail=1.2),
+                8: CallTime({1: ms[one.name] / 4, 8: ms[one.name]}, tail=1.2),
+            },
             bytes=int(1000 * ms[one.name]),
             macs=1e6 * ms[one.name],
             family=str(more.get("family", {}).get(one.name, one.name)),
@@ -82,8 +85,8 @@ def planned(
     metric: Metric = Metric(),  # noqa: B008 - frozen
     students: Students | None = None,
     **more: Mapping[str, object],
-) -> tuple[Plan, Evidence]:
+) -> tuple[Survey, Evidence]:
     """The plan of such models, and what it was made on."""
     evidence = Evidence(outputs, targets, metric, "classification")
     pool = pool_of(outputs, ms, **more)
-    return plan(pool, evidence, goal, costs, walk_ms=0.0, students=students or {}), evidence
+    return survey(pool, evidence, goal, costs, walk_ms=0.0, students=students or {}), evidence

@@ -18,8 +18,8 @@ from orchestrator.ensemble.planner import (
     Point,
     models_per_answer,
     stages_of,
+    survey,
 )
-from orchestrator.ensemble.planner import plan as plan_of
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
 from tests.ensemble import planned as toys
@@ -36,36 +36,36 @@ def named(tree: Node) -> str:
 def test_a_cascade_wins_under_a_bound_on_latency() -> None:
     """`big` alone takes 20 ms and `tiny` errs on a tenth of the rows; together they fit into 8 ms."""
     outputs, targets = toys.teacher_and_student()
-    plan, _ = toys.planned(outputs, targets, {"tiny": 1.0, "big": 20.0}, costs=Costs(batches=(1,)))
-    found = choose(plan, Goal(latency_ms=2.0))
+    survey, _ = toys.planned(outputs, targets, {"tiny": 1.0, "big": 20.0}, costs=Costs(batches=(1,)))
+    found = choose(survey, Goal(latency_ms=2.0))
     assert not found.beyond
     assert isinstance(found.point.tree, Cascade)
     assert [stage.name for stage in found.point.tree.stages if isinstance(stage, Member)] == ["tiny", "big"]
     assert found.point.judged.gain == pytest.approx(0.98, abs=0.01)
     # The same as big's, at a fraction of its time: what a bound on the drop asks for.
-    cheapest = choose(plan, Goal(max_drop=0.005, reference="big"))
+    cheapest = choose(survey, Goal(max_drop=0.005, reference="big"))
     assert isinstance(cheapest.point.tree, Cascade)
     assert cheapest.point.latency_ms < 5.0 / 2
 
 
 def test_without_a_bound_on_latency_all_members_together_win() -> None:
     outputs, targets = toys.skilled(EQUAL)
-    plan, _ = toys.planned(outputs, targets, SPEEDS)
-    found = choose(plan, Goal())
+    survey, _ = toys.planned(outputs, targets, SPEEDS)
+    found = choose(survey, Goal())
     assert isinstance(found.point.tree, Parallel | WeightedMix)
     assert len(distinct(found.point.tree)) == 4
-    single = plan.baselines[BEST_SINGLE]
+    single = survey.baselines[BEST_SINGLE]
     assert single.single
     assert found.point.judged.gain > single.judged.gain + 0.05
-    assert choose(plan, Goal(single_model=True)).point is single
-    assert models_per_answer(choose(plan, Goal(max_models_per_answer=2)).point.tree) <= 2
+    assert choose(survey, Goal(single_model=True)).point is single
+    assert models_per_answer(choose(survey, Goal(max_models_per_answer=2)).point.tree) <= 2
 
 
 def test_a_mix_wins_where_members_differ() -> None:
     """One member that is worth more than the others, which are worth something beside it."""
     outputs, targets = toys.skilled({"a": 2.5, "b": 0.8, "c": 0.8}, rows=3000)
-    plan, evidence = toys.planned(outputs, targets, dict.fromkeys("abc", 4.0), metric=Metric(name="nll"))
-    best = choose(plan, Goal()).point
+    survey, evidence = toys.planned(outputs, targets, dict.fromkeys("abc", 4.0), metric=Metric(name="nll"))
+    best = choose(survey, Goal()).point
     assert isinstance(best.tree, WeightedMix)
     assert named(best.tree) == "a+b+c"
     tree = evidence.fitted(best.judged.candidate)
@@ -76,17 +76,17 @@ def test_a_mix_wins_where_members_differ() -> None:
 
 def test_a_goal_that_nobody_reaches() -> None:
     outputs, targets = toys.skilled(EQUAL)
-    plan, _ = toys.planned(outputs, targets, SPEEDS)
-    found = choose(plan, Goal(latency_ms=1.0, max_bytes=3000))
+    survey, _ = toys.planned(outputs, targets, SPEEDS)
+    found = choose(survey, Goal(latency_ms=1.0, max_bytes=3000))
     # Single models come closest: 4 ms and 4000 bytes.
     assert found.point.single
     assert found.beyond == {"latency_ms": pytest.approx(3.0), "max_bytes": pytest.approx(1 / 3)}
-    assert honest(plan, Goal(latency_ms=1.0)) is None
+    assert honest(survey, Goal(latency_ms=1.0)) is None
 
 
 def test_every_bound_is_kept_by_what_is_chosen() -> None:
     outputs, targets = toys.skilled({"a": 1.0, "b": 1.5, "c": 2.0, "d": 2.0})
-    plan, _ = toys.planned(outputs, targets, {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0})
+    survey, _ = toys.planned(outputs, targets, {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0})
     for goal in (
         Goal(p99_ms=6.0),
         Goal(latency_ms=5.0),
@@ -94,23 +94,23 @@ def test_every_bound_is_kept_by_what_is_chosen() -> None:
         Goal(cost_per_million=1e-2),
         Goal(max_drop=0.04, max_bytes=12_000),
     ):
-        point = choose(plan, goal).point
+        point = choose(survey, goal).point
         assert point.p99_ms <= (goal.p99_ms or np.inf)
         assert point.latency_ms <= (goal.latency_ms or np.inf)
         assert point.bytes <= (goal.max_bytes or np.inf)
         assert point.cost_per_million <= (goal.cost_per_million or np.inf)
-        assert plan.reference.gain - point.judged.gain <= (goal.max_drop or np.inf)
+        assert survey.reference.gain - point.judged.gain <= (goal.max_drop or np.inf)
 
 
 def test_a_bound_on_robustness_leaves_out_what_is_not_known() -> None:
     outputs, targets = toys.skilled(EQUAL)
-    plan, _ = toys.planned(outputs, targets, SPEEDS)
-    best = choose(plan, Goal()).point.judged
-    single = plan.baselines[BEST_SINGLE].judged
-    found = choose(plan, Goal(min_robustness=0.5), robustness={best: 0.4, single: 0.6})
+    survey, _ = toys.planned(outputs, targets, SPEEDS)
+    best = choose(survey, Goal()).point.judged
+    single = survey.baselines[BEST_SINGLE].judged
+    found = choose(survey, Goal(min_robustness=0.5), robustness={best: 0.4, single: 0.6})
     assert found.point.judged is single
     assert not found.beyond
-    missed = choose(plan, Goal(min_robustness=0.7), robustness={best: 0.4, single: 0.6})
+    missed = choose(survey, Goal(min_robustness=0.7), robustness={best: 0.4, single: 0.6})
     assert missed.point.judged is single
     assert missed.beyond == {"min_robustness": pytest.approx(0.1)}
 
@@ -120,9 +120,9 @@ def test_pure_noise_is_not_flattered() -> None:
     lucky, fair = [], []
     for seed in range(4):
         outputs, targets = toys.noise("abcdefgh", rows=300, seed=seed)
-        plan, _ = toys.planned(outputs, targets, dict.fromkeys("abcdefgh", 4.0))
-        lucky.append(choose(plan, Goal()).point.judged.gain)
-        found = honest(plan, Goal())
+        survey, _ = toys.planned(outputs, targets, dict.fromkeys("abcdefgh", 4.0))
+        lucky.append(choose(survey, Goal()).point.judged.gain)
+        found = honest(survey, Goal())
         assert found is not None
         fair.append(found.gain)
     chance, error = 0.25, np.sqrt(0.25 * 0.75 / (4 * 300))
@@ -174,8 +174,8 @@ def test_a_thousand_candidates_of_every_kind() -> None:
     skills = {name: 0.6 + 0.15 * place for place, name in enumerate("abcdefghijkl")}
     outputs, targets = toys.skilled(skills, rows=200)
     speeds = {name: 1.0 + 1.5 * place for place, name in enumerate(skills)}
-    plan, _ = toys.planned(outputs, targets, speeds, family={"a": "l", "f": "l"})
-    candidates = {point.judged.candidate for point in plan.points}
+    survey, _ = toys.planned(outputs, targets, speeds, family={"a": "l", "f": "l"})
+    candidates = {point.judged.candidate for point in survey.points}
     assert len(candidates) >= 1000
     trees = {candidate.tree for candidate in candidates}
     assert {type(tree) for tree in trees} == {Member, Parallel, WeightedMix, Cascade}
@@ -189,10 +189,10 @@ def test_variants_of_one_model_are_a_cascade_whatever_else_there_is() -> None:
     outputs, targets = toys.skilled(skills)
     family = {"int8": "t", "pruned": "t", "teacher": "t"}
     speeds = {"int8": 2.0, "pruned": 5.0, "teacher": 12.0, "x": 0.5, "y": 1.0}
-    plan, _ = toys.planned(outputs, targets, speeds, family=family)
+    survey, _ = toys.planned(outputs, targets, speeds, family=family)
     chains = {
         tuple(stage.name for stage in point.tree.stages if isinstance(stage, Member))
-        for point in plan.points
+        for point in survey.points
         if isinstance(point.tree, Cascade)
     }
     assert {("int8", "teacher"), ("int8", "pruned", "teacher")} <= chains
@@ -202,37 +202,37 @@ def test_baselines_are_there_or_it_is_said_why_not() -> None:
     outputs, targets = toys.skilled({"a": 1.0, "b": 1.0, "big": 1.4, "both": 1.2, "a8": 0.9})
     speeds = {"a": 4.0, "b": 4.0, "big": 8.0, "both": 4.0, "a8": 1.0}
     team = frozenset(toys.member(name).digest for name in ("a", "b", "big"))
-    plan, _ = toys.planned(
+    survey, _ = toys.planned(
         outputs,
         targets,
         speeds,
         compressed={"both": True, "a8": True},
         students={toys.member("both").digest: team},
     )
-    assert set(plan.baselines) >= {BEST_SINGLE, UNCOMPRESSED, STUDENT}
-    assert named(plan.baselines[STUDENT].tree) == "both"
-    assert {member.name for member in distinct(plan.baselines[UNCOMPRESSED].tree)} <= {"a", "b", "big"}
-    assert plan.reference is plan.baselines[UNCOMPRESSED].judged
+    assert set(survey.baselines) >= {BEST_SINGLE, UNCOMPRESSED, STUDENT}
+    assert named(survey.baselines[STUDENT].tree) == "both"
+    assert {member.name for member in distinct(survey.baselines[UNCOMPRESSED].tree)} <= {"a", "b", "big"}
+    assert survey.reference is survey.baselines[UNCOMPRESSED].judged
     small, few = toys.skilled({"a": 1.0, "b": 1.0})
-    plan, _ = toys.planned(small, few, {"a": 4.0, "b": 4.0})
-    assert {BIGGER, STUDENT}.isdisjoint(plan.baselines)
-    assert [note.partition(":")[0] for note in plan.notes] == [BIGGER, STUDENT]
+    survey, _ = toys.planned(small, few, {"a": 4.0, "b": 4.0})
+    assert {BIGGER, STUDENT}.isdisjoint(survey.baselines)
+    assert [note.partition(":")[0] for note in survey.notes] == [BIGGER, STUDENT]
 
 
 def test_the_front_is_what_no_point_beats() -> None:
     outputs, targets = toys.skilled({"a": 1.0, "b": 1.5, "c": 2.0})
-    plan, _ = toys.planned(outputs, targets, {"a": 1.0, "b": 2.0, "c": 4.0})
+    survey, _ = toys.planned(outputs, targets, {"a": 1.0, "b": 2.0, "c": 4.0})
 
     def beats(one: Point, other: Point) -> bool:
         mine = (-one.judged.gain, one.latency_ms, one.bytes)
         theirs = (-other.judged.gain, other.latency_ms, other.bytes)
         return mine != theirs and all(own <= its for own, its in zip(mine, theirs, strict=True))
 
-    assert plan.front
-    assert not any(beats(point, kept) for kept in plan.front for point in plan.points)
-    dominated = [point for point in plan.points if not any(beats(kept, point) for kept in plan.front)]
+    assert survey.front
+    assert not any(beats(point, kept) for kept in survey.front for point in survey.points)
+    dominated = [point for point in survey.points if not any(beats(kept, point) for kept in survey.front)]
     assert {(p.judged.gain, p.latency_ms, p.bytes) for p in dominated} == {
-        (p.judged.gain, p.latency_ms, p.bytes) for p in plan.front
+        (p.judged.gain, p.latency_ms, p.bytes) for p in survey.front
     }
 
 
@@ -249,9 +249,9 @@ def test_the_same_inputs_give_the_same_plan() -> None:
 
 def test_intervals_hold_the_figure_and_the_references_drop_is_nothing() -> None:
     outputs, targets = toys.skilled(EQUAL)
-    plan, evidence = toys.planned(outputs, targets, SPEEDS)
-    worse = min((point.judged for point in plan.points), key=lambda judged: judged.gain)
-    reference, bad = evidence.intervals([plan.reference, worse], plan.reference)
+    survey, evidence = toys.planned(outputs, targets, SPEEDS)
+    worse = min((point.judged for point in survey.points), key=lambda judged: judged.gain)
+    reference, bad = evidence.intervals([survey.reference, worse], survey.reference)
     assert (reference.drop, reference.drop_ci) == (0.0, (0.0, 0.0))
     assert bad.ci[0] <= bad.value <= bad.ci[1]
     assert 0 < bad.drop_ci[0] <= bad.drop <= bad.drop_ci[1]
@@ -261,11 +261,11 @@ def test_regression_has_means_and_mixes_only() -> None:
     outputs, targets = values()
     evidence = Evidence(outputs, targets, Metric(name="rmse"), "regression")
     pool = toys.pool_of(outputs, {member.name: 1.0 for member in outputs})
-    plan = plan_of(pool, evidence, Goal(), toys.COSTS, walk_ms=0.0, students={})
-    assert not any(isinstance(point.tree, Cascade) for point in plan.points)
-    point = choose(plan, Goal()).point
+    found = survey(pool, evidence, Goal(), toys.COSTS, walk_ms=0.0, students={})
+    assert not any(isinstance(point.tree, Cascade) for point in found.points)
+    point = choose(found, Goal()).point
     assert isinstance(point.tree, WeightedMix)
-    assert point.judged.gain > plan.baselines[BEST_SINGLE].judged.gain
+    assert point.judged.gain > found.baselines[BEST_SINGLE].judged.gain
     tree = evidence.fitted(point.judged.candidate)
     assert isinstance(tree, WeightedMix)
     assert tree.weights is not None
