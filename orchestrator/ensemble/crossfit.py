@@ -26,16 +26,15 @@ from orchestrator.config.ensemble import (
     Parallel,
     WeightedMix,
     children,
-    leaves,
     with_children,
 )
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature
-from orchestrator.ensemble.cascade import ALL_LEAVE, NONE_LEAVES, confidence
+from orchestrator.ensemble.cascade import ALL_LEAVE, NONE_LEAVES
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.node import identity
-from orchestrator.ensemble.tree import replay
+from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.ensemble.weights import likelihood_weights, squared_error_weights
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.intervals import Interval, percentile_interval, resamples
@@ -202,20 +201,24 @@ class Evidence:
     def fitted(self, candidate: Candidate) -> Node:
         """The candidate's tree with temperatures, weights and thresholds fitted on all rows."""
         tree = self._tempered(candidate.tree)
-        outputs = dict(zip(self.members, self._raw, strict=True))
-        if not isinstance(tree, Cascade):
-            return fit(tree, outputs, self.targets, self.metric, self.task, allowed=self._allowed)
-        stages = [
-            fit(stage, outputs, self.targets, self.metric, self.task, allowed=self._allowed)
-            for stage in tree.stages
-        ]
-        here, thresholds = np.ones(len(self.targets), dtype=bool), []
-        for stage, share in zip(stages, candidate.shares, strict=False):
-            known = {leaf: outputs[self.members[self._place[identity(leaf)]]] for leaf in leaves(stage)}
-            sure = confidence(replay(stage, known, self.task).scores)
-            thresholds.append(threshold(np.sort(sure[here]), share))
-            here &= sure < thresholds[-1]
-        return tree.model_copy(update={"stages": tuple(stages), "thresholds": tuple(thresholds)})
+        if isinstance(tree, Cascade):
+            here, stages, thresholds = np.ones(len(self.targets), dtype=bool), [], []
+            for stage, share in zip(tree.stages, candidate.shares, strict=False):
+                stages.append(self._fit(stage))
+                known = {leaf: self._outputs(leaf) for leaf in distinct(stage)}
+                sure = np.exp(replay(stages[-1], known, self.task).scores.max(axis=1))
+                thresholds.append(threshold(np.sort(sure[here]), share))
+                here &= sure < thresholds[-1]
+            stages.append(tree.stages[-1])
+            tree = tree.model_copy(update={"stages": tuple(stages), "thresholds": tuple(thresholds)})
+        return self._fit(tree)
+
+    def _fit(self, tree: Node) -> Node:
+        outputs = {leaf: self._outputs(leaf) for leaf in distinct(tree)}
+        return fit(tree, outputs, self.targets, self.metric, self.task, allowed=self._allowed)
+
+    def _outputs(self, member: Member) -> npt.NDArray[np.floating[Any]]:
+        return self._raw[self._place[identity(member)]]
 
     def statistic(self, answer: Probs) -> Statistic:
         """The metric of an answer as a function of row weights."""

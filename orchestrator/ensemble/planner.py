@@ -123,13 +123,8 @@ class Pricing:
         """Time of a fused call of the largest batch."""
         if node not in self._speeds:
             batch = max(self._costs.batches)
-            found = expected(
-                self._stages([1.0], [distinct(node)], batch),
-                batch,
-                "fused",
-                walk_ms=self._walk_ms,
-                hop_ms=0.0,
-            )
+            stages = self._stages([1.0], [distinct(node)], batch)
+            found = expected(stages, batch, "fused", walk_ms=self._walk_ms, hop_ms=0.0)
             self._speeds[node] = found.latency_ms
         return self._speeds[node]
 
