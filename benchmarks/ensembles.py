@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from orchestrator.config.calibration import AutoScaling, TemperatureScaling
 
 from benchmarks.ensembles_bench import (
     LONG,
@@ -34,6 +33,8 @@ from benchmarks.ensembles_bench import (
 from benchmarks.ensembles_planner import planning
 from benchmarks.ensembles_sklearn import peers as sklearn_peers
 from benchmarks.output import Ratio, Result, main
+from orchestrator.config.calibration import AutoScaling, TemperatureScaling
+from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Cascade, Guarantee, Member, Node, Parallel, Stacking, WeightedMix
 from orchestrator.config.load import load_run
 from orchestrator.data.load import default_cache, load
@@ -53,7 +54,8 @@ def measure(arguments: argparse.Namespace) -> Result:
     bench = Bench(config, store, data, {part: {} for part in ("validation", "calibration", "test")})
     for name in (*TEAM, *LONG, "big", *STUDENTS):
         say(bench, name, Member(name=name, digest=bench.digest(name)))
-    rows, ratios = [], {}
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, Ratio] = {}
     for part in (_combining, _gains, _missing, _cascades, planning):
         print(part.__name__.strip("_"), file=sys.stderr)
         more, found = part(bench)
@@ -75,7 +77,7 @@ def _combining(bench: Bench) -> Result:
         "gate": WeightedMix(members=MEMBERS, method="gate", calibration=auto),
         "stacking": Stacking(policy="stacking", members=MEMBERS),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, tree in ours.items():
         held = _held_out_nll(bench, tree)
         found = figures(replayed(bench, fitted(bench, tree)).outputs, test)
@@ -133,9 +135,9 @@ def _missing(bench: Bench) -> Result:
     whole = fitted(bench, tree)
     plain = fitted(bench, WeightedMix(members=MEMBERS, calibration=TemperatureScaling()))
     assert isinstance(whole, WeightedMix)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for gone, name in enumerate(TEAM):
-        found = predict(fitted, _answering(bench, whole, name), np.arange(len(test)), "classification")
+        found = predict(whole, _answering(bench, whole, name), np.arange(len(test)), "classification")
         own = figures(found.outputs, test)
         assert found.expected is not None
         held = found.expected.low <= own["accuracy"] <= found.expected.high
@@ -166,7 +168,8 @@ def _answering(
     def call(name: str, rows: NDArray[Any]) -> NDArray[np.float32]:
         if name == gone:
             raise ExecutionError("the member is gone", name)
-        return bench.said["test"][name][rows]
+        found: NDArray[np.float32] = bench.said["test"][name][rows]
+        return found
 
     return {member: functools.partial(call, member.name) for member in distinct(tree)}
 
@@ -184,7 +187,7 @@ def _cascades(bench: Bench) -> Result:
     full = sum(bench.macs(name) for name in TEAM)
     ways: list[tuple[str, ...]] = [(name,) for name in STUDENTS]
     ways += [("quarter", "half"), ("quarter", "merged"), ("half", "merged")]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for way in ways:
         for guarantee in (None, Guarantee(max_loss=0.005, confidence=0.9)):
             stages = (*(Member(name=name, digest=name) for name in way), mix)
@@ -209,7 +212,7 @@ def _cascades(bench: Bench) -> Result:
     return rows, {"cascade_cost": ratio}
 
 
-def _share(bench: Bench, tree: Node, part: str, full: float) -> float:
+def _share(bench: Bench, tree: Node, part: PartName, full: float) -> float:
     """Operations a row, in those of the four members."""
     prediction = replayed(bench, tree, part)
     macs = {member: bench.macs(member.name) for member in prediction.members}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.measure import LatencySettings
 from orchestrator.config.run import RunConfig
@@ -43,7 +44,7 @@ class Bench:
     config: RunConfig
     store: Store
     data: Dataset
-    said: dict[str, Outputs]
+    said: dict[PartName, Outputs]
     """By part."""
 
     def digest(self, name: str) -> str:
@@ -68,7 +69,7 @@ def say(bench: Bench, name: str, member: Member) -> Executable:
     return model
 
 
-def outputs_of(bench: Bench, part: str, tree: Node) -> dict[Member, NDArray[Any]]:
+def outputs_of(bench: Bench, part: PartName, tree: Node) -> dict[Member, NDArray[Any]]:
     return {member: bench.said[part][member.name] for member in distinct(tree)}
 
 
@@ -87,7 +88,7 @@ def fitted(bench: Bench, tree: Node, kept: slice | NDArray[Any] = slice(None)) -
     )
 
 
-def replayed(bench: Bench, tree: Node, part: str = "test") -> Prediction:
+def replayed(bench: Bench, tree: Node, part: PartName = "test") -> Prediction:
     return replay(tree, outputs_of(bench, part, tree), "classification")
 
 

@@ -7,16 +7,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from orchestrator.config.goal import Costs, Goal
-from orchestrator.ensemble.candidates import Available
-from orchestrator.ensemble.crossfit import Evidence
-from orchestrator.ensemble.expected import CallTime
-from orchestrator.ensemble.goals import choose
-from orchestrator.ensemble.planner import survey
 from torch import Tensor, nn
 
 from benchmarks.ensembles_bench import (
@@ -34,8 +27,13 @@ from benchmarks.ensembles_bench import (
 )
 from benchmarks.output import Ratio, Result
 from orchestrator.config.ensemble import Member, WeightedMix
-from orchestrator.config.measure import Execution
+from orchestrator.config.goal import Costs, Goal
+from orchestrator.ensemble.candidates import Available
+from orchestrator.ensemble.crossfit import Evidence
+from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.goals import choose
+from orchestrator.ensemble.planner import survey
 from orchestrator.ensemble.tree import distinct, predict, replay
 from orchestrator.errors import ExecutionError
 from orchestrator.measure.latency import compare
@@ -56,7 +54,11 @@ def planning(bench: Bench) -> Result:
     pool = [
         Available(
             member,
-            {BATCH: CallTime.of(BATCH, times[_key(member)].median_ms)},
+            {
+                BATCH: CallTime(
+                    {1: times[_key(member)].median_ms / BATCH, BATCH: times[_key(member)].median_ms}
+                )
+            },
             bytes=bench.store.artifact_bytes(member.digest),
             macs=bench.macs(member.name),
             family=member.name.removesuffix("-int8").removesuffix("-bf16"),
@@ -114,7 +116,7 @@ def _models(bench: Bench) -> dict[Member, Executable]:
     for name in (*TEAM, *LONG, "big", *bench.config.variants):
         digest = bench.digest(name)
         for execution in executions(bench.store.manifest(digest)):
-            member = Member(name=name, digest=digest, execution=cast(Execution, execution))
+            member = Member(name=name, digest=digest, execution=execution)
             try:
                 found[member] = _say_in(bench, member)
             except ExecutionError as error:

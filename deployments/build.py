@@ -29,11 +29,12 @@ from orchestrator.errors import ConfigError
 from orchestrator.store.store import Store
 
 COMPOSED: Mapping[str, type[Composed]] = {
+    "member": Composed,
     "parallel": Parallel,
     "sequential": Sequential,
     "weighted_mix": WeightedMix,
 }
-"""The deployment of each kind of ensemble."""
+"""The deployment of each kind of ensemble; one model alone is passed on to."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 START_TRIES = 3

@@ -307,7 +307,8 @@ class Spec(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The model's name in the protocol."""
-    tree: Ensemble
+    tree: Node
+    """An ensemble, or one member: then there is one model to serve."""
     signature: Signature
     weight_epoch: int = Field(0, ge=0)
     """Version of weights and thresholds; every answer names it."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Expectations, Expected, ExpectedWithout
-from orchestrator.config.ensemble import Combined, Ensemble, Member, children, walk_nodes
+from orchestrator.config.ensemble import Combined, Ensemble, Member, Node, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
@@ -23,7 +23,7 @@ RESAMPLES = 200
 DIGITS = 6
 
 
-def has_quorum(tree: Ensemble) -> bool:
+def has_quorum(tree: Node) -> bool:
     """Whether some node of the tree may answer without one of its members."""
     return any(isinstance(node, Combined) and node.quorum is not None for node in walk_nodes(tree))
 

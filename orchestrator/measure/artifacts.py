@@ -90,6 +90,30 @@ class Bench:
             found = self._compared(reference, {one: self._call(one) for one in (reference, subject)})
         return found[subject], found[reference]
 
+    def share(self, subject: Subject, rows: int) -> float:
+        """As `share_of_call`."""
+        if rows == self.settings.batch:
+            return 1.0
+        digest, execution = subject
+        key = {
+            "kind": "share of a call",
+            "rows": rows,
+            "execution": execution,
+            "batch": self.settings.batch,
+            "threads": self.settings.threads,
+            "fingerprint": self.fingerprint,
+        }
+        for record in self._store.records(digest):
+            if key.items() <= record.items():
+                return float(record["share"])
+        with _threads(self.settings.threads):
+            executable, inputs = self._loaded(subject)
+            few = inputs[:rows]
+            calls: dict[str, Call] = {"whole": lambda: executable(inputs), "few": lambda: executable(few)}
+            share = 1 / compare(calls, self.settings, baseline="whole")["few"].ratio
+        self._store.add_record(digest, {**key, "share": share, "machine": self.facts, "time": time.time()})
+        return share
+
     def keep(self, baseline: str, digest: str, latency: Latency, reference_ms: float) -> None:
         """Record a latency at the pace of the baseline's own record, or of `reference_ms`."""
         known = self.recorded((baseline, _EAGER))
@@ -157,14 +181,17 @@ class Bench:
         """The subject loaded and run once: what cannot run fails here and not between others' blocks."""
         if subject in self._ready:
             return self._ready[subject]
-        digest, execution = subject
-        batch = self.settings.batch
-        inputs = example_inputs(self._store.manifest(digest).signature, batch)
-        executable: Executable = load(
-            self._store, digest, execution, threads=self.settings.threads, batch=batch, allowed=self._allowed
-        )
+        executable, inputs = self._loaded(subject)
         executable(inputs)
         return lambda: executable(inputs)
+
+    def _loaded(self, subject: Subject) -> tuple[Executable, npt.NDArray[Any]]:
+        """The subject ready to run, and a batch of example rows."""
+        digest, execution = subject
+        batch, threads = self.settings.batch, self.settings.threads
+        inputs = example_inputs(self._store.manifest(digest).signature, batch)
+        executable = load(self._store, digest, execution, threads=threads, batch=batch, allowed=self._allowed)
+        return executable, inputs
 
 
 def measure_artifacts(
@@ -214,6 +241,19 @@ def measure_again(
         ExecutionError: one of them cannot run here.
     """
     return Bench(store, settings, allowed=allowed).again(baseline, subject)
+
+
+def share_of_call(
+    store: Store, subject: Subject, settings: LatencySettings, *, rows: int = 1, allowed: Collection[str] = ()
+) -> float:
+    """Time of a call of fewer rows over that of a whole batch, in the executable made for the batch.
+
+    Measured once a machine, both in turns, then read from its record.
+
+    Raises:
+        ExecutionError: the subject cannot run here.
+    """
+    return Bench(store, settings, allowed=allowed).share(subject, rows)
 
 
 def keep_latency(

@@ -76,7 +76,7 @@ def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], O
     return outputs, run.dataset.part(part).targets
 
 
-def describe(tree: Ensemble) -> str:
+def describe(tree: Node) -> str:
     """One line about the members and what was fitted."""
     if isinstance(tree, Cascade):
         exits = zip(tree.stages, tree.thresholds or (), strict=False)
@@ -88,6 +88,8 @@ def describe(tree: Ensemble) -> str:
         return ", else ".join([*early, label(tree.stages[-1])]) + promise(tree)
     if isinstance(tree, Stacking):
         return "stack of " + ", ".join(map(label, tree.members))
+    if isinstance(tree, Member):
+        return label(tree)
     how = f"{tree.rule} of " if isinstance(tree, Parallel) else f"by {tree.method}: "
     if tree.weights is None:
         return how + ", ".join(map(label, tree.members))

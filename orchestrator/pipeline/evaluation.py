@@ -54,7 +54,7 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     )
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
-    latencies = _spec_latencies(run, specs, baseline)
+    latencies = spec_latencies(run, specs, baseline)
     ensembles = {
         name: _ensemble(run, spec, predictions[name]) | {"latency_ms": latencies[name]}
         for name, spec in specs.items()
@@ -172,7 +172,7 @@ def cost_of(run: Run, digest: str) -> Cost:
     return Cost(macs=int(known["macs"]), params=int(known["params"]))
 
 
-def _spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
+def spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
     """Latency of each ensemble walked in this process, recorded under the spec's digest."""
     settings = run.config.latency
     facts = machine()

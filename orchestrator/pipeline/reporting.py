@@ -32,6 +32,8 @@ from orchestrator.search.space import displayed
 PAGE = "report.html"
 SOURCE = "report.json"
 """Beside the page: the summary and details that it was made of."""
+CHOICE = "choose.json"
+"""What `orchestrator choose` left, a section of the page."""
 TUNING = "tuning"
 """Folder of the page of a search over trainings."""
 _HERE = "this machine"
@@ -119,7 +121,20 @@ def _write(folder: Path, summary: dict[str, Any], details: Details) -> None:
     part = source.with_suffix(".tmp")
     part.write_text(json.dumps({"summary": summary, "details": details}), encoding="utf-8")
     part.replace(source)
-    write_report(summary, details, folder / PAGE)
+    write_report(summary, _with_choice(folder, summary, details), folder / PAGE)
+
+
+def _with_choice(folder: Path, summary: Mapping[str, Any], details: Details) -> Details:
+    """The details with what was chosen among just these models, if anything was."""
+    try:
+        choice = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+        same = choice["data"] == summary["data"]["digest"] and all(
+            found["digest"] == choice["models"].get(name, found["digest"])
+            for name, found in summary["models"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return details
+    return {**details, "choosing": choice} if same else details
 
 
 def report_again(folder: Path) -> dict[str, Any] | None:
@@ -135,7 +150,7 @@ def report_again(folder: Path) -> dict[str, Any] | None:
     if found is None:
         return None
     summary, details = found
-    write_report(summary, details, folder / PAGE)
+    write_report(summary, _with_choice(folder, summary, details), folder / PAGE)
     return summary
 
 

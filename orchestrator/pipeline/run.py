@@ -94,7 +94,7 @@ def execute(
     """
     if until not in STAGES:
         raise ConfigError("no such stage", until, f"stages: {', '.join(STAGES)}")
-    with _opened(config, store, live) as run:
+    with opened(config, store, live) as run:
         if until == "report" and config.serving is not None and config.ensembles:
             check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
         with run.progress:  # the view is gone before Ray ends, and before anything is said about how it went
@@ -133,7 +133,7 @@ def tune_file(
     settings = read_config(config, overrides, data)
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
-    with _opened(settings, store, not quiet) as run, run.progress:
+    with opened(settings, store, not quiet) as run, run.progress:
         found = tune(run, fresh=fresh)
         told = document(run, found)
     if out is not None:
@@ -146,7 +146,7 @@ def tune_file(
 
 
 @contextmanager
-def _opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
+def opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
     """The run while this process alone works on it; Ray is joined when a stage first needs it."""
     folder = run_folder(config.name, store)
     kept = TensorBoard(folder / "tensorboard")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.data import PartName
 from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.data.dataset import Dataset
+from orchestrator.measure.corrupt import Shift, corrupt
 from orchestrator.runtime.execute import load, predict
 from orchestrator.store.store import Store
 
@@ -51,6 +52,54 @@ def outputs_on(
     outputs = predict(executable, rows.inputs)
     store.put_predictions(digest, key, rows.ids, outputs)
     return outputs
+
+
+def shifted_outputs(
+    store: Store,
+    digest: str,
+    execution: Execution,
+    dataset: Dataset,
+    part: PartName,
+    latency: LatencySettings,
+    *,
+    shifts: Sequence[tuple[Shift, int]],
+    rows: int,
+    seed: int = 0,
+    allowed: Collection[str] = (),
+) -> list[NDArray[np.float32]]:
+    """Outputs on the first rows of a part, shifted: one array float32 [rows, K] a (kind, severity).
+
+    Args:
+        store: where the artifact is and its outputs are kept.
+        digest: of the artifact.
+        execution: how it runs.
+        dataset: whose rows.
+        part: which of them.
+        latency: its threads and batch are those of the execution.
+        shifts: kinds and severities (`measure.corrupt`).
+        rows: how many of the part's rows, at most.
+        seed: of what is random in a shift.
+        allowed: import paths that an imported model's factory may come from.
+
+    Raises:
+        ExecutionError: the artifact does not run so on this machine.
+    """
+    chosen = dataset.part(part)
+    ids, inputs = chosen.ids[:rows], chosen.inputs[:rows]
+    base = _key(part, f"{dataset.digest}, shifted from seed {seed}", execution, latency)
+    keys = {(shift, severity): f"{shift}{severity}-{base}" for shift, severity in shifts}
+    kept = {shift: store.predictions(digest, key, ids) for shift, key in keys.items()}
+    found = {shift: outputs for shift, outputs in kept.items() if outputs is not None}
+    missing = [shift for shift in shifts if shift not in found]
+    if missing:
+        executable = load(
+            store, digest, execution, threads=latency.threads, batch=latency.batch, allowed=allowed
+        )
+        for kind, severity in missing:
+            shifted = corrupt(inputs, ids, dataset.signature, kind, severity, seed=seed)
+            found[kind, severity] = predict(executable, shifted)
+            store.put_predictions(digest, keys[kind, severity], ids, found[kind, severity])
+    return [found[shift] for shift in shifts]
 
 
 def _key(part: PartName, data: str, execution: Execution, latency: LatencySettings) -> str:

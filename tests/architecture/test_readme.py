@@ -81,7 +81,7 @@ def test_every_option_that_a_page_uses_exists() -> None:
                 for parameter in commands[name].params
                 for found in (*parameter.opts, *parameter.secondary_opts)
             }
-            used = set(re.findall(r"(?<!\S)--[a-z-]+", rest)) - {"--help"}
+            used = set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) - {"--help"}
             assert used <= known, f"{page.name}: orchestrator {name} has no {sorted(used - known)}"
 
 

@@ -63,7 +63,7 @@ def served(store: Store, spec: Spec) -> Predictor:
 
 
 DRIVERS: dict[str, Callable[[Store, Spec], Predictor]] = {"in process": in_process, "served": served}
-ENSEMBLES = ("average", "cascade", "mix", "table")
+ENSEMBLES = ("alone", "average", "cascade", "mix", "table")
 ARTIFACTS: dict[str, tuple[Any, Any, Execution]] = {
     "eager cnn": (SMALL_CNN, DIGITS, "eager"),
     "eager mlp": (SMALL_MLP, DIGITS, "eager"),

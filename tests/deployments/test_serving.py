@@ -28,7 +28,7 @@ from orchestrator.store.store import Store
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("average", "cascade", "mix", "table")
+NAMES = ("alone", "average", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -123,7 +123,7 @@ def test_a_stock_client_gets_live_ready_and_metadata(running: Running) -> None:
     assert running.client.is_server_live()
     assert running.client.is_server_ready()
     assert running.client.get_server_metadata()["name"] == "orchestrator"
-    assert [entry["state"] for entry in running.client.get_model_repository_index()] == ["READY"] * 4
+    assert [entry["state"] for entry in running.client.get_model_repository_index()] == ["READY"] * len(NAMES)
     for name, spec in running.specs.items():
         assert running.client.is_model_ready(name)
         assert running.client.get_model_metadata(name) == describe(spec).metadata()
@@ -196,7 +196,7 @@ def test_bad_requests_are_json_errors(running: Running) -> None:
     assert status == 413
     status, found = post(running.port, "/v2/models/other/infer", b"{}")
     assert status == 404
-    assert "served here: average, cascade, mix, table" in found["error"]
+    assert "served here: average, cascade, mix, table, alone" in found["error"]
     status, found = post(running.port, "/v3", b"")
     assert status == 404
     assert list(found) == ["error"]

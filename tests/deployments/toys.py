@@ -49,7 +49,7 @@ def put(store: Store, name: str, model: ModelSettings, signature: Signature, see
 
 
 def specs(store: Store) -> tuple[Spec, ...]:
-    """One of each kind, a nested one among them, and a regression."""
+    """One of each kind, a nested one among them, a single model, and a regression."""
     small, other = (put(store, f"mlp{seed}", SMALL_MLP, DIGITS, seed) for seed in (0, 1))
     cnn = put(store, "cnn", SMALL_CNN, DIGITS, 2)
     tables = tuple(put(store, f"table{seed}", SMALL_MLP, TABLE, seed) for seed in (0, 1))
@@ -63,6 +63,7 @@ def specs(store: Store) -> tuple[Spec, ...]:
         ),
         Spec(name="mix", tree=mix, signature=DIGITS),
         Spec(name="table", tree=WeightedMix(members=tables, weights=(0.9, 0.1)), signature=TABLE),
+        Spec(name="alone", tree=cnn, signature=DIGITS),
     )
 
 

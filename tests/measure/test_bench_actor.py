@@ -18,7 +18,7 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
-from orchestrator.measure.artifacts import Bench, example_inputs, measure_artifacts
+from orchestrator.measure.artifacts import Bench, example_inputs, measure_artifacts, share_of_call
 from orchestrator.measure.latency import compare
 from orchestrator.models.build import build
 from orchestrator.store.artifacts import Draft
@@ -73,6 +73,19 @@ def test_a_latency_is_measured_once_and_then_read(store: Store, loads: list[tupl
     assert measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)[0]["ratio"] == 1.0
     assert len(loads) == 2
     assert len(store.records(variant)) == len(store.records(parent)) == 1
+
+
+def test_the_share_of_a_smaller_call_is_measured_once(store: Store, loads: list[tuple[str, str]]) -> None:
+    digest = put(store, 4)
+    share = share_of_call(store, (digest, "eager"), SETTINGS)
+    assert share > 0
+    assert share_of_call(store, (digest, "eager"), SETTINGS) == share
+    assert loads == [(digest, "eager")]  # made for a batch of 4, whatever it is called with
+    (record,) = store.records(digest)
+    assert (record["rows"], record["batch"], record["share"]) == (1, 4, share)
+    assert share_of_call(store, (digest, "eager"), SETTINGS, rows=4) == 1.0
+    # No latency: what reads those must not take it for one.
+    assert Bench(store, SETTINGS).recorded((digest, "eager")) is None
 
 
 def test_a_record_has_all_that_is_needed_to_read_it(store: Store, loads: list[tuple[str, str]]) -> None:

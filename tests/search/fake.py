@@ -299,3 +299,43 @@ def details() -> Details:
         "config": "name: digits\nseed: 0\ndata:\n  kind: embedded\n  name: digits\n",
         "notes": ["small-b was restarted once after its worker died."],
     }
+
+
+def choosing() -> dict[str, Any]:
+    """What `orchestrator choose` left: two single models, a cascade that was chosen, and the ensemble."""
+    return {
+        "metric": "accuracy",
+        "goal": {"max_drop": 0.005, "reference": "teacher"},
+        "candidates": 1234,
+        "reference": "teacher (eager)",
+        "points": [
+            _choice("small-a (lowered)", "member", 0.961, 0.4, "best single model"),
+            _choice(f"sequential: small-a if sure of 0.9, else {HOSTILE}", "sequential", 0.985, 0.9, ""),
+            _choice("teacher (eager)", "member", 0.987, 24.9, ""),
+            _choice("parallel: teacher, small-a", "parallel", 0.988, 31.0, "uncompressed ensemble"),
+        ],
+        "recommended": 1,
+        "nearest": 1,
+        "reason": "sequential: small-a if sure of 0.9, else teacher: the fastest a row within max_drop",
+        "spec": {"ref": "digits/choice", "digest": "2" * 64},
+        "notes": ["merged student: no model here was distilled from several"],
+    }
+
+
+def _choice(name: str, kind: str, value: float, latency_ms: float, baseline: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "baseline": baseline,
+        "batch": 32,
+        "placement": "fused",
+        "metric": {"value": value, "ci": [value - 0.01, value + 0.01]},
+        "drop": {"value": 0.987 - value, "ci": [0.977 - value, 0.997 - value]},
+        "test": {"value": value - 0.002, "ci": [value - 0.012, value + 0.008]},
+        "robustness": value - 0.1,
+        "latency_ms": latency_ms,
+        "p99_ms": 2 * latency_ms,
+        "cost_per_million": latency_ms / 1000,
+        "bytes": 123_000,
+        "models_per_answer": 1 if kind != "parallel" else 2,
+    }

@@ -190,6 +190,28 @@ def test_a_regression_run_shows_raw_values_and_the_smallest_as_best() -> None:
     assert best.group(1) == "mix"
 
 
+def test_what_was_chosen_among_is_a_section_of_its_own() -> None:
+    details: Details = {**fake.details(), "choosing": fake.choosing()}
+    html = render(fake.summary(), details)
+    page = Page(html)
+    assert "1,234 candidates" in page.text
+    assert "max_drop 0.005" in page.text
+    assert "orchestrator serve digits/choice" in page.text
+    assert "merged student" in page.text
+    assert "98.50\u00a0%" in page.text
+    assert fake.HOSTILE not in html
+    points = page.figures["choosing"]["points"]
+    assert [point["kind"] for point in points] == ["baseline", "chosen", "single model", "baseline"]
+    # A row of the table for every point, in the same order: the script goes by their places.
+    assert html.count('<tr tabindex="0">') == len(points)
+    assert "Choosing" not in Page(render(fake.summary(), fake.details())).text
+    nobody = Page(
+        render(fake.summary(), {**details, "choosing": fake.choosing() | {"recommended": None, "spec": None}})
+    )
+    assert "Nobody reaches the goal" in nobody.text
+    assert "orchestrator serve digits/choice" not in nobody.text
+
+
 def test_it_is_written_whole_and_again(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "digits" / "report.html"
     for _ in range(2):

@@ -221,3 +221,20 @@ def test_little_is_no_error(tmp_path: Path) -> None:
     assert "No trial finished" in found.probe[0]
     assert found.probe[1:4] == [1, "1 trial", 1]
     assert "too few" in found.probe[4]
+
+
+def test_a_point_of_the_choice_marks_its_row(tmp_path: Path) -> None:
+    probe = """
+      const plot = document.querySelector("#choosing-plot svg");
+      const star = plot.querySelector(".point.chosen").getBoundingClientRect();
+      const at = { clientX: star.x + star.width / 2, clientY: star.y + star.height / 2, bubbles: true };
+      plot.dispatchEvent(new MouseEvent("click", at));
+      const clicked = shown("#choosing-table tr.picked td");
+      press(all("#choosing-table tbody tr")[3], "Enter");
+      const rings = all("#choosing-plot .selected circle").length;
+      report({ clicked, pressed: shown("#choosing-table tr.picked td"), rings });
+    """
+    found = show(tmp_path, {**fake.details(), "choosing": fake.choosing()}, probe=probe)
+    assert found.probe["clicked"].startswith("sequential: small-a if sure of 0.9")
+    assert found.probe["pressed"].startswith("parallel: teacher, small-a")
+    assert found.probe["rings"] == 1

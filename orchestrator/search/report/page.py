@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from orchestrator.search.report import plots, search, sections
+from orchestrator.search.report import choosing, plots, search, sections
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
 from orchestrator.search.report.targets import search_data
@@ -19,7 +19,7 @@ from orchestrator.search.report.text import safe
 # No address can be reached from the page, whatever a name or a note in it says.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-_SCRIPTS = ("text", "draw", "front", "parallel", "table", "detail", "lines", "page")
+_SCRIPTS = ("text", "draw", "front", "parallel", "table", "detail", "lines", "choosing", "page")
 """Joined in this order; each is a few functions about one thing."""
 
 
@@ -53,6 +53,7 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
             sections.notes(details),
             sections.models(summary, details),
             search.section(summary, details, name),
+            choosing.section(details),
             sections.comparison(figures["comparison"] is not None),
             sections.combination(details),
             sections.training(bool(figures["curves"])),
@@ -101,6 +102,7 @@ def _figures(summary: Mapping[str, Any], details: Details) -> Figure:
     drawn = {what: plots.curve_figure(curves, what, name) for what in ("loss", "metric")}
     return {
         "search": search_data(details, name) if summary.get("search") else None,
+        "choosing": choosing.figure(details),
         "comparison": plots.comparison_figure(summary, name, details.get("larger_is_better", True)),
         "curves": {what: figure for what, figure in drawn.items() if figure is not None},
     }

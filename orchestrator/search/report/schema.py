@@ -77,6 +77,8 @@ class Details(TypedDict, total=False):
     """By cascade: names of its stages."""
     weights: dict[str, dict[str, float]]
     """By weighted mix: each member's weight."""
+    choosing: dict[str, Any]
+    """What `orchestrator choose` found, as `choose.json` holds it."""
     config: str
     """The run file as YAML, defaults and overrides included."""
     notes: list[str]

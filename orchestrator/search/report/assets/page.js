@@ -102,6 +102,7 @@ const start = () => {
   const data = JSON.parse(byId("figures").textContent);
   try {
     if (data.search) startSearch(data.search);
+    if (data.choosing) choosingChart(byId("choosing-plot"), byId("choosing-key"), byId("choosing-table"), data.choosing);
     if (data.comparison) comparisonChart(byId("comparison"), data.comparison);
     for (const [id, curve] of Object.entries(data.curves)) curveChart(byId(id), curve);
   } catch (error) {
