@@ -83,7 +83,7 @@ def _combining(bench: Bench) -> Result:
         found = figures(replayed(bench, fitted(bench, tree)).outputs, test)
         rows.append({"name": name, "own": True, "validation_nll": held, **found})
     best = min(rows, key=lambda row: float(row["validation_nll"]))
-    peers = [
+    peers: list[dict[str, Any]] = [
         {"name": name, "own": False, **found}
         for name, found in sklearn_peers(bench, validation, test).items()
     ]

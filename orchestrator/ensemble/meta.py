@@ -19,7 +19,6 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, deviations
 from orchestrator.ensemble.folds import cross_validated
 from orchestrator.ensemble.objective import Objective
-from orchestrator.ensemble.strength import choose_strength
 from orchestrator.ensemble.weights import DECIMALS
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
@@ -89,30 +88,22 @@ def fit_meta(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, s
 
 def out_of_fold(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, strength: float) -> Floats:
     """Answers [N, K] to every row of a meta-learner fitted without its fold."""
-    return cross_validated(
-        len(targets), lambda rows, others: _held_out(members, targets, task, strength, rows, others)
-    )
+
+    def held_out(rows: Rows, others: Rows) -> Floats:
+        coefficients = fit_meta([member[rows] for member in members], targets[rows], task, strength)
+        return meta_answer([member[others] for member in members], coefficients, task)
+
+    return cross_validated(len(targets), held_out)
 
 
 def best_strength(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task) -> float:
-    """The strongest penalty that is as good out of fold as the best."""
-    return choose_strength(
-        STRENGTHS,
-        Objective(targets, task),
-        lambda strength, rows, others: _held_out(members, targets, task, strength, rows, others),
-    )
+    """The strength of least out-of-fold loss; of equal ones the strongest.
 
-
-def _held_out(
-    members: Sequence[Floats],
-    targets: npt.NDArray[Any],
-    task: Task,
-    strength: float,
-    rows: Rows,
-    others: Rows,
-) -> Floats:
-    coefficients = fit_meta([member[rows] for member in members], targets[rows], task, strength)
-    return meta_answer([member[others] for member in members], coefficients, task)
+    Not the strongest within a standard error, as for the weights of a mix (`strength`): a stack that is held
+    back too much gives the members' mean, which knows less than weights do.
+    """
+    objective = Objective(targets, task)
+    return min(STRENGTHS, key=lambda strength: objective.loss(out_of_fold(members, targets, task, strength)))
 
 
 def _features(members: Sequence[Floats], task: Task) -> tuple[Floats, Floats]:
