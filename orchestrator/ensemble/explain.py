@@ -34,14 +34,16 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
 
     Returns:
         `answer` (class name, or values), `probability` (None for regression), `stage` (None if the root is
-        no cascade); `said`: the tree with each node's `name`, `kind`, `weight` in the node above, `asked`
-        (False: its answer played no part), `answer`, `probability`, `probabilities` or values, a leaf's raw
-        `outputs`, and `members`; `agree` and `differ`: names of the root's members that were asked and give
-        the ensemble's class, or another; `without`: for each of the root's members, the probability of
-        the ensemble's class (regression: the values) had it been missing; `flips`: the fewest members whose absence changes the
-        class, all such sets with the `answer` that they lead to. `without` and `flips` are None for an
-        ensemble that cannot be restricted (`contributions`), `flips` also for regression and more than
-        `MOST` members.
+        no cascade).
+        `said`: the tree with each node's `name`, `kind`, `weight` in the node above, `asked` (False: its
+        answer played no part), `answer`, `probability`, `probabilities`, a leaf's raw `outputs`, and
+        `members`.
+        `agree`, `differ`: names of the root's members that were asked and give the ensemble's class, or
+        another; classification only.
+        `without`: for each of the root's members the probability of the ensemble's class (regression: the
+        values) had it been missing. `flips`: the fewest members whose absence changes the class, all such
+        sets with the `answer` that they lead to. Both are None for an ensemble that cannot be restricted
+        (see `contributions`), `flips` also for regression and with more than `MOST` members.
     """
     task, classes = signature.task, signature.classes
     prediction = replay(tree, outputs, task)

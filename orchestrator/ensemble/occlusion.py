@@ -18,6 +18,9 @@ Image = npt.NDArray[np.uint8]
 class Occlusion:
     """What hiding each part of an image does to one class."""
 
+    height: int
+    """Of the image, in pixels."""
+    width: int
     patch: int
     """Side of the hidden square, in pixels."""
     stride: int
@@ -30,6 +33,8 @@ class Occlusion:
     def plain(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
+            "height": self.height,
+            "width": self.width,
             "patch": self.patch,
             "stride": self.stride,
             "probability": self.probability,
@@ -68,4 +73,4 @@ def occlusion_map(
         hidden[place, :, row : row + patch, column : column + patch] = colour[:, None, None]
     found = predict(hidden)[:, label].astype(np.float64)
     drop = (found[0] - found[1:]).reshape(len(rows), len(columns))
-    return Occlusion(patch, stride, float(found[0]), drop)
+    return Occlusion(height, width, patch, stride, float(found[0]), drop)

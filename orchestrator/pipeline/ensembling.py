@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Member, Node, Spec, WeightedMix, children, leaves
+from orchestrator.config.ensemble import Cascade, Ensemble, Member, Node, Spec, WeightedMix, leaves
 from orchestrator.config.run import FRONT_NAMES
+from orchestrator.ensemble.explain import label
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import distinct
 from orchestrator.pipeline.context import Run
@@ -63,10 +64,3 @@ def describe(tree: Ensemble) -> str:
         ]
         return ", else ".join([*steps, label(tree.stages[-1])])
     return ", ".join(label(member) for member in tree.members)
-
-
-def label(node: Node) -> str:
-    """A member's name; a nested ensemble's kind and members."""
-    if isinstance(node, Member):
-        return node.name
-    return f"{node.kind}({', '.join(label(child) for child in children(node))})"
