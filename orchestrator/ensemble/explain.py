@@ -49,7 +49,7 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
     prediction = replay(tree, outputs, task)
     said = _said(tree, outputs, signature, weight=None, asked=True)
     found: Plain = {**_answer(prediction, signature), "stage": _stage(tree, prediction), "said": said}
-    asked = [member for member in said["members"] if member["asked"]]
+    asked = [member for member in said.get("members", ()) if member["asked"]]
     if task == "classification":
         found["agree"] = [member["name"] for member in asked if member["answer"] == found["answer"]]
         found["differ"] = [member["name"] for member in asked if member["answer"] != found["answer"]]

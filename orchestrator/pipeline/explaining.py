@@ -20,7 +20,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.data.elsewhere import images_from_elsewhere
 from orchestrator.ensemble import diversity
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.contributions import contributions, shares_of
+from orchestrator.ensemble.contributions import MOST, contributions, shares_of
 from orchestrator.ensemble.explain import label, why
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.occlusion import occlusion_map
@@ -36,6 +36,8 @@ Figures = dict[str, Any]
 Load = Callable[[Member], Executable]
 ELSEWHERE_ROWS = 1000
 """Made-up images that an ensemble is shown, and test rows that they are compared with, at most."""
+_MOST_JUDGED = 2**20
+"""Answers of coalitions that contributions are worked out from, at most: of many members on fewer rows."""
 EXAMPLES = 3
 """Rows of each ensemble that the report explains."""
 _PATCHES = 4
@@ -49,7 +51,9 @@ def ensemble_figures(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     targets = run.dataset.part("test").targets
     scores = _members(tree, outputs, spec)
     names = [label(child) for child in children(tree)]
-    found = contributions(tree, outputs, targets, task)
+    rows = _judged_rows(len(names), len(targets))
+    judged = {member: output[:rows] for member, output in outputs.items()}
+    found = contributions(tree, judged, targets[:rows], task)
     shares: Sequence[float | None] = shares_of(tree)
     if tree.kind == "sequential":
         shares = [None] * len(names)
@@ -64,9 +68,15 @@ def ensemble_figures(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     ]
     return {
         "diversity": {"members": names, **_diversity(tree, scores, prediction, targets, spec)},
-        "contributions": members,
+        "contributions": {"rows": rows, "members": members},
         "uncertainty": _uncertainty(tree, scores, prediction, targets, spec),
     }
+
+
+def _judged_rows(members: int, rows: int) -> int:
+    """How many rows every coalition of so many members answers; a part's first rows are a fair sample."""
+    coalitions = 2**members if members <= MOST else 2 * members
+    return max(1, min(rows, _MOST_JUDGED // coalitions))
 
 
 def _members(tree: Node, outputs: Mapping[Member, Output], spec: Spec) -> list[Floats]:

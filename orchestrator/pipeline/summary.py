@@ -114,13 +114,17 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
 
 def _members(summary: dict[str, Any]) -> Table | None:
     """What each ensemble's members contribute to it; None where the summary does not say."""
-    found = {name: figures.get("contributions", []) for name, figures in summary["ensembles"].items()}
+    found = {
+        name: figures["contributions"]["members"]
+        for name, figures in summary["ensembles"].items()
+        if "contributions" in figures
+    }
     measures = [
         measure
         for measure in ("accuracy", "nll", "squared_error")
         if any(measure in member for members in found.values() for member in members)
     ]
-    if not any(found.values()):
+    if not found:
         return None
     table = Table(title=_MEMBERS, title_justify="left", box=None, pad_edge=False)
     table.add_column("ensemble", overflow="fold")

@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.data import PartName
-from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import open_run
 from orchestrator.pipeline.explaining import explained_with_image
 from orchestrator.pipeline.run import read_config
@@ -35,7 +34,7 @@ def explain_file(
 
     Args:
         config: run file, or the name of the embedded one.
-        ensemble: its name in the run file.
+        ensemble: its name in the run.
         row: number of the row in its part.
         part: of the data.
         store: path or URI of the store.
@@ -46,13 +45,10 @@ def explain_file(
         `run`, `ensemble`, `part`, and what `explained_with_image` says.
 
     Raises:
-        ConfigError: there is no such ensemble or row.
-        NotFoundError: the ensemble was not fitted yet.
+        ConfigError: there is no such row.
+        NotFoundError: the run has no fitted ensemble of that name.
     """
     settings = read_config(config, overrides, data)
-    if ensemble not in settings.ensembles:
-        known = ", ".join(settings.ensembles) or "none"
-        raise ConfigError("the run file has no such ensemble", ensemble, f"it has: {known}")
     run = open_run(settings, store=store, progress=Progress(), cluster=lambda: None)
     spec = run.store.spec(f"{settings.name}/{ensemble}")
     found = explained_with_image(run, spec, part, row)
@@ -92,22 +88,27 @@ def decided(document: dict[str, Any]) -> list[str]:
 
 
 def _rows(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    without = document["without"]
-    for position, member in enumerate(document["said"]["members"]):
-        rest = None if without is None else without[position]
-        yield from _lines(member, "", "" if rest is None else _figure(rest))
+    """The ensemble, and below it all that stands in it."""
+    yield _row(document["said"], 0)
+    without = document["without"] or []
+    for position, member in enumerate(document["said"].get("members", ())):
+        yield from _nested(member, 1, _figure(without[position]) if without else "")
 
 
-def _lines(member: dict[str, Any], indent: str, without: str) -> Iterator[tuple[str, ...]]:
-    yield (
-        f"{indent}{member['name']}" if member["asked"] else f"{indent}{member['name']} (not asked)",
-        _said(member["answer"]),
-        "" if member["probability"] is None else _figure(member["probability"]),
-        "" if member["weight"] is None else _figure(member["weight"]),
+def _nested(node: dict[str, Any], depth: int, without: str = "") -> Iterator[tuple[str, ...]]:
+    yield _row(node, depth, without)
+    for below in node.get("members", ()):
+        yield from _nested(below, depth + 1)
+
+
+def _row(node: dict[str, Any], depth: int, without: str = "") -> tuple[str, ...]:
+    return (
+        f"{'  ' * depth}{node['name']}{'' if node['asked'] else ' (not asked)'}",
+        _said(node["answer"]),
+        "" if node["probability"] is None else _figure(node["probability"]),
+        "" if node["weight"] is None else _figure(node["weight"]),
         without,
     )
-    for below in member.get("members", ()):
-        yield from _lines(below, f"{indent}  ", "")
 
 
 def _figure(value: float | list[float]) -> str:

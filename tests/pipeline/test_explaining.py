@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,7 +24,7 @@ from orchestrator.pipeline.run import read_config
 from orchestrator.pipeline.summary import print_table
 from orchestrator.progress import Progress
 from orchestrator.store.store import Store
-from tests.deployments.toys import DIGITS, SMALL_CNN, SMALL_MLP, put
+from tests.deployments.toys import DIGITS, SMALL_CNN, SMALL_MLP, TABLE, put
 from tests.pipeline.command import command
 from tests.pipeline.toys import write
 from tests.search import fake
@@ -86,13 +88,13 @@ def test_figures_are_plain_and_fit_together(run: Run, name: str) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found.keys() == {"diversity", "contributions", "uncertainty"}
     names = found["diversity"]["members"]
-    assert [member["name"] for member in found["contributions"]] == names
+    assert [member["name"] for member in found["contributions"]["members"]] == names
     for measure in ("disagreement", "kappa", "double_fault", "error_correlation"):
         matrix = found["diversity"][measure]
         assert [len(row) for row in matrix] == [len(names)] * len(names)
         assert matrix[0][1] == matrix[1][0]
     for member, row in enumerate(found["diversity"]["double_fault"]):
-        assert row[member] == pytest.approx(1 - found["contributions"][member]["metric"])
+        assert row[member] == pytest.approx(1 - found["contributions"]["members"][member]["metric"])
     doubt = found["uncertainty"]
     assert doubt["total"] == pytest.approx(doubt["aleatoric"] + doubt["epistemic"])
     assert 0 <= doubt["brier"] <= 2
@@ -101,7 +103,10 @@ def test_figures_are_plain_and_fit_together(run: Run, name: str) -> None:
 
 
 def test_weights_are_those_of_the_answer_and_a_cascade_has_none(run: Run) -> None:
-    weights = {name: [one["weight"] for one in figures_of(run, name)["contributions"]] for name in ENSEMBLES}
+    weights = {
+        name: [one["weight"] for one in figures_of(run, name)["contributions"]["members"]]
+        for name in ENSEMBLES
+    }
     assert weights["average"] == pytest.approx([1 / 3] * 3)
     assert weights["mix"] == [0.75, 0.25]
     assert weights["cascade"] == [None, None]
@@ -179,22 +184,13 @@ def test_the_command_tells_a_cascades_exit_and_other_parts(folder: Path) -> None
 @pytest.mark.parametrize(
     ("ensemble", "row", "sentence"),
     [
-        ("nobody", "0", "the run file has no such ensemble: nobody. it has: average, mix, cascade."),
+        ("nobody", "0", "toy/nobody"),
         ("mix", "100000", "the test part has no such row: 100000. give 0 to "),
     ],
 )
 def test_what_is_not_there_is_one_sentence(folder: Path, ensemble: str, row: str, sentence: str) -> None:
     said = command("explain", folder / "toy.yaml", ensemble, row, "--store", folder / "store")
     assert sentence in said.sentence(2)
-
-
-def test_an_ensemble_that_was_not_fitted(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(
-        (folder / "toy.yaml").read_text(encoding="utf-8").replace("name: toy", "name: later"),
-        encoding="utf-8",
-    )
-    said = command("explain", tmp_path / "run.yaml", "mix", "0", "--store", folder / "store")
-    assert "later/mix" in said.sentence(2)
 
 
 def test_a_run_without_classes_or_images_has_no_pictures(run: Run) -> None:
@@ -209,8 +205,51 @@ def test_the_table_says_what_members_contribute(run: Run, capsys: pytest.Capture
     summary["ensembles"]["mix"] |= figures
     print_table(summary, Path("digits"))
     said = capsys.readouterr().out
-    part = figures["contributions"][0]
+    part = figures["contributions"]["members"][0]
     line = next(line for line in said.splitlines() if "mlp0" in line)
     assert f"{part['accuracy']['shapley']:.4f}" in line
     assert f"{part['nll']['leave_one_out']:.4f}" in line
     assert "0.7500" in line
+
+
+def test_a_regression_counts_squared_error_and_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    columns = {name: rng.normal(size=200) for name in ("a", "b", "c", "d", "e", "y", "z")}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    data = {
+        "kind": "parquet",
+        "root": str(tmp_path),
+        "train": "rows.parquet",
+        "task": "regression",
+        "target": ["y", "z"],
+    }
+    write(
+        tmp_path / "toy.yaml",
+        data=data,
+        ensembles={"mix": {"kind": "weighted_mix", "members": ["small", "small"]}},
+        metric={"name": "rmse"},
+    )
+    config = read_config(str(tmp_path / "toy.yaml"))
+    run = open_run(config, store=str(tmp_path / "store"), progress=Progress(), cluster=lambda: None)
+    members = tuple(put(run.store, f"table{seed}", SMALL_MLP, TABLE, seed) for seed in (0, 1))
+    tree = WeightedMix(members=members, weights=(0.9, 0.1))
+    run.store.set_ref("toy/mix", run.store.put_spec(Spec(name="mix", tree=tree, signature=TABLE)))
+    spec = spec_of(run, "mix")
+    outputs = {member: run.outputs(member, "test") for member in members}
+    found = ensemble_figures(run, spec, replay(tree, outputs, "regression"))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["diversity"].keys() == {"members", "loss", "error_correlation"}
+    # Two members with weights w and 1 - w differ from their mean by sqrt(w (1 - w)) of their distance.
+    distance = np.abs(outputs[members[0]] - outputs[members[1]]).mean(axis=0)
+    assert found["uncertainty"]["spread"] == pytest.approx(0.3 * distance, rel=1e-5)
+    assert set(found["contributions"]["members"][0]) == {"name", "weight", "metric", "squared_error"}
+    assert found["diversity"]["loss"]["ambiguity"] > 0
+    assert shown_images(run, {"mix": spec}) == {}
+    (first, *_) = examples(run, spec, {})
+    assert "image" not in first
+    said = command("explain", tmp_path / "toy.yaml", "mix", str(first["row"]), "--store", tmp_path / "store")
+    assert said.code == 0
+    assert "table1" in said.out

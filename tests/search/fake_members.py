@@ -18,9 +18,9 @@ def explained() -> tuple[dict[str, Any], Details]:
     """Summary and details of a run whose ensembles `panel` and `cascade` are explained."""
     summary, details = fake.summary(), fake.details()
     summary["ensembles"]["panel"] |= figures()
-    summary["ensembles"]["cascade"] |= figures() | {
-        "contributions": [{**one, "weight": None} for one in members()]
-    }
+    summary["ensembles"]["cascade"] |= figures()
+    for member in summary["ensembles"]["cascade"]["contributions"]["members"]:
+        member["weight"] = None
     details["examples"] = {"panel": [example()], "cascade": [example() | {"stage": 1, "image": None}]}
     return summary, details
 
@@ -45,7 +45,7 @@ def members() -> list[dict[str, Any]]:
 def figures() -> dict[str, Any]:
     """The keys that an ensemble has in the summary for this."""
     return {
-        "contributions": members(),
+        "contributions": {"rows": 360, "members": members()},
         "diversity": {
             "members": list(NAMES),
             "loss": {"name": "nll", "members": 0.111, "ensemble": 0.088, "ambiguity": 0.023},

@@ -121,7 +121,7 @@ def test_only_data_uris_are_loaded(page: str) -> None:
 def test_hostile_names_and_pictures_are_only_text() -> None:
     summary, details = fake_members.explained()
     panel = summary["ensembles"]["panel"]
-    panel["contributions"][0]["name"] = panel["diversity"]["members"][0] = fake.HOSTILE
+    panel["contributions"]["members"][0]["name"] = panel["diversity"]["members"][0] = fake.HOSTILE
     panel["uncertainty"]["elsewhere"][fake.HOSTILE] = panel["uncertainty"]["elsewhere"]["uniform_noise"]
     row = details["examples"]["panel"][0]
     row["truth"] = row["answer"] = row["flips"][0]["answer"] = row["flips"][0]["without"][0] = fake.HOSTILE
@@ -140,7 +140,10 @@ def test_a_regression_has_squared_error_and_spread() -> None:
     for item in summary["models"].values():
         item["metric"] = {"name": "rmse", "value": 0.6, "ci": [0.5, 0.7]}
     summary["ensembles"]["panel"] |= {
-        "contributions": [{"name": "a", "weight": 1.0, "metric": 0.5, "squared_error": gain}],
+        "contributions": {
+            "rows": 9,
+            "members": [{"name": "a", "weight": 1.0, "metric": 0.5, "squared_error": gain}],
+        },
         "diversity": {
             "members": ["a"],
             "error_correlation": [[1.0]],

@@ -55,7 +55,7 @@ def section(summary: Mapping[str, Any], details: Details, name: str) -> str:
 def _ensemble(key: str, item: Mapping[str, Any], told: Sequence[Mapping[str, Any]], name: str) -> str:
     parts = (
         f"<h3>{safe(key)}</h3>",
-        _contributions(item["contributions"], name),
+        _contributions(item["contributions"]["members"], name),
         _maps(item.get("diversity") or {}),
         _doubts(item.get("diversity") or {}, item.get("uncertainty") or {}),
         examples.rows(told),
