@@ -53,17 +53,14 @@ def restricted(tree: Node, kept: Coalition) -> Node | None:  # noqa: ARG001
 
 
 @restricted.register
-def _of_parallel(tree: Parallel, kept: Coalition) -> Node | None:
-    return tree.model_copy(update={"members": tuple(tree.members[position] for position in kept)})
-
-
-@restricted.register
-def _of_mix(tree: WeightedMix, kept: Coalition) -> Node | None:
-    shares = np.array(shares_of(tree))[list(kept)]
-    # Members without any weight count alike when nobody else is left.
-    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(kept), 1 / len(kept))
-    members = tuple(tree.members[position] for position in kept)
-    return tree.model_copy(update={"members": members, "weights": tuple(shares.tolist())})
+def _of_pooled(tree: Parallel | WeightedMix, kept: Coalition) -> Node | None:
+    update: dict[str, Any] = {"members": tuple(tree.members[position] for position in kept)}
+    if getattr(tree, "weights", None) is not None:
+        shares = np.array(shares_of(tree))[list(kept)]
+        # Members without any weight count alike when nobody else is left.
+        shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(kept), 1 / len(kept))
+        update["weights"] = tuple(shares.tolist())
+    return tree.model_copy(update=update)
 
 
 @restricted.register

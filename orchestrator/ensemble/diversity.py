@@ -44,7 +44,7 @@ def kappa(labels: Labels) -> Pairs:
     frequencies = (labels[:, None] == classes[:, None]).mean(axis=2)
     chance = frequencies @ frequencies.T
     beyond = 1 - disagreement(labels) - chance
-    return np.divide(beyond, 1 - chance, out=np.full_like(chance, np.nan), where=chance < 1)
+    return np.asarray(np.divide(beyond, 1 - chance, out=np.full_like(chance, np.nan), where=chance < 1))
 
 
 def double_fault(wrong: npt.NDArray[np.bool_]) -> Pairs:
@@ -68,7 +68,8 @@ def error_correlation(errors: npt.NDArray[Any]) -> Pairs:
     centred = errors - errors.mean(axis=1, keepdims=True)
     length = np.sqrt(np.square(centred).sum(axis=1))
     scale = np.outer(length, length)
-    return np.divide(centred @ centred.T, scale, out=np.full_like(scale, np.nan), where=scale > 0)
+    products = centred @ centred.T
+    return np.asarray(np.divide(products, scale, out=np.full_like(scale, np.nan), where=scale > 0))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ def test_noise_is_uniform_and_shuffling_keeps_each_image_own_pixels() -> None:
     found = images_from_elsewhere(images, seed=5)
     assert found.keys() == {"uniform_noise", "shuffled_pixels"}
     for made in found.values():
-        assert (made.shape, made.dtype) == (images.shape, np.uint8)
+        assert made.shape == images.shape
+        assert made.dtype == np.uint8
     counts = np.bincount(found["uniform_noise"].ravel() // 16, minlength=16)
     assert abs(counts / counts.mean() - 1).max() < 0.25
     shuffled = found["shuffled_pixels"]

@@ -29,7 +29,7 @@ VALUES = Signature(
 
 def row(*probabilities: float) -> Output:
     """Raw outputs [1, 3] of a member that is so sure."""
-    return np.log(np.array([probabilities]))
+    return np.asarray(np.log([probabilities]))
 
 
 def said(**members: Output) -> dict[Member, Output]:
