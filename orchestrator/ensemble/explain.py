@@ -78,7 +78,9 @@ def _said(
         raw = next(output for member, output in outputs.items() if identity(member) == identity(node))
         return found | {"outputs": raw[0].tolist()}
     stage = _stage(node, prediction)
-    weights: Sequence[float | None] = [None] * len(children(node)) if stage is not None else shares_of(node)
+    weights: Sequence[float | None] = shares_of(node)
+    if node.kind == "sequential":
+        weights = [None] * len(weights)
     found["members"] = [
         _said(
             child,
