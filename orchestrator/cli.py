@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, Literal
 
 import typer
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError, of_system
+from orchestrator.command_explain import explain
+from orchestrator.guard import complain, guarded, print_json
 from orchestrator.options import (
     AllowOption,
     Config,
@@ -29,8 +26,6 @@ from orchestrator.options import (
     TunedOption,
 )
 
-P = ParamSpec("P")
-
 app = typer.Typer(
     help="Train, compress, ensemble and serve models from one typed YAML file on Ray.",
     no_args_is_help=True,
@@ -40,47 +35,11 @@ app = typer.Typer(
 )
 
 
-def _guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """One sentence and an exit code instead of a traceback, for errors that have a sentence."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except OrchestratorError as error:
-            raise _complain(error, bool(kwargs.get("as_json"))) from None
-        except KeyboardInterrupt:
-            typer.secho("stopped; run the same command again to continue", err=True)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(1) from None
-        except OSError as error:
-            explained = of_system(error)
-            if explained is None:
-                raise
-            raise _complain(explained, bool(kwargs.get("as_json"))) from None
-
-    return wrapper
-
-
-def _complain(error: OrchestratorError, as_json: bool) -> typer.Exit:
-    """Tell the error; what to raise next."""
-    if as_json:
-        _print_json({"error": str(error), "kind": type(error).__name__})
-    typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-    return typer.Exit(error.exit_code)
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2))
-
-
 def _stage_command(name: str, until: str, text: str) -> None:
     """Register a command that runs the pipeline up to a stage."""
 
     @app.command(name, help=text)
-    @_guarded
+    @guarded
     def command(
         config: Config,
         store: StoreOption = None,
@@ -95,7 +54,7 @@ def _stage_command(name: str, until: str, text: str) -> None:
             config, until=until, store=store, overrides=overrides or [], data=data, fresh=fresh, quiet=as_json
         )
         if as_json:
-            _print_json(summary)
+            print_json(summary)
 
 
 _stage_command("run", "report", "The whole run: train, compress, ensemble, evaluate, serve and report.")
@@ -105,7 +64,7 @@ _stage_command("evaluate", "evaluate", "Everything but serving: test figures, la
 
 
 @app.command()
-@_guarded
+@guarded
 def search(
     config: Config,
     stage: SearchStage = "compression",
@@ -127,11 +86,14 @@ def search(
     else:
         summary = execute_file(config, until="search", fresh=fresh, quiet=as_json, **files)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
+
+
+app.command()(guarded(explain))
 
 
 @app.command()
-@_guarded
+@guarded
 def serve(
     names: Annotated[
         list[str], typer.Argument(help="A run's name (all its ensembles) or refs like digits/mix.")
@@ -149,7 +111,7 @@ def serve(
 
 
 @app.command("init")
-@_guarded
+@guarded
 def init_command(
     data: Annotated[Path, typer.Option("--data", help="Parquet file or folder of class/name images.")],
     out: Annotated[Path, typer.Option("--out", help="Run file to write.")] = Path("run.yaml"),
@@ -167,13 +129,13 @@ def init_command(
         raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
     out.write_text(suggest(data, name), encoding="utf-8")
     if as_json:
-        _print_json({"written": str(out)})
+        print_json({"written": str(out)})
     else:
         typer.echo(f"wrote {out}; start it with: orchestrator run {out}")
 
 
 @app.command("import")
-@_guarded
+@guarded
 def import_command(
     name: Annotated[str, typer.Argument(help="Ref for the model, like digits/mine.")],
     factory: Annotated[str, typer.Option(help="Built-in architecture or package.module:callable.")],
@@ -191,11 +153,11 @@ def import_command(
 
     document = import_model(name, factory=factory, kwargs=kwargs, weights=weights, data=data, store=store)
     if as_json:
-        _print_json(document)
+        print_json(document)
 
 
 @app.command()
-@_guarded
+@guarded
 def compress(
     source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/teacher.")],
     plan: PlanOption,
@@ -226,13 +188,13 @@ def compress(
     )
     text = document.pop("text")
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         typer.echo(text)
 
 
 @app.command()
-@_guarded
+@guarded
 def reproduce(
     variant: Annotated[str, typer.Argument(help="Ref like digits/chosen, digest, or its beginning.")],
     config: Annotated[
@@ -265,14 +227,14 @@ def reproduce(
         train_again=retrain,
     )
     if as_json:
-        _print_json(found.plain())
+        print_json(found.plain())
     else:
         comparing.show(found)
     raise typer.Exit(0 if found.reproduces else 1)
 
 
 @app.command("export")
-@_guarded
+@guarded
 def export_command(
     source: Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/chosen.")],
     path: Annotated[Path, typer.Argument(help="File to write; .pt2, .onnx or .pte says the format.")],
@@ -286,13 +248,13 @@ def export_command(
 
     document = export_ref(source, path, format=format, store=store, allow=tuple(allow or ()))
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         typer.echo(f"wrote {document['file']} ({document['format']}): {document['bytes']:,} bytes")
 
 
 @app.command()
-@_guarded
+@guarded
 def models(
     prefix: Annotated[str, typer.Argument(help="Show refs that begin with this.")] = "",
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its digest.")] = False,
@@ -304,11 +266,11 @@ def models(
 
     problem = list_models(prefix, store=store, verify=verify, as_json=as_json)
     if problem is not None:
-        raise _complain(problem, as_json=False)  # the list is the one JSON document
+        raise complain(problem, as_json=False)  # the list is the one JSON document
 
 
 @app.command()
-@_guarded
+@guarded
 def submit(
     config: Config,
     address: Annotated[
@@ -329,7 +291,7 @@ def submit(
     run = read_config(config, overrides or [], data)
     result = submit_run(run, address=address, store=store, wait=wait, fresh=fresh)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         typer.echo(f"{result['submission_id']}: {result['status']}")
     if result["status"] == "RUNNING":
@@ -338,11 +300,11 @@ def submit(
         kind = InputError if result["exit_code"] == InputError.exit_code else ClusterError
         how = f"the job ended as {result['status']}", result["reason"]
         fix = f"'ray job logs {result['submission_id']}' shows its log; submitted again it goes on"
-        raise _complain(kind(*how, fix), as_json=False)  # the result is the one JSON document
+        raise complain(kind(*how, fix), as_json=False)  # the result is the one JSON document
 
 
 @app.command()
-@_guarded
+@guarded
 def report(
     name: Annotated[str, typer.Argument(help="Name of the run.")],
     store: StoreOption = None,
@@ -353,28 +315,28 @@ def report(
 
     summary = show(name, store=store, quiet=as_json)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
 
 
 @app.command()
-@_guarded
+@guarded
 def schema(as_json: JsonOption = False) -> None:
     """Print the JSON Schema of the run file, for editors."""
     from orchestrator.config.load import json_schema
 
     del as_json  # the schema is JSON in any case
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command()
-@_guarded
+@guarded
 def doctor(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Check this machine and a running cluster, and say what to do about each finding."""
     from orchestrator.doctor import examine, render
 
     findings = examine(store)
     if as_json:
-        _print_json([finding.plain() for finding in findings])
+        print_json([finding.plain() for finding in findings])
     else:
         render(findings)
     raise typer.Exit(1 if any(finding.level == "error" for finding in findings) else 0)

@@ -36,6 +36,8 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.submit", 6),
     ("orchestrator.doctor", 6),
     ("orchestrator.cli", 6),
+    ("orchestrator.command_explain", 6),
+    ("orchestrator.guard", 6),
     ("orchestrator.options", 6),
     ("orchestrator.__main__", 6),
     ("jobs", 6),
@@ -135,6 +137,7 @@ def test_no_import_cycle() -> None:
 # Where an import takes seconds that only some callers need.
 LAZY = {
     "orchestrator.cli",
+    "orchestrator.command_explain",
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
     "orchestrator.runtime.rebuild",

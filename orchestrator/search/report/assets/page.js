@@ -104,6 +104,7 @@ const start = () => {
     if (data.search) startSearch(data.search);
     if (data.comparison) comparisonChart(byId("comparison"), data.comparison);
     for (const [id, curve] of Object.entries(data.curves)) curveChart(byId(id), curve);
+    document.querySelectorAll(".maps").forEach(chooseMaps);
   } catch (error) {
     root.dataset.error = String(error && error.stack ? error.stack : error);
     throw error;
