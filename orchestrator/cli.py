@@ -9,6 +9,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.command_choose import choose
+from orchestrator.command_explain import explain
 from orchestrator.guard import complain, guarded, print_json
 from orchestrator.options import (
     AllowOption,
@@ -90,6 +91,7 @@ def search(
 
 
 app.command()(guarded(choose))
+app.command()(guarded(explain))
 
 
 @app.command()

@@ -43,6 +43,14 @@ def features(scores: Floats, task: Task) -> Floats:
 def gated(stacked: Floats, gate: Floats, task: Task) -> Floats:
     """Scores [N, K] of a mix whose weights the gate [M, 1 + F] chooses for each row.
 
+    Arguments and errors as for `gate_shares`.
+    """
+    return mixture(stacked, gate_shares(stacked, gate, task)[:, :, None], task)
+
+
+def gate_shares(stacked: Floats, gate: Floats, task: Task) -> Floats:
+    """Each member's weight in each row [M, N].
+
     Args:
         stacked: Members' scores [M, N, K].
         gate: For each member a constant, then a factor a feature.
@@ -58,7 +66,7 @@ def gated(stacked: Floats, gate: Floats, task: Task) -> Floats:
             f"{gate.shape[1]} numbers a member for {seen.shape[2]} features",
             "fit the ensemble again",
         )
-    return mixture(stacked, np.exp(_log_shares(seen, gate))[:, :, None], task)
+    return np.asarray(np.exp(_log_shares(seen, gate)))
 
 
 def _log_shares(seen: Floats, gate: Floats) -> Floats:

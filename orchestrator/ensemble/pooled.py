@@ -76,7 +76,7 @@ def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Float
     known = next((found for found in node.survivors if found.without == missing), None)
     if known is None:
         log_temperature = by_trend(node.trend, missing) if node.trend else 0.0
-        weights = _renormalized(_given(node), missing)
+        weights = renormalized(_given(node), missing)
         known = Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
     scores = pooled(node, list(parts.values()), known.weights, task)
     return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
@@ -88,7 +88,7 @@ def _given(node: PooledNode) -> Weights | None:
     return weights
 
 
-def _renormalized(weights: Weights | None, missing: Missing) -> Weights | None:
+def renormalized(weights: Weights | None, missing: Missing) -> Weights | None:
     """Weights of the members that are left; alike when all weight was on the missing ones."""
     if weights is None:
         return None
@@ -109,7 +109,7 @@ def _fit_survivors(fitted: PooledNode, given: PooledNode, ground: Ground) -> Nod
 
     def survivors(missing: Missing, refit: bool) -> Survivors:
         left = [member for position, member in enumerate(scores) if position not in missing]
-        weights = fit_weights(fitted, left, ground) if refit else _renormalized(_given(fitted), missing)
+        weights = fit_weights(fitted, left, ground) if refit else renormalized(_given(fitted), missing)
         temperature = _temperature(fitted, pooled(fitted, left, weights, ground.task), ground)
         return Survivors(without=missing, weights=weights, temperature=temperature)
 

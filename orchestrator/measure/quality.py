@@ -25,6 +25,7 @@ from orchestrator.measure.promise import Verdict, non_inferior
 __all__ = [
     "Quality",
     "Verdict",
+    "brier_score",
     "expected_calibration_error",
     "larger_is_better",
     "log_softmax",
@@ -100,6 +101,17 @@ def expected_calibration_error(outputs: npt.ArrayLike, targets: npt.ArrayLike, b
     place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, right - top, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def brier_score(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
+    """Mean squared distance of the probabilities from the truth, summed over the classes: 0 to 2.
+
+    The form of Brier 1950 for several classes; arguments and errors as for `score`.
+    """
+    values, truth = checked(outputs, targets, True)
+    errors = softmax(values)
+    errors[np.arange(len(truth)), truth] -= 1
+    return float(np.square(errors).sum(axis=1).mean())
 
 
 def _interval(

@@ -16,11 +16,11 @@ from orchestrator.config.ensemble import (
     Parallel,
     Spec,
     Stacking,
-    children,
     leaves,
     walk_nodes,
 )
 from orchestrator.config.run import FRONT_NAMES
+from orchestrator.ensemble.explain import label
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.guarantee import least_rows
 from orchestrator.ensemble.node import Output
@@ -110,10 +110,3 @@ def promise(cascade: Cascade) -> str:
     else:
         why = f"{found.lost} of {found.rows} calibration rows are lost by the most careful exit"
     return f"; no early exit, for this cannot be promised: {loss} ({why})"
-
-
-def label(node: Node) -> str:
-    """A member's name; a nested ensemble's kind and members."""
-    if isinstance(node, Member):
-        return node.name
-    return f"{node.kind}({', '.join(label(child) for child in children(node))})"

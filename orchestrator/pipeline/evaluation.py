@@ -19,6 +19,7 @@ from orchestrator.measure.latency import compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.explaining import ensemble_figures, examples, shown_images
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.searching import Found
 from orchestrator.runtime.rebuild import rebuild
@@ -38,6 +39,8 @@ class Evaluation:
     ensembles: dict[str, Figures]
     exits: dict[str, list[float]]
     """Share of test rows that left each stage of a cascade."""
+    examples: dict[str, list[Figures]]
+    """By ensemble a few explained test rows."""
 
 
 def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: dict[str, Spec]) -> Evaluation:
@@ -55,16 +58,29 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
     latencies = spec_latencies(run, specs, baseline)
+    images = shown_images(run, specs)
     ensembles = {
-        name: _ensemble(run, spec, predictions[name]) | {"latency_ms": latencies[name]}
+        name: _ensemble(run, spec, predictions[name])
+        | {"latency_ms": latencies[name]}
+        | ensemble_figures(run, spec, predictions[name])
         for name, spec in specs.items()
+    }
+    for name, found_ in images.items():
+        ensembles[name]["uncertainty"]["elsewhere"] = found_["elsewhere"]
+    explained = {
+        name: examples(run, spec, images.get(name, {}).get("occlusion", {})) for name, spec in specs.items()
     }
     exits = {name: _exits(specs[name], found_) for name, found_ in predictions.items()}
     run.progress(
         "evaluate", f"{len(summary)} models, {len(front)} variants, {len(ensembles)} ensembles on test"
     )
     return Evaluation(
-        summary, front, chosen, ensembles, {name: share for name, share in exits.items() if share}
+        summary,
+        front,
+        chosen,
+        ensembles,
+        exits={name: share for name, share in exits.items() if share},
+        examples=explained,
     )
 
 

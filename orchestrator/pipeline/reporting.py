@@ -14,13 +14,13 @@ from orchestrator.compression.audit import audit
 from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
 from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
+from orchestrator.ensemble.explain import label
 from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
 from orchestrator.measure.quality import larger_is_better
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.ensembling import label
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
 from orchestrator.pipeline.training import curves
@@ -208,6 +208,7 @@ def _details(
         "curves": curves(run, models),  # type: ignore[typeddict-item]  # plain records of that shape
         "larger_is_better": larger_is_better(run.config.metric),
         "exits": evaluation.exits if evaluation else {},
+        "examples": evaluation.examples if evaluation else {},
         "stages": {
             name: [label(stage) for stage in tree.stages]
             for name, tree in trees.items()

@@ -17,6 +17,7 @@ from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.pareto import Point, hypervolume
 
 SCHEMA = 1
+_MEMBERS = "members: what their ensemble loses without them, and their share of what it knows (Shapley)"
 TABLE_WIDTH = 118
 """When the output is no terminal."""
 
@@ -104,8 +105,42 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
             f"{figures['bytes']:,}",
         )
     console.print(table)
+    members = _members(summary)
+    if members is not None:
+        console.print()
+        console.print(members)
     console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _members(summary: dict[str, Any]) -> Table | None:
+    """What each ensemble's members contribute to it; None where the summary does not say."""
+    found = {
+        name: figures["contributions"]["members"]
+        for name, figures in summary["ensembles"].items()
+        if "contributions" in figures
+    }
+    measures = [
+        measure
+        for measure in ("accuracy", "nll", "squared_error")
+        if any(measure in member for members in found.values() for member in members)
+    ]
+    if not found:
+        return None
+    table = Table(title=_MEMBERS, title_justify="left", box=None, pad_edge=False)
+    table.add_column("ensemble", overflow="fold")
+    table.add_column("member", overflow="fold")
+    titles = [f"{measure} {what}" for measure in measures for what in ("lost without", "share")]
+    for title in ("weight", summary_metric(summary), *titles):
+        table.add_column(title, justify="right")
+    for name, members in found.items():
+        for member in members:
+            shown = [member["weight"], member["metric"]]
+            for measure in measures:
+                part = member.get(measure, {})
+                shown += [part.get("leave_one_out"), part.get("shapley")]
+            table.add_row(name, member["name"], *("" if value is None else f"{value:.4f}" for value in shown))
+    return table
 
 
 def summary_metric(summary: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.doctor", 6),
     ("orchestrator.cli", 6),
     ("orchestrator.command_choose", 6),
+    ("orchestrator.command_explain", 6),
     ("orchestrator.guard", 6),
     ("orchestrator.options", 6),
     ("orchestrator.__main__", 6),
@@ -138,6 +139,7 @@ def test_no_import_cycle() -> None:
 LAZY = {
     "orchestrator.cli",
     "orchestrator.command_choose",
+    "orchestrator.command_explain",
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
     "orchestrator.runtime.rebuild",

@@ -23,7 +23,10 @@ from orchestrator.config.ensemble import (
     walk_nodes,
 )
 from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Signature
 from orchestrator.ensemble.combine import VOTE_RULES, Floats
+from orchestrator.ensemble.contributions import contributions
+from orchestrator.ensemble.explain import why
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
@@ -49,6 +52,15 @@ def of_equals(rule: Rule) -> Callable[[Member], Ensemble]:
     return lambda one: Parallel(members=(one, one), rule=rule)
 
 
+SIGNATURE = Signature(
+    task="classification",
+    input_shape=(1,),
+    input_dtype="float32",
+    outputs=3,
+    classes=("ant", "bee", "cat"),
+    mean=(0.0,),
+    std=(1.0,),
+)
 KEEPS_ONE: dict[str, Callable[[Member], Ensemble]] = {
     # Trees that must answer exactly as one of their members.
     "equal members": lambda one: parallel(one, one),
@@ -266,3 +278,24 @@ def test_every_kind_of_node_is_calibrated_after_it_has_combined(tree: Ensemble) 
         score(nll, replay(fitted, TABLE, "classification").outputs, TARGETS)
         <= score(nll, replay(bare, TABLE, "classification").outputs, TARGETS) + 1e-3
     )
+
+
+@every(TREES)
+def test_every_kind_is_explained(tree: Ensemble) -> None:
+    found = contributions(tree, TABLE, TARGETS, "classification")
+    assert found is not None
+    scores = replay(tree, TABLE, "classification").scores
+    accuracy = (scores.argmax(axis=1) == TARGETS).mean()
+    shares = [one.shapley or 0.0 for one in found["accuracy"]]
+    assert sum(shares) == pytest.approx(accuracy - 1 / scores.shape[1])
+    told = why(tree, {member: output[:1] for member, output in TABLE.items()}, SIGNATURE)
+    assert told["answer"] == SIGNATURE.classes[int(scores[0].argmax())]
+    assert len(told["without"]) == len(found["accuracy"])
+
+
+@every(REGRESSION)
+def test_every_kind_of_a_regression_is_explained(tree: Ensemble) -> None:
+    found = contributions(tree, VALUES, TRUTH, "regression")
+    assert found is not None
+    saved = TRUTH.var(axis=0).mean() - np.square(replay(tree, VALUES, "regression").scores - TRUTH).mean()
+    assert sum(one.shapley or 0.0 for one in found["squared_error"]) == pytest.approx(saved)

@@ -13,6 +13,7 @@ from orchestrator.errors import DataError, ExecutionError, ModelError
 from orchestrator.measure.intervals import median_interval, percentile_interval, resamples, wilson
 from orchestrator.measure.metrics import statistic
 from orchestrator.measure.quality import (
+    brier_score,
     expected_calibration_error,
     larger_is_better,
     log_softmax,
@@ -187,6 +188,13 @@ def test_bootstrap_interval_of_a_mean_is_close_to_the_normal_one() -> None:
     found = quality(Metric(name="mae"), outputs, targets)
     half = 1.96 * outputs.std() / 20
     assert found.ci == pytest.approx((outputs.mean() - half, outputs.mean() + half), abs=0.015)
+
+
+def test_brier_score() -> None:
+    # Rows (0.6, 0.4) of label 0 and (0.3, 0.7) of label 0: 2 * 0.16 and 2 * 0.49.
+    found = brier_score(np.log([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 0]))
+    assert found == pytest.approx((0.32 + 0.98) / 2)
+    assert brier_score(np.array([[0.0, 90.0]]), np.array([0])) == pytest.approx(2)
 
 
 def test_own_metric_by_import_path() -> None:

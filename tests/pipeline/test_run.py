@@ -120,6 +120,13 @@ def test_ensembles(finished: Finished) -> None:
         assert finished.store.spec(f"tiny/{name}").name == name
         assert figures["bytes"] > 0
         assert 0 < figures["mean_cost"] <= 1
+        members = figures["diversity"]["members"]
+        contributions = figures["contributions"]["members"]
+        assert [one["name"] for one in contributions] == members
+        # The shares add up to what the ensemble is worth beyond chance among ten classes.
+        shares = sum(one["accuracy"]["shapley"] for one in contributions)
+        assert shares == pytest.approx(figures["accuracy"] - 0.1)
+        assert figures["uncertainty"]["elsewhere"].keys() == {"uniform_noise", "shuffled_pixels"}
     assert found["average"]["mean_cost"] == 1
 
 
@@ -141,6 +148,8 @@ def test_the_report_is_one_file_about_this_run(finished: Finished) -> None:
     assert page.lstrip().lower().startswith("<!doctype html>")
     for name in (*MODELS, *ENSEMBLES, finished.summary["search"]["chosen"]["name"]):
         assert name in page
+    assert page.count('class="ensemble"') == len(ENSEMBLES)
+    assert page.count('src="data:image/png;base64,') == 3 * len(ENSEMBLES)
 
 
 def test_the_report_knows_each_trial(finished: Finished) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.search.report import Details
 from orchestrator.search.report.page import render
-from tests.search import fake
+from tests.search import fake, fake_members
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -59,9 +59,16 @@ class Shown:
         assert "error" not in self.data, self.data["error"]
 
 
-def show(tmp_path: Path, details: Details, *, address: str = "", probe: str = "") -> Shown:
+def show(
+    tmp_path: Path,
+    details: Details,
+    *,
+    summary: dict[str, Any] | None = None,
+    address: str = "",
+    probe: str = "",
+) -> Shown:
     """Open the page, run a script of the test's own after the page's, and take the DOM."""
-    page = render(fake.summary(), details)
+    page = render(summary or fake.summary(), details)
     if probe:
         page = page.replace("</body>", f"<script>{{{HELPERS}{probe}}}</script></body>")
     path = tmp_path / "report.html"
@@ -238,3 +245,30 @@ def test_a_point_of_the_choice_marks_its_row(tmp_path: Path) -> None:
     assert found.probe["clicked"].startswith("sequential: small-a if sure of 0.9")
     assert found.probe["pressed"].startswith("parallel: teacher, small-a")
     assert found.probe["rings"] == 1
+
+
+def test_one_heat_map_is_shown_at_a_time(tmp_path: Path) -> None:
+    summary, details = fake_members.explained()
+    found = show(
+        tmp_path,
+        details,
+        summary=summary,
+        probe="""
+        const titles = () => all("#members .ensemble:nth-of-type(1) .heat").filter((map) => !map.hidden)
+          .map((map) => map.dataset.title);
+        const buttons = all("#members .ensemble:nth-of-type(1) .switch button");
+        const before = titles();
+        buttons[2].click();
+        document.querySelector("#members details").open = true;
+        const box = (one) => document.querySelector(one).getBoundingClientRect();
+        const [image, over] = [box(".seen img"), box(".seen svg")];
+        report({
+          before, after: titles(), pressed: buttons.map((button) => button.getAttribute("aria-pressed")),
+          drawn: document.querySelector(".seen img").naturalWidth,
+          image: [image.x, image.width], over: [over.x, over.width],
+        });""",
+    )
+    assert (found.probe["before"], found.probe["after"]) == (["Disagreement"], ["Double fault"])
+    assert found.probe["pressed"] == ["false", "false", "true", "false"]
+    assert found.probe["drawn"] == 8
+    assert found.probe["over"] == pytest.approx(found.probe["image"], abs=1)

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from orchestrator.search.report import choosing, plots, search, sections
+from orchestrator.search.report import choosing, members, plots, search, sections
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
 from orchestrator.search.report.targets import search_data
@@ -19,7 +19,7 @@ from orchestrator.search.report.text import safe
 # No address can be reached from the page, whatever a name or a note in it says.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
-_SCRIPTS = ("text", "draw", "front", "parallel", "table", "detail", "lines", "choosing", "page")
+_SCRIPTS = ("text", "draw", "front", "parallel", "table", "detail", "lines", "choosing", "heat", "page")
 """Joined in this order; each is a few functions about one thing."""
 
 
@@ -56,6 +56,7 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
             choosing.section(details),
             sections.comparison(figures["comparison"] is not None),
             sections.combination(details),
+            members.section(summary, details, name),
             sections.training(bool(figures["curves"])),
             sections.serving(summary),
             sections.facts(summary),

@@ -79,6 +79,9 @@ class Details(TypedDict, total=False):
     """By weighted mix: each member's weight."""
     choosing: dict[str, Any]
     """What `orchestrator choose` found, as `choose.json` holds it."""
+    examples: dict[str, list[dict[str, Any]]]
+    """By ensemble a few test rows: `ensemble.explain.why` of each, with `row`, `id`, `truth`, and of an image
+    `image` (a data URI) and `occlusion` (`ensemble.occlusion`, or None)."""
     config: str
     """The run file as YAML, defaults and overrides included."""
     notes: list[str]

@@ -105,6 +105,7 @@ const start = () => {
     if (data.choosing) choosingChart(byId("choosing-plot"), byId("choosing-key"), byId("choosing-table"), data.choosing);
     if (data.comparison) comparisonChart(byId("comparison"), data.comparison);
     for (const [id, curve] of Object.entries(data.curves)) curveChart(byId(id), curve);
+    document.querySelectorAll(".maps").forEach(chooseMaps);
   } catch (error) {
     root.dataset.error = String(error && error.stack ? error.stack : error);
     throw error;

@@ -1,0 +1,155 @@
+"""Why an ensemble gave one row its answer: who said what, who agreed, and who decided it. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from orchestrator.config.ensemble import Cascade, Member, Node, WeightedMix, children
+from orchestrator.config.signature import Signature, Task
+from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.contributions import MOST, Coalition, all_coalitions, restricted, shares_of
+from orchestrator.ensemble.gate import gate_shares
+from orchestrator.ensemble.node import Output, identity
+from orchestrator.ensemble.tree import Prediction, replay
+
+Plain = dict[str, Any]
+
+
+def label(node: Node) -> str:
+    """A member's name; a nested ensemble's kind and members."""
+    if isinstance(node, Member):
+        return node.name
+    return f"{node.kind}({', '.join(label(child) for child in children(node))})"
+
+
+def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> Plain:
+    """Why the ensemble answers one row as it does.
+
+    Args:
+        tree: A fitted ensemble.
+        outputs: Raw outputs [1, K] of every member, also of those that the walk does not ask.
+        signature: Task and class names.
+
+    Returns:
+        `answer` (class name, or values), `probability` (None for regression), `stage` (None if the root is
+        no cascade).
+        `said`: the tree with each node's `name`, `kind`, `weight` in the node above, `asked` (False: its
+        answer played no part), `answer`, `probability`, `probabilities`, a leaf's raw `outputs`, and
+        `members`.
+        `agree`, `differ`: names of the root's members that were asked and give the ensemble's class, or
+        another; classification only.
+        `without`: for each of the root's members the probability of the ensemble's class (regression: the
+        values) had it been missing. `flips`: the fewest members whose absence changes the class, all such
+        sets with the `answer` that they lead to. Both are None for an ensemble that cannot be restricted
+        (see `contributions`), `flips` also for regression and with more than `MOST` members.
+    """
+    task, classes = signature.task, signature.classes
+    prediction = replay(tree, outputs, task)
+    said = _said(tree, outputs, signature, weight=None, asked=True)
+    found: Plain = {**_answer(prediction, signature), "stage": _stage(tree, prediction), "said": said}
+    asked = [member for member in said.get("members", ()) if member["asked"]]
+    if task == "classification":
+        found["agree"] = [member["name"] for member in asked if member["answer"] == found["answer"]]
+        found["differ"] = [member["name"] for member in asked if member["answer"] != found["answer"]]
+    names = [label(child) for child in children(tree)]
+    top = int(prediction.scores[0].argmax())
+    found["without"] = _without(tree, outputs, task, top)
+    found["flips"] = _flips(tree, outputs, top, names, classes) if task == "classification" else None
+    return found
+
+
+def _said(
+    node: Node, outputs: Mapping[Member, Output], signature: Signature, *, weight: float | None, asked: bool
+) -> Plain:
+    """What a node and all below it say of the row."""
+    prediction = replay(node, outputs, signature.task)
+    found: Plain = {
+        "name": label(node),
+        "kind": node.kind,
+        "weight": weight,
+        "asked": asked,
+        **_answer(prediction, signature),
+    }
+    if prediction.probs is not None:
+        found["probabilities"] = prediction.probs[0].tolist()
+    if isinstance(node, Member):
+        raw = next(output for member, output in outputs.items() if identity(member) == identity(node))
+        return found | {"outputs": raw[0].tolist()}
+    stage = _stage(node, prediction)
+    weights = _weights(node, outputs, int(prediction.scores[0].argmax()), signature.task)
+    found["members"] = [
+        _said(
+            child,
+            outputs,
+            signature,
+            weight=weights[position],
+            asked=asked and (stage is None or position <= stage),
+        )
+        for position, child in enumerate(children(node))
+    ]
+    return found
+
+
+def _weights(node: Node, outputs: Mapping[Member, Output], top: int, task: Task) -> Sequence[float | None]:
+    """What the node's members count in this row, of class weights those of its class."""
+    if node.kind == "sequential":
+        return [None] * len(children(node))
+    if isinstance(node, WeightedMix) and node.gate is not None:
+        stacked = np.stack([replay(child, outputs, task).scores for child in node.members])
+        return [float(share) for share in gate_shares(stacked, np.array(node.gate), task)[:, 0]]
+    if isinstance(node, WeightedMix) and node.class_weights is not None and task == "classification":
+        return [of_classes[top] for of_classes in node.class_weights]
+    return shares_of(node)
+
+
+def _answer(prediction: Prediction, signature: Signature) -> Plain:
+    scores = prediction.scores[0]
+    if prediction.probs is None:
+        return {"answer": scores.tolist(), "probability": None}
+    top = int(scores.argmax())
+    return {"answer": signature.classes[top], "probability": float(prediction.probs[0, top])}
+
+
+def _stage(node: Node, prediction: Prediction) -> int | None:
+    return int(prediction.stages[0]) if isinstance(node, Cascade) else None
+
+
+def _without(
+    tree: Node, outputs: Mapping[Member, Output], task: Task, top: int
+) -> list[float | list[float]] | None:
+    found: list[float | list[float]] = []
+    for position in range(len(children(tree))):
+        scores = _rest(tree, outputs, (position,), task)
+        if scores is None:
+            return None
+        found.append(float(np.exp(scores[top])) if task == "classification" else scores.tolist())
+    return found
+
+
+def _flips(
+    tree: Node, outputs: Mapping[Member, Output], top: int, names: Sequence[str], classes: Sequence[str]
+) -> list[Plain] | None:
+    """The smallest sets of members without which another class wins; none when no set does."""
+    if len(names) > MOST:
+        return None
+    flips: list[Plain] = []
+    # The smaller sets come first; with nobody left there is no answer.
+    for missing in all_coalitions(len(names))[1:-1]:
+        if flips and len(missing) > len(flips[0]["without"]):
+            break
+        scores = _rest(tree, outputs, missing, "classification")
+        if scores is None:
+            return None
+        if (answer := int(scores.argmax())) != top:
+            flips.append({"without": [names[position] for position in missing], "answer": classes[answer]})
+    return flips
+
+
+def _rest(tree: Node, outputs: Mapping[Member, Output], missing: Coalition, task: Task) -> Floats | None:
+    """Scores [K] of the row without some of the root's members; None if that means nothing."""
+    kept = tuple(position for position in range(len(children(tree))) if position not in missing)
+    part = restricted(tree, kept)
+    return None if part is None else replay(part, outputs, task).scores[0]
