@@ -33,7 +33,6 @@ from orchestrator.config.goal import Costs, Goal
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.crossfit import Evidence
 from orchestrator.ensemble.expected import CallTime
-from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.goals import choose
 from orchestrator.ensemble.planner import survey
 from orchestrator.ensemble.tree import distinct, predict, replay
@@ -49,37 +48,23 @@ def planning(bench: Bench) -> Result:
     test = bench.data.part("test").targets
     models = _models(bench)
     rows = np.ascontiguousarray(bench.data.part("validation").inputs[:BATCH])
-    calls: dict[str, Callable[[], object]] = {
-        _key(member): functools.partial(model, rows) for member, model in models.items()
-    }
-    times = compare(calls, LATENCY, baseline=_key(next(iter(models))))
     pool = [
         Available(
             member,
-            {
-                BATCH: CallTime(
-                    {1: times[_key(member)].median_ms / BATCH, BATCH: times[_key(member)].median_ms}
-                )
-            },
+            {BATCH: times},
             bytes=bench.store.artifact_bytes(member.digest),
             macs=bench.macs(member.name),
             family=member.name.removesuffix("-int8").removesuffix("-bf16"),
-            compressed="-" in member.name,
+            compressed="-int8" in member.name or "-bf16" in member.name,
         )
-        for member in models
+        for member, times in _call_times(models, rows).items()
     ]
     said = {member: bench.said["validation"][_key(member)] for member in models}
     evidence = Evidence(said, bench.data.part("validation").targets, bench.config.metric, "classification")
     costs = Costs(batches=(BATCH,), threads=THREADS, placements=("fused",))
     found = survey(pool, evidence, Goal(max_drop=0.0), costs, walk_ms=0.05, students={})
     picked = choose(found, Goal(max_drop=0.0)).point
-    tree = fit(
-        picked.tree,
-        {m: said[m] for m in distinct(picked.tree)},
-        bench.data.part("validation").targets,
-        bench.config.metric,
-        "classification",
-    )
+    tree = evidence.fitted(picked.judged.candidate)
     answer = replay(tree, {m: bench.said["test"][_key(m)] for m in distinct(tree)}, "classification")
     timed = _side_by_side(bench, tree, models, rows)
     drop = accuracy(replayed(bench, fitted(bench, WeightedMix(members=MEMBERS))), test) - accuracy(
@@ -96,6 +81,21 @@ def planning(bench: Bench) -> Result:
         "drop": drop,
     }
     return [row], {"plan_latency": Ratio(value, 0.35, at_most=True, of=f"drop on test rows {drop:.4f}")}
+
+
+def _call_times(models: dict[Member, Executable], rows: NDArray[Any]) -> dict[Member, CallTime]:
+    """Calls of one row and of a whole batch, all interleaved."""
+    sizes = {1: np.ascontiguousarray(rows[:1]), BATCH: rows}
+    calls: dict[str, Callable[[], object]] = {
+        f"{_key(member)} {size}": functools.partial(model, few)
+        for member, model in models.items()
+        for size, few in sizes.items()
+    }
+    found = compare(calls, LATENCY, baseline=f"{_key(next(iter(models)))} {BATCH}")
+    return {
+        member: CallTime({size: found[f"{_key(member)} {size}"].median_ms for size in sizes})
+        for member in models
+    }
 
 
 def _side_by_side(
