@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from benchmarks.ensembles_bench import (
     BATCH,
     LATENCY,
-    LONG,
     MEMBERS,
     TEAM,
     THREADS,
@@ -117,9 +116,9 @@ def _key(member: Member) -> str:
 
 
 def _models(bench: Bench) -> dict[Member, Executable]:
-    """Every model and variant in every execution that it runs in here."""
+    """The four and every variant in every execution that it runs in here."""
     found = {}
-    for name in (*TEAM, *LONG, "big", *bench.config.variants):
+    for name in (*TEAM, *bench.config.variants):
         digest = bench.digest(name)
         for execution in executions(bench.store.manifest(digest)):
             member = Member(name=name, digest=digest, execution=execution)
