@@ -30,9 +30,9 @@ from benchmarks.ensembles_bench import (
 from benchmarks.output import Ratio, Result
 from orchestrator.config.ensemble import Member, Node, WeightedMix
 from orchestrator.config.goal import Costs, Goal
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.crossfit import Evidence
-from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.goals import choose
 from orchestrator.ensemble.planner import survey

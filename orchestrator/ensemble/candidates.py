@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
-from orchestrator.ensemble.expected import CallTime
 
 SUBSETS = {2: 12, 3: 10, 4: 6}
 """Size of a mean -> how many of the best models it is taken from."""
