@@ -141,9 +141,10 @@ def test_a_member_that_hangs_is_missing_where_a_quorum_does_without_it(tree: Any
 
 
 def test_a_member_that_hangs_without_which_there_is_no_answer_is_named() -> None:
-    tree = Parallel(members=(A, B.model_copy(update={"required": True})), quorum=1)
+    required = B.model_copy(update={"required": True})
+    tree = Parallel(members=(A, required), quorum=1)
     with pytest.raises(QuorumError, match=r"b \(no answer in time\)"):
-        run(drive(spec(tree), {A: Remote(A), tree.members[1]: Remote(B, 30)}, INPUTS, 0.1))
+        run(drive(spec(tree), {A: Remote(A), required: Remote(B, 30)}, INPUTS, 0.1))
 
 
 def test_time_that_a_round_leaves_is_that_of_the_rounds_after_it() -> None:
