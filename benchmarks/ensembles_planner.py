@@ -29,9 +29,9 @@ from benchmarks.ensembles_bench import (
 from benchmarks.output import Ratio, Result
 from orchestrator.config.ensemble import Member, Node, WeightedMix
 from orchestrator.config.goal import Costs, Goal
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.crossfit import Evidence
-from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.goals import choose
 from orchestrator.ensemble.planner import survey
 from orchestrator.ensemble.tree import distinct, predict, replay

@@ -23,6 +23,10 @@ class _OneOf(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.position, self.classes = position, classes
         self.classes_ = np.arange(classes)
 
+    def fit(self, rows: NDArray[Any], labels: NDArray[Any]) -> _OneOf:  # noqa: ARG002
+        """Nothing to do; scikit-learn asks for the method."""
+        return self
+
     def predict_proba(self, rows: NDArray[Any]) -> NDArray[Any]:
         start = self.position * self.classes
         return rows[:, start : start + self.classes]

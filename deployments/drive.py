@@ -7,7 +7,7 @@ function in a test) is the caller's. The composed deployments share `Composed`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,10 +16,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from orchestrator.config.ensemble import Member, Spec
+from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.expect import has_quorum
 from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.quorum import answers_without
 from orchestrator.ensemble.tree import Outcome, Prediction, distinct, walk
 from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, last_line
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 READY_S = 5.0
 """A part that does not say within this time that it is ready is not."""
+PATIENCE = 0.8
+"""Share of the time for an answer that members with a quorum are waited for; the rest is for answering."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Answer:
 async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float) -> Prediction:
     """Answer `inputs` [N, ...] with the spec's tree; members that can be asked together are.
 
+    If some node has a quorum, a member that hangs must leave time for an answer without it. Members are then
+    waited for until `PATIENCE` of `timeout_s` is over; of what is left of that, each round of asks gets an
+    equal share with those that may follow it. Who has not answered by then is missing.
+
     Whatever is still running when the answer is known, the time is over, or the caller is cancelled, is
     cancelled.
 
@@ -57,18 +64,24 @@ async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, ti
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await _drive(spec, calls, inputs)
+            return await _drive(spec, calls, inputs, timeout_s)
     except TimeoutError as error:
         raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s") from error
 
 
-async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -> Prediction:
+async def _drive(
+    spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float
+) -> Prediction:
     task: Task = spec.signature.task
     steps = walk(spec.tree, len(inputs), task)
     asks = next(steps)
-    patient = has_quorum(spec.tree)
+    now = asyncio.get_running_loop().time
+    until = now() + PATIENCE * timeout_s if has_quorum(spec.tree) else None
+    left = _rounds(spec.tree)
     while True:
-        outcomes = await _ask_all(asks, calls, inputs, patient)
+        limit_s = None if until is None else (until - now()) / left
+        left -= 1
+        outcomes = await _ask_all(asks, calls, inputs, limit_s)
         try:
             asks = steps.send(outcomes)
         except StopIteration as done:
@@ -76,12 +89,21 @@ async def _drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray) -
             return prediction
 
 
+def _rounds(node: Node) -> int:
+    """Most rounds of asks that a walk has: the stages of a cascade one after the other, members together."""
+    below = [_rounds(child) for child in children(node)]
+    return sum(below) if isinstance(node, Cascade) else max(below, default=1)
+
+
 async def _ask_all(
-    asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray, patient: bool
+    asks: Sequence[Ask], calls: Mapping[Member, Call], inputs: np.ndarray, limit_s: float | None
 ) -> tuple[Outcome, ...]:
-    """One outcome for each ask. Unless `patient`, the first failure ends the wait for the rest."""
-    results = await settle([_ask(ask, calls, inputs) for ask in asks], patient=patient)
-    return tuple(_outcome(result) for result in results)
+    """One outcome for each ask. All are waited for until `limit_s` is over; without one, the first failure
+    ends the wait for the rest."""
+    patient = limit_s is not None
+    results = await settle([_ask(ask, calls, inputs) for ask in asks], limit_s, patient=patient)
+    cut_off = "no answer in time" if patient else "not waited for, since another failed"
+    return tuple(_outcome(result, cut_off) for result in results)
 
 
 async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np.ndarray:
@@ -89,11 +111,11 @@ async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np
     return await calls[ask.member](inputs if everything else inputs[ask.rows])
 
 
-def _outcome(result: np.ndarray | BaseException) -> Outcome:
+def _outcome(result: np.ndarray | BaseException, cut_off: str) -> Outcome:
     if isinstance(result, np.ndarray):
         return Outcome(output=result)
     if isinstance(result, asyncio.CancelledError):
-        return Outcome(failure="not waited for, since another failed")
+        return Outcome(failure=cut_off)
     if isinstance(result, OrchestratorError):
         return Outcome(failure=str(result))
     raise result
@@ -159,13 +181,28 @@ class Composed:
         return answer(prediction, self._spec)
 
     async def ready(self) -> None:
-        """Returns when every member has loaded its artifact and can be reached.
+        """Returns when so many members have loaded their artifacts and can be reached that the tree can
+        answer; without a quorum, when all have.
 
         Raises:
-            MemberFailedError: one could not be reached.
+            MemberFailedError: one could not be reached that the tree cannot do without.
         """
-        members = zip(self._calls, self._handles, strict=True)
-        await everyone([_ready(member.name, handle) for member, handle in members])
+        asked = zip(self._calls, self._handles, strict=True)
+        tasks = {asyncio.ensure_future(_ready(member.name, handle)): member for member, handle in asked}
+        waiting = set(tasks)
+        missing, failed = set(self._calls), set[Member]()
+        try:
+            async with asyncio.timeout(READY_S):
+                while not answers_without(self._spec.tree, missing):
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    failed |= {tasks[task] for task in done if task.exception() is not None}
+                    missing -= {tasks[task] for task in done} - failed
+                    if not answers_without(self._spec.tree, failed):
+                        await asyncio.gather(*done)
+        except TimeoutError as error:
+            raise MemberFailedError("not ready within", f"{READY_S:g} s") from error
+        finally:
+            await _stop(tasks)
 
 
 async def everyone(waits: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -197,10 +234,15 @@ async def settle(
         until = asyncio.ALL_COMPLETED if patient else asyncio.FIRST_EXCEPTION
         await asyncio.wait(tasks, timeout=timeout_s, return_when=until)
     finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+        results = await _stop(tasks)
     return results
+
+
+async def _stop(tasks: Collection[asyncio.Future[T]]) -> list[T | BaseException]:
+    """Cancel what is not done; results and exceptions of all."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def answer(prediction: Prediction, spec: Spec) -> Answer:

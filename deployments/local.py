@@ -195,8 +195,11 @@ def _stopped(host: str, port: int) -> bool:
 
 def _wait_ready(address: str, port: int, ready_s: float) -> None:
     deadline = time.monotonic() + ready_s
-    while not _ready(address, port):
+    while True:
         status = serve.status().applications.get(APPLICATION)
+        # With a quorum the server is ready before all members are: at the start all are waited for.
+        if status is not None and status.status == "RUNNING" and _ready(address, port):
+            return
         # Serve starts a failed replica several times; an error of ours comes again each time.
         if status is not None and (status.status in ("DEPLOY_FAILED", "UNHEALTHY") or _own_errors(status)):
             raise ServingError("the application could not start", _reason(status))

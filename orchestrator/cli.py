@@ -10,7 +10,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
-from orchestrator.guard import complain, guarded, print_json
+from orchestrator.command_guard import complain, guarded, print_json
 from orchestrator.options import (
     AllowOption,
     Config,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.guard import print_json
+from orchestrator.command_guard import print_json
 from orchestrator.options import Config, DataOption, JsonOption, SetOption, StoreOption
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.guard import print_json
+from orchestrator.command_guard import print_json
 from orchestrator.options import Config, DataOption, JsonOption, SetOption, StoreOption
 
 Ensemble = Annotated[str, typer.Argument(help="An ensemble of the run that was fitted.")]

@@ -178,6 +178,8 @@ class Cascade(Combined):
         needed = len(self.stages) - 1
         if self.thresholds is not None and len(self.thresholds) != needed:
             raise ValueError(f"{needed + 1} stages need {needed} thresholds, got {len(self.thresholds)}")
+        if self.thresholds is not None and self.guarantee is not None and self.certificate is None:
+            raise ValueError("given thresholds have no guarantee: leave out 'thresholds' or 'guarantee'")
         return self
 
     def unfitted(self) -> str | None:

@@ -8,7 +8,17 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
-from orchestrator.config.ensemble import VALUE_RULES, Ensemble, Member, Parallel, walk_nodes
+from orchestrator.config.ensemble import (
+    VALUE_RULES,
+    AnyNode,
+    Cascade,
+    Combined,
+    Ensemble,
+    Member,
+    Parallel,
+    PooledNode,
+    walk_nodes,
+)
 from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
@@ -150,16 +160,39 @@ class RunConfig(Settings):
                 if isinstance(node, Member) and node.name not in known:
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
-                if (
-                    isinstance(node, Parallel)
-                    and self.data.task == "regression"
-                    and node.rule not in VALUE_RULES
-                ):
-                    raise ValueError(
-                        f"ensembles.{ensemble}: rule {node.rule} needs a classifier; "
-                        f"a regression takes {', '.join(VALUE_RULES)}"
-                    )
+                complaint = self._needs_classifier(node) if self.data.task == "regression" else None
+                if isinstance(node, Cascade):
+                    complaint = complaint or self._cascade_complaint(node)
+                if complaint is not None:
+                    raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    @staticmethod
+    def _needs_classifier(node: AnyNode) -> str | None:
+        """What a regression's ensembles cannot have."""
+        if isinstance(node, Parallel) and node.rule not in VALUE_RULES:
+            return f"rule {node.rule} needs a classifier; a regression takes {', '.join(VALUE_RULES)}"
+        if isinstance(node, Cascade):
+            return "a cascade needs a classifier: a regression's values are not sure or unsure"
+        if isinstance(node, Combined) and node.calibration is not None:
+            return f"calibration {node.calibration.kind} needs a classifier; leave it out"
+        return None
+
+    def _cascade_complaint(self, node: Cascade) -> str | None:
+        """What would be ignored or fail once the cascade is fitted. Names are those of ensembles above."""
+        aims = [key for key in ("tolerance", "max_cost", "guarantee") if getattr(node, key) is not None]
+        if node.thresholds is not None and aims:
+            return f"given thresholds are kept, so {' and '.join(aims)} would do nothing; leave out either"
+        if node.criterion == "agreement":
+            for stage in node.stages[:-1]:
+                found = self.ensembles.get(stage.name, stage) if isinstance(stage, Member) else stage
+                if not isinstance(found, PooledNode):
+                    name = stage.name if isinstance(stage, Member) else stage.kind
+                    return (
+                        f"criterion agreement: stage {name} has no members that could agree; let every "
+                        "stage but the last be parallel, weighted_mix or stacking, or use confidence"
+                    )
+        return None
 
     def _tuned_models(self) -> None:
         """Every option and both ends of every range must make a model that can be trained."""

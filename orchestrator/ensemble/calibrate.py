@@ -157,17 +157,22 @@ def _fit_isotonic(_: IsotonicScaling, scores: Floats, targets: npt.NDArray[np.in
     """Least squares over all classes' probabilities together; neighbouring steps are joined until each
     knot stands for 2 % of the rows' true classes, so that no knot follows a handful of rows."""
     rows, classes = scores.shape
-    chances, group, counts = np.unique(np.exp(scores), return_inverse=True, return_counts=True)
+    least = np.finfo(float).tiny
+    chances, group, counts = np.unique(
+        np.maximum(np.exp(scores), least), return_inverse=True, return_counts=True
+    )
     hits = np.bincount(group.ravel(), np.eye(classes)[targets].ravel(), minlength=len(chances))
     steps = isotonic_regression(hits / counts, weights=counts).blocks
     sums = [np.add.reduceat(values, steps[:-1]) for values in (counts, chances * counts, hits)]
     filled = np.floor(np.cumsum(sums[2]) * MOST_KNOTS / (rows * (1 + 1e-9))).astype(int)
-    starts = np.flatnonzero(np.diff(np.concatenate([[-1], filled[:-1]])) > 0)
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(filled[:-1]) > 0]))
     total, before, right = (np.add.reduceat(values, starts) for values in sums)
     # Shares of 0 and 1 say that there were few rows, not that it cannot be.
     after = np.clip(right / total, 0.5 / scores.size, 1 - 0.5 / scores.size)
-    before = np.maximum(before / total, np.finfo(float).tiny)
-    return IsotonicScaling(knots=tuple(zip(before.tolist(), after.tolist(), strict=True)))
+    # Means of probabilities that differ by rounding may be equal.
+    knots = np.stack([before / total, after])
+    rises = (np.diff(np.maximum.accumulate(knots, axis=1), prepend=-1.0) > 0).all(axis=0)
+    return IsotonicScaling(knots=tuple((before, after) for before, after in knots[:, rises].T.tolist()))
 
 
 @_fit.register

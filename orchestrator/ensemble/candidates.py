@@ -1,7 +1,8 @@
 """What the planner looks at: single models, means, mixes and cascades over the models at hand.
 
-Not every tree there is, but every kind, over the members that can matter: subsets of the best, mixes that
-greedy selection finds under several limits on latency, cascades from fast to slow. Cascades of variants of
+Not every tree there is (no stack, no vote or other rule, no gate or class weights), but these kinds over the
+members that can matter: subsets of the best, mixes that greedy selection finds under several limits on
+latency, cascades from fast to slow. Cascades of variants of
 one model are among them whatever else is there.
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
-from orchestrator.ensemble.expected import CallTime
 
 SUBSETS = {2: 12, 3: 10, 4: 6}
 """Size of a mean -> how many of the best models it is taken from."""

@@ -4,6 +4,8 @@ Split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, https
 on calibration rows that nothing was fitted on, a score says how ill the truth fits the answer. What fits no
 worse than all but a small share of them is let in. For rows drawn like the calibration rows the truth is in
 with at least the chosen probability, whatever the model; the promise is an average over rows.
+
+A library so far: neither a run nor the server calls it.
 """
 
 from __future__ import annotations

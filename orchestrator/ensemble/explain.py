@@ -43,8 +43,9 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         another; classification only.
         `without`: for each of the root's members the probability of the ensemble's class (regression: the
         values) had it been missing. `flips`: the fewest members whose absence changes the class, all such
-        sets with the `answer` that they lead to. Both are None for an ensemble that cannot be restricted
-        (see `contributions`), `flips` also for regression and with more than `MOST` members.
+        sets with the `answer` that they lead to. Both are None for a single model and for an ensemble that
+        cannot be restricted (see `contributions`), `flips` also for regression and with more than `MOST`
+        members.
     """
     task, classes = signature.task, signature.classes
     prediction = replay(tree, outputs, task)
@@ -56,8 +57,9 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         found["differ"] = [member["name"] for member in asked if member["answer"] != found["answer"]]
     names = [label(child) for child in children(tree)]
     top = int(prediction.scores[0].argmax())
-    found["without"] = _without(tree, outputs, task, top)
-    found["flips"] = _flips(tree, outputs, top, names, classes) if task == "classification" else None
+    found["without"] = _without(tree, outputs, task, top) if names else None
+    restrictable = found["without"] is not None and task == "classification"
+    found["flips"] = _flips(tree, outputs, top, names, classes) if restrictable else None
     return found
 
 

@@ -28,7 +28,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Honest:
-    """What a choice made on four fifths of the rows is worth on the last fifth, over all five."""
+    """What a choice among the candidates, made on four fifths of the rows, is worth on the last fifth, over
+    all five. The candidates' members were picked on all rows."""
 
     gain: float
     drop: float
@@ -54,8 +55,9 @@ def honest(survey: Survey, goal: Goal) -> Honest | None:
     """The choice made anew without each fold, judged on that fold; None when the goal is not reached there.
 
     This is what the procedure is worth, without the winner's luck (nested cross-validation; Varma and Simon
-    2006, "Bias in error estimation when using cross-validation for model selection"). A bound on the
-    robustness is left out.
+    2006, "Bias in error estimation when using cross-validation for model selection"), but for that of the
+    candidates' members: who is in a mix, how models rank and which stages a cascade has were picked once, on
+    all rows. A bound on the robustness is left out.
     """
     gains, drops = [], []
     for fold in range(len(survey.reference.inside)):

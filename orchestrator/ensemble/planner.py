@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from orchestrator.config.ensemble import Cascade, Member, Node, leaves
 from orchestrator.config.goal import Costs, Goal, Placement
+from orchestrator.ensemble.call_cost import Stage, call_cost
 from orchestrator.ensemble.candidates import Available, Pool, cascades, combined
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
-from orchestrator.ensemble.expected import Stage, expected
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import EnsembleError
@@ -124,7 +124,7 @@ class Pricing:
         if node not in self._speeds:
             batch = max(self._costs.batches)
             stages = self._stages([1.0], [distinct(node)], batch)
-            found = expected(stages, batch, "fused", walk_ms=self._walk_ms, hop_ms=0.0)
+            found = call_cost(stages, batch, "fused", walk_ms=self._walk_ms, hop_ms=0.0)
             self._speeds[node] = found.latency_ms
         return self._speeds[node]
 
@@ -142,7 +142,7 @@ class Pricing:
         for batch in costs.batches:
             stages = self._stages(judged.reach, asked, batch)
             for placement in placements:
-                found = expected(stages, batch, placement, walk_ms=self._walk_ms, hop_ms=costs.hop_ms)
+                found = call_cost(stages, batch, placement, walk_ms=self._walk_ms, hop_ms=costs.hop_ms)
                 rows_an_hour = batch * MS_AN_HOUR / (found.core_ms * costs.threads)
                 yield Point(
                     judged,

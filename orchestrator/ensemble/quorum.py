@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from orchestrator.config.calibration import Record
-from orchestrator.config.ensemble import Child
-from orchestrator.ensemble.node import Output
+from orchestrator.config.ensemble import Child, Combined, Member, Node, children
+from orchestrator.ensemble.node import Output, identity
 from orchestrator.errors import QuorumError
 
 
@@ -17,26 +17,35 @@ def failed(names: str) -> QuorumError:
     return QuorumError("no sound answer from a required member", names, "every member must answer")
 
 
-def tolerates(children: Sequence[Child], quorum: int | None, missing: Collection[int]) -> bool:
+def tolerates(below: Sequence[Child], quorum: int | None, missing: Collection[int]) -> bool:
     """Whether a node can answer without the children at these positions: no required one is among them, and
     at least `quorum` are left (None: all must answer)."""
-    if any(children[position].required for position in missing):
+    if any(below[position].required for position in missing):
         return False
-    return len(children) - len(missing) >= (len(children) if quorum is None else quorum)
+    return len(below) - len(missing) >= (len(below) if quorum is None else quorum)
 
 
-def check(children: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumError]) -> None:
+def answers_without(tree: Node, missing: Collection[Member]) -> bool:
+    """Whether a tree can answer every row without these of its members."""
+    if not isinstance(tree, Combined):
+        return identity(tree) not in map(identity, missing)
+    below = children(tree)
+    lost = [place for place, child in enumerate(below) if not answers_without(child, missing)]
+    return tolerates(below, tree.quorum, lost)
+
+
+def check(below: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumError]) -> None:
     """Refuse an answer without the children at these positions, if the node must not do without them.
 
     Raises:
         QuorumError: every lost member is named, with the reason.
     """
-    if tolerates(children, quorum, lost):
+    if tolerates(below, quorum, lost):
         return
     names = ", ".join(dict.fromkeys(error.value or "" for error in lost.values()))
-    if quorum is None or any(children[position].required for position in lost):
+    if quorum is None or any(below[position].required for position in lost):
         raise failed(names)
-    raise QuorumError("too few sound answers", names, f"{quorum} of {len(children)} members must answer")
+    raise QuorumError("too few sound answers", names, f"{quorum} of {len(below)} members must answer")
 
 
 def problem(output: Output | None, rows: int, width: int | None, record: Record | None) -> str | None:

@@ -269,7 +269,9 @@ def _reason(choice: Choice, goal: Goal, table: _Table, fair: Honest | None, rows
         f"{point.latency_ms:.3g} ms for {point.batch} rows, {point.placement}",
     ]
     if fair is not None:
-        parts.append(f"chosen anew without each fifth of the rows it drops by {fair.drop:.4f} there")
+        parts.append(
+            f"chosen anew among these without each fifth of the rows it drops by {fair.drop:.4f} there"
+        )
     if goal.max_drop is not None and high > goal.max_drop:
         parts.append(f"{rows} validation rows cannot rule out a drop of {high:.4f}")
     return "; ".join(parts)

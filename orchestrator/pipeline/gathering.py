@@ -13,8 +13,8 @@ from orchestrator.config.ensemble import Member, Parallel
 from orchestrator.config.goal import Costs
 from orchestrator.config.measure import LatencySettings
 from orchestrator.config.steps import Distill
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
-from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.planner import Students
 from orchestrator.ensemble.tree import predict
 from orchestrator.measure.artifacts import measure_artifacts, share_of_call

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.cli", 6),
     ("orchestrator.command_choose", 6),
     ("orchestrator.command_explain", 6),
-    ("orchestrator.guard", 6),
+    ("orchestrator.command_guard", 6),
     ("orchestrator.options", 6),
     ("orchestrator.__main__", 6),
     ("jobs", 6),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.ensemble import Cascade, Guarantee
 from tests.config.toys import DISTILLED, model, refused, run, student
 
 
@@ -100,6 +101,62 @@ def test_an_ensemble_may_use_only_those_before_it() -> None:
 )
 def test_weights_and_thresholds_fit_the_members(more: dict[str, Any], said: str) -> None:
     assert said in refused(ensembles={"x": more})
+
+
+@pytest.mark.parametrize(
+    ("more", "keys"),
+    [
+        ({"tolerance": 0.01}, "tolerance"),
+        ({"max_cost": 0.5}, "max_cost"),
+        ({"max_cost": 0.5, "tolerance": 0}, "tolerance and max_cost"),
+    ],
+)
+def test_given_thresholds_are_not_said_to_be_fitted_for_something(more: dict[str, Any], keys: str) -> None:
+    tree = pair("big", "small", kind="sequential") | {"thresholds": [0.9]}
+    assert run(ensembles={"x": tree})
+    nested = {"kind": "parallel", "members": [tree | more, "big"]}
+    for found in (tree | more, nested):
+        text = refused(ensembles={"x": found})
+        assert f"ensembles.x: given thresholds are kept, so {keys} would do nothing" in text
+
+
+def test_given_thresholds_have_no_guarantee() -> None:
+    tree = pair("big", "small", kind="sequential") | {"thresholds": [0.9], "guarantee": {}}
+    assert "leave out 'thresholds' or 'guarantee'" in refused(ensembles={"x": tree})
+    # What a fit made has both, and the certificate that says what became of it.
+    certificate = {"granted": True, "rows": 100, "lost": 0, "p_value": 0.01}
+    assert Cascade.model_validate(tree | {"certificate": certificate}).guarantee == Guarantee()
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        (pair("big", "small", kind="sequential"), "a cascade needs a classifier"),
+        (pair("big", "small") | {"calibration": "auto"}, "calibration auto needs a classifier"),
+        (pair("big", "small") | {"rule": "vote"}, "rule vote needs a classifier"),
+    ],
+)
+def test_a_regression_has_no_ensembles_of_classifiers(tree: dict[str, Any], said: str) -> None:
+    assert run(ensembles={"x": tree})
+    task = "data.task=regression"
+    assert f"ensembles.x: {said}" in refused(task, ensembles={"x": tree})
+    assert f"ensembles.x: {said}" in refused(task, ensembles={"x": pair() | {"members": [tree, "big"]}})
+    stack = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"]}
+    assert run(task, ensembles={"x": stack, "y": pair("x", "big")})
+
+
+def test_only_ensembles_have_members_that_agree() -> None:
+    def cascade(*stages: str) -> dict[str, Any]:
+        return pair(*stages, kind="sequential") | {"criterion": "agreement"}
+
+    mean, inner = pair("big", "small"), pair("mean", "big", kind="sequential")
+    assert run(ensembles={"mean": mean, "x": cascade("mean", "big")})
+    assert run(ensembles={"x": cascade() | {"stages": [mean, "big"]}})
+    for stage in ("big", "chosen"):
+        text = refused(ensembles={"mean": mean, "x": cascade("mean", stage, "small")})
+        assert f"ensembles.x: criterion agreement: stage {stage} has no members that could agree" in text
+    text = refused(ensembles={"mean": mean, "inner": inner, "x": cascade("inner", "big")})
+    assert "stage inner has no members that could agree" in text
 
 
 def test_shares_sum_to_one() -> None:

@@ -121,6 +121,40 @@ def test_with_a_quorum_the_others_are_waited_for_and_the_answer_is_degraded() ->
 
 
 @pytest.mark.parametrize(
+    ("tree", "asked"),
+    [
+        (Parallel(members=(A, B), quorum=1), [1, 1]),
+        (Cascade(stages=(B, A), thresholds=(0.8,), quorum=1), [1, 1]),
+        (Cascade(stages=(A, B), thresholds=(2.0,), quorum=1), [1, 1]),
+        (Parallel(members=(Cascade(stages=(B, A), thresholds=(0.8,)), A), quorum=1), [1, 1]),
+    ],
+    ids=["parallel", "first stage", "last stage", "nested"],
+)
+def test_a_member_that_hangs_is_missing_where_a_quorum_does_without_it(tree: Any, asked: list[int]) -> None:
+    remotes = {A: Remote(A), B: Remote(B, 30)}
+    prediction = run(drive(spec(tree), remotes, INPUTS, 1.0))
+    assert prediction.missing == {B: "no answer in time"}
+    assert remotes[B].cancelled == 1
+    assert [len(remotes[member].rows) for member in (A, B)] == asked
+    expected = predict(tree, {A: IN_PROCESS[A]}, INPUTS, "classification")
+    np.testing.assert_array_equal(prediction.outputs, expected.outputs)
+
+
+def test_a_member_that_hangs_without_which_there_is_no_answer_is_named() -> None:
+    required = B.model_copy(update={"required": True})
+    tree = Parallel(members=(A, required), quorum=1)
+    with pytest.raises(QuorumError, match=r"b \(no answer in time\)"):
+        run(drive(spec(tree), {A: Remote(A), required: Remote(B, 30)}, INPUTS, 0.1))
+
+
+def test_time_that_a_round_leaves_is_that_of_the_rounds_after_it() -> None:
+    # Half of 1.6 s would not do for the second stage.
+    tree = Cascade(stages=(A, B), thresholds=(2.0,), quorum=1)
+    prediction = run(drive(spec(tree), {A: Remote(A), B: Remote(B, 1.0)}, INPUTS, 2.0))
+    assert prediction.missing == {}
+
+
+@pytest.mark.parametrize(
     "output", [np.full((6, 2), np.nan, np.float32), np.zeros((5, 2), np.float32), np.zeros(6, np.float32)]
 )
 def test_an_unsound_output_is_a_failure(output: np.ndarray) -> None:
@@ -236,9 +270,9 @@ class Method:
 class Handle:
     """A `DeploymentHandle` of a member."""
 
-    def __init__(self, member: Member, ready: Exception | None = None) -> None:
+    def __init__(self, member: Member, ready: Exception | None = None, after_s: float = 0.0) -> None:
         self.predict = Method(Remote(member))
-        self.ready = Method(lambda: fail(ready) if ready else asyncio.sleep(0))
+        self.ready = Method(lambda: fail(ready) if ready else asyncio.sleep(after_s))
 
 
 def test_composed_answers_and_says_which_member_is_not_ready() -> None:
@@ -252,3 +286,20 @@ def test_composed_answers_and_says_which_member_is_not_ready() -> None:
     handles[1] = Handle(B, ActorDiedError())
     with pytest.raises(MemberFailedError, match="member b is not ready"):
         run(Composed(spec(MIX), handles).ready())
+
+
+@pytest.mark.parametrize("lost", [{"ready": ActorDiedError()}, {"after_s": 30.0}], ids=["dead", "hangs"])
+def test_a_composed_ensemble_is_ready_without_the_members_that_its_quorum_does_without(
+    lost: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.drive.READY_S", 0.3)
+    without_b: list[Any] = [Handle(A), Handle(B, **lost)]
+    nobody: list[Any] = [Handle(A, **lost), Handle(B, **lost)]
+    one_of_two = Parallel(members=(A, B), quorum=1)
+    nested = Parallel(members=(Cascade(stages=(B, A), thresholds=(0.8,)), A), quorum=1)
+    run(Composed(spec(one_of_two), without_b).ready())
+    run(Composed(spec(nested), list(reversed(without_b))).ready())
+    required = Parallel(members=(A, B.model_copy(update={"required": True})), quorum=1)
+    for tree, handles in ((required, without_b), (one_of_two, nobody), (PARALLEL, without_b)):
+        with pytest.raises(MemberFailedError, match="not ready"):
+            run(Composed(spec(tree), handles).ready())

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from orchestrator.config.ensemble import Member
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.config.measure import Metric
+from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.crossfit import Evidence
-from orchestrator.ensemble.expected import CallTime
 from orchestrator.ensemble.planner import Students, Survey, survey
 
 Outputs = dict[Member, npt.NDArray[np.float32]]

@@ -123,6 +123,35 @@ def test_an_isotonic_function_is_the_least_squares_one_and_rises_everywhere() ->
     assert (np.argsort(found, axis=1) == np.argsort(extreme, axis=1)).all()
 
 
+@pytest.mark.parametrize("kind", [IsotonicScaling(), AutoScaling()], ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("slope", [0.0, -1.0], ids=["constant", "the wrong way round"])
+def test_scores_that_know_nothing_leave_one_knot(kind: Scaling, slope: float) -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 400)
+    hints = np.eye(4)[targets] + 0.01 * rng.normal(size=(400, 4))
+    scores = log_softmax(slope * hints)
+    fitted = fit_scaling(kind, scores, targets)
+    found = calibrated(fitted, scores)
+    assert np.isfinite(found).all()
+    if isinstance(fitted, IsotonicScaling):
+        assert fitted.knots is not None
+        # One share for all: that of the true among all classes.
+        assert [after for _, after in fitted.knots] == [0.25]
+        assert loss(found, targets) < loss(scores, targets) + 0.01
+
+
+def test_knots_rise_where_probabilities_differ_by_rounding_or_are_next_to_nothing() -> None:
+    rng = np.random.default_rng(0)
+    for low in (np.array([-745.0, -740.0, -720.0, -700.0]), np.log(0.3) + 2e-16 * np.arange(4)):
+        place = np.arange(1_000) % 4
+        scores = np.stack([np.zeros(1_000), low[place]], axis=1)
+        targets = (rng.random(1_000) < 0.1 + 0.2 * place).astype(np.int64)
+        fitted = fit_scaling(IsotonicScaling(), scores, targets)
+        assert isinstance(fitted, IsotonicScaling)
+        assert (np.diff(np.array(fitted.knots), axis=0) > 0).all()
+        assert np.isfinite(calibrated(fitted, scores)).all()
+
+
 def warped(scores: Floats) -> Floats:
     """Overconfident in the middle alone: no temperature undoes that."""
     chances = np.exp(scores)

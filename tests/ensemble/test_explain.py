@@ -11,6 +11,7 @@ from orchestrator.config.ensemble import Member, Node, WeightedMix
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.explain import why
 from orchestrator.ensemble.node import Output
+from orchestrator.pipeline.why import decided
 from tests.ensemble.toys import A, B, C, D, cascade, mix, parallel
 
 THREE = Signature(
@@ -50,6 +51,13 @@ def test_a_mean_of_three_of_whom_one_decides() -> None:
     assert first["weight"] == pytest.approx(1 / 3)
     assert first["probabilities"] == pytest.approx([0.9, 0.05, 0.05])
     assert first["outputs"] == outputs[A][0].tolist()
+
+
+def test_a_single_model_has_no_members_that_could_be_missing() -> None:
+    found = why(A, said(a=row(0.7, 0.2, 0.1)), THREE)
+    assert (found["answer"], found["said"]["name"], found["agree"]) == ("ant", "a", [])
+    assert (found["without"], found["flips"]) == (None, None)
+    assert decided(found) == []
 
 
 def test_it_can_take_two_members_or_nobody_at_all() -> None:

@@ -63,7 +63,8 @@ def figure(details: Details) -> Figure | None:
 def _caption(found: Mapping[str, Any]) -> str:
     goal = ", ".join(f"{key} {value}" for key, value in found["goal"].items())
     return (
-        f"{found['candidates']:,} candidates of every kind over the run&rsquo;s models and variants, "
+        f"{found['candidates']:,} candidates, single models, means, mixes and cascades over the run&rsquo;s "
+        "models and variants, "
         f"{safe(f'for {goal}' if goal else 'without a bound')}. The metric is on validation rows that "
         "nothing of a candidate was fitted on, with 95&nbsp;% intervals; a drop is against "
         f"{safe(found['reference'])}. Latencies are expected from those of the members; shifted rows are "

@@ -60,7 +60,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Expected:
+class CallCost:
     """Of one call."""
 
     latency_ms: float
@@ -69,9 +69,9 @@ class Expected:
     """Time that cores are busy with it."""
 
 
-def expected(
+def call_cost(
     stages: Sequence[Stage], batch: int, placement: Placement, *, walk_ms: float, hop_ms: float
-) -> Expected:
+) -> CallCost:
     """What one call of `batch` rows takes; see the module for the model.
 
     Args:
@@ -100,7 +100,7 @@ def expected(
             latency += float(usual.max()) + asked * (own + hop_ms)
             p99 += float(worst.max()) + (own + hop_ms if high else 0.0)
             core += float(usual.sum()) + asked * (own + hop_ms * len(stage.members))
-    return Expected(latency, p99, core)
+    return CallCost(latency, p99, core)
 
 
 @lru_cache(maxsize=4096)

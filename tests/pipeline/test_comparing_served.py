@@ -1,0 +1,58 @@
+"""Which served answers are held against those in process: all, but where a vote is on the edge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Ensemble, Parallel
+from orchestrator.ensemble.tree import replay
+from orchestrator.errors import DiffersError
+from orchestrator.pipeline.serving import compare, decision_margins
+from tests.deployments.models import MIX, PARALLEL, A, B, spec
+from tests.ensemble.toys import cascade, mix
+
+# Member a is sure of no row but the first; b always is.
+ROWS = 4
+OUTPUTS = {
+    A: np.array([[2.0, 0.0], [1e-5, 0.0], [0.0, 1e-5], [0.0, 0.01]], np.float32),
+    B: np.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [0.0, 3.0]], np.float32),
+}
+VOTE = Parallel(members=(A, B), rule="vote")
+ON_EDGE = [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("tree", "on_edge"),
+    [
+        (VOTE, ON_EDGE),
+        (mix(VOTE, B, weights=(0.5, 0.5)), ON_EDGE),
+        (cascade(VOTE, B, thresholds=(0.9,)), ON_EDGE),
+        (cascade(PARALLEL, B, thresholds=(0.9,), criterion="agreement"), ON_EDGE),
+        (cascade(PARALLEL, B, thresholds=(0.9,)), [False] * ROWS),
+        (Parallel(members=(A, B), rule="weighted_vote", weights=(0.0, 1.0)), [False] * ROWS),
+        (MIX, [False] * ROWS),
+    ],
+    ids=["vote", "nested", "stage", "agreement", "confidence", "no voter", "mix"],
+)
+def test_only_rows_whose_votes_are_on_the_edge_are_left_out(tree: Ensemble, on_edge: list[bool]) -> None:
+    found = replay(tree, OUTPUTS, "classification").probs
+    assert found is not None
+    margins = decision_margins(spec(tree), OUTPUTS)
+    assert compare(spec(tree), found, found, margins) == sum(on_edge)
+    for row in range(ROWS):
+        other = found.copy()
+        other[row] += 2e-5
+        if on_edge[row]:
+            assert compare(spec(tree), other, found, margins) == sum(on_edge)
+        else:
+            with pytest.raises(DiffersError, match="small: a served answer differs"):
+                compare(spec(tree), other, found, margins)
+
+
+def test_an_answer_that_is_no_number_differs() -> None:
+    found = np.full((ROWS, 2), 0.5, np.float32)
+    broken = found.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(DiffersError):
+        compare(spec(), broken, found, np.full(ROWS, np.inf))
