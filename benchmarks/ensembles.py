@@ -39,6 +39,7 @@ from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Stacking, WeightedMix
 from orchestrator.config.load import load_run
 from orchestrator.data.load import default_cache, load
+from orchestrator.ensemble.pooled import renormalized
 from orchestrator.ensemble.tree import distinct, mean_cost, predict
 from orchestrator.errors import ExecutionError
 from orchestrator.store.store import Store
@@ -151,7 +152,7 @@ def _missing(bench: Bench) -> Result:
         rest = [member for member in whole.members if cast(Member, member).name != name]
         naive = WeightedMix(
             members=tuple(rest),
-            weights=_renormalized(cast(WeightedMix, plain).weights or (), gone),
+            weights=renormalized(cast(WeightedMix, plain).weights, (gone,)),
             calibration=cast(WeightedMix, plain).calibration,
         )
         rows.append(
@@ -179,11 +180,6 @@ def _answering(
         return found
 
     return {member: functools.partial(call, member.name) for member in distinct(tree)}
-
-
-def _renormalized(weights: tuple[float, ...], gone: int) -> tuple[float, ...]:
-    kept = np.array([weight for position, weight in enumerate(weights) if position != gone])
-    return tuple((kept / kept.sum()).tolist())
 
 
 def _cascades(bench: Bench) -> Result:

@@ -25,7 +25,7 @@ from pathlib import Path
 from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.load import load_run
 from orchestrator.config.run import ModelEntry, RunConfig, VariantEntry
-from orchestrator.config.steps import DynamicInt8, StaticInt8, Step, others_of
+from orchestrator.config.steps import DynamicInt8, StaticInt8, Step, epochs_of, others_of
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import NotFoundError
@@ -90,8 +90,8 @@ def _tasks(path: str, arguments: argparse.Namespace) -> list[Task]:
         if arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in variant.plan):
             continue
         others = [other for step in variant.plan for other in others_of(step)]
-        trained = sum(step.training.epochs for step in variant.plan if hasattr(step, "training"))
-        tasks.append(Task(path, name, ref(name), tuple(map(ref, (variant.parent, *others))), trained))
+        needs = tuple(map(ref, (variant.parent, *others)))
+        tasks.append(Task(path, name, ref(name), needs, epochs_of(variant.plan)))
     return sorted(tasks, key=lambda task: -task.epochs)
 
 

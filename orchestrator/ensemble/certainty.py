@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.config.ensemble import Criterion
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.errors import EnsembleError
 
 
@@ -37,13 +37,11 @@ def certainty(criterion: Criterion, scores: Floats, agreement: Floats | None) ->
         return agreement
     if criterion == "confidence":
         return np.asarray(np.exp(scores.max(axis=1)))
-    probs = np.exp(scores)
     if criterion == "margin":
+        probs = np.exp(scores)
         second, first = np.partition(probs, -2, axis=1)[:, -2:].T
         return np.asarray(first - second)
-    # p log p is 0 at p = 0, where log p may be -inf.
-    entropy = -(probs * np.where(probs > 0, scores, 0.0)).sum(axis=1)
-    return np.asarray(np.clip(1 - entropy / math.log(scores.shape[1]), 0.0, 1.0))
+    return np.asarray(np.clip(1 - entropy(scores) / math.log(scores.shape[1]), 0.0, 1.0))
 
 
 def agreement_of(

@@ -28,6 +28,8 @@ Rows = npt.NDArray[np.intp]
 VOTE_RULES: tuple[Rule, ...] = ("vote", "weighted_vote")
 TIE = 1e-9
 """Weighted votes closer than this are a tie: fitted weights are rounded to ten digits."""
+_LEAST = float(np.log(np.finfo(np.float64).tiny))
+"""Log-probability below which p log p is 0."""
 
 
 def scores_of(outputs: npt.NDArray[np.floating[Any]], task: Task, temperature: float | None = None) -> Floats:
@@ -35,6 +37,12 @@ def scores_of(outputs: npt.NDArray[np.floating[Any]], task: Task, temperature: f
     if task == "classification":
         return log_softmax(outputs if temperature is None else outputs.astype(np.float64) / temperature)
     return np.asarray(outputs, dtype=np.float64)
+
+
+def entropy(scores: Floats) -> Floats:
+    """Entropy [N], in nats, of log-probabilities [N, K]; a probability of zero adds nothing."""
+    finite = np.maximum(scores, _LEAST)
+    return np.asarray(-(np.exp(finite) * finite).sum(axis=1))
 
 
 def check_rule(rule: Rule, task: Task) -> None:

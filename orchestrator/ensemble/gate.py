@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, Rows, mixture
+from orchestrator.ensemble.combine import Floats, Rows, entropy, mixture
 from orchestrator.ensemble.objective import LEAST, Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
 from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights
@@ -34,10 +34,8 @@ def features(scores: Floats, task: Task) -> Floats:
     """
     if task == "regression":
         return scores
-    probs = np.exp(scores)
-    top_two = np.sort(probs, axis=1)[:, -2:]
-    entropy = -(probs * scores).sum(axis=1)
-    return np.stack([scores.max(axis=1), entropy, top_two[:, -1] - top_two[:, 0]], axis=1)
+    top_two = np.sort(np.exp(scores), axis=1)[:, -2:]
+    return np.stack([scores.max(axis=1), entropy(scores), top_two[:, -1] - top_two[:, 0]], axis=1)
 
 
 def gated(stacked: Floats, gate: Floats, task: Task) -> Floats:

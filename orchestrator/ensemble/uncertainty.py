@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.combine import Floats, pool
+from orchestrator.ensemble.combine import Floats, entropy, pool
 from orchestrator.measure.metrics import score
-
-_LEAST = float(np.log(np.finfo(np.float64).tiny))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +43,6 @@ def uncertainty(scores: Sequence[Floats], weights: Sequence[float] | None = None
     # Members that agree differ by rounding alone.
     aleatoric = np.minimum(aleatoric, total)
     return Uncertainty(total, aleatoric, total - aleatoric)
-
-
-def entropy(scores: Floats) -> Floats:
-    """Entropy [N] of log-probabilities [N, K]; a probability of zero adds nothing."""
-    finite = np.maximum(scores, _LEAST)
-    return np.asarray(-(np.exp(finite) * finite).sum(axis=1))
 
 
 def dissent(

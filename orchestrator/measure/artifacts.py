@@ -14,7 +14,7 @@ import torch
 from orchestrator.config.measure import Execution, LatencySettings, Target
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, OrchestratorError
-from orchestrator.measure.latency import Call, Latency, compare
+from orchestrator.measure.latency import METHOD, Call, Latency, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.runtime.execute import Executable, load
 from orchestrator.store.store import Store
@@ -54,6 +54,7 @@ class Bench:
         digest, execution = subject
         key = {
             "kind": "latency",
+            "method": METHOD,
             "execution": execution,
             "batch": self.settings.batch,
             "threads": self.settings.threads,
@@ -97,6 +98,7 @@ class Bench:
         digest, execution = subject
         key = {
             "kind": "share of a call",
+            "method": METHOD,
             "rows": rows,
             "execution": execution,
             "batch": self.settings.batch,
@@ -123,6 +125,7 @@ class Bench:
             paced = latency.at_pace(float(known["median_ms"]) if known else reference_ms)
         record = {
             "kind": "latency",
+            "method": METHOD,
             "digest": digest,
             **paced.plain(),
             "own_ms": latency.median_ms,
@@ -215,12 +218,12 @@ def measure_artifacts(
         allowed: Import paths that the artifacts may be built from.
 
     Returns:
-        One dict a subject: `kind` ("latency"), `digest`, `batch`, `threads`, `execution`, `baseline`, `ratio`
-        (baseline's time over its own), `ratio_ci`; `median_ms`, `ci` and `p95_ms` at the pace that the
-        baseline had when it was first measured (`Latency.at_pace`), `own_ms` as the clock had it; `rounds`
-        that were measured and the settings `blocks`, `most_blocks`, `block_ms`, `tolerance`; `bench`,
-        `machine`, `fingerprint`, `time`. A subject that cannot run here has `digest`, `execution` and `error`
-        instead, and is not recorded.
+        One dict a subject: `kind` ("latency"), `method` (`latency.METHOD`), `digest`, `batch`, `threads`,
+        `execution`, `baseline`, `ratio` (baseline's time over its own), `ratio_ci`; `median_ms`, `ci` and
+        `p95_ms` at the pace that the baseline had when it was first measured (`Latency.at_pace`), `own_ms` as
+        it was measured; `tail`; `rounds` that were measured and the settings `blocks`, `most_blocks`,
+        `block_ms`, `tolerance`; `bench`, `machine`, `fingerprint`, `time`. A subject that cannot run here has
+        `digest`, `execution` and `error` instead, and is not recorded.
     """
     return Bench(store, settings, allowed=allowed).measure(baseline, subjects)
 

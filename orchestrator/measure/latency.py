@@ -25,8 +25,10 @@ from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.measure.intervals import Interval, median_interval
 from orchestrator.measure.machine import machine
 
-__all__ = ["Latency", "Samples", "compare", "machine", "measure", "ratio", "summarize"]
+__all__ = ["METHOD", "Latency", "Samples", "compare", "machine", "measure", "ratio", "summarize"]
 
+METHOD = 2
+"""Raise when the same call would be given another figure: records of another method do not count."""
 Call = Callable[[], object]
 Clock = Callable[[], float]
 """Seconds, monotone."""
@@ -67,6 +69,8 @@ class Latency:
     ratio_ci: Interval = (1.0, 1.0)
     rounds: int = 0
     """Blocks that were measured."""
+    tail: float = 1.0
+    """The 95th percentile over the median, both of single calls by the clock."""
 
     def at_pace(self, reference_ms: float) -> Latency:
         """The latency as it is while the baseline takes `reference_ms`.
@@ -95,6 +99,7 @@ class Latency:
             "ratio": self.ratio,
             "ratio_ci": list(self.ratio_ci),
             "rounds": self.rounds,
+            "tail": self.tail,
         }
 
 
@@ -184,16 +189,18 @@ def summarize(
 ) -> Latency:
     """The figure of one call's samples; without a baseline its ratio is 1."""
     own_ratio, ratio_ci = (1.0, (1.0, 1.0)) if baseline is None else ratio(baseline.blocks, samples.blocks)
+    median, p95 = np.quantile(samples.calls, (0.5, 0.95))
     return Latency(
         batch=settings.batch,
         threads=settings.threads,
         execution=execution,
         median_ms=float(np.median(samples.blocks)),
         ci=median_interval(samples.blocks),
-        p95_ms=float(np.quantile(samples.calls, 0.95)),
+        p95_ms=float(p95),
         ratio=own_ratio,
         ratio_ci=ratio_ci,
         rounds=len(samples.blocks),
+        tail=float(p95 / median) if median > 0 else 1.0,
     )
 
 

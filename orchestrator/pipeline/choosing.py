@@ -25,6 +25,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.ensembling import describe
 from orchestrator.pipeline.evaluation import spec_latencies
 from orchestrator.pipeline.gathering import Gathered, gather, walk_ms
+from orchestrator.pipeline.limits import check_search
 from orchestrator.pipeline.reporting import CHOICE, report, report_again, searched_summary
 from orchestrator.pipeline.run import opened, read_config
 from orchestrator.pipeline.searching import Found, search
@@ -74,6 +75,7 @@ def choose_file(
     own = {"batches": (latency.batch,), "threads": latency.threads}
     priced = validate(Costs, {**own, **costs}, "the costs")
     with opened(settings, store, not quiet) as run, run.progress:
+        check_search(run)
         models = train(run)
         variants = compress_variants(run, models)
         found = search(run, models)

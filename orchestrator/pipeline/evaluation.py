@@ -15,7 +15,7 @@ from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
 from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
-from orchestrator.measure.latency import compare
+from orchestrator.measure.latency import METHOD, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
@@ -194,6 +194,7 @@ def spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str,
     facts = machine()
     here = {
         "kind": "latency",
+        "method": METHOD,
         "fingerprint": machine_fingerprint(facts),
         "batch": settings.batch,
         "threads": settings.threads,

@@ -18,7 +18,7 @@ from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.planner import Students
 from orchestrator.ensemble.tree import predict
 from orchestrator.measure.artifacts import measure_artifacts, share_of_call
-from orchestrator.measure.latency import measure, summarize
+from orchestrator.measure.latency import METHOD, measure, summarize
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
@@ -87,6 +87,7 @@ def walk_ms(run: Run, costs: Costs) -> float:
     batch, outputs = max(costs.batches), run.dataset.signature.outputs
     facts = {
         "kind": "walk",
+        "method": METHOD,
         "batch": batch,
         "outputs": outputs,
         "fingerprint": machine_fingerprint(machine()),
@@ -123,8 +124,7 @@ def _times(
                 continue
             whole = float(record["median_ms"])
             one = whole * share_of_call(run.store, subject, settings, allowed=run.allowed)
-            tail = max(1.0, float(record["p95_ms"]) / whole)
-            known[member][batch] = CallTime({1: one, batch: whole}, tail)
+            known[member][batch] = CallTime({1: one, batch: whole}, float(record["tail"]))
     times = {member: found for member, found in known.items() if len(found) == len(costs.batches)}
     return times, tuple(notes)
 

@@ -97,6 +97,7 @@ def _laid_over(
         "exits": shown.get("exits", {}),
         "stages": shown.get("stages", {}),
         "weights": shown.get("weights", {}),
+        "examples": shown.get("examples", {}),
         "notes": notes,
     }
     return {**whole, "search": {**before, **search}}, details | of_the_run

@@ -14,6 +14,7 @@ from orchestrator.config.steps import Plan, others_of
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import ExecutionError, InputError, NotFoundError
 from orchestrator.measure.artifacts import measure_again
+from orchestrator.measure.latency import METHOD
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.comparing import (
@@ -221,7 +222,7 @@ class _Compared:
             [record for record in known if self._fits(record)], ("execution", "batch", "threads")
         )
         latencies = _first(
-            _here_first(record for record in known if record.get("kind") == "latency"),
+            _here_first(record for record in known if _is_latency(record)),
             ("execution", "batch", "threads"),
         )
         found = [self._quality(record) for record in qualities] or [self._unrecorded(execution)]
@@ -311,6 +312,11 @@ def _measured_plan(plan: Plan) -> str:
     if any(getattr(step, "latency", None) is not None for step in plan):
         return ": the plan prunes to a measured latency, which another measurement may reach otherwise"
     return ""
+
+
+def _is_latency(record: Record) -> bool:
+    """Whether it is a latency that can be compared with one that is measured now."""
+    return (record.get("kind"), record.get("method")) == ("latency", METHOD)
 
 
 def _here_first(records: Iterable[Record]) -> list[Record]:

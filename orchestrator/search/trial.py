@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from orchestrator.compression.plan import Context, apply_plan
+from orchestrator.config import steps
 from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.search import Promise, Searching, SearchSettings
-from orchestrator.config.steps import Distill, Plan
-from orchestrator.config.training import Training
+from orchestrator.config.steps import ChannelPruning, Distill, Plan
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, TrainingError
@@ -48,7 +48,7 @@ from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
-_VERSION = 5
+_VERSION = 6
 """Raise when this stage's result would differ for the same input."""
 
 _HOW = ("trials", "targets", "driver", "arms", "small", "memory_bytes", "labels")
@@ -178,18 +178,14 @@ def _(job: TrialJob, config: Config) -> str:
         "seed": job.seed,
         "threads": [search.cpus, search.latency.threads],
         "what": job.what,
+        **({"device": "cuda"} if search.gpus > 0 else {}),
     }
     return fingerprint(what)
 
 
 @epochs_of.register
 def _(job: TrialJob, config: Config) -> int:
-    found = 0
-    for step in plan_of(config, job.search):
-        for name, times in (("training", 1), ("recovery", getattr(step, "rounds", 1) - 1)):
-            training: Training | None = getattr(step, name, None)
-            found += times * training.epochs if training else 0
-    return found
+    return steps.epochs_of(plan_of(config, job.search))
 
 
 def study_settings(job: Job) -> dict[str, Any]:
@@ -292,7 +288,7 @@ class Epochs:
 
 
 def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
-    """Operations of a row, as they are known before the plan trains anything.
+    """Operations of a row, as they are known before the first training that is judged.
 
     The number type does not count: what is judged is a float training, and any type may follow it.
     """
@@ -300,10 +296,19 @@ def _cost(store: Store, job: TrialJob, plan: Plan, context: Context) -> float:
         signature = store.manifest(job.parent).signature
         student = build(plan[0].model, signature, allowed=job.allowed, seed=0)
         return float(count(student, signature).macs)
-    trains = [getattr(step, "training", None) is not None for step in plan]
-    head = plan[: trains.index(True)] if True in trains else ()
+    head = plan[: _unjudged(plan)]
     rebuilt = rebuild(store, apply_plan(store, job.parent, head, context), allowed=job.allowed)
     return float(count(rebuilt.module, rebuilt.manifest.signature).macs)
+
+
+def _unjudged(plan: Plan) -> int:
+    """How many steps of a plan that trains come before the first training that is judged.
+
+    What channel pruning trains between its rounds is not: the model still gets cheaper.
+    """
+    training = [place for place, step in enumerate(plan) if steps.epochs_of([step])]
+    judged = (place for place in training if not isinstance(plan[place], ChannelPruning))
+    return next(judged, training[-1] + 1)
 
 
 @make.register
@@ -326,7 +331,7 @@ def _(job: TrialJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
             allowed=job.allowed,
             on_epoch=epochs,
         )
-        if search.early_stop is not None and any(hasattr(step, "training") for step in plan):
+        if search.early_stop is not None and steps.epochs_of(plan):
             # What is trained before the cost is known is not judged.
             epochs.cost = _cost(store, job, plan, dataclasses.replace(context, on_epoch=None))
         digest = apply_plan(store, job.parent, plan, context)

@@ -31,7 +31,7 @@ from orchestrator.store.store import Store
 from orchestrator.training.fitting import fit
 from orchestrator.training.job import TrainJob
 
-_VERSION = 1
+_VERSION = 2
 """Raise when this stage's result would differ for the same input."""
 
 

@@ -24,6 +24,13 @@ def test_known_values() -> None:
     np.testing.assert_allclose(certainty("entropy", rows, None), expected, atol=1e-9)
 
 
+def test_an_impossible_class_leaves_no_doubt() -> None:
+    with np.errstate(divide="ignore"):
+        rows = np.log(np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+    expected = [1 - np.log(2) / np.log(3), 1]
+    np.testing.assert_allclose(certainty("entropy", rows, None), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("criterion", OF_SCORES)
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6))

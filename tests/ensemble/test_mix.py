@@ -215,3 +215,10 @@ def test_squared_error_of_a_classification_is_the_brier_score() -> None:
     assert brier(weights) < brier(likelihood_weights(scores, labels))
     rng = np.random.default_rng(0)
     assert all(brier(weights) <= brier(other) for other in rng.dirichlet(np.ones(4), size=200))
+
+
+def test_a_gate_sees_a_class_that_a_member_rules_out() -> None:
+    with np.errstate(divide="ignore"):
+        rows = np.log(np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+    found = features(rows, "classification")
+    np.testing.assert_allclose(found, [[np.log(0.5), np.log(2), 0], [0, 0, 1]], atol=1e-12)

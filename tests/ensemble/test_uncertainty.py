@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.ensemble.combine import scores_of
-from orchestrator.ensemble.uncertainty import detection_auroc, dissent, entropy, spread, uncertainty
+from orchestrator.ensemble.combine import entropy, scores_of
+from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
 from tests.ensemble.toys import outputs
 
 SURE_0, SURE_1, EVEN = np.log([[1 - 1e-12, 1e-12]]), np.log([[1e-12, 1 - 1e-12]]), np.log([[0.5, 0.5]])

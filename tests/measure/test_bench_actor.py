@@ -123,6 +123,25 @@ def test_the_oldest_record_wins(store: Store, loads: list[tuple[str, str]]) -> N
     assert len(loads) == 1
 
 
+def test_what_another_method_measured_is_measured_anew(
+    store: Store, loads: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    parent = put(store, 4)
+    (record,) = measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
+    share_of_call(store, (parent, "eager"), SETTINGS)
+    old = Store(tmp_path / "old")
+    assert put(old, 4) == parent
+    for known in store.records(parent):
+        old.add_record(parent, {key: value for key, value in known.items() if key != "method"})
+    loads.clear()
+    assert Bench(old, SETTINGS).recorded((parent, "eager")) is None
+    (found,) = measure_artifacts(old, parent, [(parent, "eager")], SETTINGS)
+    assert found["time"] > record["time"]
+    share_of_call(old, (parent, "eager"), SETTINGS)
+    assert loads == [(parent, "eager")] * 2
+    assert len(old.records(parent)) == 4
+
+
 class Machine:
     """One whose calls all take their time at its pace; nothing is timed."""
 

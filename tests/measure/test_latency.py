@@ -86,6 +86,7 @@ def test_summary_by_hand() -> None:
     assert found.median_ms == 2.0
     assert found.ci[0] <= 2.0 <= found.ci[1]
     assert found.p95_ms == pytest.approx(95.05)
+    assert found.tail == found.plain()["tail"] == pytest.approx(95.05 / 50.5)
     assert found.ratio == 2.0
     assert found.plain()["ratio_ci"] == list(found.ratio_ci)
 
@@ -193,6 +194,8 @@ def test_with_one_thread_time_that_the_machine_gave_to_others_does_not_count() -
     found = compare(calls, alone, baseline="parent", clock=clock, processor=worked)
     assert found["parent"].median_ms == pytest.approx(4.0)
     assert (found["variant"].median_ms, found["variant"].ratio) == pytest.approx((1.0, 4.0))
+    # The tail is of the clock alone: half of the calls took 1 ms, half of them 4.
+    assert found["variant"].tail == found["variant"].at_pace(2.0).tail == pytest.approx(4.0 / 2.5)
     # Several threads work more than passes: then it is the clock that counts.
     both = compare(calls, SETTINGS, baseline="parent", clock=clock, processor=worked)
     assert both["variant"].median_ms == pytest.approx(2.5)

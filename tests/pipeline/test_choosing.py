@@ -186,6 +186,19 @@ def test_mistakes_are_one_sentence(place: Place, arguments: tuple[str, ...], sai
     assert said in place.choose(*arguments).sentence(2)
 
 
+def test_a_limit_that_no_variant_can_keep_is_told_before_anything_is_trained(place: Place) -> None:
+    """As by the other commands; the model that a file of its own would train stays untrained."""
+    file = write(
+        place.file.parent / "limited.yaml",
+        name="limited",
+        data={"kind": "embedded"},
+        search={"max_bytes": 10, "parent": "small"},
+    )
+    answer = command("choose", file, "--store", place.store.root)
+    assert "no variant can keep search.max_bytes" in answer.sentence(2)
+    assert not place.store.refs("limited/")
+
+
 def test_damaged_shifted_predictions_are_one_sentence(place: Place) -> None:
     place.document()
     digest = place.store.ref("given/narrow")

@@ -139,6 +139,11 @@ def test_an_altered_latency_is_found(store: Store) -> None:
     assert (statuses(answer)["accuracy"], statuses(answer)["latency"]) == ("holds", "fails")
 
 
+def test_a_latency_of_another_method_is_not_compared(store: Store) -> None:
+    edit(store, "latency", lambda record: record.update(median_ms=1e-6, method=1))
+    assert statuses(reproduced(store)) == {"digest": "holds", "accuracy": "holds", "latency": "unknown"}
+
+
 def test_other_weights_are_found(store: Store, run_file: Path) -> None:
     """A manifest that claims another learning rate than the one that its weights were made with."""
     digest = store.ref("digits/small")

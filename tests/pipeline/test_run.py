@@ -236,6 +236,8 @@ def test_a_search_after_a_whole_run_keeps_what_the_page_has_of_it(
     folder, store = tmp_path / "copy" / "tiny", str(tmp_path / "copy" / "store")
     whole = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert set(whole["summary"]["ensembles"]) == set(ENSEMBLES)
+    # Not lost by a search before this one either.
+    assert set(whole["details"]["examples"]) == set(ENSEMBLES)
 
     def searched(trials: int) -> dict[str, Any]:
         search = finished.config.search
@@ -256,6 +258,7 @@ def test_a_search_after_a_whole_run_keeps_what_the_page_has_of_it(
     (target,) = other["details"]["targets"].values()
     assert len(target["trials"]) == TRIALS - 2
     assert other["details"]["notes"] == [GOES_ON]
+    assert other["details"]["examples"] == whole["details"]["examples"]
     for key in ("models", "ensembles", "serving"):
         assert other["summary"][key] == whole["summary"][key]
     front = [point["digest"] for point in other["summary"]["search"]["front"]]

@@ -75,6 +75,14 @@ def test_a_trial_is_run_once_and_then_known(job: TrialJob, monkeypatch: pytest.M
     assert trial.known(store, other, INT8) is None
 
 
+def test_a_trial_on_a_gpu_is_another_than_on_the_processor(job: TrialJob) -> None:
+    """As the plan's own stage: it trains other bits there."""
+    card = job.model_copy(update={"search": job.search.model_copy(update={"gpus": 0.5})})
+    both = card.model_copy(update={"search": card.search.model_copy(update={"gpus": 1})})
+    assert trial.trial_key(card, PRUNED) != trial.trial_key(job, PRUNED)
+    assert trial.trial_key(card, PRUNED) == trial.trial_key(both, PRUNED)
+
+
 def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -257,6 +265,30 @@ def test_early_stop_counts_the_epochs_of_steps_that_another_trial_trained(job: T
     found = [trial.evaluate(mine, config, goes_on=goes_on) for config in grid(search.space) or []]
     assert [outcome.epochs for outcome in found] == [(1, 2, 3), (3,)]
     assert [report.epoch for report in reports] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+def test_no_epoch_is_judged_before_its_cost_is_known(job: TrialJob, recovered: bool) -> None:
+    """Training between the rounds of a pruning comes before the pruned model that a cost is of."""
+    training = {**TRAINING, "epochs": 2}
+    pruning = {"kind": "prune_channels", "amount": 0.5, "rounds": 2, "recovery": training}
+    plan = [pruning, *([{"kind": "recover", "training": training}] if recovered else []), {"kind": "bf16"}]
+    search = SearchSettings.model_validate({"space": {"plan": plan}, "early_stop": {"kind": "median"}})
+    # Of another seed for each, as no step was trained before.
+    mine = job.model_copy(update={"search": search, "seed": 7 + recovered})
+    reports: list[Report] = []
+
+    def goes_on(report: Report) -> bool:
+        reports.append(report)
+        return True
+
+    outcome = trial.evaluate(mine, {}, goes_on=goes_on)
+    assert trial.epochs_of(mine, {}) == (4 if recovered else 2)
+    pruned_macs = 64 * 16 + 16 * 16 + 16 * 10
+    assert outcome.cost == pruned_macs
+    assert [(report.epoch, report.cost) for report in reports] == (
+        [(3, pruned_macs), (4, pruned_macs)] if recovered else []
+    )
 
 
 def test_siblings_are_traced_once_and_are_the_artifacts_that_each_would_be_alone(

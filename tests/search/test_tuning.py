@@ -12,10 +12,11 @@ from orchestrator.config.run import ModelEntry
 from orchestrator.config.search import Halving
 from orchestrator.config.tuning import TrainingSearch
 from orchestrator.data.load import load
-from orchestrator.search import trial
+from orchestrator.search import trial, tuning
 from orchestrator.search.best import best_of
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import run_search
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy
@@ -127,6 +128,19 @@ def test_a_trial_can_be_stopped(job: TuneJob) -> None:
     assert (outcome.stopped, len(outcome.curve)) == (True, 2)
     assert outcome.cost == 64 * 24 + 24 * 10
     assert trial.known(Store(job.store), halving, config()) == outcome
+
+
+def test_an_outcome_whose_cost_had_another_unit_is_not_taken(
+    job: TuneJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 1 kept four times the operations: beside new trials it would be nobody's rival."""
+    store = Store(job.store)
+    other = job.model_copy(update={"seed": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "_VERSION", 1)
+        store.stage_value(trial.trial_key(other, config()), lambda: Outcome(cost=4.0).plain())
+        assert trial.known(store, other, config()) is not None
+    assert trial.known(store, other, config()) is None
 
 
 def test_a_finished_search_needs_no_cluster(job: TuneJob, tmp_path: Path) -> None:
