@@ -64,7 +64,8 @@ def measure(arguments: argparse.Namespace) -> Result:
         say(bench, name, Member(name=name, digest=bench.digest(name)))
     rows: list[dict[str, Any]] = []
     ratios: dict[str, Ratio] = {}
-    for part in (_combining, _gains, _missing, _cascades, planning):
+    parts = (_combining, _gains, _missing, _cascades)
+    for part in parts if arguments.no_latency else (*parts, planning):
         print(part.__name__.strip("_"), file=sys.stderr)
         more, found = part(bench)
         rows += more
@@ -191,14 +192,13 @@ def _cascades(bench: Bench) -> Result:
     ways: list[tuple[str, ...]] = [(name,) for name in STUDENTS]
     ways += [("quarter", "half"), ("quarter", "merged"), ("half", "merged")]
     rows: list[dict[str, Any]] = []
-    for way, combine, aim in product(ways, ("replace", "mean"), AIMS):
+    for way, aim in product(ways, AIMS):
         stages = (*(Member(name=name, digest=name) for name in way), mix)
-        tree = fitted(bench, Cascade.model_validate({"stages": stages, "combine": combine, **aim}))
+        tree = fitted(bench, Cascade.model_validate({"stages": stages, **aim}))
         costs = {part: _share(bench, tree, part, full) for part in ("validation", "test")}
         rows.append(
             {
                 "name": " -> ".join((*way, "mix")),
-                "combine": combine,
                 "guarantee": "guarantee" in aim,
                 "validation_cost": costs["validation"],
                 "cost": costs["test"],
@@ -207,7 +207,7 @@ def _cascades(bench: Bench) -> Result:
         )
     free = [row for row in rows if not row["guarantee"]]
     best = min(free, key=lambda row: float(row["validation_cost"]))
-    name = f"{best['name']} ({best['combine']})"
+    name = str(best["name"])
     kept = float(best["drop"]) <= MOST_DROP
     return rows, {"cascade_cost": Ratio(float(best["cost"]), 0.35, at_most=True, holds=kept, of=name)}
 
@@ -221,6 +221,7 @@ def _share(bench: Bench, tree: Node, part: PartName, full: float) -> float:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="FOLDER", help="of the CIFAR-10 Parquet files")
+    parser.add_argument("--no-latency", action="store_true", help="leave out the planner, which times models")
     parser.add_argument("--store", required=True, metavar="STORE", help="that the models are in")
 
 
