@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ from orchestrator.training.job import TrainJob
 from orchestrator.training.state import EpochReport
 
 POLL_S = 0.1
-MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -142,73 +140,64 @@ def _make(arguments: argparse.Namespace) -> None:
     """One task, in this process."""
     (path,) = arguments.run_files
     config, store = _config(path, arguments), Store(arguments.store, create=False)
-    dataset = _dataset(config)
-
-    def tell(report: EpochReport) -> None:
-        print(report.text(config.metric.label), flush=True)
-
-    def digest_of(name: str) -> str:
-        entry = config.models.get(name)
-        ref = entry.ref if entry is not None and entry.ref else f"{config.name}/{name}"
-        return _digest(store, ref) or store.resolve(name)
-
-    name, given = arguments.one, {**config.models, **config.variants}[arguments.one]
-    make = _trained if isinstance(given, ModelEntry) else _compressed
-    digest = make(config, given, name, store, dataset, arguments.gpus, digest_of, tell)  # type: ignore[arg-type]
+    maker, name = _Maker(config, store, _dataset(config), arguments.gpus), arguments.one
+    if name in config.models:
+        digest = maker.train(name, config.models[name])
+    else:
+        digest = maker.compress(config.variants[name])
     store.set_ref(f"{config.name}/{name}", digest)
 
 
-def _trained(
-    config: RunConfig,
-    entry: ModelEntry,
-    name: str,
-    store: Store,
-    dataset: Dataset,
-    gpus: float,
-    digest_of: Callable[[str], str],
-    tell: Callable[[EpochReport], None],
-) -> str:
-    resources = entry.resources.model_copy(update={"gpus": gpus or entry.resources.gpus})
-    job = TrainJob(
-        name=name,
-        entry=entry.model_copy(update={"resources": resources}),
-        data_folder=str(dataset.folder),
-        store=str(store.root),
-        seed=config.seed,
-        metric=config.metric,
-        allowed=config.allow,
-        teacher_digest=None if entry.teacher is None else digest_of(entry.teacher),
-    )
-    return store.stage(job.key(), lambda: fit(job, store, tell))
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the models of one run file in this process."""
 
+    config: RunConfig
+    store: Store
+    dataset: Dataset
+    gpus: float
 
-def _compressed(
-    config: RunConfig,
-    entry: VariantEntry,
-    name: str,  # noqa: ARG001
-    store: Store,
-    dataset: Dataset,
-    gpus: float,
-    digest_of: Callable[[str], str],
-    tell: Callable[[EpochReport], None],
-) -> str:
-    def with_digests(step: Step) -> Step:
-        found = tuple(map(digest_of, others_of(step)))
+    def train(self, name: str, entry: ModelEntry) -> str:
+        resources = entry.resources.model_copy(update={"gpus": self.gpus or entry.resources.gpus})
+        job = TrainJob(
+            name=name,
+            entry=entry.model_copy(update={"resources": resources}),
+            data_folder=str(self.dataset.folder),
+            store=str(self.store.root),
+            seed=self.config.seed,
+            metric=self.config.metric,
+            allowed=self.config.allow,
+            teacher_digest=None if entry.teacher is None else self._digest_of(entry.teacher),
+        )
+        return self.store.stage(job.key(), lambda: fit(job, self.store, self._tell))
+
+    def compress(self, entry: VariantEntry) -> str:
+        context = Context(
+            seed=self.config.seed,
+            threads=entry.cpus,
+            device=device_of(self.gpus or entry.gpus),
+            data=self.dataset.digest,
+            calibration=self.dataset.part("calibration").inputs,
+            train=self.dataset.part("train"),
+            validation=self.dataset.part("validation"),
+            metric=self.config.metric,
+            allowed=self.config.allow,
+            on_epoch=self._tell,
+        )
+        plan = tuple(map(self._with_digests, entry.plan))
+        return apply_plan(self.store, self._digest_of(entry.parent), plan, context)
+
+    def _tell(self, report: EpochReport) -> None:
+        print(report.text(self.config.metric.label), flush=True)
+
+    def _digest_of(self, name: str) -> str:
+        entry = self.config.models.get(name)
+        ref = entry.ref if entry is not None and entry.ref else f"{self.config.name}/{name}"
+        return _digest(self.store, ref) or self.store.resolve(name)
+
+    def _with_digests(self, step: Step) -> Step:
+        found = tuple(map(self._digest_of, others_of(step)))
         return step.model_copy(update={"others": found}) if found else step
-
-    context = Context(
-        seed=config.seed,
-        threads=min(entry.cpus, MOST_THREADS),
-        device=device_of(gpus or entry.gpus),
-        data=dataset.digest,
-        calibration=dataset.part("calibration").inputs,
-        train=dataset.part("train"),
-        validation=dataset.part("validation"),
-        metric=config.metric,
-        allowed=config.allow,
-        on_epoch=tell,
-    )
-    return apply_plan(store, digest_of(entry.parent), tuple(map(with_digests, entry.plan)), context)
 
 
 def _dataset(config: RunConfig) -> Dataset:

@@ -13,10 +13,10 @@ import numpy as np
 from scipy.optimize import minimize
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, Rows, entropy, mixture
+from orchestrator.ensemble.combine import Floats, entropy, mixture
 from orchestrator.ensemble.objective import LEAST, Objective
-from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
-from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of, shared_weights
+from orchestrator.ensemble.strength import SIMPLE, Regularised, fit_regularised
+from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
@@ -90,19 +90,7 @@ def fit_gate(
         shared: Weights without the gate; fitted when None.
         strength: Chosen among `STRENGTHS` by cross-validation when None.
     """
-    stacked = np.stack(scores)
-
-    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
-        part = objective.part(rows)
-        middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
-        return middle, _gate(stacked[:, rows], part, np.array(middle), strength)
-
-    def held_out(strength: float, rows: Rows, others: Rows) -> Floats:
-        return gated(stacked[:, others], fit(rows, strength)[1], objective.task)
-
-    chosen = strength or choose_strength(STRENGTHS, objective, held_out)
-    middle, found = fit(np.arange(stacked.shape[1]), chosen)
-    return Regularised(middle, chosen, tuple(tuple(row) for row in np.round(found, DECIMALS).tolist()))
+    return fit_regularised(scores, objective, STRENGTHS, _gate, gated, shared=shared, strength=strength)
 
 
 def _gate(stacked: Floats, objective: Objective, shared: Floats, strength: float) -> Floats:
@@ -132,7 +120,7 @@ def _gate(stacked: Floats, objective: Objective, shared: Floats, strength: float
     # Back from standardised features to those that a row comes with.
     slopes = factors[:, 1:] / spread[:, 0]
     constants = start + factors[:, 0] - (slopes * middle[:, 0]).sum(axis=1)
-    return np.concatenate([constants[:, None], slopes], axis=1)
+    return np.round(np.concatenate([constants[:, None], slopes], axis=1), DECIMALS)
 
 
 RowLoss = Callable[[Floats], tuple[float, Floats]]

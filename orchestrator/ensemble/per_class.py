@@ -13,14 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, Rows, mixture
+from orchestrator.ensemble.combine import Floats, mixture
 from orchestrator.ensemble.objective import Objective
-from orchestrator.ensemble.strength import SIMPLE, Regularised, choose_strength
+from orchestrator.ensemble.strength import SIMPLE, Regularised, fit_regularised
 from orchestrator.ensemble.weights import (
     Weights,
     errors_of,
     finished,
-    shared_weights,
     simplex_minimum,
 )
 from orchestrator.errors import EnsembleError
@@ -64,19 +63,9 @@ def fit_class_weights(
         shared: Weights that are pulled to; fitted when None.
         strength: In units of the members' mean squared error; chosen among `STRENGTHS` when None.
     """
-    stacked = np.stack(scores)
-
-    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
-        part = objective.part(rows)
-        middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
-        return middle, _class_weights(stacked[:, rows], part, np.array(middle), strength)
-
-    def held_out(strength: float, rows: Rows, others: Rows) -> Floats:
-        return by_class(stacked[:, others], fit(rows, strength)[1], objective.task)
-
-    chosen = strength or choose_strength(STRENGTHS, objective, held_out)
-    middle, found = fit(np.arange(stacked.shape[1]), chosen)
-    return Regularised(middle, chosen, tuple(tuple(row) for row in found.tolist()))
+    return fit_regularised(
+        scores, objective, STRENGTHS, _class_weights, by_class, shared=shared, strength=strength
+    )
 
 
 def _class_weights(stacked: Floats, objective: Objective, shared: Floats, strength: float) -> Floats:

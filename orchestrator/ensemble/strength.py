@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.folds import FOLDS, cross_validated
 from orchestrator.ensemble.objective import Objective
-from orchestrator.ensemble.weights import Weights
+from orchestrator.ensemble.weights import Weights, shared_weights
 
 SIMPLE = 1e6
 """A strength at which nothing but the simple numbers is left."""
@@ -26,6 +27,48 @@ class Regularised:
     strength: float
     fitted: tuple[tuple[float, ...], ...]
     """One row a member."""
+
+
+Learn = Callable[[Floats, Objective, Floats, float], Floats]
+"""Members' scores [M, N, K], the objective on these rows, shared weights [M], strength -> numbers [M, F]."""
+Apply = Callable[[Floats, Floats, Task], Floats]
+"""Members' scores [M, N, K], numbers [M, F], task -> scores [N, K]."""
+
+
+def fit_regularised(
+    scores: Sequence[Floats],
+    objective: Objective,
+    strengths: Sequence[float],
+    learn: Learn,
+    apply: Apply,
+    *,
+    shared: Weights | None,
+    strength: float | None,
+) -> Regularised:
+    """Numbers learned on all rows, at a strength chosen by cross-validation when None.
+
+    Args:
+        scores: One array [N, K] a member.
+        objective: On the same rows; decides the strength.
+        strengths: To choose from.
+        learn: Fits the numbers.
+        apply: Answers with them.
+        shared: Weights that a large strength leads to; fitted when None, on each fold's own rows, too.
+        strength: Given.
+    """
+    stacked = np.stack(scores)
+
+    def fit(rows: Rows, strength: float) -> tuple[Weights, Floats]:
+        part = objective.part(rows)
+        middle = shared or shared_weights(stacked[:, rows], part.truth, part.task)
+        return middle, learn(stacked[:, rows], part, np.array(middle), strength)
+
+    def held_out(strength: float, rows: Rows, others: Rows) -> Floats:
+        return apply(stacked[:, others], fit(rows, strength)[1], objective.task)
+
+    chosen = strength or choose_strength(strengths, objective, held_out)
+    middle, found = fit(np.arange(stacked.shape[1]), chosen)
+    return Regularised(middle, chosen, tuple(tuple(row) for row in found.tolist()))
 
 
 def choose_strength(
