@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.exchange import Answer, Question
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.expect import has_quorum
@@ -33,19 +33,6 @@ READY_S = 5.0
 """A part that does not say within this time that it is ready is not."""
 PATIENCE = 0.8
 """Share of the time for an answer that members with a quorum are waited for; the rest is for answering."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an ensemble sends to the ingress."""
-
-    outputs: dict[str, np.ndarray]
-    """Arrays by their name in the protocol."""
-    members: tuple[str, ...]
-    """Names of the members that answered at least one row."""
-    weight_epoch: int
-    degraded: bool
-    """Made without a member that should have answered."""
 
 
 async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float) -> Prediction:
@@ -170,14 +157,14 @@ class Composed:
         members = distinct(spec.tree)
         self._calls = {member: _call(handle) for member, handle in zip(members, self._handles, strict=True)}
 
-    async def predict(self, rows: np.ndarray, timeout_s: float) -> Answer:
-        """Answer rows [N, ...] within `timeout_s`.
+    async def predict(self, question: Question) -> Answer:
+        """Answer the rows within the time that is left.
 
         Raises:
             DeadlineError: the members took longer.
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
-        prediction = await drive(self._spec, self._calls, rows, timeout_s)
+        prediction = await drive(self._spec, self._calls, question.rows, question.timeout_s)
         return answer(prediction, self._spec)
 
     async def ready(self) -> None:

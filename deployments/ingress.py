@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments import protocol
-from deployments.drive import Answer, everyone, fetch
+from deployments.drive import everyone, fetch
+from deployments.exchange import Answer, Question
 from orchestrator import __version__
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
@@ -46,8 +47,8 @@ class Served:
     """A model and how to ask it."""
 
     model: protocol.Model
-    predict: Callable[[np.ndarray, float], Awaitable[Answer]]
-    """Answers rows within so many seconds; raises an `OrchestratorError`."""
+    predict: Callable[[Question], Awaitable[Answer]]
+    """Answers rows within the time that is left; raises an `OrchestratorError`."""
     ready: Callable[[], Coroutine[Any, Any, None]]
     """Returns when the model can answer, raises an `OrchestratorError` when not."""
 
@@ -72,8 +73,8 @@ class Ingress:
 
 
 def _served(spec: Spec, handle: DeploymentHandle[Any]) -> Served:
-    async def predict(rows: np.ndarray, timeout_s: float) -> Answer:
-        answer: Answer = await fetch(handle.predict.remote(rows, timeout_s))
+    async def predict(question: Question) -> Answer:
+        answer: Answer = await fetch(handle.predict.remote(question))
         return answer
 
     async def ready() -> None:
@@ -177,7 +178,8 @@ class _Endpoints:
                 if decoded.timeout_s is not None:
                     deadline = min(deadline, loop.time() + decoded.timeout_s)
                     limit.reschedule(deadline)
-                answer = await found.predict(decoded.rows, deadline - loop.time())
+                wanted = frozenset(name for name, _binary in decoded.outputs)
+                answer = await found.predict(Question(decoded.rows, deadline - loop.time(), wanted))
                 reply = await _maybe_threaded(
                     len(body), protocol.encode, found.model, decoded, answer.outputs, _facts(answer)
                 )

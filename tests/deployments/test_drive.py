@@ -10,7 +10,8 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.drive import Answer, Composed, answer, drive, everyone, fetch, settle
+from deployments.drive import Composed, answer, drive, everyone, fetch, settle
+from deployments.exchange import Answer, Question
 from orchestrator.config.ensemble import Cascade, Member, Parallel
 from orchestrator.ensemble.tree import predict
 from orchestrator.errors import DeadlineError, MemberFailedError, OverloadedError, QuorumError
@@ -278,7 +279,7 @@ class Handle:
 def test_composed_answers_and_says_which_member_is_not_ready() -> None:
     handles: list[Any] = [Handle(A), Handle(B)]
     composed = Composed(spec(MIX), handles)
-    found = run(composed.predict(INPUTS, 5))
+    found = run(composed.predict(Question(INPUTS, 5)))
     assert isinstance(found, Answer)
     expected = predict(MIX, IN_PROCESS, INPUTS, "classification")
     np.testing.assert_array_equal(found.outputs["probabilities"], expected.probs)

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.drive import Answer
+from deployments.exchange import Answer, Question
 from deployments.ingress import Served, http_app
 from deployments.protocol import describe
 from orchestrator import __version__
@@ -28,13 +28,13 @@ LIMITS = ServingSettings(max_body_bytes=2048, deadline_s=5, max_requests=2)
 BODY = {"inputs": [{"name": "input", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [9] * 6}]}
 INFER = "/v2/models/small/infer"
 
-Predict = Callable[[np.ndarray, float], Awaitable[Answer]]
+Predict = Callable[[Question], Awaitable[Answer]]
 
 
-async def answers(rows: np.ndarray, _timeout_s: float) -> Answer:
+async def answers(question: Question) -> Answer:
     outputs: dict[str, np.ndarray] = {
-        "probabilities": np.full((len(rows), 2), 0.5, np.float32),
-        "label": np.zeros(len(rows), np.int64),
+        "probabilities": np.full((len(question.rows), 2), 0.5, np.float32),
+        "label": np.zeros(len(question.rows), np.int64),
     }
     return Answer(outputs, ("a", "b"), 3, False)
 
@@ -176,7 +176,7 @@ def test_an_endless_body_is_refused_while_it_streams() -> None:
     ],
 )
 def test_failures_of_the_ensemble(error: Exception, status: int) -> None:
-    async def fails(_rows: np.ndarray, _timeout_s: float) -> Answer:
+    async def fails(_question: Question) -> Answer:
         raise error
 
     reply = ask("POST", INFER, json=BODY, predict=fails)
@@ -185,8 +185,8 @@ def test_failures_of_the_ensemble(error: Exception, status: int) -> None:
 
 
 def test_the_clients_timeout_shortens_the_deadline() -> None:
-    async def slow(_rows: np.ndarray, timeout_s: float) -> Answer:
-        assert timeout_s <= 0.05
+    async def slow(question: Question) -> Answer:
+        assert question.timeout_s <= 0.05
         await asyncio.sleep(30)
         raise AssertionError
 
@@ -199,9 +199,9 @@ def test_too_many_requests_are_refused_and_the_rest_answered() -> None:
     async def test() -> list[int]:
         gate = asyncio.Event()
 
-        async def waits(rows: np.ndarray, timeout_s: float) -> Answer:
+        async def waits(question: Question) -> Answer:
             await gate.wait()
-            return await answers(rows, timeout_s)
+            return await answers(question)
 
         async with client(waits) as http:
             tasks = [asyncio.create_task(http.post(INFER, json=BODY)) for _ in range(4)]
