@@ -17,6 +17,7 @@ from orchestrator.config.ensemble import (
     Member,
     Parallel,
     PooledNode,
+    leaves,
     walk_nodes,
 )
 from orchestrator.config.free import first_complaint, probes
@@ -31,7 +32,7 @@ from orchestrator.config.measure import (
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan
+from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.config.training import DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
@@ -75,12 +76,17 @@ class VariantEntry(Settings):
     parent: str
     """A model, or a variant above this one."""
     plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests."""
+    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
+    `ensemble` is an ensemble of this file, a ref or a digest."""
     execution: Execution | None = None
     """lowered after int8, else eager, when not given."""
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, of its steps."""
     gpus: float = Field(0, ge=0)
+
+    def needs(self) -> tuple[str, ...]:
+        """Names and refs of all that it is made of."""
+        return (self.parent, *(other for step in self.plan for other in others_of(step)))
 
 
 class RunConfig(Settings):
@@ -126,6 +132,7 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
+        self._no_student_circle()
         self._tuned_models()
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
@@ -166,6 +173,27 @@ class RunConfig(Settings):
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    def taught(self) -> tuple[str, ...]:
+        """Variants that cannot be made before an ensemble of this file is fitted, in its order."""
+        found: list[str] = []
+        for name, entry in self.variants.items():
+            if not {*self.ensembles, *found}.isdisjoint(entry.needs()):
+                found.append(name)
+        return tuple(found)
+
+    def _no_student_circle(self) -> None:
+        """No ensemble may have a member that learns from it. Ensembles and variants name only what stands
+        above them in their sections, so that a circle has a variant and an ensemble in it."""
+        needs = {name: entry.needs() for name, entry in self.variants.items()}
+        needs |= {name: tuple(leaf.name for leaf in leaves(tree)) for name, tree in self.ensembles.items()}
+
+        def reached(name: str, seen: frozenset[str]) -> bool:
+            return name in seen or any(reached(below, seen | {name}) for below in needs.get(name, ()))
+
+        for name in self.variants:
+            if reached(name, frozenset()):
+                raise ValueError(f"variants.{name}: it learns from an ensemble that it is itself a part of")
 
     @staticmethod
     def _needs_classifier(node: AnyNode) -> str | None:

@@ -85,7 +85,7 @@ def fit(
     found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
     expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
     known = records(replay(fitted, found, task), task)
-    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
+    fitted = with_records(fitted, {identity(member): record for member, record in known.items()})
     return fitted.model_copy(update={"expected": expected})
 
 
@@ -108,7 +108,8 @@ def _ground(
     return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)
 
 
-def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+def with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+    """The tree with these records of its members, by identity, and no others."""
     if isinstance(tree, Member):
         return tree.model_copy(update={"record": known.get(identity(tree))})
-    return with_children(tree, [_with_records(child, known) for child in children(tree)])
+    return with_children(tree, [with_records(child, known) for child in children(tree)])

@@ -22,6 +22,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.explaining import ensemble_figures, examples, shown_images
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.students import beside
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.objectives import TrialRow
 
@@ -65,6 +66,8 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
         | ensemble_figures(run, spec, predictions[name])
         for name, spec in specs.items()
     }
+    for name, students in beside(run, specs, members, predictions).items():
+        ensembles[name]["students"] = students
     for name, found_ in images.items():
         ensembles[name]["uncertainty"]["elsewhere"] = found_["elsewhere"]
     explained = {

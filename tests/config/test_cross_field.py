@@ -50,6 +50,20 @@ def variant(parent: str) -> dict[str, Any]:
     return {"parent": parent, "plan": [{"kind": "bf16"}]}
 
 
+def pupil(ensemble: str, parent: str = "big") -> dict[str, Any]:
+    step = {"kind": "distill", "model": {"factory": "mlp"}, "ensemble": ensemble}
+    return {"parent": parent, "plan": [step]}
+
+
+def test_students_of_ensembles_come_after_them_and_may_be_members_of_others() -> None:
+    variants = {"s": pupil("x"), "thin": variant("big"), "t": variant("s"), "u": pupil("elsewhere/mix")}
+    ensembles = {"x": pair("big", "thin"), "y": {"kind": "sequential", "stages": ["s", "x"]}}
+    assert run(variants=variants, ensembles=ensembles).taught() == ("s", "t")
+    circle = {"x": pair("big", "t")}
+    said = refused(variants={"s": pupil("x"), "t": variant("s")}, ensembles=circle)
+    assert "it learns from an ensemble that it is itself a part of" in said
+
+
 def test_variants_name_what_is_above_them() -> None:
     two = {"a": variant("big"), "b": variant("a")}
     found = run(variants=two, ensembles={"x": pair("a", "b")})

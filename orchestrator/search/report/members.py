@@ -56,6 +56,7 @@ def _ensemble(key: str, item: Mapping[str, Any], told: Sequence[Mapping[str, Any
     parts = (
         f"<h3>{safe(key)}</h3>",
         _contributions(item["contributions"]["members"], name),
+        _students(item.get("students") or {}, name),
         _maps(item.get("diversity") or {}),
         _doubts(item.get("diversity") or {}, item.get("uncertainty") or {}),
         examples.rows(told),
@@ -77,6 +78,23 @@ def _contributions(members: Sequence[Mapping[str, Any]], name: str) -> str:
         cells += [_signed(member.get(key, {}).get(what), key) for key, what, _ in gains]
         rows += _row(member["name"], "".join(f'<td class="num">{cell}</td>' for cell in cells))
     return _table('<th scope="col">member</th>', titles, rows)
+
+
+def _students(students: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The single models that learned from the ensemble, and what is lost by taking one in its place."""
+    rows = ""
+    for student, found in students.items():
+        drop = found["drop"]
+        same = text.NONE if found["agreement"] is None else text.metric(found["agreement"], "accuracy")
+        cells = (
+            f"{text.metric(drop['value'], name)}<small>{text.metric_interval(drop['ci'], name)}</small>",
+            same,
+        )
+        rows += _row(student, "".join(f'<td class="num">{cell}</td>' for cell in cells))
+    if not rows:
+        return ""
+    titles = (f"drop in {text.metric_label(name)}", "same class")
+    return "<h4>As one model</h4>" + _table('<th scope="col">student</th>', titles, rows)
 
 
 def _table(corner: str, titles: Sequence[str], rows: str) -> str:
