@@ -97,6 +97,8 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
+    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
     variants: dict[Name, VariantEntry] = Field(default_factory=dict)
@@ -134,6 +136,8 @@ class RunConfig(Settings):
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()
+        if self.elsewhere is not None and self.data.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
             raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
@@ -168,6 +172,7 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
                 complaint = self._needs_classifier(node) if self.data.task == "regression" else None
+                complaint = complaint or self._sets_complaint(node, root=node is tree)
                 if isinstance(node, Cascade):
                     complaint = complaint or self._cascade_complaint(node)
                 if complaint is not None:
@@ -204,6 +209,24 @@ class RunConfig(Settings):
             return "a cascade needs a classifier: a regression's values are not sure or unsure"
         if isinstance(node, Combined) and node.calibration is not None:
             return f"calibration {node.calibration.kind} needs a classifier; leave it out"
+        return None
+
+    def _sets_complaint(self, node: AnyNode, *, root: bool) -> str | None:
+        """Sets of classes are a classifier's, intervals a regression's, and both the whole ensemble's."""
+        if not isinstance(node, Combined):
+            return None
+        regression = self.data.task == "regression"
+        for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
+            found = getattr(node, key)
+            if found is None:
+                continue
+            if not fits:
+                other = "intervals" if regression else "prediction_sets"
+                return f"{key} are not for a {self.data.task}: use {other}"
+            if not root:
+                return f"{key} belong to the whole ensemble: give them at its top"
+            if found.fitted:
+                return f"{key} are fitted on the calibration part: leave out its fitted number"
         return None
 
     def _cascade_complaint(self, node: Cascade) -> str | None:

@@ -1,6 +1,7 @@
 """One ensemble: names become artifacts, weights and thresholds are fitted on the validation part.
 
-Calibration rows are read where a cascade promises something; nothing is fitted on them.
+Calibration rows are read where a cascade promises something, and for prediction sets and intervals, whose
+width is fitted on them; nothing else is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import cast
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import (
     Cascade,
+    Combined,
     Ensemble,
     Member,
     Node,
@@ -45,7 +47,7 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node]) -> tuple[Spec, 
     """
     tree = run.config.ensembles[name]
     bound = bind(tree, known)
-    promises = any(isinstance(node, Cascade) and node.guarantee for node in walk_nodes(bound))
+    promises = any(map(_promises, walk_nodes(bound)))
     fitted = fit(
         bound,
         *_rows(run, bound, "validation"),
@@ -66,6 +68,13 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node]) -> tuple[Spec, 
     run.name_artifact(name, digest)
     run.progress("ensemble", f"{name} ({tree.kind}): {describe(spec.tree)}")
     return spec, digest
+
+
+def _promises(node: Node) -> bool:
+    """Whether it must look at calibration rows."""
+    if isinstance(node, Cascade) and node.guarantee is not None:
+        return True
+    return isinstance(node, Combined) and (node.prediction_sets is not None or node.intervals is not None)
 
 
 def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], Output]:

@@ -50,6 +50,19 @@ def variant(parent: str) -> dict[str, Any]:
     return {"parent": parent, "plan": [{"kind": "bf16"}]}
 
 
+def test_sets_belong_to_the_top_of_an_ensemble_and_to_its_task() -> None:
+    asked = {"prediction_sets": {"coverage": 0.8}}
+    found = run(ensembles={"x": pair("big", "small") | asked}).ensembles["x"]
+    assert found.prediction_sets is not None
+    assert found.prediction_sets.coverage == 0.8
+    inner = {"kind": "parallel", "members": ["big", pair("big", "small") | asked]}
+    assert "give them at its top" in refused(ensembles={"x": inner})
+    given = {"prediction_sets": {"threshold": 0.5}}
+    assert "leave out its fitted number" in refused(ensembles={"x": pair("big", "small") | given})
+    wrong = {"intervals": {"coverage": 0.8}}
+    assert "use prediction_sets" in refused(ensembles={"x": pair("big", "small") | wrong})
+
+
 def pupil(ensemble: str, parent: str = "big") -> dict[str, Any]:
     step = {"kind": "distill", "model": {"factory": "mlp"}, "ensemble": ensemble}
     return {"parent": parent, "plan": [step]}
