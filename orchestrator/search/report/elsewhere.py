@@ -12,8 +12,8 @@ from orchestrator.search.report.text import safe
 _BY = {"confidence": "top probability", "total": "entropy", "epistemic": "contradiction"}
 _CAPTION = (
     '<p class="caption">The chance that a row from elsewhere is less sure than a test row (AUROC): '
-    "0.5 is chance. By the top probability, by the entropy of the answer, and, of an ensemble, by how far its "
-    "members contradict each other (mutual information).</p>"
+    "0.5 is chance. By the top probability, by the entropy of the answer, and, of an ensemble, by how far "
+    "its members contradict each other (mutual information).</p>"
 )
 
 
