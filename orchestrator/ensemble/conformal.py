@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Band, PredictionSets
-from orchestrator.config.ensemble import Combined, Node
+from orchestrator.config.ensemble import Combined, Ensemble, Node
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.errors import EnsembleError
@@ -27,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 Probs = npt.NDArray[np.floating[Any]]
 
 
-def fit_root(tree: Combined, found: Prediction, targets: npt.NDArray[Any]) -> Combined:
+def fit_root(tree: Ensemble, found: Prediction, targets: npt.NDArray[Any]) -> Ensemble:
     """The tree with its prediction sets or intervals fitted, if it asks for any.
 
     Args:

@@ -94,7 +94,7 @@ def fit(
 
 
 def _with_sets(tree: Node, unseen: Ground | None) -> Node:
-    if not isinstance(tree, Combined) or (tree.prediction_sets is None and tree.intervals is None):
+    if isinstance(tree, Member) or (tree.prediction_sets is None and tree.intervals is None):
         return tree
     if unseen is None:
         raise EnsembleError("prediction sets and intervals need calibration rows", tree.kind)
