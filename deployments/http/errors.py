@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from deployments.protocol.errors import ProtocolError
+from deployments.protocol.rest import to_json
 from orchestrator.errors import (
     DeadlineError,
     MemberFailedError,
