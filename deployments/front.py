@@ -20,6 +20,7 @@ from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedErro
 P = ParamSpec("P")
 T = TypeVar("T")
 
+SERVER_NAME = "orchestrator"
 LARGE_BYTES = 256 * 1024
 """Bodies above this are decoded in a thread, so that the event loop goes on."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 from deployments.exchange import Served
 from deployments.front import LARGE_BYTES, Front
@@ -29,11 +30,25 @@ from orchestrator.errors import OrchestratorError
 logger = logging.getLogger(__name__)
 
 
-class HttpApp:
-    """An ASGI application over the models of a front."""
+class Companion(Protocol):
+    """Another server over the same models."""
 
-    def __init__(self, front: Front) -> None:
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class HttpApp:
+    """An ASGI application over the models of a front.
+
+    Args:
+        front: the models.
+        beside: what starts and stops with the application.
+    """
+
+    def __init__(self, front: Front, beside: Companion | None = None) -> None:
         self._front = front
+        self._beside = beside
         self._table = Endpoints(front).routes()
         # The paths of inference are looked up at once: all the load goes there.
         self._infer = {
@@ -47,11 +62,26 @@ class HttpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await self._live(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
+        await receive()
+        try:
+            if self._beside is not None:
+                await self._beside.start()
+        except OrchestratorError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._beside is not None:
+            await self._beside.stop()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Headers = dict(scope["headers"])
@@ -101,12 +131,3 @@ async def _compressed(reply: Reply, headers: Headers) -> Reply:
     if len(reply.body) < LARGE_BYTES:
         return encoding.compress(reply, wanted)
     return await asyncio.to_thread(encoding.compress, reply, wanted)
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    """There is nothing to start or stop."""
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": kind + ".complete"})
-        if kind == "lifespan.shutdown":
-            return

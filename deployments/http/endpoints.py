@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.front import Entry, Front
+from deployments.front import SERVER_NAME, Entry, Front
 from deployments.http.asgi import Reply, json_reply
 from deployments.http.infer import infer
 from deployments.http.predict import predict
@@ -11,8 +11,6 @@ from deployments.protocol import openapi
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.rest import EXTENSIONS
 from orchestrator import __version__
-
-SERVER_NAME = "orchestrator"
 
 
 class Endpoints:
