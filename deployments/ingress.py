@@ -22,6 +22,8 @@ from starlette.routing import Route
 from deployments import protocol
 from deployments.drive import everyone, fetch
 from deployments.exchange import Answer, Question
+from deployments.fused import Fused
+from deployments.placement import Here, Mixed
 from orchestrator import __version__
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
@@ -57,15 +59,35 @@ class Ingress:
 
     Args:
         specs: the served ensembles.
-        handles: the deployment of each.
+        places: the deployment of each, or what runs in this process.
         serving: limits.
     """
 
     def __init__(
-        self, specs: Sequence[Spec], handles: Sequence[DeploymentHandle[Any]], serving: ServingSettings
+        self,
+        specs: Sequence[Spec],
+        places: Sequence[DeploymentHandle[Any] | Here],
+        serving: ServingSettings,
     ) -> None:
-        served = [_served(spec, handle) for spec, handle in zip(specs, handles, strict=True)]
+        self._here: list[Fused | Mixed] = []
+        served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
         self._app = http_app(served, serving)
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            MemberFailedError: an ensemble of this process hangs.
+        """
+        for ensemble in self._here:
+            ensemble.check_health()
+
+    def _served(self, spec: Spec, place: DeploymentHandle[Any] | Here) -> Served:
+        if not isinstance(place, Here):
+            return _served(spec, place)
+        ensemble = place.open(spec)
+        self._here.append(ensemble)
+        return Served(protocol.describe(spec), ensemble.predict, ensemble.ready)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._app
