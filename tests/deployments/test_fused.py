@@ -181,7 +181,7 @@ def test_compiled_answers_are_the_eager_ones(
     for answer, part in zip(ask(engine, rows[:1], rows[1:]), (rows[:1], rows[1:]), strict=True):
         same(answer, store, spec, part)
     assert engine.fallbacks == ()
-    assert not caplog.records
+    assert not [one for one in caplog.records if one.name == joint.__name__]
     # A compiled form that answers otherwise is not used: looked at again at every start.
     monkeypatch.setattr(joint, "FP32_TOLERANCE", -1.0)
     again = opened(store, spec, compile_too=True)
