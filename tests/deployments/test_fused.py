@@ -86,7 +86,7 @@ def test_requests_that_wait_share_one_walk(
         walks.append(rows)
         return walk(tree, rows, task)  # type: ignore[arg-type]
 
-    walk = module.walk
+    walk = module.walk  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "walk", counted)
     rows = rows_of(specs["mix"])
     ask(opened(store, specs["mix"]), *(rows[i : i + 1] for i in range(20)))
