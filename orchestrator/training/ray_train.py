@@ -150,6 +150,8 @@ class _Schedule:
 
     def _start(self, job: TrainJob, names: set[str]) -> bool:
         """Start the job or give it up, if it is time; whether it is no longer pending."""
+        if any(other.group == job.group for other in self.running.values()):
+            return False
         teacher = job.entry.teacher
         if teacher in names and job.teacher_digest is None:
             if teacher in self.failures:
@@ -166,7 +168,7 @@ class _Schedule:
         if job.group in self.failed_groups:
             self._fail(job.name, f"the training of '{job.group}' failed")
             return True
-        if any(other.group == job.group for other in self.running.values()) or not self._fits(job):
+        if not self._fits(job):
             return False
         self.mailbox = self.mailbox or open_mailbox()
         self.fits = self.fits or fit_actor.start(self.mailbox, len(self.jobs))

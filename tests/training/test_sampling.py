@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from orchestrator.config.training import Sample
 from orchestrator.data.dataset import Part
@@ -62,7 +63,7 @@ def test_rows_outside_the_bag_change_nothing() -> None:
     settings = QUICK.model_copy(update={"sample": BOOTSTRAP})
     rows, outside = part(FEATURES), out_of_bag(70, BOOTSTRAP, seed=3)
 
-    def with_wrong(positions: np.ndarray) -> Part:  # type: ignore[type-arg]
+    def with_wrong(positions: NDArray[np.int64]) -> Part:
         targets = rows.targets.copy()
         targets[positions] = (targets[positions] + 1) % 3
         return replace(rows, targets=targets)

@@ -13,12 +13,13 @@ import torch
 from orchestrator.config.groups import nth_seed
 from orchestrator.config.load import validate
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.model import Mlp, MlpKwargs, ResNet9, ResNet9Kwargs
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.signature import Signature
 from orchestrator.config.training import Augment, MutualLoss, NegativeCorrelation, Training
 from orchestrator.data.dataset import Part
 from orchestrator.ensemble.diversity import decompose, disagreement
+from orchestrator.models.base import DataInitialized
 from orchestrator.models.build import build
 from orchestrator.models.together import Together, weights_of_member
 from orchestrator.runtime.rebuild import rebuild
@@ -146,7 +147,11 @@ ALONE = NegativeCorrelation(weight=1e-9)
 def logs() -> dict[str, torch.Tensor]:
     """Log-probabilities [M, N, K] of members trained apart, mutually and in negative correlation."""
     rows = torch.from_numpy(noisy(FEATURES, 400, seed=1).inputs)
-    losses = {"alone": ALONE, "mutual": MutualLoss(weight=3.0), "apart": NegativeCorrelation(weight=0.9)}
+    losses: dict[str, MutualLoss | NegativeCorrelation] = {
+        "alone": ALONE,
+        "mutual": MutualLoss(weight=3.0),
+        "apart": NegativeCorrelation(weight=0.9),
+    }
     return {
         name: torch.stack(
             [member(rows).detach().log_softmax(1) for member in together(FEATURES, loss).members]
@@ -188,6 +193,14 @@ def test_negative_correlation_spreads_values() -> None:
         return float((values / torch.tensor(VALUES.target_std)).var(0).mean())
 
     assert spread(NegativeCorrelation(weight=0.9)) > spread(ALONE)
+
+
+def test_first_layers_are_set_from_rows_in_every_member() -> None:
+    whitened = ResNet9(kwargs=ResNet9Kwargs(width=4, whiten=True))
+    module = Together([build(whitened, IMAGES, seed=seed) for seed in (0, 1)], "classification")
+    run(module, IMAGES, Training(epochs=1, loss=MutualLoss()))
+    layers = [layer for layer in module.modules() if isinstance(layer, DataInitialized)]
+    assert [layer.initialized.item() for layer in layers] == [1, 1]
 
 
 def test_together_is_bit_equal_after_a_stop_and_in_bf16(tmp_path: Path) -> None:
