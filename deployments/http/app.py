@@ -23,7 +23,7 @@ from deployments.http.asgi import (
 from deployments.http.endpoints import Endpoints
 from deployments.http.errors import refusal, status_of
 from deployments.http.infer import infer
-from deployments.http.routes import Call
+from deployments.http.routes import Call, Routes
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import OrchestratorError
 
@@ -49,7 +49,7 @@ class HttpApp:
     def __init__(self, front: Front, beside: Companion | None = None) -> None:
         self._front = front
         self._beside = beside
-        self._table = Endpoints(front).routes()
+        self._routes = Routes(Endpoints(front).table())
         # The paths of inference are looked up at once: all the load goes there.
         self._infer = {
             path: entry
@@ -108,7 +108,7 @@ class HttpApp:
         entry = self._infer.get(path)
         if entry is not None and method == "POST":
             return await infer(self._front, entry, headers, receive)
-        found = self._table.find(method, path)
+        found = self._routes.find(method, path)
         if isinstance(found, Reply):
             return found
         handler, names = found
