@@ -12,7 +12,7 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Client:
         return found
 
     def predict(
-        self, rows: Sequence[Any], model: str | None = None, *, outputs: Collection[str] = ()
+        self, rows: Iterable[Any], model: str | None = None, *, outputs: Collection[str] = ()
     ) -> Predictions:
         """Answers for rows.
 
