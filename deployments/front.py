@@ -187,8 +187,8 @@ class Front:
             raise DeadlineError("no answer in time", entry.model.name) from error
 
 
-async def maybe_threaded(size: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that takes as long as `size` bytes are many; in a thread when they are."""
-    if size < LARGE_BYTES:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
+async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function, in a thread if it may take long."""
+    if threaded:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)
