@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from deployments.drive import everyone
 from deployments.exchange import Answer, Question, Served
-from deployments.protocol.errors import UnknownModelError
+from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.protocol.model import Model
 from deployments.protocol.rest import Codec
 from orchestrator.config.serving import ServingSettings
@@ -185,6 +185,16 @@ class Front:
                 return await entry.served.predict(question)
         except TimeoutError as error:
             raise DeadlineError("no answer in time", entry.model.name) from error
+
+
+def check_given(answer: Answer, wanted: frozenset[str]) -> None:
+    """The ensemble gave all outputs that were wanted.
+
+    Raises:
+        ProtocolError: one is missing, since not every placement has it.
+    """
+    if missing := wanted - answer.outputs.keys():
+        raise ProtocolError("the ensemble as it is placed here does not give the output", min(missing))
 
 
 async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

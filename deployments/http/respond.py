@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 
 from deployments.exchange import Answer, Question
-from deployments.front import Entry, Front, maybe_threaded
+from deployments.front import Entry, Front, check_given, maybe_threaded
 from deployments.http.asgi import Headers, Receive, Reply, header_text
 from deployments.http.errors import SlowBodyError
 from deployments.http.limits import read_body
@@ -48,7 +48,9 @@ async def respond(
                     deadline = min(deadline, loop.time() + request.timeout_s)
                     limit.reschedule(deadline)
                 decoded = perf_counter_ns()
-                answer = await entry.served.predict(_question(request, headers, deadline - loop.time()))
+                question = _question(request, headers, deadline - loop.time())
+                answer = await entry.served.predict(question)
+                check_given(answer, question.outputs)
                 known = perf_counter_ns()
                 reply = await maybe_threaded(threaded, encode, request, answer)
         except TimeoutError as error:
