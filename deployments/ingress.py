@@ -1,4 +1,4 @@
-"""The ingress: hands requests from HTTP to the ensembles' deployments."""
+"""The ingress: hands requests from HTTP and gRPC to the ensembles' deployments."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
+from deployments.front import Front
 from deployments.fused import Fused
-from deployments.http.app import HttpApp, http_app
+from deployments.grpc_server import GrpcServer
+from deployments.http.app import HttpApp
 from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Spec
@@ -34,7 +36,9 @@ class Ingress:
     ) -> None:
         self._here: list[Fused | Mixed] = []
         served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
-        self._app = http_app(served, serving)
+        front = Front(served, serving)
+        port = serving.grpc_port
+        self._app = HttpApp(front, None if port is None else GrpcServer(front, serving.host, port))
 
     def check_health(self) -> None:
         """Called by Serve.
