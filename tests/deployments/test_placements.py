@@ -46,12 +46,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         members={"cnn": MemberOptions(placement="distributed")},
     )
     settings = AppSettings(store=str(store.root), specs=specs, serving=serving)
+    others = set(haproxies())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("PYTHONPATH", str(ROOT))
         with connected(cpus=2), serve_locally(settings, ready_s=300):
             yield Running(port, store, {spec.name: spec for spec in specs})
-    assert not haproxies()
+    assert set(haproxies()) <= others
 
 
 @pytest.mark.parametrize("name", [FUSED, MIXED, DISTRIBUTED])
@@ -101,10 +102,10 @@ def listening(process: int) -> list[tuple[str, int]]:
 
 
 def test_nothing_that_takes_requests_listens_beyond_loopback(running: Running) -> None:
-    (haproxy,) = haproxies()
-    doors = listening(haproxy)
-    assert len(doors) == 3
+    # One that was replaced is still there until its last connection is closed.
+    doors = [door for process in haproxies() for door in listening(process)]
     assert running.port in [port for _, port in doors]
+    assert len(doors) >= 3
     replicas = [
         int(folder.name)
         for folder in Path("/proc").iterdir()
