@@ -6,6 +6,7 @@ cannot read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from orchestrator.errors import (
 )
 
 RETRY_AFTER_S = 1
-"""What clients are told to wait after a refusal that may pass."""
+"""What clients are told to wait after a refusal that may pass, where no better time is known."""
 MAY_PASS = (429, 503)
 
 
@@ -41,9 +42,10 @@ def status_of(error: OrchestratorError) -> int:
     return 500
 
 
-def refusal(status: int, sentence: str) -> Reply:
+def refusal(status: int, sentence: str, retry_after_s: float | None = None) -> Reply:
     """The reply for an error."""
-    retry = ((b"retry-after", b"%d" % RETRY_AFTER_S),) if status in MAY_PASS else ()
+    wait_s = math.ceil(retry_after_s or RETRY_AFTER_S)
+    retry = ((b"retry-after", b"%d" % wait_s),) if status in MAY_PASS else ()
     return json_reply({"error": sentence}, status, retry)
 
 

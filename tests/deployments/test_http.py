@@ -184,6 +184,13 @@ def test_failures_of_the_ensemble(error: Exception, status: int) -> None:
     assert "secret" not in reply.json()["error"]
 
 
+def test_who_is_refused_is_told_when_to_come_back() -> None:
+    async def full(_question: Question) -> Answer:
+        raise OverloadedError.after(3.2, "too many rows are waiting", 9)
+
+    assert ask("POST", INFER, json=BODY, predict=full).headers["retry-after"] == "4"
+
+
 def test_the_clients_timeout_shortens_the_deadline() -> None:
     async def slow(question: Question) -> Answer:
         assert question.timeout_s <= 0.05
