@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
-from deployments.drive import Composed
+from deployments.composed import Composed
 from deployments.ingress import Ingress
 from deployments.member import Member
 from deployments.parallel import Parallel
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
-from orchestrator.config.serving import AppSettings, MemberOptions, ServingSettings
+from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
 from orchestrator.store.store import Store
@@ -114,7 +114,7 @@ def _ensemble(spec: tree.Spec, members: _Members, serving: ServingSettings) -> A
         max_ongoing_requests=2 * serving.max_requests,
         max_constructor_retry_count=START_TRIES,
         ray_actor_options=LIGHT,
-    )(COMPOSED[spec.tree.kind]).bind(spec, handles)
+    )(COMPOSED[spec.tree.kind]).bind(spec, handles, serving)
     return ensemble
 
 
@@ -133,11 +133,11 @@ class _Members:
 
     def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
         serving = self._settings.serving
-        options = serving.members.get(member.name, MemberOptions())
+        options = serving.options(member.name)
         readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
         bound: Application = serve.deployment(
             name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",
-            num_replicas=options.replicas or serving.replicas,
+            num_replicas=serving.replicas_of(member.name),
             max_ongoing_requests=options.max_ongoing_requests,
             max_constructor_retry_count=START_TRIES,
             ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},

@@ -180,7 +180,7 @@ class _Endpoints:
                 wanted = frozenset(name for name, _binary in decoded.outputs)
                 answer = await found.predict(Question(decoded.rows, deadline - loop.time(), wanted))
                 reply = await _maybe_threaded(
-                    len(body), protocol.encode, found.model, decoded, answer.outputs, _facts(answer)
+                    len(body), protocol.encode, found.model, decoded, answer.outputs, answer.facts()
                 )
         except TimeoutError as error:
             raise DeadlineError("no answer in time", found.model.name) from error
@@ -198,14 +198,6 @@ class _Endpoints:
                 f"{name} has no such version", version[:80], f"served here: {found.model.version}"
             )
         return found
-
-
-def _facts(answer: Answer) -> dict[str, str | int | bool]:
-    return {
-        "weight_epoch": answer.weight_epoch,
-        "degraded": answer.degraded,
-        "members": ",".join(answer.members),
-    }
 
 
 async def _maybe_threaded(size: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
