@@ -20,7 +20,7 @@ from deployments.drive import PATIENCE, drive
 from deployments.exchange import Answer, Question
 from deployments.member_call import Call, MemberCall
 from deployments.outputs import outputs_of
-from deployments.watchman import Watchman
+from deployments.watchman import watchman_of
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble import exit_audit, quorum
@@ -66,12 +66,7 @@ class Contract:
             )
             for member in self._members
         }
-        watched = serving.guard is not None and Watchman.can_watch(spec.tree)
-        self._watchman = (
-            Watchman(spec.tree, spec.signature.task, serving.guard, clock)
-            if serving.guard and watched
-            else None
-        )
+        self._watchman = watchman_of(spec, serving.guard, clock)
         self._promise = exit_audit.promise(spec.tree) if serving.audit else None
         self._share = serving.audit
         self._audit = ExitAudit()
@@ -86,7 +81,7 @@ class Contract:
             DeadlineError: the members took longer.
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
-        spec, without = self._spec_now(), self._left_out()
+        spec, without = self.spec, self._left_out()
         self._try_again(question, without)
         prediction = await drive(
             spec, self._calls, question.rows, question.timeout_s, without=without, late=self._late
@@ -95,7 +90,16 @@ class Contract:
             self._watchman.saw(prediction)
         if self._promise is not None and not self._audit.broken and not prediction.degraded.any():
             self._draw(question, prediction)
-        return self._answer(prediction, spec, question)
+        return Answer(
+            outputs_of(prediction, spec, question.outputs),
+            tuple(member.name for member, rows in prediction.members.items() if rows.any()),
+            spec.weight_epoch,
+            degraded=bool(prediction.degraded.any()),
+            missing=tuple(member.name for member in prediction.missing),
+            ejected=self._ejected(),
+            expected=_expected(spec, prediction),
+            early_exit=not self._audit.broken,
+        )
 
     def health(self) -> dict[str, Any]:
         """What is known about the members and early exits, as plain values."""
@@ -129,7 +133,9 @@ class Contract:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    def _spec_now(self) -> Spec:
+    @property
+    def spec(self) -> Spec:
+        """What is answered by: without early exits once they broke their promise."""
         tree = self._spec.tree
         if not self._audit.broken or not isinstance(tree, Cascade):
             return self._spec
@@ -207,21 +213,13 @@ class Contract:
                 self._promise.max_loss,
             )
 
-    def _answer(self, prediction: Prediction, spec: Spec, question: Question) -> Answer:
-        used = tuple(member.name for member, rows in prediction.members.items() if rows.any())
-        expected = None
-        if prediction.expected is not None and isinstance(spec.tree, Combined) and spec.tree.expected:
-            expected = (spec.tree.expected.metric, prediction.expected.value)
-        return Answer(
-            outputs_of(prediction, spec, question.outputs),
-            used,
-            spec.weight_epoch,
-            degraded=bool(prediction.degraded.any()),
-            missing=tuple(member.name for member in prediction.missing),
-            ejected=self._ejected(),
-            expected=expected,
-            early_exit=not self._audit.broken,
-        )
+
+def _expected(spec: Spec, prediction: Prediction) -> tuple[str, float] | None:
+    """The metric and its value for the members that answered; of a custom one without its path."""
+    known = spec.tree.expected if isinstance(spec.tree, Combined) else None
+    if known is None or prediction.expected is None:
+        return None
+    return known.metric.rpartition(":")[2], prediction.expected.value
 
 
 def _problem(member: Member, width: int) -> Callable[[np.ndarray, int], str | None]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from orchestrator.config.ensemble import Node
+from orchestrator.config.ensemble import Node, Spec
 from orchestrator.config.serving import GuardSettings
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import guard
@@ -54,11 +54,6 @@ class Watchman:
         self.ejected: Collection[int] = ()
         """Positions of the members that were found wrong, in that order."""
 
-    @staticmethod
-    def can_watch(tree: Node) -> bool:
-        """Whether some member could be found wrong."""
-        return sum(member.record is not None for member in distinct(tree)) >= LEAST
-
     def saw(self, prediction: Prediction) -> None:
         """One more answer to a request."""
         self._waiting.append(prediction)
@@ -96,3 +91,9 @@ class Watchman:
                 self._terms[position] = _Term(now_s, count)
                 logger.warning("member %s answers wrongly and is ejected", self._members[position].name)
         self.ejected = self._watch.ejected
+
+
+def watchman_of(spec: Spec, settings: GuardSettings | None, clock: Callable[[], float]) -> Watchman | None:
+    """The watchman of a served ensemble; None if it wants none, or no member could be found wrong."""
+    watched = sum(member.record is not None for member in distinct(spec.tree)) >= LEAST
+    return Watchman(spec.tree, spec.signature.task, settings, clock) if settings and watched else None

@@ -49,7 +49,7 @@ class Remote:
 
 
 def run(wait: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(wait, 10))
+    return asyncio.run(asyncio.wait_for(wait, 60))
 
 
 class Response:

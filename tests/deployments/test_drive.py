@@ -181,9 +181,9 @@ def test_settle_returns_results_in_order() -> None:
         assert isinstance(cut_off, asyncio.CancelledError)
         assert isinstance(early, KeyError)
         for patient in (True, False):
-            late, early = await settle([asyncio.sleep(30), asyncio.sleep(0, "b")], 0.02, patient=patient)
+            late, soon = await settle([asyncio.sleep(30, "a"), asyncio.sleep(0, "b")], 0.02, patient=patient)
             assert isinstance(late, TimeoutError)
-            assert early == "b"
+            assert soon == "b"
         assert await settle([]) == []
         waited = await settle([asyncio.sleep(0.02, "a"), fail(KeyError())], patient=True)
         assert waited[0] == "a"
