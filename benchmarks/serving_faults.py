@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def serving(store: Store, offline: Offline, folder: Path, deadline_s: float) -> 
         ray.shutdown()
 
 
-async def inside(folder: Path, every_s: float, rng: np.random.Generator) -> None:
+async def inside(folder: Path, every_s: float, rng: np.random.Generator, made: list[str]) -> None:
     """A fault in the next batch of a random member, again and again."""
     while True:
         await asyncio.sleep(every_s)
@@ -141,9 +142,10 @@ async def inside(folder: Path, every_s: float, rng: np.random.Generator) -> None
         draft = folder / "draft"
         draft.write_text(kind)
         draft.rename(folder / f"{name}.fault")
+        made.append(kind)
 
 
-async def processes(folder: Path, every_s: float, rng: np.random.Generator) -> None:
+async def processes(folder: Path, every_s: float, rng: np.random.Generator, made: list[str]) -> None:
     """A random replica is killed, or stopped for a while, in turns."""
     stopped: list[int] = []
     try:
@@ -152,6 +154,7 @@ async def processes(folder: Path, every_s: float, rng: np.random.Generator) -> N
             files = sorted(folder.glob("*.pid"))
             file = files[rng.integers(len(files))]
             pid = int(file.stem.split("-")[-1])
+            made.append("stop" if turn % 2 else "kill")
             if turn % 2 == 0:
                 os.kill(pid, signal.SIGKILL)
                 file.unlink()
@@ -166,7 +169,8 @@ async def processes(folder: Path, every_s: float, rng: np.random.Generator) -> N
                 os.kill(pid, signal.SIGCONT)
 
 
-Faults = Callable[[Path, float, np.random.Generator], Awaitable[None]]
+Faults = Callable[[Path, float, np.random.Generator, list[str]], Awaitable[None]]
+"""Makes faults until it is cancelled, and notes which."""
 
 
 async def phase(
@@ -176,9 +180,9 @@ async def phase(
     address = urlsplit(url)
     client = Client(str(address.hostname), address.port or 0, "/v2/models/mix/infer", PATIENCE_S)
     bodies = [_body(row) for row in offline.rows]
-    injecting = None
+    injecting, made = None, list[str]()
     if faults is not None:
-        injecting = asyncio.ensure_future(faults(folder, every_s, np.random.default_rng(load.seed)))
+        injecting = asyncio.ensure_future(faults(folder, every_s, np.random.default_rng(load.seed), made))
 
     async def send(number: int) -> Response:
         return await client.post(bodies[number % ROWS])
@@ -190,7 +194,7 @@ async def phase(
             injecting.cancel()
             await asyncio.wait([injecting])
         await client.close()
-    return _judged(found, offline, load.deadline_ms / 1e3)
+    return {"made": dict(Counter(made)), **_judged(found, offline, load.deadline_ms / 1e3)}
 
 
 def _body(row: np.ndarray) -> bytes:
