@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,15 +43,21 @@ class Composed:
         spec: the fitted ensemble.
         handles: one for each distinct member of the tree, in file order.
         serving: what a member's failure costs.
+        here: members of this process.
     """
 
     def __init__(
-        self, spec: Spec, handles: Sequence[DeploymentHandle[Any]], serving: ServingSettings | None = None
+        self,
+        spec: Spec,
+        handles: Sequence[DeploymentHandle[Any]],
+        serving: ServingSettings,
+        *,
+        here: Collection[Member] = (),
     ) -> None:
         self._spec = spec
         self._handles = dict(zip(distinct(spec.tree), handles, strict=True))
         calls = {member: _call(handle) for member, handle in self._handles.items()}
-        self._contract = Contract(spec, calls, serving or ServingSettings())
+        self._contract = Contract(spec, calls, serving, alone=here)
 
     async def predict(self, question: Question) -> Answer:
         """Answer the rows within the time that is left.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ import numpy as np
 from deployments.drive import PATIENCE, drive
 from deployments.exchange import Answer, Question
 from deployments.member_call import Call, MemberCall
-from deployments.outputs import outputs_of
+from deployments.outputs import answer
 from deployments.watchman import watchman_of
-from orchestrator.config.ensemble import Cascade, Combined, Member, Spec
+from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble import exit_audit, quorum
 from orchestrator.ensemble.exit_audit import ExitAudit
@@ -41,6 +41,7 @@ class Contract:
         spec: the fitted ensemble.
         calls: asks each distinct member.
         serving: the policies.
+        alone: members of which there is one replica at hand, whatever `serving` says.
         clock: seconds, rising.
         seed: of the draw of rows that are audited.
     """
@@ -51,6 +52,7 @@ class Contract:
         calls: Mapping[Member, Call],
         serving: ServingSettings,
         *,
+        alone: Collection[Member] = (),
         clock: Callable[[], float] = time.monotonic,
         seed: int | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class Contract:
                 calls[member],
                 _problem(member, spec.signature.outputs),
                 serving.options(member.name),
-                replicas=serving.replicas_of(member.name),
+                replicas=1 if member in alone else serving.replicas_of(member.name),
                 clock=clock,
             )
             for member in self._members
@@ -90,16 +92,8 @@ class Contract:
             self._watchman.saw(prediction)
         if self._promise is not None and not self._audit.broken and not prediction.degraded.any():
             self._draw(question, prediction)
-        return Answer(
-            outputs_of(prediction, spec, question.outputs),
-            tuple(member.name for member, rows in prediction.members.items() if rows.any()),
-            spec.weight_epoch,
-            degraded=bool(prediction.degraded.any()),
-            missing=tuple(member.name for member in prediction.missing),
-            ejected=self._ejected(),
-            expected=_expected(spec, prediction),
-            early_exit=not self._audit.broken,
-        )
+        wanted, early_exit = question.outputs, not self._audit.broken
+        return answer(prediction, spec, wanted, ejected=self._ejected(), early_exit=early_exit)
 
     def health(self) -> dict[str, Any]:
         """What is known about the members and early exits, as plain values."""
@@ -212,14 +206,6 @@ class Contract:
                 self._spec.name,
                 self._promise.max_loss,
             )
-
-
-def _expected(spec: Spec, prediction: Prediction) -> tuple[str, float] | None:
-    """The metric and its value for the members that answered; of a custom one without its path."""
-    known = spec.tree.expected if isinstance(spec.tree, Combined) else None
-    if known is None or prediction.expected is None:
-        return None
-    return known.metric.rpartition(":")[2], prediction.expected.value
 
 
 def _problem(member: Member, width: int) -> Callable[[np.ndarray, int], str | None]:

@@ -1,4 +1,5 @@
-"""The arrays of an answer: those that every answer has, and explanation for those who ask for it."""
+"""From a prediction to an answer: the arrays that every answer has, explanation for those who ask for it, and
+what it says about itself."""
 
 from __future__ import annotations
 
@@ -6,12 +7,34 @@ from collections.abc import Collection
 
 import numpy as np
 
-from orchestrator.config.ensemble import Spec
+from deployments.exchange import Answer
+from orchestrator.config.ensemble import Combined, Spec
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
 from orchestrator.ensemble.tree import Prediction
 
 EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
 """Outputs that are worked out only when they are asked for."""
+
+
+def answer(
+    prediction: Prediction,
+    spec: Spec,
+    wanted: Collection[str] = (),
+    *,
+    ejected: tuple[str, ...] = (),
+    early_exit: bool = True,
+) -> Answer:
+    """A prediction as an answer with the outputs that are wanted; see `outputs_of` and `Answer`."""
+    return Answer(
+        outputs_of(prediction, spec, wanted),
+        tuple(member.name for member, rows in prediction.members.items() if rows.any()),
+        spec.weight_epoch,
+        degraded=bool(prediction.degraded.any()),
+        missing=tuple(member.name for member in prediction.missing),
+        ejected=ejected,
+        expected=_expected(spec, prediction),
+        early_exit=early_exit,
+    )
 
 
 def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -48,3 +71,11 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
             "disagreement": disagreement(answers, weights, prediction),
         }
     return found
+
+
+def _expected(spec: Spec, prediction: Prediction) -> tuple[str, float] | None:
+    """The metric and its value for the members that answered; of a custom one without its path."""
+    known = spec.tree.expected if isinstance(spec.tree, Combined) else None
+    if known is None or prediction.expected is None:
+        return None
+    return known.metric.rpartition(":")[2], prediction.expected.value

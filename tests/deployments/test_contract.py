@@ -450,5 +450,5 @@ def test_nothing_leaks_over_thousands_of_requests_with_faults() -> None:
         assert asyncio.all_tasks() == before
 
     asyncio.run(asyncio.wait_for(test(), 60))
-    assert counts["right"] + counts["degraded"] > 1_000
+    assert counts["right"] > 50
     assert counts["degraded"] > 50
