@@ -16,6 +16,7 @@ from ray.serve._private import replica
 from orchestrator.errors import ServingError
 
 EVERYWHERE = "[::]:0"
+NAME = "add_port_to_grpc_server"
 
 
 def close_call_port() -> None:
@@ -24,7 +25,7 @@ def close_call_port() -> None:
     Raises:
         ServingError: this Ray opens it in another way than is known.
     """
-    opened = getattr(replica, "add_port_to_grpc_server", None)
+    opened = getattr(replica, NAME, None)
     if opened is None:
         raise ServingError(
             "this Ray opens a replica's call port in another way than is known",
@@ -32,7 +33,7 @@ def close_call_port() -> None:
             "use the pinned version",
         )
     if not isinstance(opened, functools.partial):
-        replica.add_port_to_grpc_server = functools.partial(_on_the_node, opened)
+        setattr(replica, NAME, functools.partial(_on_the_node, opened))
 
 
 def _on_the_node(opened: Any, server: Any, address: str) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from deployments.drive import fetch
 from deployments.doors import close_call_port
+from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
