@@ -24,7 +24,7 @@ from deployments.http.errors import refusal, status_of
 from deployments.http.infer import infer
 from deployments.http.routes import Call, Routes
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, OverloadedError
 
 INTERNAL = "internal error; see the server's log"
 
@@ -94,8 +94,8 @@ class HttpApp:
             if status == 500:
                 logger.error("a request failed: %s", error)
             # What went wrong inside is for the log.
-            after_s = getattr(error, "retry_after_s", None)
-            reply = refusal(status, str(error) if status != 500 else INTERNAL, after_s)
+            wait_s = error.retry_after_s if isinstance(error, OverloadedError) else None
+            reply = refusal(status, str(error) if status != 500 else INTERNAL, wait_s)
         except DisconnectedError:
             reply = Reply(b"", 499)  # nobody reads it; the status is for the access log
         except Exception:
