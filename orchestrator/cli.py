@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import __version__
+from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
@@ -110,6 +111,9 @@ def serve(
     from orchestrator.pipeline.serving import serve_refs
 
     serve_refs(names, store=store, host=host, port=port, allow=allow or [], as_json=as_json)
+
+
+app.command()(guarded(bench))
 
 
 @app.command("init")
