@@ -73,28 +73,35 @@ class Models:
         return np.concatenate([found.probs for found in answers if found.probs is not None])
 
 
-def make(folder: Path) -> Models:
-    """Build, store and compile everything; a folder that was made before is used again."""
+def make(folder: Path, execution: Execution) -> Models:
+    """Build and store everything; a folder that was made before is used again.
+
+    Args:
+        folder: for the store and the baselines' files.
+        execution: of all images' members; where it is `aoti`, all is compiled here, and no server compiles
+            when it starts.
+    """
     store = Store(folder / "store")
     plain = [_put(store, NETWORK, IMAGES, seed) for seed in range(3)]
     low = [_bf16(store, digest) for digest in plain]
     tiny = [_put(store, TINY, IMAGES, seed) for seed in range(8)]
     bulk = _put(store, Mlp(kwargs=MlpKwargs(widths=(4,))), FEATURES, 0)
     specs = {
-        "trio": _spec("trio", plain),
-        "trio-bf16": _spec("trio-bf16", low),
-        "tiny-2": _spec("tiny-2", tiny[:2]),
-        "tiny-8": _spec("tiny-8", tiny),
+        "trio": _spec("trio", plain, execution),
+        "trio-bf16": _spec("trio-bf16", low, execution),
+        "tiny-2": _spec("tiny-2", tiny[:2], execution),
+        "tiny-8": _spec("tiny-8", tiny, execution),
         "bulk": Spec(name="bulk", tree=Member(name="bulk", digest=bulk), signature=FEATURES),
     }
     for name, spec in specs.items():
         store.set_ref(f"serving/{name}", store.put_spec(spec))
-    for digest in [*plain, *low, *tiny]:
-        execute.load(store, digest, "aoti", batch=BATCH)  # so that no server compiles when it starts
-    package = folder / "together.pt2"
-    if not package.exists():
-        modules = Together([rebuild(store, digest).module for digest in plain]).eval()
-        compiled.compile_to(package, modules, example_rows(IMAGES, BATCH), threads=1)
+    if execution == "aoti":
+        for digest in [*plain, *low, *tiny]:
+            execute.load(store, digest, "aoti", batch=BATCH)
+        package = folder / "together.pt2"
+        if not package.exists():
+            modules = Together([rebuild(store, digest).module for digest in plain]).eval()
+            compiled.compile_to(package, modules, example_rows(IMAGES, BATCH), threads=1)
     (folder / "facts.json").write_text(json.dumps({"store": str(store.root), "digests": plain}))
     images = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, 32, 32), dtype=np.uint8)
     return Models(store, specs, folder, images)
@@ -111,9 +118,9 @@ def _bf16(store: Store, digest: str) -> str:
     return apply_plan(store, digest, (Bf16(),), Context(seed=0))
 
 
-def _spec(name: str, digests: list[str]) -> Spec:
+def _spec(name: str, digests: list[str], execution: Execution) -> Spec:
     members = tuple(
-        Member(name=f"{name}-{number}", digest=digest, execution="aoti", temperature=1.0)
+        Member(name=f"{name}-{number}", digest=digest, execution=execution, temperature=1.0)
         for number, digest in enumerate(digests)
     )
     return Spec(name=name, tree=Parallel(members=members), signature=IMAGES, batch=BATCH)

@@ -1,4 +1,4 @@
-"""Servers of the serving benchmark: started on ports of their own, frozen while another one is measured, ended.
+"""Servers of the serving benchmark: started on ports of their own, frozen while others are measured, ended.
 
 Every process that a server starts inherits a mark in its environment. Through it all of them are found (Ray's
 daemons and workers, HAProxy), whatever session they are in: to be stopped and continued, and to be ended.

@@ -1,7 +1,7 @@
 """The three networks as a server loads them: modules as they are, or compiled ahead of time.
 
-The folder holds `facts.json` (`store`, `digests`), and, compiled by our own compiler, `together.pt2` (all
-networks as one graph, logits [members, B, classes]) and `alone-N.pt2`.
+The folder holds `facts.json` (`store`, `digests`) and, compiled by our own compiler, `together.pt2`: all
+networks as one graph, logits [members, B, classes]. The compiled form of each alone is in the store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._inductor import aoti_load_package
 
+from orchestrator.runtime import execute
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
@@ -25,7 +27,8 @@ Model = Callable[[np.ndarray], np.ndarray]
 def one(folder: Path, number: int, form: Form) -> Model:
     """One network: images [B, ...] to logits [B, classes]."""
     if form == "compiled":
-        return _of(_package(folder / f"alone-{number}.pt2"))
+        store, digests = _facts(folder)
+        return execute.load(store, digests[number], "aoti")
     return _of(_modules(folder)[number])
 
 
@@ -49,15 +52,16 @@ class Together(nn.Module):
 
 
 def _modules(folder: Path) -> list[nn.Module]:
+    store, digests = _facts(folder)
+    return [rebuild(store, digest).module.eval() for digest in digests]
+
+
+def _facts(folder: Path) -> tuple[Store, list[str]]:
     facts = json.loads((folder / "facts.json").read_text())
-    store = Store(facts["store"], create=False)
-    return [rebuild(store, digest).module.eval() for digest in facts["digests"]]
+    return Store(facts["store"], create=False), facts["digests"]
 
 
 def _package(path: Path) -> Callable[[Tensor], Tensor]:
-    # Imported here: this alone takes as long as all the rest of an eager server's start.
-    from torch._inductor import aoti_load_package
-
     loaded: Callable[[Tensor], Tensor] = aoti_load_package(str(path))
     return loaded
 

@@ -3,8 +3,6 @@
 https://docs.ray.io/en/latest/serve/model_composition.html
 """
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any
@@ -66,10 +64,10 @@ class Ensemble:
 
 def application(folder: Path, form: Form, limits: dict[str, int], *, batched: bool) -> Application:
     """`limits` are options of every deployment; the documentation's example has none."""
-    member = BatchedMember if batched else Member
+    member: Any = BatchedMember if batched else Member
     bound = [
         member.options(name=f"Member{number}", **limits).bind(folder, number, form)
         for number in range(MEMBERS)
     ]
-    ensemble: Application = Ensemble.options(**limits).bind(*bound)
+    ensemble: Application = Ensemble.options(**limits).bind(*bound)  # type: ignore[attr-defined]
     return ensemble

@@ -1,7 +1,5 @@
 """All networks in one Ray Serve replica: no hop between deployments."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -35,5 +33,5 @@ class Replica:
 
 def application(folder: Path, form: Form, limits: dict[str, int], *, batched: bool) -> Application:
     """`limits` are options of the deployment."""
-    replica: Application = Replica.options(**limits).bind(folder, form, batched)
+    replica: Application = Replica.options(**limits).bind(folder, form, batched)  # type: ignore[attr-defined]
     return replica
