@@ -60,8 +60,9 @@ def measure(arguments: argparse.Namespace) -> Result:
     return [*rows, {"cold_start_s": start_s}, *split(rates)], ratios(rates, start_s)
 
 
-def _measure(models: Models, folder: Path, rounds: int, seconds: int) -> dict[tuple[str, Case], list[Load]]:
-    everything = arms(models.folder, str(models.store.root))
+def _measure(
+    everything: Mapping[str, Arm], models: Models, folder: Path, rounds: int, seconds: int
+) -> dict[tuple[str, Case], list[Load]]:
     scripts: dict[Case, Path] = {}
     for arm in everything.values():
         for model in arm.models:

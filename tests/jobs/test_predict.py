@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.config.ensemble import Spec
+from orchestrator.ensemble.tree import predict
 from orchestrator.errors import ConfigError, DataError, NotFoundError
 from orchestrator.pipeline import predicting
 from orchestrator.pipeline.predicting import Job, Worker, predict_files
+from orchestrator.runtime.execute import load
 from orchestrator.store.store import Store
 from tests.deployments.toys import FEATURES, IMAGES, in_process, open_store
 from tests.jobs.files import column, image_file, table_file
@@ -151,7 +153,6 @@ def test_rows_without_a_member_are_marked(
     mix: Any = specs["average"].tree
     spec = Spec(name="some", tree=mix.model_copy(update={"quorum": 2}), signature=specs["average"].signature)
     lost = mix.members[0]
-    load = predicting.load
 
     def failing(store: Store, digest: str, *more: Any, **options: Any) -> Any:
         def fail(_: Any) -> Any:
@@ -199,7 +200,6 @@ def test_a_job_without_an_end_leaves_no_half_file(
             raise KeyboardInterrupt
         return predict(*given)
 
-    predict = predicting.predict
     monkeypatch.setattr(predicting, "predict", stop)
     with pytest.raises(KeyboardInterrupt):
         worker.answer_file(source, tmp_path / "out" / "in.parquet")
