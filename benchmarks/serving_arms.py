@@ -12,6 +12,7 @@ from orchestrator.config.serving import ServingSettings
 OURS, DISTRIBUTED, BARE = "ours", "ours, distributed", "bare upload"
 COMPOSITION = "composition"
 FASTAPI = "fastapi"
+SERVED = ("trio", "trio-bf16", "tiny-2", "tiny-8", "bulk")
 BATCHED = ("--form", "compiled", "--batched")
 
 
@@ -24,6 +25,13 @@ class Arm:
     variables: Mapping[str, str] | None = None
     compiled: bool = False
     """A baseline with our compiled graph and a batcher of its own."""
+
+
+def ours(store: str, placement: str, refs: Sequence[str], models: tuple[str, ...]) -> Arm:
+    """`orchestrator serve` of these refs, whose specs have these names."""
+    command = ("-m", "orchestrator", "serve", *refs, "--store", store, "--port", "{port}")
+    placed = ("--placement", placement) if "placement" in ServingSettings.model_fields else ()
+    return Arm((*command, *placed), models)
 
 
 def arms(folder: Path, store: str, *, compiled: bool) -> dict[str, Arm]:
@@ -43,12 +51,6 @@ def arms(folder: Path, store: str, *, compiled: bool) -> dict[str, Arm]:
         module = ("-m", "benchmarks.serving_baselines.fastapi_app", str(folder), *options)
         return Arm((*module, "--port", "{port}"), compiled=compiled)
 
-    def ours(placement: str, models: Sequence[str]) -> Arm:
-        refs = [f"serving/{name}" for name in models]
-        command = ("-m", "orchestrator", "serve", *refs, "--store", store, "--port", "{port}")
-        placed = ("--placement", placement) if "placement" in ServingSettings.model_fields else ()
-        return Arm((*command, *placed), tuple(models))
-
     tuned = ("--tuned",)
     found = {
         COMPOSITION: ray("composition"),
@@ -63,8 +65,8 @@ def arms(folder: Path, store: str, *, compiled: bool) -> dict[str, Arm]:
         FASTAPI: fastapi(),
         "fastapi, compiled": fastapi(*BATCHED, compiled=True),
         BARE: Arm(("-m", "benchmarks.serving_baselines.bare_app", "--port", "{port}"), ("bulk",)),
-        OURS: ours("fused", ("trio", "trio-bf16", "tiny-2", "tiny-8", "bulk")),
-        DISTRIBUTED: ours("distributed", ("trio",)),
+        OURS: ours(store, "fused", [f"serving/{name}" for name in SERVED], SERVED),
+        DISTRIBUTED: ours(store, "distributed", ["serving/trio"], ("trio",)),
     }
     return {name: arm for name, arm in found.items() if compiled or not arm.compiled}
 

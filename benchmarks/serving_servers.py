@@ -65,13 +65,15 @@ class Server:
             RuntimeError: the server ended, or does not answer.
         """
         deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            if closed_loop(request, connections=1, seconds=0.01, timeout_s=5.0).answered:
+        outcome = "nothing sent"
+        while time.monotonic() < deadline and self._process.poll() is None:
+            report = closed_loop(request, connections=1, seconds=0.01, timeout_s=5.0)
+            if report.answered:
                 return
+            outcome = ", ".join(report.outcomes)
             time.sleep(0.2)
-        raise RuntimeError(f"{self.name} does not answer: {self._log.read_text().strip()[-2000:]}")
+        log = self._log.read_text().strip()[-2000:]
+        raise RuntimeError(f"{self.name} does not answer ({outcome}): {log}")
 
     def pause(self) -> None:
         """Freeze all its processes: an idle Ray takes cycles from whoever is measured."""

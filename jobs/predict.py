@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.stage import work
-from orchestrator.pipeline.predicting import predict_files
+from orchestrator.pipeline.predicting import Columns, predict_files
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -35,7 +35,8 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, help="files at once [default: as many as there are cores for]")
     arguments = vars(parser.parse_args())
-    work(lambda: predict_files(**arguments))
+    columns = Columns(*(arguments.pop(name) for name in ("column", "features", "ignore", "keep")))
+    work(lambda: predict_files(**arguments, columns=columns))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,22 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> Target:
     Raises:
         ConfigError: not an HTTP URL.
     """
+    return _request("POST", url, body, headers)
+
+
+def get(url: str) -> Target:
+    """A GET request as a target.
+
+    Raises:
+        ConfigError: not an HTTP URL.
+    """
+    return _request("GET", url, b"", {})
+
+
+def _request(method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Target:
     parts = _split(url)
-    lines = [f"POST {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
+    lines = [f"{method} {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}"]
+    lines += [f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode("ascii")
     return Target(parts.hostname or "", _port(parts), head + body, parts.scheme == "https")

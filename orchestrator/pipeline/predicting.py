@@ -41,25 +41,36 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Which columns of the input are what."""
+
+    input: str | None = None
+    """Of images or tensors; found from the schema when there is one."""
+    features: tuple[str, ...] = ()
+    """Numeric columns that make a row, in the order of training. Without them, and without a column of images
+    or tensors: all numeric ones that are not named below, in file order."""
+    ignore: tuple[str, ...] = ("label",)
+    """No input."""
+    keep: tuple[str, ...] = ()
+    """No input, but copied."""
+
+
+@dataclass(frozen=True)
 class Job:
     """What every worker must know."""
 
     store: str
     spec: str
     """Digest."""
-    column: str | None
-    features: tuple[str, ...]
-    ignore: tuple[str, ...]
-    keep: tuple[str, ...]
+    columns: Columns
     allow: tuple[str, ...]
 
     def made_by(self, source: Path) -> bytes:
         """What an output file notes about its making."""
         facts = source.stat()
-        how = {name: value for name, value in asdict(self).items() if name not in ("store", "allow")}
-        return fingerprint(
-            {"version": _VERSION, **how, "source": [facts.st_size, facts.st_mtime_ns]}
-        ).encode()
+        file = [facts.st_size, facts.st_mtime_ns]
+        made = {"version": _VERSION, "spec": self.spec, "columns": asdict(self.columns), "source": file}
+        return fingerprint(made).encode()
 
 
 def predict_files(
@@ -67,11 +78,8 @@ def predict_files(
     *,
     input: str,
     output: str,
+    columns: Columns = Columns(),
     store: str | None = None,
-    column: str | None = None,
-    features: Sequence[str] = (),
-    ignore: Sequence[str] = ("label",),
-    keep: Sequence[str] = (),
     allow: Collection[str] = (),
     workers: int | None = None,
 ) -> dict[str, int]:
@@ -81,12 +89,8 @@ def predict_files(
         spec: ref or digest of an ensemble.
         input: Parquet file, or a folder whose Parquet files are found at any depth.
         output: folder for files of the same names; nodes must share it, as they share `input` and the store.
+        columns: of the input.
         store: see `store_root`.
-        column: of images or tensors; found from the schema when there is one.
-        features: numeric columns that make a row, in the order of training; without them, and without a
-            column of images or tensors, all numeric ones but `ignore`.
-        ignore: columns that are no input.
-        keep: columns of the input that are copied.
         allow: import paths that members may be built from.
         workers: files in work at once; as many as there are cores for when not given.
 
@@ -94,23 +98,15 @@ def predict_files(
         `files` (all), `skipped`, `rows` and `degraded` (of the files made now).
 
     Raises:
-        ConfigError: a relative path in a job.
+        ConfigError: a relative path in a job, or the output lies in the input.
         NotFoundError: there is no such ensemble.
-        DataError: no files, or a file could not be read; the others are answered even so.
+        DataError: no files, or a file could not be answered; the others are even so.
         ClusterError: Ray cannot be reached or started.
     """
     root, target = _absolute(input, "--input"), _absolute(output, "--output")
     opened = Store(store_root(store), create=False)
     fitted = opened.spec(spec)
-    job = Job(
-        store=str(opened.root),
-        spec=opened.resolve(spec),
-        column=column,
-        features=tuple(features),
-        ignore=tuple(ignore),
-        keep=tuple(keep),
-        allow=tuple(allow),
-    )
+    job = Job(str(opened.root), opened.resolve(spec), columns, tuple(allow))
     files = _files(root, target)
     pending = [pair for pair in files if not _finished(*pair, job)]
     _tell(f"{len(files)} files, {len(files) - len(pending)} finished before")
@@ -190,17 +186,17 @@ class Worker:
             DataError: the file is damaged, or its columns or rows do not fit the ensemble.
             QuorumError: too few members can answer.
         """
-        job, signature = self._job, self._spec.signature
-        made_by = job.made_by(source)
+        columns, signature = self._job.columns, self._spec.signature
+        made_by = self._job.made_by(source)
         inputs = ParquetInputs(
             source,
             _decoder(signature),
-            wanted=job.column,
-            features=job.features,
-            others=(*job.ignore, *job.keep),
+            wanted=columns.input,
+            features=columns.features,
+            others=(*columns.ignore, *columns.keep),
         )
         with reading(source):
-            kept = pq.read_table(source, columns=list(job.keep)) if job.keep else None
+            kept = pq.read_table(source, columns=list(columns.keep)) if columns.keep else None
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid4().hex}")
         done = degraded = 0

@@ -19,7 +19,8 @@ from benchmarks.serving_models import IMAGES, make
 from benchmarks.serving_ratios import MANY, STEPS, ratios, split
 from benchmarks.serving_servers import Server, running
 from benchmarks.serving_wrk import available, load, write_script
-from deployments.protocol import Model, Tensor, decode
+from deployments.protocol.model import Model, Tensor
+from deployments.protocol.rest import decode
 from orchestrator.load.generate import closed_loop
 from orchestrator.load.request import infer_body, post
 from tests.pipeline.tiny import free_port

@@ -15,7 +15,7 @@ from orchestrator.config.ensemble import Spec
 from orchestrator.ensemble.tree import predict
 from orchestrator.errors import ConfigError, DataError, NotFoundError
 from orchestrator.pipeline import predicting
-from orchestrator.pipeline.predicting import Job, Worker, predict_files
+from orchestrator.pipeline.predicting import Columns, Job, Worker, predict_files
 from orchestrator.runtime.execute import load
 from orchestrator.store.store import Store
 from tests.deployments.toys import FEATURES, IMAGES, in_process, open_store
@@ -59,7 +59,7 @@ def test_images_are_answered_like_in_this_process(
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
         store=str(store.root),
-        keep=["number"],
+        columns=Columns(keep=("number",)),
     )
     assert found == {"files": 2, "skipped": 0, "rows": len(IMAGES) + 5, "degraded": 0}
     expected = in_process(store, specs["cascade"], IMAGES).probs
@@ -87,10 +87,10 @@ def test_a_table_of_features_gives_values(
     with pytest.raises(DataError, match=r"do not fit the ensemble \(number, f0, .*float32 \[6\]"):
         predict_files("toy/table", **given)
     assert list(out.iterdir()) == []
-    predict_files("toy/table", ignore=["number"], **given)
+    predict_files("toy/table", columns=Columns(ignore=("number",)), **given)
     expected = in_process(store, specs["table"], FEATURES).outputs
     np.testing.assert_allclose(column(out / "rows.parquet", "values"), expected, rtol=1e-5, atol=1e-5)
-    predict_files("toy/table", features=["f4", "f3", "f2", "f1", "f0"], **given)
+    predict_files("toy/table", columns=Columns(features=("f4", "f3", "f2", "f1", "f0")), **given)
     turned = in_process(store, specs["table"], np.ascontiguousarray(FEATURES[:, ::-1])).outputs
     np.testing.assert_allclose(column(out / "rows.parquet", "values"), turned, rtol=1e-5, atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_does_not_stop_the_others(
             input=str(tmp_path / "in" / "c.parquet"),
             output=str(tmp_path / "out"),
             store=str(store.root),
-            ignore=["number"],
+            columns=Columns(ignore=("number",)),
         )
 
 
@@ -190,7 +190,7 @@ def test_a_job_without_an_end_leaves_no_half_file(
 ) -> None:
     store, specs = served
     source = image_file(tmp_path / "in.parquet", np.concatenate([IMAGES] * 50))
-    job = Job(str(store.root), store.put_spec(specs["mix"]), None, (), ("label", "number"), (), ())
+    job = Job(str(store.root), store.put_spec(specs["mix"]), Columns(), ())
     worker = Worker(job)
     calls = []
 
@@ -205,4 +205,4 @@ def test_a_job_without_an_end_leaves_no_half_file(
         worker.answer_file(source, tmp_path / "out" / "in.parquet")
     assert len(calls) == 2
     assert list((tmp_path / "out").iterdir()) == []
-    assert job.made_by(source) != replace(job, keep=("number",)).made_by(source)
+    assert job.made_by(source) != replace(job, columns=Columns(keep=("number",))).made_by(source)
