@@ -1,4 +1,4 @@
-"""The ingress: hands requests from HTTP to the ensembles' deployments."""
+"""The ingress: hands requests from HTTP and gRPC to the ensembles' deployments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
-from deployments.http.app import HttpApp, http_app
+from deployments.front import Front
+from deployments.grpc_server import GrpcServer
+from deployments.http.app import HttpApp
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
@@ -28,7 +30,9 @@ class Ingress:
         self, specs: Sequence[Spec], handles: Sequence[DeploymentHandle[Any]], serving: ServingSettings
     ) -> None:
         served = [_served(spec, handle) for spec, handle in zip(specs, handles, strict=True)]
-        self._app = http_app(served, serving)
+        front = Front(served, serving)
+        port = serving.grpc_port
+        self._app = HttpApp(front, None if port is None else GrpcServer(front, serving.host, port))
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         return self._app

@@ -30,6 +30,8 @@ class ServingSettings(Settings):
     host: str = "127.0.0.1"
     """Loopback unless asked."""
     port: int = Field(8000, ge=1, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535)
+    """Also serve the protocol over gRPC there, on the same host; not at all when not given."""
     requests: int = Field(64, ge=1)
     """Real HTTP requests that the run sends through each ensemble to compare its answers."""
     replicas: int = Field(1, ge=1)
