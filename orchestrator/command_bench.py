@@ -22,6 +22,10 @@ Connections = Annotated[
 Seconds = Annotated[float, typer.Option("--seconds", min=0.1, help="Length of the load.")]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows of a request.")]
 InJson = Annotated[bool, typer.Option("--json-tensors", help="Tensors as JSON instead of binary.")]
+Header = Annotated[
+    list[str] | None,
+    typer.Option("--header", metavar="'NAME: VALUE'", help="Sent with every request; may be repeated."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the values and the times.")]
 
 
@@ -33,6 +37,7 @@ def bench(
     seconds: Seconds = 10.0,
     rows: Rows = 1,
     json_tensors: InJson = False,
+    header: Header = None,
     seed: Seed = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +47,11 @@ def bench(
 
     if rate is not None and connections is not None:
         raise typer.BadParameter("give either --rate or --connections", param_hint="--rate")
-    name, target = target_of(url, model, rows=rows, binary=not json_tensors, seed=seed)
+    pairs = [text.partition(":") for text in header or []]
+    if not all(colon for _, colon, _ in pairs):
+        raise typer.BadParameter("needs a name and a value, with a colon between", param_hint="--header")
+    headers = {key.strip(): value.strip() for key, _, value in pairs}
+    name, target = target_of(url, model, rows=rows, binary=not json_tensors, seed=seed, headers=headers)
     if rate is not None:
         report = open_loop(target, rate=rate, seconds=seconds, seed=seed)
     else:

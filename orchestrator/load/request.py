@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -12,11 +10,11 @@ from urllib.parse import SplitResult, quote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.errors import ConfigError, NotFoundError, ServingError
+from orchestrator.client import Client
+from orchestrator.errors import InputError, ServingError
 from orchestrator.load.connection import Target
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-TIMEOUT_S = 30.0
 _DATATYPES = {
     "BOOL": "?",
     "UINT8": "u1",
@@ -61,7 +59,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str]) -> Target:
     """A POST request as a target.
 
     Raises:
-        ConfigError: not an HTTP URL.
+        InputError: not an HTTP URL.
     """
     return _request("POST", url, body, headers)
 
@@ -70,7 +68,7 @@ def get(url: str) -> Target:
     """A GET request as a target.
 
     Raises:
-        ConfigError: not an HTTP URL.
+        InputError: not an HTTP URL.
     """
     return _request("GET", url, b"", {})
 
@@ -85,7 +83,13 @@ def _request(method: str, url: str, body: bytes, headers: Mapping[str, str]) -> 
 
 
 def target_of(
-    url: str, model: str | None = None, *, rows: int = 1, binary: bool = True, seed: int = 0
+    url: str,
+    model: str | None = None,
+    *,
+    rows: int = 1,
+    binary: bool = True,
+    seed: int = 0,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[str, Target]:
     """The name of a served model, and an inference request for it with random values.
 
@@ -95,24 +99,25 @@ def target_of(
         rows: value of the first axis where it is free; other free axes are 1.
         binary: see `infer_body`.
         seed: of the values.
+        headers: sent with every request, like a key.
 
     Raises:
-        ConfigError: not an HTTP URL, or several models are served and none is named.
+        InputError: not an HTTP URL, several models are served and none is named, or the server refused.
         NotFoundError: no such model.
         ServingError: the server cannot be reached, does not speak the protocol, or has an input of a
             datatype without numbers.
     """
-    parts = _split(url)
-    name = model or _only(parts)
-    path = f"{parts.path.rstrip('/')}/v2/models/{quote(name, safe='')}"
-    facts = _ask(parts, "GET", path)
+    with Client(url, retries=0, headers=headers) as client:
+        name = model or _only(client)
+        facts = client.metadata(name)
     random = np.random.default_rng(seed)
     try:
         tensors = {found["name"]: _values(found, rows, random) for found in facts["inputs"]}
     except (KeyError, TypeError) as error:
         raise ServingError("the server does not speak the Open Inference Protocol", url) from error
-    body, headers = infer_body(tensors, binary=binary)
-    return name, post(f"{parts.scheme}://{parts.netloc}{path}/infer", body, headers)
+    body, about = infer_body(tensors, binary=binary)
+    place = f"{url.rstrip('/')}/v2/models/{quote(name, safe='')}/infer"
+    return name, post(place, body, about | dict(headers or {}))
 
 
 def _values(tensor: Mapping[str, Any], rows: int, random: np.random.Generator) -> NDArray[Any]:
@@ -128,41 +133,17 @@ def _values(tensor: Mapping[str, Any], rows: int, random: np.random.Generator) -
     return random.integers(0, most, shape).astype(dtype)
 
 
-def _only(parts: SplitResult) -> str:
-    found = _ask(parts, "POST", f"{parts.path.rstrip('/')}/v2/repository/index")
-    names = [str(one.get("name")) for one in found if isinstance(one, dict)]
+def _only(client: Client) -> str:
+    names = list(client.models())
     if len(names) != 1:
-        raise ConfigError("several models are served", ", ".join(names), "name one with --model")
+        raise InputError("several models are served", ", ".join(names), "name one with --model")
     return names[0]
-
-
-def _ask(parts: SplitResult, method: str, path: str) -> Any:
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", _port(parts), timeout=TIMEOUT_S)
-    try:
-        connection.request(method, path)
-        reply = connection.getresponse()
-        text = reply.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) else error
-        raise ServingError("no answer from the server", f"{parts.netloc} ({reason})") from error
-    finally:
-        connection.close()
-    try:
-        document = json.loads(text)
-    except ValueError:
-        document = {"error": f"status {reply.status}"}
-    if reply.status != 200:
-        said = document.get("error") if isinstance(document, dict) else None
-        kind_of_error = NotFoundError if reply.status == 404 else ServingError
-        raise kind_of_error("the server refused", said or f"status {reply.status}")
-    return document
 
 
 def _split(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("not the URL of a server", url, "give it like http://127.0.0.1:8000")
+        raise InputError("not the URL of a server", url, "give it like http://127.0.0.1:8000")
     return parts
 
 
@@ -170,5 +151,5 @@ def _port(parts: SplitResult) -> int:
     try:
         port = parts.port
     except ValueError as error:
-        raise ConfigError("not a port", parts.netloc) from error
+        raise InputError("not a port", parts.netloc) from error
     return port or (443 if parts.scheme == "https" else 80)

@@ -20,7 +20,7 @@ from benchmarks.serving_ratios import MANY, STEPS, ratios, split
 from benchmarks.serving_servers import Server, running
 from benchmarks.serving_wrk import available, load, write_script
 from deployments.protocol.model import Model, Tensor
-from deployments.protocol.rest import decode
+from deployments.protocol.rest import Codec
 from orchestrator.load.generate import closed_loop
 from orchestrator.load.request import infer_body, post
 from tests.pipeline.tiny import free_port
@@ -34,7 +34,7 @@ def test_all_servers_read_the_same_rows_from_the_same_bytes(binary: bool) -> Non
     body, headers = infer_body({"input": ROWS}, binary=binary)
     length = {name.lower(): value for name, value in headers.items()}.get(HEADER_LENGTH)
     np.testing.assert_array_equal(parse(body, length), ROWS)
-    np.testing.assert_array_equal(decode(body, length, Model("trio", "1", TENSOR, ())).rows, ROWS)
+    np.testing.assert_array_equal(Codec(Model("trio", "1", TENSOR, ())).decode(body, length).rows, ROWS)
 
 
 def test_the_baselines_answer_is_the_mean_of_probabilities() -> None:

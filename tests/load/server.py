@@ -39,7 +39,7 @@ class Server:
 
     async def answer(self, path: str, fields: dict[str, str], body: bytes) -> tuple[int, Any]:
         if path == "/v2/repository/index":
-            return 200, [{"name": "toy"}]
+            return 200, [{"name": "toy", "state": "READY"}]
         if path == "/v2/models/toy":
             return 200, MODEL
         if path != "/v2/models/toy/infer":

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.errors import ConfigError, NotFoundError, ServingError
+from orchestrator.errors import InputError, NotFoundError, ServingError
 from orchestrator.load.capacity import highest_rate
 from orchestrator.load.generate import Report, closed_loop, open_loop, poisson_times
 from orchestrator.load.request import target_of
@@ -64,7 +64,8 @@ def test_the_request_is_made_from_the_metadata(steady: str) -> None:
         ("scale", "FP32", [2, 1]),
     ]
     assert len(raw) == 2 * 6 + 2 * 4
-    _, in_json = target_of(steady, "toy", binary=False)
+    _, in_json = target_of(steady, "toy", binary=False, headers={"X-Api-Key": "k1"})
+    assert b"\r\nX-Api-Key: k1\r\n" in in_json.request
     document = json.loads(in_json.request.split(b"\r\n\r\n", 1)[1])
     assert [len(one["data"]) for one in document["inputs"]] == [6, 1]
 
@@ -72,9 +73,9 @@ def test_the_request_is_made_from_the_metadata(steady: str) -> None:
 def test_what_cannot_be_asked_is_said_in_a_sentence(steady: str) -> None:
     with pytest.raises(NotFoundError, match="no such model"):
         target_of(steady, "other")
-    with pytest.raises(ConfigError, match="not the URL of a server"):
+    with pytest.raises(InputError, match="must begin with http"):
         target_of("127.0.0.1:8000")
-    with pytest.raises(ServingError, match="no answer from the server"):
+    with pytest.raises(ServingError, match="cannot be reached"):
         target_of("http://127.0.0.1:1")
 
 
@@ -181,6 +182,8 @@ def test_the_command_refuses_what_makes_no_sense(steady: str) -> None:
     assert both.exit_code == 2
     gone = CliRunner().invoke(app, ["bench", "http://127.0.0.1:1"])
     assert gone.exit_code == 1
-    assert "error: no answer from the server" in gone.stderr
+    assert "error: the server cannot be reached" in gone.stderr
+    bad = CliRunner().invoke(app, ["bench", steady, "--header", "key"])
+    assert bad.exit_code == 2
     with server("--fail-every", "1") as url:
         assert CliRunner().invoke(app, ["bench", url, "--seconds", "0.2"]).exit_code == 1
