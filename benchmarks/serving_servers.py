@@ -46,6 +46,7 @@ class Server:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self._mark = uuid4().hex
+        self._asked = False
         folder.mkdir()
         self._log = folder / "log"
         with self._log.open("w") as log:
@@ -84,10 +85,16 @@ class Server:
         self._signal(signal.SIGCONT)
         time.sleep(SETTLE_S)
 
+    def terminate(self) -> None:
+        """Ask it to end; once, since a second signal would cut its own cleaning up short."""
+        self._signal(signal.SIGCONT)
+        if not self._asked:
+            self._process.terminate()
+        self._asked = True
+
     def stop(self) -> int:
         """End it; how many of its processes had to be killed because they were left behind."""
-        self._signal(signal.SIGCONT)
-        self._process.terminate()
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_S)
         deadline = time.monotonic() + GONE_S
@@ -122,6 +129,8 @@ def running(servers: list[Server]) -> Iterator[None]:
     try:
         yield
     finally:
+        for server in servers:
+            server.terminate()
         for server in servers:
             killed = server.stop()
             if killed:
