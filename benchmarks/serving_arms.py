@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.serving_servers import SWITCHES
-from orchestrator.config.serving import ServingSettings
 
 OURS, DISTRIBUTED, BARE = "ours", "ours, distributed", "bare upload"
 COMPOSITION = "composition"
@@ -29,9 +28,8 @@ class Arm:
 
 def ours(store: str, placement: str, refs: Sequence[str], models: tuple[str, ...]) -> Arm:
     """`orchestrator serve` of these refs, whose specs have these names."""
-    command = ("-m", "orchestrator", "serve", *refs, "--store", store, "--port", "{port}")
-    placed = ("--placement", placement) if "placement" in ServingSettings.model_fields else ()
-    return Arm((*command, *placed), models)
+    options = ("--store", store, "--placement", placement, "--port", "{port}")
+    return Arm(("-m", "orchestrator", "serve", *refs, *options), models)
 
 
 def arms(folder: Path, store: str, *, compiled: bool) -> dict[str, Arm]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving_baselines.models import Together
 from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.ensemble import Member, Parallel, Spec
 from orchestrator.config.measure import Execution
@@ -16,9 +15,9 @@ from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSetti
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16
 from orchestrator.ensemble.tree import distinct, predict
-from orchestrator.models.build import build, example_rows
-from orchestrator.runtime import compiled, execute
-from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.models.build import build
+from orchestrator.runtime import execute, joint
+from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
@@ -46,6 +45,7 @@ FEATURES = Signature(
 NETWORK = Cnn()
 """545,834 parameters."""
 TINY = Cnn(kwargs=CnnKwargs(channels=(4, 8), hidden=16))
+IMAGE_MODELS = ("trio", "trio-bf16", "tiny-2", "tiny-8")
 BATCH = 32
 CHECKED = 16
 """Images whose answers are compared."""
@@ -61,14 +61,10 @@ class Models:
     images: np.ndarray
     """[CHECKED, 3, 32, 32]"""
 
-    def expected(self, name: str, execution: Execution | None = None) -> np.ndarray:
-        """Probabilities [CHECKED, 10] of a spec in this process, its members in their own execution or
-        all in this one."""
+    def expected(self, name: str) -> np.ndarray:
+        """Probabilities [CHECKED, 10] of a spec in this process, its members run eagerly."""
         tree = self.specs[name].tree
-        members = {
-            member: execute.load(self.store, member.digest, execution or member.execution, batch=BATCH)
-            for member in distinct(tree)
-        }
+        members = {member: execute.load(self.store, member.digest, "eager") for member in distinct(tree)}
         answers = [predict(tree, members, image[None], "classification") for image in self.images]
         return np.concatenate([found.probs for found in answers if found.probs is not None])
 
@@ -96,12 +92,10 @@ def make(folder: Path, execution: Execution) -> Models:
     for name, spec in specs.items():
         store.set_ref(f"serving/{name}", store.put_spec(spec))
     if execution == "aoti":
-        for digest in [*plain, *low, *tiny]:
+        for digest in plain:
             execute.load(store, digest, "aoti", batch=BATCH)
-        package = folder / "together.pt2"
-        if not package.exists():
-            modules = Together([rebuild(store, digest).module for digest in plain]).eval()
-            compiled.compile_to(package, modules, example_rows(IMAGES, BATCH), threads=1)
+        for name in IMAGE_MODELS:
+            joint.load(store, distinct(specs[name].tree), batch=BATCH)
     (folder / "facts.json").write_text(json.dumps({"store": str(store.root), "digests": plain}))
     images = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, 32, 32), dtype=np.uint8)
     return Models(store, specs, folder, images)

@@ -1,4 +1,4 @@
-"""Seconds from a process that has imported torch and Ray to the first answer of a served member."""
+"""Seconds from a process that has imported torch and Ray to the first answer of a fused ensemble."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.serving_models import BATCH, Models
+from benchmarks.serving_models import Models
 from benchmarks.serving_servers import ROOT
-from orchestrator.config.ensemble import Member
-from orchestrator.ensemble.tree import distinct
 
 # What a worker of Ray Serve does: Ray is imported when it starts, the deployment's class by its first task.
 _REPLICA = """
@@ -17,21 +15,21 @@ import asyncio, sys, time
 import numpy, torch
 from ray import serve
 started = time.perf_counter()
-from deployments.member import Member
-from orchestrator.config.ensemble import Member as Settings
-store, settings, batch = sys.argv[1:]
-member = Member(
-    store, Settings.model_validate_json(settings), batch=int(batch), threads=1, max_queued_rows=64
-)
-asyncio.run(member.predict(numpy.zeros((1, 3, 32, 32), numpy.uint8)))
+from deployments.exchange import Question
+from deployments.fused import Fused
+from orchestrator.config.ensemble import Spec
+store, spec = sys.argv[1:]
+fused = Fused(Spec.model_validate_json(spec), store, allow=(), compiled=True, max_queued_rows=64)
+asyncio.run(fused.predict(Question(numpy.zeros((1, 3, 32, 32), numpy.uint8), 30.0)))
+assert not fused.fallbacks
 print("SECONDS", time.perf_counter() - started)
 """
 
 
 def cold_start_s(models: Models, repeats: int) -> float:
-    """The median for a compiled member whose compiled form is in the store."""
-    member: Member = distinct(models.specs["trio"].tree)[0]
-    command = [sys.executable, "-c", _REPLICA, str(models.store.root), member.model_dump_json(), str(BATCH)]
+    """The median for the three networks, whose compiled form is in the store."""
+    spec = models.specs["trio"].model_dump_json()
+    command = [sys.executable, "-c", _REPLICA, str(models.store.root), spec]
     taken = []
     for _ in range(repeats):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

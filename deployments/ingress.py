@@ -10,8 +10,10 @@ from ray.serve.handle import DeploymentHandle
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
+from deployments.fused import Fused
 from deployments.grpc_server import GrpcServer
 from deployments.http.app import HttpApp
+from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
@@ -22,17 +24,37 @@ class Ingress:
 
     Args:
         specs: the served ensembles.
-        handles: the deployment of each.
+        places: the deployment of each, or what runs in this process.
         serving: limits.
     """
 
     def __init__(
-        self, specs: Sequence[Spec], handles: Sequence[DeploymentHandle[Any]], serving: ServingSettings
+        self,
+        specs: Sequence[Spec],
+        places: Sequence[DeploymentHandle[Any] | Here],
+        serving: ServingSettings,
     ) -> None:
-        served = [_served(spec, handle) for spec, handle in zip(specs, handles, strict=True)]
+        self._here: list[Fused | Mixed] = []
+        served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
         front = Front(served, serving)
         port = serving.grpc_port
         self._app = HttpApp(front, None if port is None else GrpcServer(front, serving.host, port))
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            MemberFailedError: an ensemble of this process hangs.
+        """
+        for ensemble in self._here:
+            ensemble.check_health()
+
+    def _served(self, spec: Spec, place: DeploymentHandle[Any] | Here) -> Served:
+        if not isinstance(place, Here):
+            return _served(spec, place)
+        ensemble = place.open(spec)
+        self._here.append(ensemble)
+        return Served(describe(spec), ensemble.predict, ensemble.ready)
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         return self._app

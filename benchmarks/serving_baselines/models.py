@@ -1,7 +1,6 @@
-"""The three networks as a server loads them: modules as they are, or compiled ahead of time.
+"""The three networks as a server loads them: modules as they are, or compiled ahead of time by our compiler.
 
-The folder holds `facts.json` (`store`, `digests`) and, compiled by our own compiler, `together.pt2`: all
-networks as one graph, logits [members, B, classes]. The compiled form of each alone is in the store.
+The folder holds `facts.json`: `store`, and `digests` of the networks there. Compiled forms are in the store.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._inductor import aoti_load_package
 
-from orchestrator.runtime import execute
+from orchestrator.config.ensemble import Member
+from orchestrator.runtime import execute, joint
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 
@@ -35,20 +34,17 @@ def one(folder: Path, number: int, form: Form) -> Model:
 def together(folder: Path, form: Form) -> Model:
     """All networks: images [B, ...] to logits [members, B, classes]."""
     if form == "compiled":
-        return _of(_package(folder / "together.pt2"))
-    return _of(Together(_modules(folder)))
+        store, digests = _facts(folder)
+        members = [Member(name=digest, digest=digest, execution="aoti") for digest in digests]
+        graph = joint.load(store, members)
 
+        def model(rows: np.ndarray) -> np.ndarray:
+            found = graph(rows)
+            return np.stack([np.asarray(found[member]) for member in members])
 
-class Together(nn.Module):
-    """Several networks on the same images."""
-
-    def __init__(self, members: list[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [members, B, classes]."""
-        return torch.stack([member(images) for member in self.members])
+        return model
+    modules = _modules(folder)
+    return _of(lambda rows: torch.stack([module(rows) for module in modules]))
 
 
 def _modules(folder: Path) -> list[nn.Module]:
@@ -59,11 +55,6 @@ def _modules(folder: Path) -> list[nn.Module]:
 def _facts(folder: Path) -> tuple[Store, list[str]]:
     facts = json.loads((folder / "facts.json").read_text())
     return Store(facts["store"], create=False), facts["digests"]
-
-
-def _package(path: Path) -> Callable[[Tensor], Tensor]:
-    loaded: Callable[[Tensor], Tensor] = aoti_load_package(str(path))
-    return loaded
 
 
 def _of(forward: Callable[[Tensor], Tensor]) -> Model:
