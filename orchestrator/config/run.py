@@ -24,6 +24,7 @@ from orchestrator.config.ensemble import (
     Member,
     Parallel,
     PooledNode,
+    leaves,
     walk_nodes,
 )
 from orchestrator.config.free import first_complaint, probes
@@ -39,7 +40,7 @@ from orchestrator.config.measure import (
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan
+from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
@@ -140,12 +141,17 @@ class VariantEntry(Settings):
     parent: str
     """A model, or a variant above this one."""
     plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests."""
+    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
+    `ensemble` is an ensemble of this file, a ref or a digest."""
     execution: Execution | None = None
     """lowered after int8, else eager, when not given."""
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, of its steps."""
     gpus: float = Field(0, ge=0)
+
+    def needs(self) -> tuple[str, ...]:
+        """Names and refs of all that it is made of."""
+        return (self.parent, *(other for step in self.plan for other in others_of(step)))
 
 
 class RunConfig(Settings):
@@ -156,6 +162,8 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
+    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
     variants: dict[Name, VariantEntry] = Field(default_factory=dict)
@@ -213,7 +221,10 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
+        self._no_student_circle()
         self._tuned_models()
+        if self.elsewhere is not None and self.data.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
             raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
@@ -248,11 +259,33 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
                 complaint = self._needs_classifier(node) if self.data.task == "regression" else None
+                complaint = complaint or self._sets_complaint(node, root=node is tree)
                 if isinstance(node, Cascade):
                     complaint = complaint or self._cascade_complaint(node)
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    def taught(self) -> tuple[str, ...]:
+        """Variants that cannot be made before an ensemble of this file is fitted, in its order."""
+        found: list[str] = []
+        for name, entry in self.variants.items():
+            if not {*self.ensembles, *found}.isdisjoint(entry.needs()):
+                found.append(name)
+        return tuple(found)
+
+    def _no_student_circle(self) -> None:
+        """No ensemble may have a member that learns from it. Ensembles and variants name only what stands
+        above them in their sections, so that a circle has a variant and an ensemble in it."""
+        needs = {name: entry.needs() for name, entry in self.variants.items()}
+        needs |= {name: tuple(leaf.name for leaf in leaves(tree)) for name, tree in self.ensembles.items()}
+
+        def reached(name: str, seen: frozenset[str]) -> bool:
+            return name in seen or any(reached(below, seen | {name}) for below in needs.get(name, ()))
+
+        for name in self.variants:
+            if reached(name, frozenset()):
+                raise ValueError(f"variants.{name}: it learns from an ensemble that it is itself a part of")
 
     @staticmethod
     def _needs_classifier(node: AnyNode) -> str | None:
@@ -263,6 +296,24 @@ class RunConfig(Settings):
             return "a cascade needs a classifier: a regression's values are not sure or unsure"
         if isinstance(node, Combined) and node.calibration is not None:
             return f"calibration {node.calibration.kind} needs a classifier; leave it out"
+        return None
+
+    def _sets_complaint(self, node: AnyNode, *, root: bool) -> str | None:
+        """Sets of classes are a classifier's, intervals a regression's, and both the whole ensemble's."""
+        if not isinstance(node, Combined):
+            return None
+        regression = self.data.task == "regression"
+        for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
+            found = getattr(node, key)
+            if found is None:
+                continue
+            if not fits:
+                other = "intervals" if regression else "prediction_sets"
+                return f"{key} are not for a {self.data.task}: use {other}"
+            if not root:
+                return f"{key} belong to the whole ensemble: give them at its top"
+            if found.fitted:
+                return f"{key} are fitted on the calibration part: leave out its fitted number"
         return None
 
     def _cascade_complaint(self, node: Cascade) -> str | None:
