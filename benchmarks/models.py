@@ -166,7 +166,7 @@ class _Maker:
             entry=entry.model_copy(update={"resources": resources}),
             data_folder=str(self.dataset.folder),
             store=str(self.store.root),
-            seed=self.config.seed,
+            seed=self.config.seed_of(entry),
             metric=self.config.metric,
             allowed=self.config.allow,
             teacher_digest=None if entry.teacher is None else self._digest_of(entry.teacher),

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.drive import answer
 from deployments.exchange import Answer, Question
 from deployments.member import STUCK_S
+from deployments.outputs import answer
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
@@ -63,7 +63,7 @@ class Fused:
                 prediction = await self._batcher.submit(question.rows, question.timeout_s)
         except TimeoutError as error:
             raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
-        return answer(prediction, self._spec)
+        return answer(prediction, self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""

@@ -120,6 +120,8 @@ class Expectations(Settings):
     """Every set that leaves an answer, of a tree of few members."""
     trend: Trend | None = None
     """Of a tree of many."""
+    alone: tuple[ExpectedWithout, ...] = Field((), exclude_if=lambda value: not value)
+    """With a fallback: each distinct member without all others, the best first."""
 
 
 class Record(Settings):

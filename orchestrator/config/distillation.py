@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.model import ModelSettings, SideBySide
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training
 
 
 class Distill(Settings):
@@ -27,7 +27,7 @@ class Distill(Settings):
     """Of the teachers, the parent first, as in a weighted mix; equal when not given."""
     temperatures: tuple[float, ...] | None = None
     """That each teacher's logits are divided by before they are mixed; 1 when not given."""
-    training: Training = Training(loss=DistillationLoss())
+    training: StepTraining = Training(loss=DistillationLoss())
 
     @model_validator(mode="after")
     def _lengths(self) -> Distill:

@@ -40,6 +40,8 @@ class Combined(Child):
 
     quorum: int | None = Field(None, ge=1)
     """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
     prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
@@ -54,6 +56,11 @@ class Combined(Child):
         count = len(getattr(self, self.below or "", ()))
         if self.quorum is not None and self.quorum > count:
             raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        if self.fallback is not None and self.quorum is None:
+            raise ValueError("a fallback needs a quorum: without one, nobody waits for the other members")
+        for child in getattr(self, self.below or "", ()):
+            if isinstance(child, Combined) and child.fallback is not None:
+                raise ValueError("only the outermost ensemble can have a fallback")
         return self
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     VALUE_RULES,
@@ -21,6 +28,7 @@ from orchestrator.config.ensemble import (
     walk_nodes,
 )
 from orchestrator.config.free import first_complaint, probes
+from orchestrator.config.groups import name_of, nth_seed, with_groups
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
@@ -34,7 +42,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -54,20 +62,77 @@ class ModelEntry(Settings):
     resources: Resources = Resources()
     ref: str | None = None
     """An imported model (`orchestrator import`); it is not trained."""
+    seed: int | None = Field(None, ge=0, lt=2**31, exclude_if=absent)
+    """Of weights, order, augmentation and drawn rows; the run's when not given."""
+    copies: int = Field(1, ge=1, le=100, exclude_if=lambda copies: copies == 1)
+    """So many models that differ by their seed, `<name>-1`, `<name>-2`, ..."""
+    together: tuple[ModelSettings, ...] | None = Field(None, min_length=2, max_length=100, exclude_if=absent)
+    """Instead of `model`: trained in one run, by a loss that ties them (mutual, negative_correlation)."""
+    number: int | None = Field(None, ge=1, exclude_if=absent)
+    """Filled in when the file is read: which of the models of one training this is."""
+
+    @property
+    def yields(self) -> int:
+        """How many models its training yields."""
+        return len(self.together or ()) or self.training.snapshots or 1
+
+    def models(self, name: str, seed: int) -> dict[str, ModelEntry]:
+        """The entry, which has this name, as one entry a model. Those of one training have a `number`.
+
+        Args:
+            name: the entry's.
+            seed: of the run.
+        """
+        seed = seed if self.seed is None else self.seed
+        if self.number is not None or self.copies == self.yields == 1:
+            return {name: self}
+        if self.copies > 1 and not isinstance(self.training.loss, JOINT_LOSSES):
+            return {
+                name_of(name, number): self.model_copy(update={"copies": 1, "seed": nth_seed(seed, number)})
+                for number in range(1, self.copies + 1)
+            }
+        together = self.together or (self.model,) * self.copies if self.training.snapshots is None else None
+        models = together or (self.model,) * self.yields
+        return {
+            name_of(name, number): self.model_copy(
+                update={"copies": 1, "model": model, "together": together, "number": number}
+            )
+            for number, model in enumerate(models, 1)
+        }
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
-        if (self.model is None) == (self.ref is None):
-            raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
+        # The models of `together` have their entry's `model` from the file; it is known by its number.
+        sources = (self.model, self.ref, self.together if self.number is None else None)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give either 'model' (trained here) or 'ref' (already in the store), or models 'together'"
+            )
+        self._group()
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
-        if isinstance(self.model, SideBySide):
+        if any(isinstance(model, SideBySide) for model in (self.model, *(self.together or ()))):
             raise ValueError("side_by_side trains its head alone: train its members, then use step 'merge'")
         if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
             raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:
             raise ValueError("a transfer set needs a distillation loss and 'teacher'")
         return self
+
+    def _group(self) -> None:
+        """What entries that stand for several models may not be."""
+        joint = isinstance(self.training.loss, JOINT_LOSSES)
+        if joint and self.copies == 1 and self.together is None:
+            raise ValueError("this loss is for models that are trained together: give 'together' or 'copies'")
+        if self.together is not None and not joint:
+            raise ValueError("'together' needs a loss that ties the models: mutual or negative_correlation")
+        several = (self.copies > 1, self.together is not None, self.training.snapshots is not None)
+        if sum(several) > 1 or (joint and self.training.snapshots is not None):
+            raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
+        if self.ref is not None and (self.copies > 1 or self.seed is not None):
+            raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        if self.number is not None and self.number > self.yields:
+            raise ValueError(f"'number' is at most {self.yields} here")
 
 
 class VariantEntry(Settings):
@@ -119,6 +184,28 @@ class RunConfig(Settings):
         if isinstance(data, dict) and data.get("task") == "regression" and "metric" not in value:
             return {**value, "metric": {"name": "rmse"}}
         return value
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _one_entry_a_model(
+        cls, models: dict[Name, ModelEntry], info: ValidationInfo
+    ) -> dict[Name, ModelEntry]:
+        found: dict[Name, ModelEntry] = {}
+        for name, entry in models.items():
+            for own, plain in entry.models(name, info.data.get("seed", 0)).items():
+                if own in found or (own != name and own in models):
+                    raise ValueError(f"two models would be named '{own}'")
+                found[own] = plain
+        return found
+
+    @field_validator("ensembles", mode="before")
+    @classmethod
+    def _groups_as_members(cls, ensembles: Any, info: ValidationInfo) -> Any:
+        models = info.data.get("models", {})
+        if not isinstance(ensembles, dict):
+            return ensembles
+        taken = {*models, *info.data.get("variants", {}), *ensembles, *FRONT_NAMES}
+        return with_groups(ensembles, models, taken)
 
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
@@ -256,6 +343,10 @@ class RunConfig(Settings):
         base = self.models[settings.model]
         if base.ref is not None:
             raise ValueError(f"training_search.model: '{settings.model}' is not trained here, it has a 'ref'")
+        if base.number is not None:
+            raise ValueError(
+                f"training_search.model: '{settings.model}' is one of several models of a training"
+            )
         if settings.result in (*self.models, *self.variants, *self.ensembles):
             raise ValueError(f"the name '{settings.result}' is that of the training search's result")
         for config in probes(settings.space):
@@ -265,6 +356,10 @@ class RunConfig(Settings):
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
+
+    def seed_of(self, entry: ModelEntry) -> int:
+        """The seed that a model of this run is trained with."""
+        return self.seed if entry.seed is None else entry.seed
 
     def allowed(self) -> frozenset[str]:
         """Every import path that this file names: the only code of the user's that may run."""

@@ -29,7 +29,7 @@ from orchestrator.config.quantization import (
     WeightOnlyInt4,
     WeightOnlyInt8,
 )
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training
 
 __all__ = [
     "EXECUTIONS",
@@ -68,7 +68,7 @@ class Recovery(Settings):
 
     kind: Literal["recover"] = "recover"
     stage: ClassVar[int] = 20
-    training: Training = Training(epochs=3, lr=0.02, loss=DistillationLoss())
+    training: StepTraining = Training(epochs=3, lr=0.02, loss=DistillationLoss())
 
 
 Step = Annotated[
