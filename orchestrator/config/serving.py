@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.access import AccessSettings, TlsSettings, is_loopback
 from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.imports import ImportPath
@@ -41,6 +42,25 @@ class ServingSettings(Settings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     deadline_s: float = Field(30.0, gt=0)
     """Longest time for one answer; past it the reply is 504."""
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings | None = None
+    """HTTPS instead of HTTP."""
+    request_log: Literal["off", "text", "json"] = "off"
+    """A line for each request, with its id, on the replica's standard error."""
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        if not (is_loopback(self.host) or self.access.keys or self.access.open):
+            raise ValueError(
+                f"{self.host} can be reached from other machines: give access.keys, a file of API keys "
+                "('orchestrator keys add NAME' makes one), or access.open if a gateway asks for keys"
+            )
+        return self
+
+    def local(self) -> ServingSettings:
+        """The same on loopback, for requests of this machine only: no keys, no TLS."""
+        host = self.host if is_loopback(self.host) else "127.0.0.1"
+        return self.model_copy(update={"host": host, "access": AccessSettings(), "tls": None})
 
 
 class AppSettings(Settings):

@@ -1,0 +1,54 @@
+"""Members as their ensemble sees them: each call timed, counted, and a span of the request's trace.
+
+Spans go to whatever exporter the process has (docs/serving.md says how Ray Serve is told); with none they
+are OpenTelemetry's no-ops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import numpy as np
+from opentelemetry import trace
+
+from deployments.observe import families
+from deployments.observe.meter import Meter
+from orchestrator.config.ensemble import Member
+from orchestrator.ensemble.tree import Prediction
+from orchestrator.errors import OrchestratorError
+
+Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
+
+_tracer = trace.get_tracer("orchestrator")
+
+
+def watched_member(model: str, member: str, call: Call, meter: Meter) -> Call:
+    """The same call; its time and outcome are noted. One that is cut off counts as failed, too."""
+
+    async def asked(rows: np.ndarray) -> np.ndarray:
+        started = time.perf_counter()
+        attributes = {"orchestrator.model": model, "orchestrator.rows": len(rows)}
+        with _tracer.start_as_current_span(f"member {member}", attributes=attributes):
+            try:
+                outputs = await call(rows)
+            except (OrchestratorError, asyncio.CancelledError) as error:
+                meter.add(families.MEMBER_FAILURES, model, member, type(error).__name__)
+                raise
+        meter.observe(families.MEMBER_SECONDS, model, member, value=time.perf_counter() - started)
+        return outputs
+
+    return asked
+
+
+def watched_members(model: str, calls: Mapping[Member, Call], meter: Meter) -> dict[Member, Call]:
+    """All calls of an ensemble, watched."""
+    return {member: watched_member(model, member.name, call, meter) for member, call in calls.items()}
+
+
+def note_exits(model: str, prediction: Prediction, meter: Meter) -> None:
+    """Count the rows of an answer by the stage that they left at."""
+    for stage, rows in enumerate(np.bincount(prediction.stages)):
+        if rows:
+            meter.add(families.EXITS, model, str(stage), amount=float(rows))
