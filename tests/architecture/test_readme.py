@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from deployments.protocol import Model, Tensor, decode
+from deployments.protocol.model import Model, Tensor
+from deployments.protocol.rest import decode
 from orchestrator.cli import app
 from orchestrator.config.load import parse_yaml, validate
 from orchestrator.config.model import BUILT_IN

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments import protocol
+from deployments.protocol import rest
+from deployments.protocol.errors import ProtocolError, TooLargeError
+from deployments.protocol.model import Model, describe
 from tests.deployments.models import FEATURES, IMAGES, spec
 
-IMAGE_MODEL = protocol.describe(spec(signature=IMAGES))
-FEATURE_MODEL = protocol.describe(spec(signature=FEATURES))
+IMAGE_MODEL = describe(spec(signature=IMAGES))
+FEATURE_MODEL = describe(spec(signature=FEATURES))
 PIXELS = list(range(12))
 ROWS = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3)
 
@@ -29,11 +31,9 @@ def body(*inputs: Any, **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs)} | more).encode()
 
 
-def refusal(
-    text: bytes, model: protocol.Model = IMAGE_MODEL, header: str | None = None
-) -> protocol.ProtocolError:
-    with pytest.raises(protocol.ProtocolError) as caught:
-        protocol.decode(text, header, model)
+def refusal(text: bytes, model: Model = IMAGE_MODEL, header: str | None = None) -> ProtocolError:
+    with pytest.raises(ProtocolError) as caught:
+        rest.decode(text, header, model)
     return caught.value
 
 
@@ -56,13 +56,13 @@ def test_metadata_of_a_classification_and_a_regression() -> None:
 def test_the_version_names_the_spec() -> None:
     changed = spec().model_copy(update={"weight_epoch": 4})
     assert len(IMAGE_MODEL.version) == 12
-    assert protocol.describe(spec()).version == IMAGE_MODEL.version
-    assert protocol.describe(changed).version != IMAGE_MODEL.version
+    assert describe(spec()).version == IMAGE_MODEL.version
+    assert describe(changed).version != IMAGE_MODEL.version
 
 
 @pytest.mark.parametrize("data", [PIXELS, ROWS.tolist()], ids=["flat", "nested"])
 def test_json_images(data: Any) -> None:
-    request = protocol.decode(body(image(data=data)), None, IMAGE_MODEL)
+    request = rest.decode(body(image(data=data)), None, IMAGE_MODEL)
     assert request.rows.dtype == np.uint8
     np.testing.assert_array_equal(request.rows, ROWS)
     assert request.id is None
@@ -70,7 +70,7 @@ def test_json_images(data: Any) -> None:
 
 
 def test_json_features_may_mix_whole_and_broken_numbers() -> None:
-    request = protocol.decode(body(features([[1, 2.5, -3], [0, 1e-3, 4]])), None, FEATURE_MODEL)
+    request = rest.decode(body(features([[1, 2.5, -3], [0, 1e-3, 4]])), None, FEATURE_MODEL)
     assert request.rows.dtype == np.float32
     np.testing.assert_array_equal(request.rows, np.array([[1, 2.5, -3], [0, 1e-3, 4]], np.float32))
 
@@ -82,13 +82,13 @@ def binary(raw: bytes, size: Any, **changes: Any) -> tuple[bytes, str]:
 
 def test_binary_images() -> None:
     text, header = binary(ROWS.tobytes(), 12)
-    request = protocol.decode(text, header, IMAGE_MODEL)
+    request = rest.decode(text, header, IMAGE_MODEL)
     np.testing.assert_array_equal(request.rows, ROWS)
 
 
 def test_a_header_length_without_binary_tensors_is_legal() -> None:
     text = body(image())
-    assert len(protocol.decode(text, str(len(text)), IMAGE_MODEL).rows) == 2
+    assert len(rest.decode(text, str(len(text)), IMAGE_MODEL).rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -240,9 +240,9 @@ VALUES = {
 FACTS: dict[str, str | int | float | bool] = {"weight_epoch": 3, "degraded": False, "members": "a,b"}
 
 
-def answer(text: bytes) -> tuple[dict[str, Any], protocol.Reply]:
-    reply = protocol.encode(IMAGE_MODEL, protocol.decode(text, None, IMAGE_MODEL), VALUES, FACTS)
-    end = int(reply.headers.get(protocol.HEADER_LENGTH, len(reply.body)))
+def answer(text: bytes) -> tuple[dict[str, Any], rest.Reply]:
+    reply = rest.encode(IMAGE_MODEL, rest.decode(text, None, IMAGE_MODEL), VALUES, FACTS)
+    end = int(reply.headers.get(rest.HEADER_LENGTH, len(reply.body)))
     return json.loads(reply.body[:end]), reply
 
 
@@ -275,7 +275,7 @@ def test_output_selection_and_order() -> None:
 
 def test_binary_answers() -> None:
     found, reply = answer(body(image(), parameters={"binary_data_output": True}))
-    end = int(reply.headers[protocol.HEADER_LENGTH])
+    end = int(reply.headers[rest.HEADER_LENGTH])
     sizes = [output["parameters"]["binary_data_size"] for output in found["outputs"]]
     assert sizes == [16, 16]
     assert reply.body[end:] == VALUES["probabilities"].tobytes() + VALUES["label"].astype("<i8").tobytes()
@@ -285,17 +285,17 @@ def test_binary_answers() -> None:
 def test_one_output_may_be_binary_and_the_other_json() -> None:
     wanted = [{"name": "label", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
     found, reply = answer(body(image(), outputs=wanted))
-    end = int(reply.headers[protocol.HEADER_LENGTH])
+    end = int(reply.headers[rest.HEADER_LENGTH])
     assert reply.body[end:] == VALUES["label"].astype("<i8").tobytes()
     assert found["outputs"][1]["data"] == [0.25, 0.75, 0.5, 0.5]
 
 
 def test_the_clients_timeout_is_in_microseconds() -> None:
-    request = protocol.decode(body(image(), parameters={"timeout": 1_500_000}), None, IMAGE_MODEL)
+    request = rest.decode(body(image(), parameters={"timeout": 1_500_000}), None, IMAGE_MODEL)
     assert request.timeout_s == 1.5
 
 
 def test_errors_keep_their_status_through_pickle() -> None:
-    error = pickle.loads(pickle.dumps(protocol.TooLargeError("too long", 7)))
+    error = pickle.loads(pickle.dumps(TooLargeError("too long", 7)))
     assert error.status == 413
     assert str(error) == "too long: 7"

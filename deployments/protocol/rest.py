@@ -1,8 +1,8 @@
-"""The Open Inference Protocol V2 over HTTP as pure functions: bytes in, arrays out, and back.
+"""Requests and answers of the protocol over HTTP.
 
 Tensors come as JSON (nested, or flat in row-major order) or by the binary tensor data extension, which
 `tritonclient` uses unless told otherwise: JSON header, then the raw little-endian tensors in the order of
-`inputs`. Every refusal is a `ProtocolError`, whose `status` is the HTTP status to answer with.
+`inputs`.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
@@ -14,13 +14,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Spec
-from orchestrator.errors import InputError
+from deployments.protocol.errors import ProtocolError
+from deployments.protocol.model import Model, Tensor
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -29,66 +28,6 @@ NUMPY: Mapping[str, np.dtype[Any]] = {
     "INT64": np.dtype("<i8"),
     "FP32": np.dtype("<f4"),
 }
-DATATYPE = {"uint8": "UINT8", "float32": "FP32"}
-
-
-class ProtocolError(InputError):
-    """The request is not valid."""
-
-    status: ClassVar[int] = 400
-
-
-class UnknownModelError(ProtocolError):
-    """No model of that name or version."""
-
-    status = 404
-
-
-class TooLargeError(ProtocolError):
-    """The body is longer than the server takes."""
-
-    status = 413
-
-
-class UnsupportedEncodingError(ProtocolError):
-    """The body is compressed."""
-
-    status = 415
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Name, datatype and shape of an input or output; -1 stands for the number of rows."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-    def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
-
-
-@dataclass(frozen=True)
-class Model:
-    """What clients see of a spec.
-
-    The version is the first 12 hex digits of the spec's digest, so that every answer names exactly the
-    tree, weights and members that made it. Each name has one version at a time.
-    """
-
-    name: str
-    version: str
-    input: Tensor
-    outputs: tuple[Tensor, ...]
-
-    def metadata(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "versions": [self.version],
-            "platform": "orchestrator_ensemble",
-            "inputs": [self.input.plain()],
-            "outputs": [output.plain() for output in self.outputs],
-        }
 
 
 @dataclass(frozen=True)
@@ -108,25 +47,6 @@ class Request:
 class Reply:
     body: bytes
     headers: dict[str, str]
-
-
-def describe(spec: Spec) -> Model:
-    """The model that a spec is for clients."""
-    signature = spec.signature
-    outputs: tuple[Tensor, ...]
-    if signature.task == "classification":
-        outputs = (
-            Tensor("probabilities", "FP32", (-1, signature.outputs)),
-            Tensor("label", "INT64", (-1,)),
-        )
-    else:
-        outputs = (Tensor("values", "FP32", (-1, signature.outputs)),)
-    return Model(
-        name=spec.name,
-        version=fingerprint(spec.plain())[:12],
-        input=Tensor("input", DATATYPE[signature.input_dtype], (-1, *signature.input_shape)),
-        outputs=outputs,
-    )
 
 
 def to_json(value: object) -> bytes:

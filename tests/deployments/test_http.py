@@ -9,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.exchange import Answer, Question
-from deployments.ingress import Served, http_app
-from deployments.protocol import describe
+from deployments.exchange import Answer, Question, Served
+from deployments.http.app import http_app
+from deployments.protocol.model import describe
 from orchestrator import __version__
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import (
