@@ -50,6 +50,11 @@ class Batcher:
         self._started: float | None = None
 
     @property
+    def queued_rows(self) -> int:
+        """Rows that wait for the next calls."""
+        return self._queued
+
+    @property
     def busy_s(self) -> float:
         """Seconds that the current call has been running; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started

@@ -16,6 +16,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.exchange import Answer, Question
+from deployments.observe.members import note_exits, watched_members
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import gather, this_replica
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.expect import has_quorum
@@ -154,8 +157,10 @@ class Composed:
     def __init__(self, spec: Spec, handles: Sequence[DeploymentHandle[Any]]) -> None:
         self._spec = spec
         self._handles = tuple(handles)
-        members = distinct(spec.tree)
-        self._calls = {member: _call(handle) for member, handle in zip(members, self._handles, strict=True)}
+        self._meter = Meter(this_replica())
+        asked = zip(distinct(spec.tree), self._handles, strict=True)
+        calls = {member: _call(handle) for member, handle in asked}
+        self._calls = watched_members(spec.name, calls, self._meter)
 
     async def predict(self, question: Question) -> Answer:
         """Answer the rows within the time that is left.
@@ -165,7 +170,12 @@ class Composed:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         prediction = await drive(self._spec, self._calls, question.rows, question.timeout_s)
+        note_exits(self._spec.name, prediction, self._meter)
         return answer(prediction, self._spec)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """What this replica and its members' counted."""
+        return [self._meter.snapshot(), *await gather(self._handles)]
 
     async def ready(self) -> None:
         """Returns when so many members have loaded their artifacts and can be reached that the tree can

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from deployments.batcher import Batcher
+from deployments.observe import families
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import this_replica
 from orchestrator.config import ensemble as tree
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime import execute
@@ -52,6 +56,8 @@ class Member:
                 allowed=allow,
             )
         ).result()
+        self._name = member.name
+        self._meter = Meter(this_replica())
         self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows)
 
     async def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -66,6 +72,11 @@ class Member:
     async def ready(self) -> None:
         """Can be called only once the artifact is loaded."""
 
+    def snapshots(self) -> list[Snapshot]:
+        """What this replica counted."""
+        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued_rows)
+        return [self._meter.snapshot()]
+
     def check_health(self) -> None:
         """Called by Serve.
 
@@ -76,4 +87,8 @@ class Member:
             raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
 
     async def _run(self, rows: np.ndarray) -> np.ndarray:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)
+        started = time.perf_counter()
+        outputs = await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)
+        self._meter.observe(families.BATCH_ROWS, self._name, value=len(rows))
+        self._meter.observe(families.COMPUTE_SECONDS, self._name, value=time.perf_counter() - started)
+        return outputs

@@ -17,8 +17,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.http.errors import to_reply
 from deployments.observe.requests import CURRENT
-from deployments.protocol import to_json
 from orchestrator import keys as stored
 from orchestrator.config.access import AccessSettings
 from orchestrator.errors import ConfigError
@@ -172,4 +172,4 @@ def _is_loopback(host: str) -> bool:
 
 
 def _refuse(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(to_json({"error": text}), status, headers, media_type="application/json")
+    return to_reply({"error": text}, status, headers)

@@ -29,7 +29,7 @@ def watched_member(model: str, member: str, call: Call, meter: Meter) -> Call:
 
     async def asked(rows: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
-        attributes = {"orchestrator.model": model, "orchestrator.rows": len(rows)}
+        attributes: dict[str, str | int] = {"orchestrator.model": model, "orchestrator.rows": len(rows)}
         with _tracer.start_as_current_span(f"member {member}", attributes=attributes):
             try:
                 outputs = await call(rows)

@@ -9,15 +9,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.drive import settle
 from deployments.exchange import Served
+from deployments.http.errors import refuse_route, refuse_unexpected, to_reply
 from deployments.observe.meter import CONTENT_TYPE, Snapshot, exposition
 from deployments.page.facts import facts, status
-from deployments.protocol import to_json
 from orchestrator.config.ensemble import Spec
 
 PATHS = ("/", "/status", "/metrics")
@@ -51,7 +52,10 @@ class Site:
     def app(self) -> Starlette:
         """The routes as an ASGI application."""
         handlers = (self.page, self.status, self.metrics)
-        return Starlette(routes=[Route(path, handler) for path, handler in zip(PATHS, handlers, strict=True)])
+        return Starlette(
+            routes=[Route(path, handler) for path, handler in zip(PATHS, handlers, strict=True)],
+            exception_handlers={HTTPException: refuse_route, Exception: refuse_unexpected},
+        )
 
     async def page(self, _request: Request) -> Response:
         return Response(self._page, headers=self._headers, media_type="text/html")
@@ -59,7 +63,7 @@ class Site:
     async def status(self, _request: Request) -> Response:
         ready = await settle([one.ready() for one in self._served], READY_S, patient=True)
         document = status(self._facts, [_problem(result) for result in ready], await self._snapshots())
-        return Response(to_json(document), headers=_NO_STORE, media_type="application/json")
+        return to_reply(document, headers=_NO_STORE)
 
     async def metrics(self, _request: Request) -> Response:
         text = exposition(await self._snapshots())

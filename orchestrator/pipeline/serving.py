@@ -50,9 +50,9 @@ def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
         store=str(run.store.root),
         specs=tuple(specs.values()),
         allow=tuple(sorted(run.allowed)),
-        serving=serving,
+        serving=serving.local(),
     )
-    run.progress("serve", f"starting {', '.join(specs)} on {serving.host}:{serving.port}")
+    run.progress("serve", f"starting {', '.join(specs)} on port {serving.port}")
     with serve_locally(settings) as url:
         figures = {name: _drive(run, spec, url, serving) for name, spec in specs.items()}
     return figures
@@ -182,9 +182,21 @@ def compare(
 
 
 def serve_refs(
-    names: Sequence[str], *, store: str | None, host: str, port: int, allow: Sequence[str], as_json: bool
+    names: Sequence[str],
+    *,
+    store: str | None,
+    serving: Mapping[str, Any],
+    allow: Sequence[str],
+    as_json: bool,
 ) -> None:
     """`orchestrator serve`: serve ensembles by name until Ctrl-C.
+
+    Args:
+        names: runs, or refs of ensembles.
+        store: root of the store; None for the default.
+        serving: `ServingSettings` as plain values.
+        allow: import paths that members may be built from.
+        as_json: print one JSON document when ready.
 
     Raises:
         NotFoundError: a name is neither a run with ensembles nor a ref of one.
@@ -198,11 +210,11 @@ def serve_refs(
             "store": str(opened.root),
             "refs": list(dict.fromkeys(refs)),
             "allow": list(allow),
-            "serving": {"host": host, "port": port},
+            "serving": dict(serving),
         },
         "orchestrator serve",
     )
-    check_port(host, port)
+    check_port(settings.serving.host, settings.serving.port)
     out = sys.stdout  # Ray's own output is kept off it below
     print(f"starting {', '.join(refs)} ...", file=sys.stderr, flush=True)
 

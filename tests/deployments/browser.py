@@ -65,9 +65,7 @@ class Page:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        self.call(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)

@@ -18,7 +18,7 @@ from deployments.exchange import Answer, Question, Served
 from deployments.http.front import front
 from deployments.observe.members import Call, note_exits, watched_members
 from deployments.observe.meter import Meter, Snapshot
-from deployments.protocol import describe
+from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.signature import Signature
@@ -53,9 +53,7 @@ MIX = Spec(
 )
 CASCADE = Spec(
     name="cascade",
-    tree=Cascade(
-        stages=(SMALL, Parallel(members=(WIDE, DEEP), quorum=1)), thresholds=(0.5,)
-    ),
+    tree=Cascade(stages=(SMALL, Parallel(members=(WIDE, DEEP), quorum=1)), thresholds=(0.5,)),
     signature=DIGITS,
 )
 PRICE = Spec(name="price", tree=WeightedMix(members=(SMALL, WIDE), weights=(0.5, 0.5)), signature=TABLE)
@@ -93,9 +91,7 @@ def served(spec: Spec, meter: Meter, calls: Mapping[Member, Call]) -> Served:
     return Served(describe(spec), predict, ready)
 
 
-def application(
-    serving: ServingSettings, specs: Sequence[Spec] = SPECS, **calls: Any
-) -> ASGIApp:
+def application(serving: ServingSettings, specs: Sequence[Spec] = SPECS, **calls: Any) -> ASGIApp:
     """The whole application over the specs; `calls` says how members of a name behave."""
     meter = Meter("test")
 
