@@ -76,13 +76,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, script: str) -> Any:
-        """Wait until an expression is true; its value."""
+    def until(self, script: str) -> None:
+        """Wait until an expression is true."""
         deadline = time.monotonic() + WAIT_S
-        while not (value := self.run(script)):
+        while not self.run(f"Boolean({script})"):
             assert time.monotonic() < deadline, f"never true: {script}; {self.complaints}"
             time.sleep(0.05)
-        return value
 
     def press(self, key: str) -> None:
         """Press and release one key, as a person does."""
