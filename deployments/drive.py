@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.exchange import Answer, Question
-from deployments.observe.members import note_exits, watched_members
+from deployments.observe.members import note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
@@ -38,7 +38,13 @@ PATIENCE = 0.8
 """Share of the time for an answer that members with a quorum are waited for; the rest is for answering."""
 
 
-async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float) -> Prediction:
+async def drive(
+    spec: Spec,
+    calls: Mapping[Member, Call],
+    inputs: np.ndarray,
+    timeout_s: float,
+    rounds: Callable[[float], None] = lambda _: None,
+) -> Prediction:
     """Answer `inputs` [N, ...] with the spec's tree; members that can be asked together are.
 
     If some node has a quorum, a member that hangs must leave time for an answer without it. Members are then
@@ -46,7 +52,7 @@ async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, ti
     equal share with those that may follow it. Who has not answered by then is missing.
 
     Whatever is still running when the answer is known, the time is over, or the caller is cancelled, is
-    cancelled.
+    cancelled. `rounds` is told the seconds of each round.
 
     Raises:
         DeadlineError: the members took longer than `timeout_s`.
@@ -54,13 +60,17 @@ async def drive(spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, ti
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await _drive(spec, calls, inputs, timeout_s)
+            return await _drive(spec, calls, inputs, timeout_s, rounds)
     except TimeoutError as error:
         raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s") from error
 
 
 async def _drive(
-    spec: Spec, calls: Mapping[Member, Call], inputs: np.ndarray, timeout_s: float
+    spec: Spec,
+    calls: Mapping[Member, Call],
+    inputs: np.ndarray,
+    timeout_s: float,
+    rounds: Callable[[float], None],
 ) -> Prediction:
     task: Task = spec.signature.task
     steps = walk(spec.tree, len(inputs), task)
@@ -71,7 +81,9 @@ async def _drive(
     while True:
         limit_s = None if until is None else (until - now()) / left
         left -= 1
+        started = now()
         outcomes = await _ask_all(asks, calls, inputs, limit_s)
+        rounds(now() - started)
         try:
             asks = steps.send(outcomes)
         except StopIteration as done:
@@ -169,8 +181,9 @@ class Composed:
             DeadlineError: the members took longer.
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
-        prediction = await drive(self._spec, self._calls, question.rows, question.timeout_s)
-        note_exits(self._spec.name, prediction, self._meter)
+        rounds: list[float] = []
+        prediction = await drive(self._spec, self._calls, question.rows, question.timeout_s, rounds.append)
+        note_walk(self._spec.name, prediction, rounds, self._meter)
         return answer(prediction, self._spec)
 
     async def snapshots(self) -> list[Snapshot]:

@@ -56,7 +56,7 @@ FAILURES = _counter("failures", "Questions without an answer, by the kind of err
 WEIGHT_EPOCH = _gauge("weight_epoch", "Version of weights and thresholds of the last answer", "model")
 STAGE_SECONDS = _histogram(
     "stage_seconds",
-    "Rounds of a walk: a cascade's stages, one round for other trees",
+    "Rounds of asks, from 0: a cascade's stages, one round for other trees",
     SECONDS,
     "model",
     "stage",

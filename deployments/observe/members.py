@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 from opentelemetry import trace
@@ -47,8 +47,10 @@ def watched_members(model: str, calls: Mapping[Member, Call], meter: Meter) -> d
     return {member: watched_member(model, member.name, call, meter) for member, call in calls.items()}
 
 
-def note_exits(model: str, prediction: Prediction, meter: Meter) -> None:
-    """Count the rows of an answer by the stage that they left at."""
+def note_walk(model: str, prediction: Prediction, rounds: Sequence[float], meter: Meter) -> None:
+    """Count the rows of an answer by the stage that they left at, and the seconds of each round."""
+    for number, seconds in enumerate(rounds):
+        meter.observe(families.STAGE_SECONDS, model, str(number), value=seconds)
     for stage, rows in enumerate(np.bincount(prediction.stages)):
         if rows:
             meter.add(families.EXITS, model, str(stage), amount=float(rows))

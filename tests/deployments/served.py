@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from deployments.drive import answer, drive
 from deployments.exchange import Answer, Question, Served
 from deployments.http.front import front
-from deployments.observe.members import Call, note_exits, watched_members
+from deployments.observe.members import Call, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
@@ -81,8 +81,9 @@ def served(spec: Spec, meter: Meter, calls: Mapping[Member, Call]) -> Served:
     watching = watched_members(spec.name, calls, meter)
 
     async def predict(question: Question) -> Answer:
-        prediction = await drive(spec, watching, question.rows, question.timeout_s)
-        note_exits(spec.name, prediction, meter)
+        rounds: list[float] = []
+        prediction = await drive(spec, watching, question.rows, question.timeout_s, rounds.append)
+        note_walk(spec.name, prediction, rounds, meter)
         return answer(prediction, spec)
 
     async def ready() -> None:

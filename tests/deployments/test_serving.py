@@ -132,15 +132,7 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
 def test_https_with_keys(tmp_path: Path, cluster: None) -> None:  # noqa: ARG001
     store, specs = open_store(tmp_path)
     certificate, key, file = (tmp_path / name for name in ("certificate.pem", "key.pem", "keys"))
-    options = [
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-subj",
-        "/CN=localhost",
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-    ]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files],
