@@ -108,7 +108,7 @@ def test_a_rate_is_each_keys_own(file: Path) -> None:
 
 def test_tokens_come_back_at_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    monkeypatch.setattr("deployments.http.access.time.monotonic", lambda: now)
     rates = Rates(per_s=4.0, burst=2)
     assert [rates.take("a") for _ in range(3)] == [0.0, 0.0, pytest.approx(0.25)]
     now += 0.25

@@ -43,7 +43,7 @@ def test_several_processes_are_added() -> None:
 
 
 def test_prometheus_reads_it() -> None:
-    samples = {
+    samples: dict[Any, float] = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(exposition(two_replicas()))
         for sample in family.samples

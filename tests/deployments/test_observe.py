@@ -67,7 +67,7 @@ def infer(model: str, body: Any = BODY, **more: Any) -> tuple[str, str, dict[str
     return "POST", f"/v2/models/{model}/infer", {"json": body, **more}
 
 
-METRICS = ("GET", "/metrics", {})
+METRICS: tuple[str, str, dict[str, Any]] = ("GET", "/metrics", {})
 
 
 def test_requests_members_and_exits_are_counted() -> None:
@@ -159,10 +159,11 @@ def test_each_member_is_a_span_of_the_requests_trace(monkeypatch: pytest.MonkeyP
     ask(traced, infer("mix"))
     spans = {span.name: span for span in exporter.get_finished_spans()}
     assert set(spans) == {"request", "member small", "member wide", "member deep"}
-    request = spans.pop("request")
+    request = spans.pop("request").context
+    assert request is not None
     for span in spans.values():
         assert span.parent is not None
-        assert span.parent.span_id == request.get_span_context().span_id
+        assert span.parent.span_id == request.span_id
         assert dict(span.attributes or {}) == {"orchestrator.model": "mix", "orchestrator.rows": 2}
     assert not spans["member deep"].status.is_ok
     assert observed.CURRENT.get() is None
