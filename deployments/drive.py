@@ -164,12 +164,15 @@ class Composed:
     Args:
         spec: the fitted ensemble.
         handles: one for each distinct member of the tree, in file order.
+        meter: counts what happens; one of its own when not given.
     """
 
-    def __init__(self, spec: Spec, handles: Sequence[DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self, spec: Spec, handles: Sequence[DeploymentHandle[Any]], *, meter: Meter | None = None
+    ) -> None:
         self._spec = spec
         self._handles = tuple(handles)
-        self._meter = Meter(this_replica())
+        self._meter = meter or Meter(this_replica())
         asked = zip(distinct(spec.tree), self._handles, strict=True)
         calls = {member: _call(handle) for member, handle in asked}
         self._calls = watched_members(spec.name, calls, self._meter)

@@ -40,6 +40,14 @@ class Answer:
     degraded: bool
     """Made without a member that should have answered."""
 
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """How it was made: the protocol's response parameters."""
+        return {
+            "weight_epoch": self.weight_epoch,
+            "degraded": self.degraded,
+            "members": ",".join(self.members),
+        }
+
 
 @dataclass(frozen=True)
 class Served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from deployments.batcher import Batcher
 from deployments.observe import families
+from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
 from orchestrator.config import ensemble as tree
@@ -58,7 +58,8 @@ class Member:
         ).result()
         self._name = member.name
         self._meter = Meter(this_replica())
-        self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows)
+        timed = batches(self._meter, member.name)
+        self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows, timed=timed)
 
     async def predict(self, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] (logits or values) for rows [n, ...].
@@ -74,7 +75,7 @@ class Member:
 
     def snapshots(self) -> list[Snapshot]:
         """What this replica counted."""
-        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued_rows)
+        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:
@@ -87,8 +88,4 @@ class Member:
             raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
 
     async def _run(self, rows: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
-        outputs = await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)
-        self._meter.observe(families.BATCH_ROWS, self._name, value=len(rows))
-        self._meter.observe(families.COMPUTE_SECONDS, self._name, value=time.perf_counter() - started)
-        return outputs
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)

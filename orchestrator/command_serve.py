@@ -19,6 +19,9 @@ def serve(
     store: StoreOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    placement: Annotated[
+        str, typer.Option(help="Where members run: fused, distributed or auto.")
+    ] = "distributed",
     allow: AllowOption = None,
     key_file: Annotated[
         Path | None,
@@ -51,6 +54,7 @@ def serve(
     serving = {
         "host": host,
         "port": port,
+        "placement": placement,
         "access": {"keys": keys_at, "open": no_keys, "rate_per_s": rate},
         "tls": None if certificate is None else tls,
         "request_log": log,

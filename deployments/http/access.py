@@ -1,4 +1,4 @@
-"""API keys, scopes and rates: an ASGI wrapper that lets a request through or answers with a refusal.
+"""API keys, scopes and rates, over HTTP and gRPC.
 
 The rule is the longest list of exceptions that a reader can keep in mind: liveness and readiness (load
 balancers have no keys) and the page's own text (it holds no figures) are open; all else needs a key.
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.http.errors import to_reply
+from deployments.http.asgi import Reply, json_reply, send_reply
 from deployments.observe.requests import CURRENT
 from orchestrator import keys as stored
 from orchestrator.config.access import AccessSettings
@@ -31,52 +30,72 @@ FRESH_S = 1.0
 """A change of the key file is seen after this time at the latest."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request may not pass."""
+
+    status: int
+    sentence: str
+    wait_s: float = 0.0
+    """After which it may be tried again."""
+
+
 class Access:
-    """Asks for a key where there is a file of keys; without one, answers this machine only.
+    """Asks for a key where there is a file of keys.
 
     Args:
-        app: what answers those who may pass.
         settings: the keys, their rate, or that nobody is asked.
 
     Raises:
         ConfigError: the file of keys cannot be read.
     """
 
-    def __init__(self, app: ASGIApp, settings: AccessSettings) -> None:
-        self._app = app
+    def __init__(self, settings: AccessSettings) -> None:
         self._open = settings.open
         self._keys = None if settings.keys is None else KeyFile(Path(settings.keys))
         rate = settings.rate_per_s
         self._rates = None if rate is None else Rates(rate, settings.burst)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            await refusal(scope, receive, send)
+    def refusal(self, token: str, *, admin: bool, here: bool) -> Refusal | None:
+        """Why a request that shows this token may not pass; None when it may.
 
-    def _refusal(self, scope: Scope) -> Response | None:
-        path: str = scope["path"]
-        if path in OPEN:
-            return None
+        Args:
+            token: empty when it shows none.
+            admin: it changes what is served.
+            here: it comes from this machine.
+        """
         if self._keys is None:
-            if self._open or from_here(scope):
+            if self._open or here:
                 return None
-            return _refuse(403, "without API keys only requests of this machine are answered")
-        key = self._keys.find(token_of(Headers(scope=scope)))
+            return Refusal(403, "without API keys only requests of this machine are answered")
+        key = self._keys.find(token)
         if key is None:
-            return _refuse(401, "this needs a valid API key", {"WWW-Authenticate": "Bearer"})
+            return Refusal(401, "this needs a valid API key")
         record = CURRENT.get()
         if record is not None:
             record.facts["key"] = key.name
-        if path.startswith(ADMIN) and not key.allows("admin"):
-            return _refuse(403, "this needs a key with scope admin")
+        if admin and not key.allows("admin"):
+            return Refusal(403, "this needs a key with scope admin")
         wait_s = 0.0 if self._rates is None else self._rates.take(key.name)
-        if wait_s:
-            after = {"Retry-After": str(math.ceil(wait_s))}
-            return _refuse(429, "too many requests with this key; try again later", after)
-        return None
+        return Refusal(429, "too many requests with this key; try again later", wait_s) if wait_s else None
+
+
+class Guarded:
+    """ASGI wrapper that lets through who may pass; without keys, this machine only."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            admin = scope["path"].startswith(ADMIN)
+            token = token_of(Headers(scope=scope))
+            refused = self._access.refusal(token, admin=admin, here=from_here(scope))
+            if refused is not None:
+                await send_reply(send, _reply(refused), with_body=scope["method"] != "HEAD")
+                return
+        await self._app(scope, receive, send)
 
 
 class KeyFile:
@@ -171,5 +190,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _refuse(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    return to_reply({"error": text}, status, headers)
+def _reply(refused: Refusal) -> Reply:
+    headers: list[tuple[bytes, bytes]] = []
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refused.wait_s:
+        headers.append((b"retry-after", b"%d" % math.ceil(refused.wait_s)))
+    return json_reply({"error": refused.sentence}, refused.status, tuple(headers))

@@ -1,162 +1,140 @@
-"""The routes."""
+"""The protocol over HTTP as an ASGI application."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-from starlette.routing import Route
-
-from deployments.drive import everyone
-from deployments.exchange import Answer, Question, Served
-from deployments.http.errors import gone, refuse, refuse_route, refuse_unexpected, to_reply
-from deployments.http.limits import read_body
-from deployments.protocol import rest
-from deployments.protocol.errors import UnknownModelError
-from orchestrator import __version__
+from deployments.exchange import Served
+from deployments.front import LARGE_BYTES, Front
+from deployments.http import encoding
+from deployments.http.asgi import (
+    DisconnectedError,
+    Headers,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    header_text,
+    send_reply,
+)
+from deployments.http.endpoints import Endpoints
+from deployments.http.errors import refusal, status_of
+from deployments.http.infer import infer
+from deployments.http.routes import Call, Handler
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedError
+from orchestrator.errors import OrchestratorError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-SERVER_NAME = "orchestrator"
-LARGE_BYTES = 256 * 1024
-"""Bodies above this are decoded in a thread, so that the event loop goes on."""
-HttpApp = Starlette
+
+class Companion(Protocol):
+    """Another server over the same models."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class HttpApp:
+    """An ASGI application over the models of a front.
+
+    Args:
+        front: the models.
+        beside: what starts and stops with the application.
+        more: routes beside those of the models.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        beside: Companion | None = None,
+        more: Mapping[str, Mapping[str, Handler]] = MappingProxyType({}),
+    ) -> None:
+        self._front = front
+        self._beside = beside
+        self._table = Endpoints(front).routes(more)
+        # The paths of inference are looked up at once: all the load goes there.
+        self._infer = {
+            path: entry
+            for name, entry in front.entries.items()
+            for path in (
+                f"/v2/models/{name}/infer",
+                f"/v2/models/{name}/versions/{entry.model.version}/infer",
+            )
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
+        await receive()
+        try:
+            if self._beside is not None:
+                await self._beside.start()
+        except OrchestratorError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._beside is not None:
+            await self._beside.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: Headers = dict(scope["headers"])
+        method = scope["method"]
+        try:
+            reply = await self._reply(scope, headers, receive)
+        except OrchestratorError as error:
+            status = status_of(error)
+            if status == 500:
+                logger.error("a request failed: %s", error)
+            # What went wrong inside is for the log.
+            reply = refusal(status, str(error) if status != 500 else INTERNAL)
+        except DisconnectedError:
+            reply = Reply(b"", 499)  # nobody reads it; the status is for the access log
+        except Exception:
+            logger.exception("a request failed by a defect")
+            reply = refusal(500, INTERNAL)
+        if len(reply.body) >= encoding.LEAST_BYTES:
+            reply = await _compressed(reply, headers)
+        await send_reply(send, reply, with_body=method != "HEAD")
+
+    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
+        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
+        entry = self._infer.get(path)
+        if entry is not None and method == "POST":
+            return await infer(self._front, entry, headers, receive)
+        found = self._table.find(method, path)
+        if isinstance(found, Reply):
+            return found
+        handler, names = found
+        query = scope.get("query_string", b"").decode("latin-1")
+        return await handler(Call(headers, receive, names, query))
+
+
+INTERNAL = "internal error; see the server's log"
 
 
 def http_app(served: Sequence[Served], serving: ServingSettings) -> HttpApp:
     """The protocol as an ASGI application over models that can be asked."""
-    endpoints = _Endpoints({one.model.name: one for one in served}, serving)
-    model = "/v2/models/{model}"
-    routes = [
-        # Both spellings: clients ask for /v2 and do not follow redirects.
-        Route("/v2", endpoints.server),
-        Route("/v2/", endpoints.server),
-        Route("/v2/health/live", endpoints.live),
-        Route("/v2/health/ready", endpoints.ready),
-        Route("/v2/repository/index", endpoints.index, methods=["POST"]),
-    ]
-    for base in (model, model + "/versions/{version}"):
-        routes += [
-            Route(base, endpoints.metadata),
-            Route(base + "/ready", endpoints.model_ready),
-            Route(base + "/infer", endpoints.infer, methods=["POST"]),
-        ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            OrchestratorError: refuse,
-            HTTPException: refuse_route,
-            ClientDisconnect: gone,
-            Exception: refuse_unexpected,
-        },
-    )
-    app.router.redirect_slashes = False
-    return app
+    return HttpApp(Front(served, serving))
 
 
-class _Endpoints:
-    """Handlers of the routes."""
-
-    def __init__(self, served: Mapping[str, Served], serving: ServingSettings) -> None:
-        self._served = served
-        self._serving = serving
-        self._working = 0
-
-    async def server(self, _request: HttpRequest) -> Response:
-        facts = {"name": SERVER_NAME, "version": __version__, "extensions": list(rest.EXTENSIONS)}
-        return to_reply(facts)
-
-    async def live(self, _request: HttpRequest) -> Response:
-        return to_reply({"live": True})
-
-    async def ready(self, _request: HttpRequest) -> Response:
-        await everyone([one.ready() for one in self._served.values()])
-        return to_reply({"ready": True})
-
-    async def metadata(self, request: HttpRequest) -> Response:
-        return to_reply(self._find(request).model.metadata())
-
-    async def model_ready(self, request: HttpRequest) -> Response:
-        found = self._find(request)
-        await everyone([found.ready()])
-        return to_reply({"name": found.model.name, "ready": True})
-
-    async def index(self, _request: HttpRequest) -> Response:
-        states = await asyncio.gather(
-            *(everyone([one.ready()]) for one in self._served.values()), return_exceptions=True
-        )
-        return to_reply(
-            [
-                {
-                    "name": one.model.name,
-                    "version": one.model.version,
-                    "state": "READY" if state is None else "UNAVAILABLE",
-                    "reason": "" if state is None else str(state),
-                }
-                for one, state in zip(self._served.values(), states, strict=True)
-            ]
-        )
-
-    async def infer(self, request: HttpRequest) -> Response:
-        found = self._find(request)
-        if self._working >= self._serving.max_requests:
-            raise OverloadedError("too many requests are in work", self._working, "try again later")
-        self._working += 1
-        try:
-            return await self._infer(request, found)
-        finally:
-            self._working -= 1
-
-    async def _infer(self, request: HttpRequest, found: Served) -> Response:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._serving.deadline_s
-        try:
-            async with asyncio.timeout_at(deadline) as limit:
-                body = await read_body(request, self._serving.max_body_bytes)
-                header_length = request.headers.get(rest.HEADER_LENGTH)
-                decoded = await _maybe_threaded(len(body), rest.decode, body, header_length, found.model)
-                if decoded.timeout_s is not None:
-                    deadline = min(deadline, loop.time() + decoded.timeout_s)
-                    limit.reschedule(deadline)
-                wanted = frozenset(name for name, _binary in decoded.outputs)
-                answer = await found.predict(Question(decoded.rows, deadline - loop.time(), wanted))
-                reply = await _maybe_threaded(
-                    len(body), rest.encode, found.model, decoded, answer.outputs, _facts(answer)
-                )
-        except TimeoutError as error:
-            raise DeadlineError("no answer in time", found.model.name) from error
-        return Response(reply.body, headers=reply.headers)
-
-    def _find(self, request: HttpRequest) -> Served:
-        name, version = request.path_params["model"], request.path_params.get("version")
-        found = self._served.get(name)
-        if found is None:
-            raise UnknownModelError("no such model", name[:80], f"served here: {', '.join(self._served)}")
-        if version not in (None, found.model.version):
-            raise UnknownModelError(
-                f"{name} has no such version", version[:80], f"served here: {found.model.version}"
-            )
-        return found
-
-
-def _facts(answer: Answer) -> dict[str, str | int | bool]:
-    return {
-        "weight_epoch": answer.weight_epoch,
-        "degraded": answer.degraded,
-        "members": ",".join(answer.members),
-    }
-
-
-async def _maybe_threaded(size: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    if size < LARGE_BYTES:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
+async def _compressed(reply: Reply, headers: Headers) -> Reply:
+    wanted = encoding.accepted(header_text(headers, b"accept-encoding"))
+    if wanted is None:
+        return reply
+    if len(reply.body) < LARGE_BYTES:
+        return encoding.compress(reply, wanted)
+    return await asyncio.to_thread(encoding.compress, reply, wanted)

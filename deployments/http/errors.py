@@ -6,14 +6,11 @@ cannot read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import ClassVar
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
-
+from deployments.http.asgi import Reply, json_reply
 from deployments.protocol.errors import ProtocolError
-from deployments.protocol.rest import to_json
 from orchestrator.errors import (
     DeadlineError,
     MemberFailedError,
@@ -22,12 +19,19 @@ from orchestrator.errors import (
     QuorumError,
 )
 
+RETRY_AFTER_S = 1
+"""What clients are told to wait after a refusal that may pass."""
+MAY_PASS = (429, 503)
 
-def to_reply(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, media_type="application/json")
+
+class SlowBodyError(ProtocolError):
+    """The body did not arrive in time."""
+
+    status: ClassVar[int] = 408
 
 
 def status_of(error: OrchestratorError) -> int:
+    """The HTTP status that says what kind of error it is."""
     if isinstance(error, ProtocolError):
         return error.status
     if isinstance(error, DeadlineError):
@@ -37,25 +41,13 @@ def status_of(error: OrchestratorError) -> int:
     return 500
 
 
-async def refuse(_request: HttpRequest, error: Exception) -> Response:
-    """Errors that say what is wrong."""
-    if not isinstance(error, OrchestratorError):
-        raise error
-    return to_reply({"error": str(error)}, status_of(error))
+def refusal(status: int, sentence: str) -> Reply:
+    """The reply for an error."""
+    retry = ((b"retry-after", b"%d" % RETRY_AFTER_S),) if status in MAY_PASS else ()
+    return json_reply({"error": sentence}, status, retry)
 
 
-async def refuse_route(request: HttpRequest, error: Exception) -> Response:
-    """Unknown paths and wrong methods."""
-    if not isinstance(error, HTTPException):
-        raise error
-    text = f"{error.detail}: {request.method} {request.url.path[:200]}"
-    return to_reply({"error": text}, error.status_code, error.headers)
-
-
-async def gone(_request: HttpRequest, _error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the code is for the access log
-
-
-async def refuse_unexpected(_request: HttpRequest, _error: Exception) -> Response:
-    """A defect; Starlette raises it again once this is sent, and Serve logs it."""
-    return to_reply({"error": "internal error; see the server's log"}, 500)
+def wrong_method(method: str, path: str, allowed: Iterable[str]) -> Reply:
+    """The reply for a method that a path does not have."""
+    headers = ((b"allow", ", ".join(allowed).encode()),)
+    return json_reply({"error": f"Method not allowed: {method[:20]} {path[:200]}"}, 405, headers)

@@ -65,6 +65,7 @@ EXITS = _counter("exit_rows", "Rows by the stage of the root cascade that answer
 MEMBER_SECONDS = _histogram(
     "member_seconds", "Calls of a member as the ensemble waits for them", SECONDS, "model", "member"
 )
+MEMBER_ROWS = _counter("member_rows", "Rows that a member answered", "model", "member")
 MEMBER_FAILURES = _counter(
     "member_failures", "Calls of a member without an answer, by the kind of error", "model", "member", "error"
 )
@@ -73,13 +74,15 @@ BREAKER = _gauge(
 )
 EJECTED = _gauge("ejected", "1 while a member is left out for answers that disagree", "model", "member")
 EJECTIONS = _counter("ejections", "Times that a member was ejected", "model", "member")
-BATCH_ROWS = _histogram("batch_rows", "Rows of each call of a model", ROWS, "member")
+BATCH_ROWS = _histogram(
+    "batch_rows", "Rows of each call of a model, or of all that run fused", ROWS, "member"
+)
 COMPUTE_SECONDS = _histogram("compute_seconds", "Each call of a model, without waiting", SECONDS, "member")
 QUEUED_ROWS = _gauge("queued_rows", "Rows that wait for a model", "member")
 FALLBACK = _gauge("fallback", "1 where a model runs eagerly because its compiled form could not", "member")
 
 FAMILIES = (
     *(REQUESTS, REQUEST_SECONDS, WORKING, ANSWERS, DEGRADED, FAILURES, WEIGHT_EPOCH, STAGE_SECONDS, EXITS),
-    *(MEMBER_SECONDS, MEMBER_FAILURES, BREAKER, EJECTED, EJECTIONS),
+    *(MEMBER_SECONDS, MEMBER_ROWS, MEMBER_FAILURES, BREAKER, EJECTED, EJECTIONS),
     *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, FALLBACK),
 )

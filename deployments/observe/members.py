@@ -48,9 +48,22 @@ def watched_members(model: str, calls: Mapping[Member, Call], meter: Meter) -> d
 
 
 def note_walk(model: str, prediction: Prediction, rounds: Sequence[float], meter: Meter) -> None:
-    """Count the rows of an answer by the stage that they left at, and the seconds of each round."""
+    """Count an answer's rows by the stage that they left at and the members that answered them, and the
+    seconds of each round."""
+    for member, answered in prediction.members.items():
+        meter.add(families.MEMBER_ROWS, model, member.name, amount=float(np.count_nonzero(answered)))
     for number, seconds in enumerate(rounds):
         meter.observe(families.STAGE_SECONDS, model, str(number), value=seconds)
     for stage, rows in enumerate(np.bincount(prediction.stages)):
         if rows:
             meter.add(families.EXITS, model, str(stage), amount=float(rows))
+
+
+def batches(meter: Meter, name: str) -> Callable[[int, float], None]:
+    """What a batcher tells the rows and seconds of its calls."""
+
+    def timed(rows: int, seconds: float) -> None:
+        meter.observe(families.BATCH_ROWS, name, value=rows)
+        meter.observe(families.COMPUTE_SECONDS, name, value=seconds)
+
+    return timed

@@ -29,9 +29,11 @@ def this_replica() -> str:
     return f"{context.deployment}#{context.replica_id.unique_id}"
 
 
-async def gather(handles: Iterable[DeploymentHandle[Any]]) -> list[Snapshot]:
-    """The snapshots of all replicas of deployments with a method `snapshots`, each process once."""
-    found = await asyncio.gather(*(_told(handle) for handle in handles))
+async def gather(handles: Iterable[Any]) -> list[Snapshot]:
+    """The snapshots of all replicas of deployments with a method `snapshots`, each process once; what stands
+    for a handle in this process is left out."""
+    told = [_told(handle) for handle in handles if isinstance(handle, DeploymentHandle)]
+    found = await asyncio.gather(*told)
     return list({one.replica: one for snapshots in found for one in snapshots}.values())
 
 

@@ -35,9 +35,17 @@ class Record:
 
     id: str
     status: int = NO_REPLY
+    model: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     """For the log line: who asked, and what the answer says of itself."""
 
+
+_MODEL_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?/?(?P<rest>\w*)")
+PLAIN = frozenset(
+    ("/", "/status", "/metrics", "/predict", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready")
+)
+OF_A_MODEL = frozenset(("", "infer", "predict", "ready", "config", "stats"))
+"""Endpoints that have series of their own."""
 
 CURRENT: ContextVar[Record | None] = ContextVar("request", default=None)
 """The request that this task answers."""
@@ -98,10 +106,8 @@ class Observed:
         self._meter.set(families.WORKING, to=self._working)
 
     def _ended(self, scope: Scope, record: Record, seconds: float) -> None:
-        # Starlette's router leaves what it matched in the scope.
-        named = scope.get("path_params", {}).get("model", "")
-        model = named if named in self._models else ""
-        endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+        model, endpoint = self._named(scope["path"])
+        model = record.model or model
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         self._meter.add(families.REQUESTS, model, endpoint, method, str(record.status))
         if model:
@@ -122,14 +128,23 @@ class Observed:
                 },
             )
 
+    def _named(self, path: str) -> tuple[str, str]:
+        """Model and endpoint of a path, as labels: only what is known becomes one."""
+        found = _MODEL_PATH.fullmatch(path)
+        if found is None:
+            return "", path if path in PLAIN else "other"
+        model, rest = found["model"], found["rest"]
+        return model if model in self._models else "", rest if rest in OF_A_MODEL else "other"
+
 
 def watched(model: str, predict: Predict, meter: Meter) -> Predict:
     """The same call with its outcome counted, and noted for the request's log line."""
 
     async def asked(question: Question) -> Answer:
         record = CURRENT.get()
-        if record is not None and not question.request_id:
-            question = replace(question, request_id=record.id)
+        if record is not None:
+            record.model = model
+            question = replace(question, request_id=question.request_id or record.id)
         try:
             answer = await predict(question)
         except OrchestratorError as error:

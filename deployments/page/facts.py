@@ -88,14 +88,18 @@ class _Figures:
         }
 
     def _of_member(self, model: str, member: str) -> dict[str, Any]:
+        batches = histograms(self._snapshots, families.BATCH_ROWS)
+        # Members that run fused have one batch, that of the ensemble.
+        at = member if (member,) in batches else model
         return {
             "latency": self._histogram(families.MEMBER_SECONDS, model, member),
+            "rows": self._number(families.MEMBER_ROWS, model, member),
             "failures": self._sum(families.MEMBER_FAILURES, (model, member)),
             "breaker": self._number(families.BREAKER, model, member),
             "ejected": self._number(families.EJECTED, model, member),
             "fallback": self._number(families.FALLBACK, member),
-            "queued_rows": self._number(families.QUEUED_ROWS, member),
-            "batch_rows": self._mean(histograms(self._snapshots, families.BATCH_ROWS).get((member,))),
+            "queued_rows": self._number(families.QUEUED_ROWS, at),
+            "batch_rows": self._mean(batches.get((at,))),
         }
 
     def _number(self, family: Family, *labels: str) -> float:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
-
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from deployments.drive import settle
 from deployments.exchange import Served
-from deployments.http.errors import refuse_route, refuse_unexpected, to_reply
-from deployments.observe.meter import CONTENT_TYPE, Snapshot, exposition
+from deployments.http.asgi import Reply, json_reply
+from deployments.http.routes import Call, Handler
+from deployments.observe.meter import CONTENT_TYPE, Meter, Snapshot, exposition
 from deployments.page.facts import facts, status
 from orchestrator.config.ensemble import Spec
 
-PATHS = ("/", "/status", "/metrics")
 SCRIPTS = ("nodes", "history", "chart", "live", "question", "answer", "page")
 """Joined in this order; each is a few functions about one thing."""
 READY_S = 2.0
@@ -38,45 +32,43 @@ class Site:
     Args:
         specs: the served ensembles.
         served: how to ask each.
-        gather: snapshots of all processes that can be reached.
+        meter: counts what happens in this process.
+        others: snapshots of the processes behind it that can be reached.
     """
 
-    def __init__(self, specs: Sequence[Spec], served: Sequence[Served], gather: Gather) -> None:
+    def __init__(self, specs: Sequence[Spec], served: Sequence[Served], meter: Meter, others: Gather) -> None:
         self._facts = [facts(spec, one) for spec, one in zip(specs, served, strict=True)]
         self._served = tuple(served)
-        self._gather = gather
+        self._meter = meter
+        self._others = others
         self._figures: Sequence[Snapshot] = ()
         self._gathered = -FRESH_S
-        self._page, self._headers = render()
+        self._page = render()
 
-    def app(self) -> Starlette:
-        """The routes as an ASGI application."""
-        handlers = (self.page, self.status, self.metrics)
-        return Starlette(
-            routes=[Route(path, handler) for path, handler in zip(PATHS, handlers, strict=True)],
-            exception_handlers={HTTPException: refuse_route, Exception: refuse_unexpected},
-        )
+    def routes(self) -> dict[str, dict[str, Handler]]:
+        """Where each handler is."""
+        return {"/": {"GET": self.page}, "/status": {"GET": self.status}, "/metrics": {"GET": self.metrics}}
 
-    async def page(self, _request: Request) -> Response:
-        return Response(self._page, headers=self._headers, media_type="text/html")
+    async def page(self, _call: Call) -> Reply:
+        return self._page
 
-    async def status(self, _request: Request) -> Response:
+    async def status(self, _call: Call) -> Reply:
         ready = await settle([one.ready() for one in self._served], READY_S, patient=True)
         document = status(self._facts, [_problem(result) for result in ready], await self._snapshots())
-        return to_reply(document, headers=_NO_STORE)
+        return json_reply(document, headers=(NO_STORE,))
 
-    async def metrics(self, _request: Request) -> Response:
+    async def metrics(self, _call: Call) -> Reply:
         text = exposition(await self._snapshots())
-        return Response(text, headers=_NO_STORE | {"Content-Type": CONTENT_TYPE})
+        return Reply(text.encode(), headers=((b"content-type", CONTENT_TYPE.encode()), NO_STORE))
 
     async def _snapshots(self) -> Sequence[Snapshot]:
         if time.monotonic() - self._gathered >= FRESH_S:
-            self._figures = await self._gather()
+            self._figures = [self._meter.snapshot(), *await self._others()]
             self._gathered = time.monotonic()
         return self._figures
 
 
-_NO_STORE = {"Cache-Control": "no-store"}
+NO_STORE = (b"cache-control", b"no-store")
 
 
 def _problem(result: BaseException | None) -> str:
@@ -85,8 +77,8 @@ def _problem(result: BaseException | None) -> str:
     return str(result) or "it did not say in time that it is ready"
 
 
-def render() -> tuple[bytes, Mapping[str, str]]:
-    """The page and its headers. Only its own two inline parts may run, and it may talk to its own server."""
+def render() -> Reply:
+    """The page. Only its own two inline parts may run, and it may talk to its own server."""
     css, script = _asset("page.css"), "".join(_asset(f"{name}.js") for name in SCRIPTS)
     script = f'(() => {{\n"use strict";\n{script}}})();\n'
     page = _asset("page.html").replace("{css}", css).replace("{js}", script)
@@ -102,12 +94,14 @@ def render() -> tuple[bytes, Mapping[str, str]]:
             "frame-ancestors 'none'",
         )
     )
-    return page.encode(), {
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
+    return Reply(page.encode(), headers=tuple((n.lower().encode(), v.encode()) for n, v in headers.items()))
 
 
 def _hash(text: str) -> str:

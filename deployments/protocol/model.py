@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from deployments.protocol.datatypes import WIRE
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Spec
+from orchestrator.config.ensemble import Cascade, Spec
+from orchestrator.ensemble.tree import distinct
+
+PLATFORM = "orchestrator_ensemble"
 
 DATATYPE: Mapping[str, str] = {"uint8": "UINT8", "float32": "FP32"}
 
@@ -23,6 +29,15 @@ class Tensor:
     def plain(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this datatype and some shape."""
+        return math.prod(shape) * WIRE[self.datatype].itemsize
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.bytes_of(self.shape[1:])
+
 
 @dataclass(frozen=True)
 class Model:
@@ -36,14 +51,44 @@ class Model:
     version: str
     input: Tensor
     outputs: tuple[Tensor, ...]
+    """Those of every answer."""
+    extras: tuple[Tensor, ...] = ()
+    """Outputs that an answer has only when the request names them."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order, if they are known."""
+    members: tuple[str, ...] = ()
+    """Names of the distinct members in the order of the tree: the second axis of `member_probs`."""
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All outputs by name."""
+        return {output.name: output for output in (*self.outputs, *self.extras)}
 
     def metadata(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "versions": [self.version],
-            "platform": "orchestrator_ensemble",
+            "platform": PLATFORM,
             "inputs": [self.input.plain()],
-            "outputs": [output.plain() for output in self.outputs],
+            "outputs": [output.plain() for output in self.outputs]
+            + [output.plain() | {"parameters": {"on_request": True}} for output in self.extras],
+        }
+
+    def config(self, max_body_bytes: int) -> dict[str, Any]:
+        """The model's configuration in Triton's form, as its load generators want it."""
+
+        def tensor(one: Tensor) -> dict[str, Any]:
+            # Without the rows' axis, which `max_batch_size` stands for.
+            kind = "TYPE_" + one.datatype
+            return {"name": one.name, "data_type": kind, "dims": list(one.shape[1:]) or [1]}
+
+        return {
+            "name": self.name,
+            "platform": PLATFORM,
+            "backend": PLATFORM,
+            "max_batch_size": max(1, max_body_bytes // self.input.row_bytes),
+            "input": [tensor(self.input)],
+            "output": [tensor(output) for output in self.outputs],
         }
 
 
@@ -63,4 +108,22 @@ def describe(spec: Spec) -> Model:
         version=fingerprint(spec.plain())[:12],
         input=Tensor("input", DATATYPE[signature.input_dtype], (-1, *signature.input_shape)),
         outputs=outputs,
+        extras=_extras(spec),
+        classes=signature.classes,
+        members=tuple(member.name for member in distinct(spec.tree)),
     )
+
+
+def _extras(spec: Spec) -> tuple[Tensor, ...]:
+    """What an answer can say about how it was made: per member, per stage, and how sure it is."""
+    members, outputs = len(distinct(spec.tree)), spec.signature.outputs
+    found = []
+    if members > 1:
+        found += [
+            Tensor("member_probs", "FP32", (-1, members, outputs)),
+            Tensor("member_weights", "FP32", (-1, members)),
+            Tensor("disagreement", "FP32", (-1,)),
+        ]
+    if isinstance(spec.tree, Cascade):
+        found.append(Tensor("exit_stage", "INT64", (-1,)))
+    return tuple(found)

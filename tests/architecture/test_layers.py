@@ -145,6 +145,7 @@ LAZY = {
     "orchestrator.command_serve",
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
+    "orchestrator.runtime.joint",
     "orchestrator.runtime.rebuild",
     "orchestrator.tracking.mlflow",
 }

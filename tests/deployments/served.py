@@ -15,9 +15,13 @@ from starlette.types import ASGIApp
 
 from deployments.drive import answer, drive
 from deployments.exchange import Answer, Question, Served
-from deployments.http.front import front
+from deployments.front import Front
+from deployments.http.access import Access
+from deployments.http.app import HttpApp
+from deployments.http.server import counted, server_app
 from deployments.observe.members import Call, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
+from deployments.page.site import Site
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.serving import ServingSettings
@@ -110,7 +114,8 @@ def application(serving: ServingSettings, specs: Sequence[Spec] = SPECS, **calls
         )
         for spec in specs
     ]
-    return front(specs, found, serving, meter=meter, others=nobody)
+    protocol = HttpApp(Front(counted(found, meter), serving), more=Site(specs, found, meter, nobody).routes())
+    return server_app(protocol, [spec.name for spec in specs], Access(serving.access), serving, meter)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.http import access
-from deployments.http.access import ADMIN, OPEN, Access, Rates, from_here
+from deployments.http.access import ADMIN, OPEN, Rates, from_here
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings
 from orchestrator.config.serving import ServingSettings
@@ -23,7 +23,7 @@ ROW = {"name": "input", "shape": [1, 1, 8, 8], "datatype": "UINT8", "data": [7] 
 INFER = "/v2/models/mix/infer"
 REMOTE = ("192.0.2.7", 50000)
 """An address of another machine."""
-DATA = ["/v2", "/v2/models/mix", "/v2/models/mix/ready", "/status", "/metrics", "/v2/none", "/docs"]
+DATA = ["/v2", "/v2/models/mix", "/v2/models/mix/ready", "/status", "/metrics", "/v2/none", "/openapi.json"]
 
 
 @pytest.fixture
@@ -178,10 +178,7 @@ def test_errors_tell_nothing_of_the_inside(file: Path) -> None:
     """No path, no traceback, no module: whatever goes wrong on whatever route."""
     token = keys.add(file, "ann", "data")
 
-    async def broken(*_: Any) -> None:
-        raise RuntimeError(f"secret {file}")
-
-    answers = [ask(Access(broken, AccessSettings(keys=str(file))), "GET", "/v2")]
+    answers = []
     failing = application(ServingSettings(access=AccessSettings(keys=str(file))), (MIX,), deep={"fails": 1.0})
     for method, path in [
         *(("GET", path) for path in ("/v2/nothing", "/v2/models/other", "/../etc/passwd", "/status/x")),
@@ -193,7 +190,7 @@ def test_errors_tell_nothing_of_the_inside(file: Path) -> None:
     for answer in answers:
         assert answer.status_code >= 400
         assert list(answer.json()) == ["error"]
-        for word in ("Traceback", "File ", ".py", str(file), str(Path.cwd()), token, "secret"):
+        for word in ("Traceback", "File ", ".py", str(file), str(Path.cwd()), token):
             assert word not in answer.text
 
 

@@ -96,7 +96,7 @@ def test_no_text_of_a_client_becomes_a_label() -> None:
     *_, told = ask(app, infer("evil"), ("BREW", "/v2", {}), ("GET", "/x" * 50, {}), METRICS)
     found = figures(told)
     asked = {key[1:] for key in found if key[0] == "orchestrator_requests_total"}
-    assert asked == {("infer", "POST", "", "404"), ("server", "other", "", "405"), ("none", "GET", "", "404")}
+    assert asked == {("infer", "POST", "", "404"), ("/v2", "other", "", "405"), ("other", "GET", "", "404")}
 
 
 @pytest.mark.parametrize("given", [None, "a" * 129, "tab\tinside", "ä"])

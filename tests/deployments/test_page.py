@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.front import Front
+from deployments.http.app import HttpApp
 from deployments.observe.meter import Meter
 from deployments.page import site
 from orchestrator import keys
@@ -70,14 +72,16 @@ def test_figures_are_gathered_once_for_many_who_look(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(site, "FRESH_S", 60.0)
     asked = 0
 
-    async def gather() -> list[Any]:
+    async def others() -> list[Any]:
         nonlocal asked
         asked += 1
         return []
 
-    one = served(PRICE, Meter("test"), {})
-    found = get(site.Site((PRICE,), (one,), gather).app(), *["/status", "/metrics"] * 3)
-    assert [reply.status_code for reply in found] == [200] * 6
+    meter, settings = Meter("test"), ServingSettings()
+    one = served(PRICE, meter, {})
+    found = site.Site((PRICE,), (one,), meter, others)
+    replies = get(HttpApp(Front((one,), settings), more=found.routes()), *["/status", "/metrics"] * 3)
+    assert [reply.status_code for reply in replies] == [200] * 6
     assert asked == 1
 
 

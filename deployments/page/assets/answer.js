@@ -2,6 +2,8 @@
 const MOST_BARS = 10;
 
 const tensor = (reply, name) => reply.outputs.find((output) => output.name === name);
+const used = (reply) =>
+  (reply.parameters.members_used ?? reply.parameters.members).split(",").filter((name) => name !== "");
 const best = (values) => values.indexOf(Math.max(...values));
 const className = (model, place) => model.classes[place] ?? `class ${place}`;
 
@@ -43,7 +45,7 @@ const votesTable = (model, reply, votes) => {
   const classes = model.task === "classification";
   const probabilities = tensor(reply, "probabilities")?.data.flat(Infinity);
   const winner = probabilities ? best(probabilities) : null;
-  const asked = reply.parameters.members.split(",");
+  const asked = used(reply);
   const rows = votes.map(({ name, values, weight }) => {
     const silent = !asked.includes(name);
     const place = best(values);
@@ -72,9 +74,9 @@ const votesTable = (model, reply, votes) => {
 };
 
 const factsOf = (model, reply, seconds) => {
-  const used = reply.parameters.members.split(",").filter((name) => name !== "").length;
+  const count = used(reply).length;
   const exit = tensor(reply, "exit_stage")?.data.flat(Infinity)[0];
-  const parts = [`${used} of ${model.members.length} members`, `weight epoch ${reply.parameters.weight_epoch}`];
+  const parts = [`${count} of ${model.members.length} members`, `weight epoch ${reply.parameters.weight_epoch}`];
   if (exit !== undefined && model.stages.length) parts.push(`left at stage ${exit + 1}`);
   return make("p", { class: "quiet" }, [...parts, ms(seconds)].join(" · "));
 };
@@ -89,7 +91,7 @@ const showAnswer = (model, reply, seconds) => {
   parts.push(
     votes
       ? votesTable(model, reply, votes)
-      : make("p", { class: "quiet" }, `Asked: ${reply.parameters.members}. This model does not tell their votes.`),
+      : make("p", { class: "quiet" }, `Asked: ${used(reply).join(", ")}. This model does not tell their votes.`),
   );
   byId("answer").replaceChildren(...parts);
 };

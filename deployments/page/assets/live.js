@@ -36,12 +36,12 @@ const showCharts = (steps, now) => {
   drawChart(byId("latency"), [["s1", thousand("median")], ["s2", thousand("slow")]], now, times);
 };
 
-const stateOf = (member, failed, calls) => {
+const stateOf = (member, failed, rows) => {
   if (member.ejected) return ["bad", "ejected: disagrees"];
   if (member.breaker >= 2) return ["bad", "breaker open"];
   if (member.breaker >= 1) return ["warn", "breaker half open"];
-  if (failed > 0) return calls > 0 ? ["warn", "fails at times"] : ["bad", "fails"];
-  return calls > 0 ? ["good", "answers"] : ["", "idle"];
+  if (failed > 0) return rows > 0 ? ["warn", "fails at times"] : ["bad", "fails"];
+  return rows > 0 ? ["good", "answers"] : ["", "idle"];
 };
 
 const showMembers = (model, span, bounds) => {
@@ -49,11 +49,11 @@ const showMembers = (model, span, bounds) => {
     const before = span?.before.members[place];
     const spent = before ? minus(member.latency, before.latency) : member.latency;
     const failed = member.failures - (before?.failures ?? 0);
-    const calls = countIn(spent);
-    const [level, text] = stateOf(member, failed, calls);
+    const answered = member.rows - (before?.rows ?? 0);
+    const [level, text] = stateOf(member, failed, answered);
     const detail = member.fallback ? "eager: its compiled form could not run" : member.execution;
     const cells = [
-      span ? short(calls / span.seconds) : "–",
+      span ? short(answered / span.seconds) : "–",
       ms(quantile(bounds, spent, 0.5)),
       ms(quantile(bounds, spent, 0.99)),
       short(failed),
