@@ -28,7 +28,7 @@ def facts(spec: Spec, served: Served) -> dict[str, Any]:
         "task": signature.task,
         "classes": list(signature.classes),
         "input": {**served.model.input.plain(), "shape": list(signature.input_shape)},
-        "outputs": [output.name for output in served.model.outputs],
+        "outputs": list(served.model.tensors),
         "stages": [label(stage) for stage in spec.tree.stages] if isinstance(spec.tree, Cascade) else [],
         "members": [
             {"name": member.name, "digest": member.digest[:12], "execution": member.execution}
