@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.drive import answer
 from deployments.exchange import Answer, Question
 from deployments.member import STUCK_S
 from deployments.observe import families
 from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
+from deployments.outputs import answer
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
@@ -72,7 +72,7 @@ class Fused:
         except TimeoutError as error:
             raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
         note_walk(self._spec.name, prediction, (), self._meter)
-        return answer(prediction, self._spec)
+        return answer(prediction, self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""

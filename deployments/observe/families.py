@@ -62,6 +62,9 @@ STAGE_SECONDS = _histogram(
     "stage",
 )
 EXITS = _counter("exit_rows", "Rows by the stage of the root cascade that answered them", "model", "stage")
+EARLY_EXIT = _gauge(
+    "early_exit", "0 once the audit of a cascade has switched early exits off, else 1", "model"
+)
 MEMBER_SECONDS = _histogram(
     "member_seconds", "Calls of a member as the ensemble waits for them", SECONDS, "model", "member"
 )
@@ -82,7 +85,18 @@ QUEUED_ROWS = _gauge("queued_rows", "Rows that wait for a model", "member")
 FALLBACK = _gauge("fallback", "1 where a model runs eagerly because its compiled form could not", "member")
 
 FAMILIES = (
-    *(REQUESTS, REQUEST_SECONDS, WORKING, ANSWERS, DEGRADED, FAILURES, WEIGHT_EPOCH, STAGE_SECONDS, EXITS),
+    *(
+        REQUESTS,
+        REQUEST_SECONDS,
+        WORKING,
+        ANSWERS,
+        DEGRADED,
+        FAILURES,
+        WEIGHT_EPOCH,
+        STAGE_SECONDS,
+        EXITS,
+        EARLY_EXIT,
+    ),
     *(MEMBER_SECONDS, MEMBER_ROWS, MEMBER_FAILURES, BREAKER, EJECTED, EJECTIONS),
     *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, FALLBACK),
 )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from opentelemetry import trace
 
+from deployments.breaker import State
 from deployments.observe import families
 from deployments.observe.meter import Meter
 from orchestrator.config.ensemble import Member
@@ -20,6 +22,8 @@ from orchestrator.ensemble.tree import Prediction
 from orchestrator.errors import OrchestratorError
 
 Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
+
+BREAKER_STATES: Mapping[State, int] = {"closed": 0, "half-open": 1, "open": 2}
 
 _tracer = trace.get_tracer("orchestrator")
 
@@ -67,3 +71,13 @@ def batches(meter: Meter, name: str) -> Callable[[int, float], None]:
         meter.observe(families.COMPUTE_SECONDS, name, value=seconds)
 
     return timed
+
+
+def note_health(model: str, health: Mapping[str, Any], meter: Meter) -> None:
+    """Set what `Contract.health` says of an ensemble's members."""
+    for member, found in health["members"].items():
+        meter.set(families.BREAKER, model, member, to=BREAKER_STATES[found["breaker"]])
+        if found["ejected"] and not meter.number(families.EJECTED, model, member):
+            meter.add(families.EJECTIONS, model, member)
+        meter.set(families.EJECTED, model, member, to=float(found["ejected"]))
+    meter.set(families.EARLY_EXIT, model, to=float(health["early_exit"]))

@@ -60,6 +60,10 @@ class Meter:
             counts[bisect_left(family.buckets, value)] += 1.0
             counts[-1] += value
 
+    def number(self, family: Family, *labels: str) -> float:
+        """A counter or gauge as it stands; 0 when nothing was counted."""
+        return self._numbers.get((family.name, labels), 0.0)
+
     def snapshot(self) -> Snapshot:
         with self._lock:
             found = {key: tuple(counts) for key, counts in self._histograms.items()}

@@ -13,8 +13,8 @@ import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
 
-from deployments.drive import answer, drive
-from deployments.exchange import Answer, Question, Served
+from deployments.contract import Contract
+from deployments.exchange import Served
 from deployments.front import Front
 from deployments.http.access import Access
 from deployments.http.app import HttpApp
@@ -26,7 +26,7 @@ from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.signature import Signature
-from orchestrator.ensemble.tree import distinct
+from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import MemberFailedError
 
 DIGITS = Signature(
@@ -82,18 +82,17 @@ def linear(seed: int, signature: Signature, *, delay_s: float = 0.0, fails: floa
 
 def served(spec: Spec, meter: Meter, calls: Mapping[Member, Call]) -> Served:
     """An ensemble that is asked in this process."""
-    watching = watched_members(spec.name, calls, meter)
 
-    async def predict(question: Question) -> Answer:
-        rounds: list[float] = []
-        prediction = await drive(spec, watching, question.rows, question.timeout_s, rounds.append)
+    def saw(prediction: Prediction, rounds: Sequence[float]) -> None:
         note_walk(spec.name, prediction, rounds, meter)
-        return answer(prediction, spec)
+
+    watching = watched_members(spec.name, calls, meter)
+    contract = Contract(spec, watching, ServingSettings(), saw=saw)
 
     async def ready() -> None:
         pass
 
-    return Served(describe(spec), predict, ready)
+    return Served(describe(spec), contract.answer, ready)
 
 
 def application(serving: ServingSettings, specs: Sequence[Spec] = SPECS, **calls: Any) -> ASGIApp:

@@ -23,7 +23,17 @@ from orchestrator import keys
 from orchestrator.config.access import AccessSettings
 from orchestrator.config.serving import ServingSettings
 from tests.deployments.browser import Page, browser, needs_browser
-from tests.deployments.served import CASCADE, MIX, PRICE, application, running, served
+from tests.deployments.served import (
+    CASCADE,
+    MIX,
+    PRICE,
+    SMALL,
+    WIDE,
+    application,
+    linear,
+    running,
+    served,
+)
 
 NAMES = ["mix", "cascade", "price"]
 
@@ -78,7 +88,7 @@ def test_figures_are_gathered_once_for_many_who_look(monkeypatch: pytest.MonkeyP
         return []
 
     meter, settings = Meter("test"), ServingSettings()
-    one = served(PRICE, meter, {})
+    one = served(PRICE, meter, {member: linear(0, PRICE.signature) for member in (SMALL, WIDE)})
     found = site.Site((PRICE,), (one,), meter, others)
     replies = get(HttpApp(Front((one,), settings), more=found.routes()), *["/status", "/metrics"] * 3)
     assert [reply.status_code for reply in replies] == [200] * 6

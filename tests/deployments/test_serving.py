@@ -187,7 +187,7 @@ def test_served_answers_are_the_in_process_ones(
     assert facts["parameters"]["weight_epoch"] == spec.weight_epoch
     assert facts["parameters"]["degraded"] is False
     used = [member.name for member, mask in expected.members.items() if mask.any()]
-    assert facts["parameters"]["members"] == ",".join(used)
+    assert facts["parameters"]["members_used"] == ",".join(used)
     if expected.probs is None:
         np.testing.assert_allclose(result.as_numpy("values"), expected.outputs, rtol=1e-5, atol=1e-5)
     else:
