@@ -63,7 +63,9 @@ class GrpcServer:
         """
         limit = self._front.serving.max_body_bytes + OVERHEAD_BYTES
         guards = [] if self._access is None else [Keys(self._access)]
-        self._server = grpc.aio.server(guards, options=[("grpc.max_receive_message_length", limit)])
+        self._server = grpc.aio.server(
+            interceptors=guards, options=[("grpc.max_receive_message_length", limit)]
+        )
         service = _Service(self._front)
         handlers = {name: service.handler(name) for name in messages.METHODS}
         self._server.add_generic_rpc_handlers(
