@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import __version__
+from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
@@ -97,6 +98,9 @@ app.command()(guarded(explain))
 
 app.command()(guarded(serve))
 app.command()(guarded(keys))
+
+
+app.command()(guarded(bench))
 
 
 @app.command("init")
