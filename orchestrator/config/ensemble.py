@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.calibration import (
+    Band,
     Calibration,
     Expectations,
     Numbers,
+    PredictionSets,
     Record,
     Survivors,
     Trend,
@@ -42,6 +44,10 @@ class Combined(Child):
     """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
+    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
+    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: intervals around its values, fitted on the calibration part. Regression."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
@@ -332,6 +338,10 @@ class Spec(Settings):
                 raise ValueError(f"{missing}: fit the ensemble first")
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
+        if isinstance(self.tree, Combined):
+            for sets in (self.tree.prediction_sets, self.tree.intervals):
+                if sets is not None and not sets.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
         return self
 
 
