@@ -1,9 +1,10 @@
 """What clients see while members fail: answers in time, degraded ones, and wrong ones that do not say so.
 
-Three members with a quorum of two, each with two replicas of its own, under open-loop Poisson load without
-retries. Phases: no faults; a fault inside a member (exception, NaN, wrong shape, slow, hung call) every two
-seconds; a replica killed (kill -9) or stopped (SIGSTOP, for five seconds) every thirty. Each reply is held to
-1e-4 against what exactly the members that it names say offline::
+Three members with a quorum of two, each with two replicas of its own, or (`fused`) two processes that hold
+them all, under open-loop Poisson load without retries. Phases: no faults; a fault inside a member (exception,
+NaN, wrong shape, slow, hung call) every two seconds; a process killed (kill -9) or stopped for five seconds
+(SIGSTOP) every thirty. Each reply is held to 1e-4 against what exactly the members that it names say
+offline::
 
     python -m benchmarks.serving_faults --seconds 600 --json docs/results/serving_faults.json
 """
@@ -18,7 +19,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,17 +29,17 @@ from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import numpy as np
-import ray
 from scipy.stats import beta
 
-from benchmarks.faulty_member import FOLDER, KINDS, FaultyMember
+from benchmarks.faulty_member import FOLDER, KINDS, FaultyIngress, FaultyMember
 from benchmarks.open_loop import Client, Response, poisson
 from benchmarks.output import Ratio, Result, main
 from deployments.local import serve_locally
+from orchestrator.cluster import connected
 from orchestrator.config.ensemble import Member, Spec, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp, MlpKwargs
-from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
@@ -109,29 +110,28 @@ def prepare(store: Store) -> Offline:
 
 
 @contextmanager
-def serving(store: Store, offline: Offline, folder: Path, deadline_s: float) -> Any:
+def serving(
+    store: Store, offline: Offline, folder: Path, placement: Placement, deadline_s: float
+) -> Iterator[str]:
     """Served with members that can be told to fail; yields the server's URL. Ray must not run yet."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    variables = {FOLDER: str(folder), "PYTHONPATH": str(Path(__file__).parents[1])}
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-        runtime_env={"env_vars": variables},
-    )
     settings = AppSettings(
         store=str(store.root),
         specs=(offline.spec,),
-        serving=ServingSettings(port=port, replicas=REPLICAS, deadline_s=deadline_s),
+        serving=ServingSettings(
+            port=port, placement=placement, compile=False, replicas=REPLICAS, deadline_s=deadline_s
+        ),
     )
-    try:
-        with patch("deployments.build.Member", FaultyMember), serve_locally(settings, ready_s=300) as url:
-            yield url
-    finally:
-        ray.shutdown()
+    variables = {FOLDER: str(folder), "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (
+        patch.dict(os.environ, variables),
+        patch("deployments.build.Member", FaultyMember),
+        patch("deployments.build.Ingress", FaultyIngress),
+        connected(cpus=2),
+        serve_locally(settings, ready_s=300) as url,
+    ):
+        yield url
 
 
 async def inside(folder: Path, every_s: float, rng: np.random.Generator, made: list[str]) -> None:
@@ -153,7 +153,7 @@ async def processes(folder: Path, every_s: float, rng: np.random.Generator, made
             await asyncio.sleep(every_s)
             files = sorted(folder.glob("*.pid"))
             file = files[rng.integers(len(files))]
-            pid = int(file.stem.split("-")[-1])
+            pid = int(file.stem)
             made.append("stop" if turn % 2 else "kill")
             if turn % 2 == 0:
                 os.kill(pid, signal.SIGKILL)
@@ -243,11 +243,25 @@ def upper_bound(wrong: int, of: int, confidence: float = 0.95) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """All phases one after the other on one server."""
+    """For each placement all phases one after the other on one server."""
+    rows = [row for placement in arguments.placements for row in _measured(placement, arguments)]
+    ratios = {
+        f"{row['placement']}, faults {row['faults']}": Ratio(row["answered_in_time"], _goal(row))
+        for row in rows
+    }
+    return rows, ratios | {"wrong": Ratio(sum(row["wrong"] for row in rows), 0, at_most=True)}
+
+
+def _goal(row: Mapping[str, Any]) -> float:
+    # A process of a fused ensemble takes all members with it.
+    return 0.99 if (row["placement"], row["faults"]) == ("fused", "of processes") else GOAL
+
+
+def _measured(placement: Placement, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     phases: dict[str, tuple[Faults | None, float]] = {
         "none": (None, 0.0),
-        "inside a member": (inside, arguments.every_s),
-        "processes": (processes, arguments.process_every_s),
+        "inside members": (inside, arguments.every_s),
+        "of processes": (processes, arguments.process_every_s),
     }
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -255,16 +269,17 @@ def measure(arguments: argparse.Namespace) -> Result:
         folder.mkdir()
         store = Store(Path(temporary) / "store")
         offline = prepare(store)
-        with serving(store, offline, folder, arguments.deadline_ms / 1e3) as url:
+        with serving(store, offline, folder, placement, arguments.deadline_ms / 1e3) as url:
             for name, (faults, every_s) in phases.items():
                 found = asyncio.run(phase(url, offline, folder, faults, every_s, arguments))
-                rows.append({"placement": "distributed", "faults": name, **found})
-    ratios = {f"answered_in_time ({row['faults']})": Ratio(row["answered_in_time"], GOAL) for row in rows[1:]}
-    ratios["wrong"] = Ratio(sum(row["wrong"] for row in rows), 0, at_most=True)
-    return rows, ratios
+                rows.append({"placement": placement, "faults": name, **found})
+    return rows
 
 
 def _more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--placements", nargs="+", choices=("distributed", "fused"), default=["distributed", "fused"]
+    )
     parser.add_argument("--seconds", type=float, default=600.0, help="of each phase")
     parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
     parser.add_argument("--deadline-ms", type=float, default=200.0)

@@ -11,7 +11,6 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import drive
 from deployments.contract import Contract
-from deployments.doors import close_call_port
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
 from deployments.member_call import Call, stop
@@ -55,7 +54,6 @@ class Composed:
         *,
         here: Collection[Member] = (),
     ) -> None:
-        close_call_port()
         self._spec = spec
         self._handles = dict(zip(distinct(spec.tree), handles, strict=True))
         calls = {member: _call(handle) for member, handle in self._handles.items()}

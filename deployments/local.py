@@ -63,6 +63,8 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
     with _only_one():
         _clear(host, port)
         check_port(host, port)
+        if settings.serving.grpc_port is not None:
+            check_port(host, settings.serving.grpc_port)
         try:
             _start(application, host, port)
             address = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import __version__
+from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
@@ -114,6 +115,9 @@ def serve(
 
     where = {"host": host, "port": port, "placement": placement}
     serve_refs(names, store=store, serving=where, allow=allow or [], as_json=as_json)
+
+
+app.command()(guarded(bench))
 
 
 @app.command("init")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-from deployments.http.asgi import Reply, json_reply
+from deployments.http.asgi import Header, Reply, json_reply
 from deployments.protocol.errors import ProtocolError
 from orchestrator.errors import (
     DeadlineError,
@@ -20,8 +20,8 @@ from orchestrator.errors import (
     QuorumError,
 )
 
-RETRY_AFTER_S = 1
-"""What clients are told to wait after a refusal that may pass, where no better time is known."""
+RETRY_AFTER_S = 1.0
+"""What clients are told to wait after a refusal that may pass, if the error does not know better."""
 MAY_PASS = (429, 503)
 
 
@@ -44,9 +44,11 @@ def status_of(error: OrchestratorError) -> int:
 
 def refusal(status: int, sentence: str, retry_after_s: float | None = None) -> Reply:
     """The reply for an error."""
-    wait_s = math.ceil(retry_after_s or RETRY_AFTER_S)
-    retry = ((b"retry-after", b"%d" % wait_s),) if status in MAY_PASS else ()
-    return json_reply({"error": sentence}, status, retry)
+    headers: tuple[Header, ...] = ()
+    if status in MAY_PASS:
+        whole_s = max(1, math.ceil(retry_after_s or RETRY_AFTER_S))
+        headers = ((b"retry-after", b"%d" % whole_s),)
+    return json_reply({"error": sentence}, status, headers)
 
 
 def wrong_method(method: str, path: str, allowed: Iterable[str]) -> Reply:

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.runtime", 1),
     ("orchestrator.progress", 1),
     ("orchestrator.live", 1),
+    ("orchestrator.load", 1),
     ("orchestrator.tracking", 1),
     ("orchestrator.training", 2.0),
     ("orchestrator.ensemble", 2.0),
@@ -36,6 +37,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.submit", 6),
     ("orchestrator.doctor", 6),
     ("orchestrator.cli", 6),
+    ("orchestrator.command_bench", 6),
     ("orchestrator.command_choose", 6),
     ("orchestrator.command_explain", 6),
     ("orchestrator.command_guard", 6),
@@ -138,6 +140,7 @@ def test_no_import_cycle() -> None:
 # Where an import takes seconds that only some callers need.
 LAZY = {
     "orchestrator.cli",
+    "orchestrator.command_bench",
     "orchestrator.command_choose",
     "orchestrator.command_explain",
     "orchestrator.compression.export",

@@ -106,8 +106,8 @@ def test_the_bound_beside_a_zero() -> None:
 @pytest.mark.slow
 def test_faults_are_degraded_answers_and_never_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    load = Namespace(seconds=8.0, rate=6.0, deadline_ms=5_000.0, every_s=0.5, process_every_s=3.0, seed=1)
-    rows, ratios = measure(load)
+    load = {"seconds": 8.0, "rate": 6.0, "deadline_ms": 5_000.0, "every_s": 0.5, "process_every_s": 3.0}
+    rows, ratios = measure(Namespace(placements=["distributed"], seed=1, **load))
     assert ratios["wrong"].value == 0
     quiet, inside, processes = rows
     assert quiet["requests"] == inside["requests"] > 20

@@ -184,11 +184,31 @@ def test_failures_of_the_ensemble(error: Exception, status: int) -> None:
     assert "secret" not in reply.json()["error"]
 
 
-def test_who_is_refused_is_told_when_to_come_back() -> None:
-    async def full(_question: Question) -> Answer:
-        raise OverloadedError.after(3.2, "too many rows are waiting", 9)
+def test_an_output_that_the_placement_does_not_give_is_refused() -> None:
+    reply = ask("POST", INFER, json=BODY | {"outputs": [{"name": "member_probs"}]})
+    assert reply.status_code == 400
+    assert "does not give the output: member_probs" in reply.json()["error"]
 
-    assert ask("POST", INFER, json=BODY, predict=full).headers["retry-after"] == "4"
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (OverloadedError.after(2.2, "full", 7), "3"),
+        (OverloadedError("full"), "1"),
+        (DeadlineError("late"), None),
+    ],
+)
+def test_what_may_pass_says_when_to_try_again(error: Exception, seconds: str | None) -> None:
+    async def fails(_question: Question) -> Answer:
+        raise error
+
+    assert ask("POST", INFER, json=BODY, predict=fails).headers.get("retry-after") == seconds
+
+
+def test_head_is_get_without_a_body_and_405_says_what_is_allowed() -> None:
+    reply = ask("HEAD", "/v2/health/live")
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert ask("PUT", "/v2/models/small").headers["allow"] == "GET"
 
 
 def test_the_clients_timeout_shortens_the_deadline() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import tritonclient.grpc as triton_grpc
 from ray import serve
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
@@ -25,6 +26,7 @@ from orchestrator.config.ensemble import Spec, leaves
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, PortInUseError, ServingError
 from orchestrator.store.store import Store
+from tests.deployments.pictures import png
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 class Running:
     client: Any
     port: int
+    grpc_port: int
     store: Store
     specs: dict[str, Spec]
     settings: AppSettings
@@ -68,17 +71,17 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def running(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:  # noqa: ARG001
     store, specs = open_store(tmp_path_factory.mktemp("serving"))
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     settings = AppSettings(
         store=str(store.root),
         specs=specs,
-        serving=ServingSettings(port=port, max_body_bytes=16_384, deadline_s=20),
+        serving=ServingSettings(port=port, grpc_port=grpc_port, max_body_bytes=16_384, deadline_s=20),
     )
     with serve_locally(settings, ready_s=300) as url:
         assert url == f"http://127.0.0.1:{port}"
         client = InferenceServerClient(f"127.0.0.1:{port}", concurrency=4)
         try:
-            yield Running(client, port, store, {spec.name: spec for spec in specs}, settings)
+            yield Running(client, port, grpc_port, store, {spec.name: spec for spec in specs}, settings)
         finally:
             client.close()
     assert serve.status().applications == {}
@@ -155,6 +158,32 @@ def test_served_answers_are_the_in_process_ones(
     else:
         np.testing.assert_allclose(result.as_numpy("probabilities"), expected.probs, atol=1e-5)
         np.testing.assert_array_equal(result.as_numpy("label"), expected.probs.argmax(axis=1))
+
+
+@pytest.mark.parametrize("name", ["mix", "table"])
+def test_grpc_answers_are_the_in_process_ones(running: Running, name: str) -> None:
+    spec = running.specs[name]
+    rows = rows_of(spec)[:5]
+    tensor = triton_grpc.InferInput("input", list(rows.shape), describe(spec).input.datatype)
+    tensor.set_data_from_numpy(rows)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+        assert client.is_server_ready()
+        result = client.infer(name, [tensor])
+    expected = in_process(running.store, spec, rows)
+    output, values = (
+        ("values", expected.outputs) if expected.probs is None else ("probabilities", expected.probs)
+    )
+    np.testing.assert_allclose(result.as_numpy(output), values, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_answers_an_image_file(running: Running) -> None:
+    rows = rows_of(running.specs["mix"])[:1]
+    status, found = post(running.port, "/predict?model=mix", png(rows[0]), **{"Content-Type": "image/png"})
+    assert status == 200
+    probs = in_process(running.store, running.specs["mix"], rows).probs
+    assert probs is not None
+    np.testing.assert_allclose(found["predictions"][0]["probabilities"], probs[0], atol=1e-5)
+    assert found["predictions"][0]["class"] == str(probs[0].argmax())
 
 
 def test_the_cascade_really_exits_early(running: Running) -> None:
