@@ -9,7 +9,6 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.doors import close_call_port
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
@@ -45,7 +44,6 @@ class Ingress:
         places: Sequence[DeploymentHandle[Any] | Here],
         serving: ServingSettings,
     ) -> None:
-        close_call_port()
         self._here: list[Fused | Mixed] = []
         served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
         self._behind = [place for place in places if isinstance(place, DeploymentHandle)]
