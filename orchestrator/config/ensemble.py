@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.calibration import (
+    Band,
     Calibration,
     Expectations,
     Numbers,
+    PredictionSets,
     Record,
     Survivors,
     Trend,
@@ -38,8 +40,14 @@ class Combined(Child):
 
     quorum: int | None = Field(None, ge=1)
     """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
+    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
+    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: intervals around its values, fitted on the calibration part. Regression."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
@@ -48,6 +56,11 @@ class Combined(Child):
         count = len(getattr(self, self.below or "", ()))
         if self.quorum is not None and self.quorum > count:
             raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        if self.fallback is not None and self.quorum is None:
+            raise ValueError("a fallback needs a quorum: without one, nobody waits for the other members")
+        for child in getattr(self, self.below or "", ()):
+            if isinstance(child, Combined) and child.fallback is not None:
+                raise ValueError("only the outermost ensemble can have a fallback")
         return self
 
 
@@ -325,6 +338,10 @@ class Spec(Settings):
                 raise ValueError(f"{missing}: fit the ensemble first")
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
+        if isinstance(self.tree, Combined):
+            for sets in (self.tree.prediction_sets, self.tree.intervals):
+                if sets is not None and not sets.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
         return self
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     VALUE_RULES,
@@ -17,9 +24,11 @@ from orchestrator.config.ensemble import (
     Member,
     Parallel,
     PooledNode,
+    leaves,
     walk_nodes,
 )
 from orchestrator.config.free import first_complaint, probes
+from orchestrator.config.groups import name_of, nth_seed, with_groups
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
@@ -31,9 +40,9 @@ from orchestrator.config.measure import (
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan
+from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -53,20 +62,77 @@ class ModelEntry(Settings):
     resources: Resources = Resources()
     ref: str | None = None
     """An imported model (`orchestrator import`); it is not trained."""
+    seed: int | None = Field(None, ge=0, lt=2**31, exclude_if=absent)
+    """Of weights, order, augmentation and drawn rows; the run's when not given."""
+    copies: int = Field(1, ge=1, le=100, exclude_if=lambda copies: copies == 1)
+    """So many models that differ by their seed, `<name>-1`, `<name>-2`, ..."""
+    together: tuple[ModelSettings, ...] | None = Field(None, min_length=2, max_length=100, exclude_if=absent)
+    """Instead of `model`: trained in one run, by a loss that ties them (mutual, negative_correlation)."""
+    number: int | None = Field(None, ge=1, exclude_if=absent)
+    """Filled in when the file is read: which of the models of one training this is."""
+
+    @property
+    def yields(self) -> int:
+        """How many models its training yields."""
+        return len(self.together or ()) or self.training.snapshots or 1
+
+    def models(self, name: str, seed: int) -> dict[str, ModelEntry]:
+        """The entry, which has this name, as one entry a model. Those of one training have a `number`.
+
+        Args:
+            name: the entry's.
+            seed: of the run.
+        """
+        seed = seed if self.seed is None else self.seed
+        if self.number is not None or self.copies == self.yields == 1:
+            return {name: self}
+        if self.copies > 1 and not isinstance(self.training.loss, JOINT_LOSSES):
+            return {
+                name_of(name, number): self.model_copy(update={"copies": 1, "seed": nth_seed(seed, number)})
+                for number in range(1, self.copies + 1)
+            }
+        together = self.together or (self.model,) * self.copies if self.training.snapshots is None else None
+        models = together or (self.model,) * self.yields
+        return {
+            name_of(name, number): self.model_copy(
+                update={"copies": 1, "model": model, "together": together, "number": number}
+            )
+            for number, model in enumerate(models, 1)
+        }
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
-        if (self.model is None) == (self.ref is None):
-            raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
+        # The models of `together` have their entry's `model` from the file; it is known by its number.
+        sources = (self.model, self.ref, self.together if self.number is None else None)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give either 'model' (trained here) or 'ref' (already in the store), or models 'together'"
+            )
+        self._group()
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
-        if isinstance(self.model, SideBySide):
+        if any(isinstance(model, SideBySide) for model in (self.model, *(self.together or ()))):
             raise ValueError("side_by_side trains its head alone: train its members, then use step 'merge'")
         if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
             raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:
             raise ValueError("a transfer set needs a distillation loss and 'teacher'")
         return self
+
+    def _group(self) -> None:
+        """What entries that stand for several models may not be."""
+        joint = isinstance(self.training.loss, JOINT_LOSSES)
+        if joint and self.copies == 1 and self.together is None:
+            raise ValueError("this loss is for models that are trained together: give 'together' or 'copies'")
+        if self.together is not None and not joint:
+            raise ValueError("'together' needs a loss that ties the models: mutual or negative_correlation")
+        several = (self.copies > 1, self.together is not None, self.training.snapshots is not None)
+        if sum(several) > 1 or (joint and self.training.snapshots is not None):
+            raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
+        if self.ref is not None and (self.copies > 1 or self.seed is not None):
+            raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        if self.number is not None and self.number > self.yields:
+            raise ValueError(f"'number' is at most {self.yields} here")
 
 
 class VariantEntry(Settings):
@@ -75,12 +141,17 @@ class VariantEntry(Settings):
     parent: str
     """A model, or a variant above this one."""
     plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests."""
+    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
+    `ensemble` is an ensemble of this file, a ref or a digest."""
     execution: Execution | None = None
     """lowered after int8, else eager, when not given."""
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, of its steps."""
     gpus: float = Field(0, ge=0)
+
+    def needs(self) -> tuple[str, ...]:
+        """Names and refs of all that it is made of."""
+        return (self.parent, *(other for step in self.plan for other in others_of(step)))
 
 
 class RunConfig(Settings):
@@ -91,6 +162,8 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
+    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
     variants: dict[Name, VariantEntry] = Field(default_factory=dict)
@@ -112,6 +185,28 @@ class RunConfig(Settings):
             return {**value, "metric": {"name": "rmse"}}
         return value
 
+    @field_validator("models", mode="after")
+    @classmethod
+    def _one_entry_a_model(
+        cls, models: dict[Name, ModelEntry], info: ValidationInfo
+    ) -> dict[Name, ModelEntry]:
+        found: dict[Name, ModelEntry] = {}
+        for name, entry in models.items():
+            for own, plain in entry.models(name, info.data.get("seed", 0)).items():
+                if own in found or (own != name and own in models):
+                    raise ValueError(f"two models would be named '{own}'")
+                found[own] = plain
+        return found
+
+    @field_validator("ensembles", mode="before")
+    @classmethod
+    def _groups_as_members(cls, ensembles: Any, info: ValidationInfo) -> Any:
+        models = info.data.get("models", {})
+        if not isinstance(ensembles, dict):
+            return ensembles
+        taken = {*models, *info.data.get("variants", {}), *ensembles, *FRONT_NAMES}
+        return with_groups(ensembles, models, taken)
+
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
         for name, entry in self.models.items():
@@ -126,7 +221,10 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
+        self._no_student_circle()
         self._tuned_models()
+        if self.elsewhere is not None and self.data.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
             raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
@@ -161,11 +259,33 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
                 complaint = self._needs_classifier(node) if self.data.task == "regression" else None
+                complaint = complaint or self._sets_complaint(node, root=node is tree)
                 if isinstance(node, Cascade):
                     complaint = complaint or self._cascade_complaint(node)
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    def taught(self) -> tuple[str, ...]:
+        """Variants that cannot be made before an ensemble of this file is fitted, in its order."""
+        found: list[str] = []
+        for name, entry in self.variants.items():
+            if not {*self.ensembles, *found}.isdisjoint(entry.needs()):
+                found.append(name)
+        return tuple(found)
+
+    def _no_student_circle(self) -> None:
+        """No ensemble may have a member that learns from it. Ensembles and variants name only what stands
+        above them in their sections, so that a circle has a variant and an ensemble in it."""
+        needs = {name: entry.needs() for name, entry in self.variants.items()}
+        needs |= {name: tuple(leaf.name for leaf in leaves(tree)) for name, tree in self.ensembles.items()}
+
+        def reached(name: str, seen: frozenset[str]) -> bool:
+            return name in seen or any(reached(below, seen | {name}) for below in needs.get(name, ()))
+
+        for name in self.variants:
+            if reached(name, frozenset()):
+                raise ValueError(f"variants.{name}: it learns from an ensemble that it is itself a part of")
 
     @staticmethod
     def _needs_classifier(node: AnyNode) -> str | None:
@@ -176,6 +296,24 @@ class RunConfig(Settings):
             return "a cascade needs a classifier: a regression's values are not sure or unsure"
         if isinstance(node, Combined) and node.calibration is not None:
             return f"calibration {node.calibration.kind} needs a classifier; leave it out"
+        return None
+
+    def _sets_complaint(self, node: AnyNode, *, root: bool) -> str | None:
+        """Sets of classes are a classifier's, intervals a regression's, and both the whole ensemble's."""
+        if not isinstance(node, Combined):
+            return None
+        regression = self.data.task == "regression"
+        for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
+            found = getattr(node, key)
+            if found is None:
+                continue
+            if not fits:
+                other = "intervals" if regression else "prediction_sets"
+                return f"{key} are not for a {self.data.task}: use {other}"
+            if not root:
+                return f"{key} belong to the whole ensemble: give them at its top"
+            if found.fitted:
+                return f"{key} are fitted on the calibration part: leave out its fitted number"
         return None
 
     def _cascade_complaint(self, node: Cascade) -> str | None:
@@ -205,6 +343,10 @@ class RunConfig(Settings):
         base = self.models[settings.model]
         if base.ref is not None:
             raise ValueError(f"training_search.model: '{settings.model}' is not trained here, it has a 'ref'")
+        if base.number is not None:
+            raise ValueError(
+                f"training_search.model: '{settings.model}' is one of several models of a training"
+            )
         if settings.result in (*self.models, *self.variants, *self.ensembles):
             raise ValueError(f"the name '{settings.result}' is that of the training search's result")
         for config in probes(settings.space):
@@ -214,6 +356,10 @@ class RunConfig(Settings):
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
+
+    def seed_of(self, entry: ModelEntry) -> int:
+        """The seed that a model of this run is trained with."""
+        return self.seed if entry.seed is None else entry.seed
 
     def allowed(self) -> frozenset[str]:
         """Every import path that this file names: the only code of the user's that may run."""

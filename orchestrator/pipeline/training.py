@@ -78,7 +78,7 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
         entry=entry,
         data_folder=str(run.dataset.folder),
         store=str(run.store.root),
-        seed=run.config.seed,
+        seed=run.config.seed_of(entry),
         metric=run.config.metric,
         allowed=tuple(sorted(run.allowed)),
         teacher_digest=imported.get(entry.teacher or ""),

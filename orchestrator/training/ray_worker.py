@@ -18,12 +18,11 @@ from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, OrchestratorError
 from orchestrator.mailbox import Mailbox, send
-from orchestrator.models.build import build
 from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.store.store import Store
 from orchestrator.training import sharding
 from orchestrator.training.batches import Views
-from orchestrator.training.fitting import fill_cache, store_result, teacher_cache, train_rows
+from orchestrator.training.fitting import fill_cache, module_of, store_results, teacher_cache, train_rows
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.state import EpochReport, TrainState
@@ -91,18 +90,17 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
     )
     for report in reports:
         _report(job.name, report, ready.state, rank, mailbox)
-    return store_result(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
+    return store_results(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
 def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
     """Open what the training needs; rank 0 also computes the teacher's outputs that are missing."""
-    assert job.entry.model is not None  # checked by TrainJob.settings
     dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
     rows = train_rows(job, dataset)
     state = _last_state()
     if rank == 0:
         _announce(job, state, len(rows.ids), world, device, mailbox)
-    module = build(job.entry.model, dataset.signature, allowed=job.allowed, seed=job.seed)
+    module = module_of(job, dataset.signature)
     cache = None if state.finished else teacher_cache(job, store, rows, device)
     if cache is not None and rank == 0:
         fill_cache(cache, job, store)
@@ -129,7 +127,8 @@ def _announce(
     training, cpus = job.entry.training, job.entry.resources.cpus
     where = f"{world} worker{'s' * (world > 1)} x {cpus} core{'s' * (cpus > 1)}, {device.type}"
     begins = f"goes on after epoch {state.epoch}" if state.epoch else "starts"
-    send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows, {where}")
+    several = f" for {job.entry.yields} models" if job.entry.yields > 1 else ""
+    send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows{several}, {where}")
     if training.precision == "bf16" and device.type == "cpu" and not has_bf16_kernels():
         text = (
             "this CPU has no bfloat16 kernels, training in it takes many times as long: "

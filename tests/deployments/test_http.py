@@ -106,7 +106,7 @@ def test_infer_needs_no_content_type(path: str) -> None:
     assert reply.headers["content-type"] == "application/json"
     found = reply.json()
     assert found["id"] == "7"
-    assert found["parameters"] == {"weight_epoch": 3, "degraded": False, "members": "a,b"}
+    assert found["parameters"] == {"weight_epoch": 3, "degraded": False, "members_used": "a,b"}
     assert found["outputs"][0]["data"] == [0.5, 0.5]
 
 
