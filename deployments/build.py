@@ -70,12 +70,14 @@ def build_app(settings: AppSettings) -> Application:
     """Bind the deployments of all specs.
 
     Raises:
-        ConfigError: the store's path is relative, two specs have one name, or a spec and an artifact
-            do not fit.
+        ConfigError: the path of the store or of the keys is relative, two specs have one name, or a spec and
+            an artifact do not fit.
         NotFoundError: the store lacks a ref, a spec or an artifact.
     """
     if not (urlsplit(settings.store).scheme or PurePath(settings.store).is_absolute()):
         raise ConfigError("the store must be an absolute path or a URI to be served", settings.store)
+    if settings.serving.access.keys and not PurePath(settings.serving.access.keys).is_absolute():
+        raise ConfigError("the file of API keys must be an absolute path", settings.serving.access.keys)
     store = Store(settings.store, create=False)
     specs = [*settings.specs, *(store.spec(ref) for ref in settings.refs)]
     names = [spec.name for spec in specs]

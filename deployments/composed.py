@@ -14,10 +14,13 @@ from deployments.contract import Contract
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
 from deployments.member_call import Call, stop
+from deployments.observe.members import note_health, note_walk, watched_members
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import gather, this_replica
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble.quorum import answers_without
-from orchestrator.ensemble.tree import distinct
+from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import MemberFailedError, OrchestratorError
 
 
@@ -44,6 +47,7 @@ class Composed:
         handles: one for each distinct member of the tree, in file order.
         serving: what a member's failure costs.
         here: members of this process.
+        meter: counts what happens; one of its own when not given.
     """
 
     def __init__(
@@ -53,11 +57,14 @@ class Composed:
         serving: ServingSettings,
         *,
         here: Collection[Member] = (),
+        meter: Meter | None = None,
     ) -> None:
         self._spec = spec
         self._handles = dict(zip(distinct(spec.tree), handles, strict=True))
+        self._meter = meter or Meter(this_replica())
         calls = {member: _call(handle) for member, handle in self._handles.items()}
-        self._contract = Contract(spec, calls, serving, alone=here)
+        watched = watched_members(spec.name, calls, self._meter)
+        self._contract = Contract(spec, watched, serving, alone=here, saw=self._saw)
 
     async def predict(self, question: Question) -> Answer:
         """Answer the rows within the time that is left.
@@ -67,6 +74,14 @@ class Composed:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         return await self._contract.answer(question)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """What this replica and its members' counted."""
+        note_health(self._spec.name, self._contract.health(), self._meter)
+        return [self._meter.snapshot(), *await gather(self._handles.values())]
+
+    def _saw(self, prediction: Prediction, rounds: Sequence[float]) -> None:
+        note_walk(self._spec.name, prediction, rounds, self._meter)
 
     def health(self) -> dict[str, Any]:
         """See `Contract.health`."""

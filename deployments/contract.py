@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Contract:
         alone: members of which there is one replica at hand, whatever `serving` says.
         clock: seconds, rising.
         seed: of the draw of rows that are audited.
+        saw: told each prediction, and the seconds of its rounds of asks.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Contract:
         alone: Collection[Member] = (),
         clock: Callable[[], float] = time.monotonic,
         seed: int | None = None,
+        saw: Callable[[Prediction, Sequence[float]], None] = lambda _prediction, _rounds: None,
     ) -> None:
         self._spec = spec
         self._members = distinct(spec.tree)
@@ -74,6 +76,7 @@ class Contract:
         self._audit = ExitAudit()
         self._rng = np.random.default_rng(seed)
         self._audits = 0
+        self._saw = saw
         self._background = set[asyncio.Task[None]]()
 
     async def answer(self, question: Question) -> Answer:
@@ -85,9 +88,17 @@ class Contract:
         """
         spec, without = self.spec, self._left_out()
         self._try_again(question, without)
+        rounds: list[float] = []
         prediction = await drive(
-            spec, self._calls, question.rows, question.timeout_s, without=without, late=self._late
+            spec,
+            self._calls,
+            question.rows,
+            question.timeout_s,
+            without=without,
+            late=self._late,
+            rounds=rounds.append,
         )
+        self._saw(prediction, rounds)
         if self._watchman is not None:
             self._watchman.saw(prediction)
         if self._promise is not None and not self._audit.broken and not prediction.degraded.any():

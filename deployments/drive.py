@@ -38,6 +38,7 @@ async def drive(
     *,
     without: Mapping[Member, str] = MappingProxyType({}),
     late: Callable[[Member], None] = lambda _: None,
+    rounds: Callable[[float], None] = lambda _: None,
 ) -> Prediction:
     """Answer `inputs` [N, ...] with the spec's tree; members that can be asked together are.
 
@@ -55,6 +56,7 @@ async def drive(
         timeout_s: time for all of it.
         without: members that are not asked, and why; they count as missing.
         late: told of each member that was given up because the time was over.
+        rounds: told the seconds of each round of asks.
 
     Raises:
         DeadlineError: the members took longer than `timeout_s`.
@@ -69,7 +71,9 @@ async def drive(
     while True:
         asked = [ask for ask in asks if ask.member not in without]
         waits = [_ask(ask, calls, inputs) for ask in asked]
-        results = await settle(waits, (until - now()) / left, patient=patient)
+        started = now()
+        results = await settle(waits, (until - started) / left, patient=patient)
+        rounds(now() - started)
         left = max(left - 1, 1)
         outcomes = {member: Outcome(failure=reason) for member, reason in without.items()}
         for ask, result in zip(asked, results, strict=True):

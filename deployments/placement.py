@@ -15,8 +15,11 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
-from deployments.fused import Fused, load_groups
+from deployments.fused import Fused, load_groups, note_fallback
 from deployments.group import Group
+from deployments.observe.members import batches
+from deployments.observe.meter import Meter
+from deployments.observe.replicas import this_replica
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_nodes
 from orchestrator.config.serving import AppSettings, Placement
@@ -93,14 +96,19 @@ class Mixed(Composed):
             elsewhere=handles,
         )
         self.fallbacks = tuple(one.fallback for one in joints if one.fallback is not None)
+        meter = Meter(f"{this_replica()}:{spec.name}")
+        for one in joints:
+            note_fallback(meter, one)
+        timed = batches(meter, spec.name)
         self._groups = [
-            Group(one, worker, max_rows=spec.batch, max_queued_rows=max_queued_rows) for one in joints
+            Group(one, worker, max_rows=spec.batch, max_queued_rows=max_queued_rows, timed=timed)
+            for one in joints
         ]
         here: dict[Member, Any] = {}
         for group in self._groups:
             here |= group.handles()
         found = [handles.get(member) or here[member] for member in distinct(spec.tree)]
-        super().__init__(spec, found, settings.serving, here=here)
+        super().__init__(spec, found, settings.serving, here=here, meter=meter)
 
     def check_health(self) -> None:
         """Called by Serve.

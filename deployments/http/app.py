@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from deployments.exchange import Served
@@ -22,7 +23,7 @@ from deployments.http.asgi import (
 from deployments.http.endpoints import Endpoints
 from deployments.http.errors import refusal, status_of
 from deployments.http.infer import infer
-from deployments.http.routes import Call, Routes
+from deployments.http.routes import Call, Handler, Routes
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import OrchestratorError, OverloadedError
 
@@ -45,12 +46,18 @@ class HttpApp:
     Args:
         front: the models.
         beside: what starts and stops with the application.
+        more: routes beside those of the models.
     """
 
-    def __init__(self, front: Front, beside: Companion | None = None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        beside: Companion | None = None,
+        more: Mapping[str, Mapping[str, Handler]] = MappingProxyType({}),
+    ) -> None:
         self._front = front
         self._beside = beside
-        self._routes = Routes(Endpoints(front).table())
+        self._routes = Routes({**more, **Endpoints(front).table()})
         # The paths of inference are looked up at once: all the load goes there.
         self._infer = {
             path: entry

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.access import AccessSettings, TlsSettings, is_loopback
 from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.imports import ImportPath
@@ -118,6 +119,12 @@ class ServingSettings(Settings):
     audit: float = Field(0.01, ge=0, le=1)
     """Share of the rows of a cascade with a guarantee that are held against the whole cascade's answer."""
 
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings | None = None
+    """HTTPS instead of HTTP."""
+    request_log: Literal["off", "text", "json"] = "off"
+    """A line for each request, with its id, on the replica's standard error."""
+
     def options(self, member: str) -> MemberOptions:
         """Of the member of that name."""
         return self.members.get(member, _DEFAULTS)
@@ -126,6 +133,20 @@ class ServingSettings(Settings):
         """Most replicas of the member of that name."""
         options = self.options(member)
         return options.autoscaling.max_replicas if options.autoscaling else options.replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        if not (is_loopback(self.host) or self.access.keys or self.access.open):
+            raise ValueError(
+                f"{self.host} can be reached from other machines: give access.keys, a file of API keys "
+                "('orchestrator keys add NAME' makes one), or access.open if a gateway asks for keys"
+            )
+        return self
+
+    def local(self) -> ServingSettings:
+        """The same on loopback, for requests of this machine only: no keys, no TLS."""
+        host = self.host if is_loopback(self.host) else "127.0.0.1"
+        return self.model_copy(update={"host": host, "access": AccessSettings(), "tls": None})
 
 
 class AppSettings(Settings):

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
 import tritonclient.grpc as triton_grpc
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
@@ -21,7 +27,10 @@ from tritonclient.utils import InferenceServerException
 from deployments import local
 from deployments.build import build_app
 from deployments.local import APPLICATION, check_port, serve_locally
+from deployments.page import site
 from deployments.protocol.model import describe
+from orchestrator import keys
+from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.ensemble import Spec, leaves
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, PortInUseError, ServingError
@@ -112,7 +121,7 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     settings = AppSettings(store=str(store.root), specs=specs[:1], serving=ServingSettings(port=port))
-    local._start(build_app(settings), "127.0.0.1", port)  # as a program does that is killed afterwards
+    local._start(build_app(settings), settings.serving)  # as a program does that is killed afterwards
     with (
         pytest.raises(ServingError, match=r"weights\.safetensors of the artifact is damaged"),
         serve_locally(settings, ready_s=300),
@@ -120,6 +129,35 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
         raise AssertionError
     assert serve.status().applications == {}
     check_port("127.0.0.1", port)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl on PATH")
+def test_https_with_keys(tmp_path: Path, cluster: None) -> None:  # noqa: ARG001
+    store, specs = open_store(tmp_path)
+    certificate, key, file = (tmp_path / name for name in ("certificate.pem", "key.pem", "keys"))
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files],
+        check=True,
+        capture_output=True,
+    )
+    token, port = keys.add(file, "ann", "data"), free_port()
+    serving = ServingSettings(
+        port=port,
+        tls=TlsSettings(certificate=str(certificate), key=str(key)),
+        access=AccessSettings(keys=str(file)),
+    )
+    settings = AppSettings(store=str(store.root), specs=specs[-1:], serving=serving)
+    with serve_locally(settings, ready_s=300) as url:
+        assert url == f"https://127.0.0.1:{port}"
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=url, verify=trusted) as client:
+            assert client.get("/v2").status_code == 401
+            reply = client.get("/v2", headers={"X-API-Key": token})
+            assert reply.json()["name"] == "orchestrator"
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"http://127.0.0.1:{port}/v2")
 
 
 def test_a_stock_client_gets_live_ready_and_metadata(running: Running) -> None:
@@ -246,3 +284,41 @@ def test_a_second_program_on_the_cluster_is_refused(running: Running) -> None:
         raise AssertionError
     assert running.client.is_server_ready()
     assert list(serve.status().applications) == [APPLICATION]
+
+
+def test_figures_of_all_processes_and_the_page_are_served(running: Running) -> None:
+    spec = running.specs["cascade"]
+    rows = rows_of(spec)
+    tensor = InferInput("input", list(rows.shape), "UINT8")
+    tensor.set_data_from_numpy(rows)
+    running.client.infer("cascade", [tensor])
+    time.sleep(site.FRESH_S)
+    url = f"http://127.0.0.1:{running.port}"
+    told = httpx.get(f"{url}/metrics")
+    samples = [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(told.text)
+        for sample in family.samples
+    ]
+
+    def total(name: str, **labels: str) -> float:
+        return sum(value for found, had, value in samples if found == name and labels.items() <= had.items())
+
+    assert total("orchestrator_requests_total", model="cascade", status="200") >= 1
+    assert total("orchestrator_member_seconds_count", model="cascade", member="mlp0") >= 1
+    assert total("orchestrator_exit_rows_total", model="cascade") >= len(rows)
+    assert total("orchestrator_batch_rows_count", member="mlp0") >= 1
+    # The ingress, five ensembles and five distinct members: each series under the process that counted it.
+    replicas = {labels["replica"].split("#")[0] for _, labels, _ in samples}
+    assert {"ingress", "sequential-cascade"} < replicas
+    assert any(name.startswith("member-mlp0-") for name in replicas)
+
+    status = httpx.get(f"{url}/status").json()
+    assert [model["name"] for model in status["models"]] == [spec.name for spec in running.settings.specs]
+    assert not any(model["problem"] for model in status["models"])
+    (found,) = (model for model in status["models"] if model["name"] == "cascade")
+    assert sum(found["exits"].values()) >= len(rows)
+
+    page = httpx.get(url, headers={"x-request-id": "mine"})
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers.get_list("x-request-id") == ["mine"]
