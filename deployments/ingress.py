@@ -15,7 +15,8 @@ from deployments.front import Front
 from deployments.fused import Fused
 from deployments.grpc_server import GrpcServer
 from deployments.http.access import Access
-from deployments.http.app import HttpApp
+from deployments.http.app import Companion, HttpApp
+from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
@@ -33,6 +34,7 @@ class Ingress:
         specs: the served ensembles.
         places: the deployment of each, or what runs in this process.
         serving: limits, keys and logs.
+        direct: listen on the settings' host and port, beside whatever Serve does.
 
     Raises:
         ConfigError: the file of keys cannot be read.
@@ -43,6 +45,8 @@ class Ingress:
         specs: Sequence[Spec],
         places: Sequence[DeploymentHandle[Any] | Here],
         serving: ServingSettings,
+        *,
+        direct: bool = False,
     ) -> None:
         self._here: list[Fused | Mixed] = []
         served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
@@ -50,11 +54,15 @@ class Ingress:
         meter = Meter(this_replica())
         front = Front(counted(served, meter), serving)
         access = Access(serving.access)
-        port = serving.grpc_port
-        grpc = None if port is None else GrpcServer(front, serving.host, port, access)
-        protocol = HttpApp(front, grpc, Site(specs, served, meter, self._snapshots).routes())
+        beside: list[Companion] = []
+        protocol = HttpApp(front, beside, Site(specs, served, meter, self._snapshots).routes())
+        names = list(front.entries)
+        if serving.grpc_port is not None:
+            beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
+        if direct:
+            beside.append(Listener(server_app(protocol, names, access, serving, meter), serving))
         # Serve's own HTTP server sends the request's id back.
-        self._app = server_app(protocol, list(front.entries), access, serving, meter, echo=False)
+        self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
         here = [await ensemble.snapshots() for ensemble in self._here]
