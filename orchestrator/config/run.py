@@ -11,12 +11,14 @@ from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     VALUE_RULES,
     AnyNode,
+    Boosting,
     Cascade,
     Combined,
     Ensemble,
     Member,
     Parallel,
     PooledNode,
+    stage_names,
     walk_nodes,
 )
 from orchestrator.config.free import first_complaint, probes
@@ -163,6 +165,8 @@ class RunConfig(Settings):
                 complaint = self._needs_classifier(node) if self.data.task == "regression" else None
                 if isinstance(node, Cascade):
                     complaint = complaint or self._cascade_complaint(node)
+                if isinstance(node, Boosting):
+                    complaint = complaint or self._boosting_complaint(ensemble, node)
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
@@ -193,6 +197,18 @@ class RunConfig(Settings):
                         "stage but the last be parallel, weighted_mix or stacking, or use confidence"
                     )
         return None
+
+    def _boosting_complaint(self, ensemble: str, node: Boosting) -> str | None:
+        """Stages are trained as models of the run, under names that start with the ensemble's."""
+        base = self.models.get(node.base)
+        if base is None:
+            return f"base: no model is named '{node.base}'; models: {', '.join(self.models)}"
+        if base.ref is not None or base.teacher is not None:
+            return f"base: '{node.base}' must be trained here and from labels, without 'ref' and 'teacher'"
+        if self.ensembles[ensemble] is not node:
+            return "boosting stands in an ensemble of its own, which this one may name as a member"
+        taken = {*self.models, *self.variants, *self.ensembles} & set(stage_names(ensemble, node)[1:])
+        return f"the name '{min(taken)}' is that of a stage; choose another" if taken else None
 
     def _tuned_models(self) -> None:
         """Every option and both ends of every range must make a model that can be trained."""

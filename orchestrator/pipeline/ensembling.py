@@ -9,6 +9,7 @@ from typing import cast
 
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import (
+    Boosting,
     Cascade,
     Ensemble,
     Member,
@@ -26,16 +27,22 @@ from orchestrator.ensemble.guarantee import least_rows
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.thresholds import NONE_LEAVES
 from orchestrator.ensemble.tree import distinct
+from orchestrator.pipeline.boosting import train_stages
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.searching import Found
 
 
-def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> dict[str, Spec]:
+def fit_ensembles(
+    run: Run, members: dict[str, Member], found: Found | None, *, fresh: bool = False
+) -> dict[str, Spec]:
     """Fit every ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
+
+    Stages of a boosting that are not finished are trained first; `fresh` forgets their settings.
 
     Raises:
         EnsembleError: an ensemble cannot be fitted for this task.
+        TrainingError: a stage cannot be trained.
     """
     known: dict[str, Node] = dict(members)
     if found is not None:
@@ -46,6 +53,8 @@ def fit_ensembles(run: Run, members: dict[str, Member], found: Found | None) -> 
             run.progress("ensemble", f"'chosen' stands for {found.parent.name}: {found.reason}")
     specs = {}
     for name, tree in run.config.ensembles.items():
+        if isinstance(tree, Boosting):
+            tree = train_stages(run, name, tree, members, fresh=fresh)
         bound = bind(tree, known)
         promises = any(isinstance(node, Cascade) and node.guarantee for node in walk_nodes(bound))
         fitted = fit(
@@ -86,6 +95,9 @@ def describe(tree: Node) -> str:
             if threshold < NONE_LEAVES
         ]
         return ", else ".join([*early, label(tree.stages[-1])]) + promise(tree)
+    if isinstance(tree, Boosting):
+        stages = zip(tree.members, tree.factors or (), strict=True)
+        return "sum of " + ", ".join(f"{factor:g} {label(stage)}" for stage, factor in stages)
     if isinstance(tree, Stacking):
         return "stack of " + ", ".join(map(label, tree.members))
     if isinstance(tree, Member):

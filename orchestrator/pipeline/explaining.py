@@ -15,12 +15,12 @@ from PIL import Image as Pillow
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import PartName
-from orchestrator.config.ensemble import Member, Node, Spec, children
+from orchestrator.config.ensemble import Boosting, Member, Node, Spec, children
 from orchestrator.config.signature import Signature
 from orchestrator.data.elsewhere import images_from_elsewhere
 from orchestrator.ensemble import diversity
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.contributions import MOST, contributions, shares_of
+from orchestrator.ensemble.contributions import MOST, contributions, restricted, shares_of
 from orchestrator.ensemble.explain import label, why
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.occlusion import occlusion_map
@@ -80,7 +80,11 @@ def _judged_rows(members: int, rows: int) -> int:
 
 
 def _members(tree: Node, outputs: Mapping[Member, Output], spec: Spec) -> list[Floats]:
-    """Scores [N, K] of each of the root's members."""
+    """Scores [N, K] of each of the root's members; of a boosting's stage, which alone says nothing, those of
+    the sum up to it."""
+    if isinstance(tree, Boosting):
+        sums = [restricted(tree, tuple(range(count + 1))) for count in range(len(tree.members))]
+        return [replay(first, outputs, spec.signature.task).scores for first in sums if first is not None]
     return [replay(child, outputs, spec.signature.task).scores for child in children(tree)]
 
 

@@ -180,7 +180,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
         digests = {variant: member.digest for variant, member in variants.items()}
         return {"run": name, "models": models, "variants": digests, "chosen": chosen}
     members = {model: Member(name=model, digest=digest) for model, digest in models.items()} | variants
-    specs = fit_ensembles(run, members, found)
+    specs = fit_ensembles(run, members, found, fresh=fresh)
     if until == "ensemble":
         refs = {ensemble: run.store.ref(f"{name}/{ensemble}") for ensemble in specs}
         return {"run": name, "models": models, "ensembles": refs}

@@ -38,6 +38,8 @@ class TrainJob:
     """An artifact to distil from; not given when the teacher is another job of the same call."""
     transfer_folder: str | None = None
     """Cache folder of the transfer set that `entry.training.transfer` describes."""
+    before: tuple[tuple[str, float], ...] = ()
+    """Of a boosting's stage: digest and factor of each one before it, whose sum its outputs are added to."""
 
     def plain(self) -> dict[str, Any]:
         """As plain values; `from_plain` reads them."""
@@ -52,6 +54,7 @@ class TrainJob:
                 "entry": ModelEntry.model_validate(values["entry"]),
                 "metric": Metric.model_validate(values["metric"]),
                 "allowed": tuple(values["allowed"]),
+                "before": tuple((digest, factor) for digest, factor in values["before"]),
             }
         )
 
@@ -62,6 +65,7 @@ class TrainJob:
             raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
         teacher = self.teacher_digest or entry.teacher
         transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
+        boosting = {"before": [list(pair) for pair in self.before]} if self.before else {}
         return {
             "stage": "train",
             "version": VERSION if teacher is None else DISTILLED_VERSION,
@@ -76,6 +80,7 @@ class TrainJob:
             "workers": list(resources.span),
             "strategy": resources.strategy,
             "gpu": resources.gpus > 0,
+            **boosting,
         }
 
     def key(self) -> str:

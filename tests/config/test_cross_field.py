@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Guarantee
+from orchestrator.config.ensemble import Cascade
+from orchestrator.config.guarantee import Guarantee
 from tests.config.toys import DISTILLED, model, refused, run, student
 
 
@@ -101,6 +102,47 @@ def test_an_ensemble_may_use_only_those_before_it() -> None:
 )
 def test_weights_and_thresholds_fit_the_members(more: dict[str, Any], said: str) -> None:
     assert said in refused(ensembles={"x": more})
+
+
+BOOSTING = {"kind": "sequential", "policy": "boosting", "base": "small"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "huge"}}},
+            "base: no model is named 'huge'; models: big, small",
+        ),
+        (
+            {
+                "ensembles": {"x": BOOSTING},
+                "models": {"big": model("cnn"), "small": student("big")},
+            },
+            "base: 'small' must be trained here and from labels",
+        ),
+        (
+            {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},
+            "ensembles.x: boosting stands in an ensemble of its own",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING, "x-3": pair("big", "small")}},
+            "ensembles.x: the name 'x-3' is that of a stage",
+        ),
+        (
+            {
+                "ensembles": {
+                    "x": BOOSTING,
+                    "y": pair("x", "big", kind="sequential") | {"criterion": "agreement"},
+                }
+            },
+            "stage x has no members that could agree",
+        ),
+    ],
+)
+def test_boosting_needs_a_model_to_train_and_names_for_its_stages(changed: dict[str, Any], said: str) -> None:
+    assert run(ensembles={"x": BOOSTING, "y": pair("x", "big")})
+    assert said in refused(**changed)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from orchestrator.store.store import Store
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("alone", "average", "cascade", "mix", "table")
+NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
