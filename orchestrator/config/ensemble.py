@@ -172,14 +172,17 @@ class Stacking(Pooled):
 
     kind: Literal["sequential"] = "sequential"
     policy: Literal["stacking"]
+    folds: int | None = Field(None, ge=2, le=20, exclude_if=lambda value: value is None)
+    """Fit the meta-learner on train rows: each member is trained so many times more, without the rows of one
+    fold, and says of these what the meta-learner sees. On validation rows when not given."""
     strength: float | None = Field(None, gt=0)
-    """L2 penalty on what is added to the members' mean; chosen by cross-validation on
-    validation data when not given."""
+    """L2 penalty on what is added to the members' mean; chosen by cross-validation on the same rows when not
+    given."""
     coefficients: tuple[Numbers, ...] | None = None
     """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
     out_of_fold: float | None = None
-    """The run's metric on validation rows, each answered by a meta-learner fitted without its fold; filled in
-    when fitted."""
+    """The run's metric on the rows that it is fitted on, each answered by a meta-learner fitted without its
+    fold; filled in when fitted."""
 
     @model_validator(mode="after")
     def _coefficients(self) -> Stacking:
@@ -365,6 +368,11 @@ def children(node: AnyNode) -> tuple[Node, ...]:
 def stage_names(ensemble: str, node: Boosting) -> list[str]:
     """Names of the models that a boosting ensemble of this name is made of, in their order."""
     return [node.base, *(f"{ensemble}-{number}" for number in range(2, node.rounds + 1))]
+
+
+def fold_name(model: str, fold: int, folds: int) -> str:
+    """Name of a model's training without one fold of its train rows; folds are counted from 0."""
+    return f"{model}-fold-{fold + 1}-of-{folds}"
 
 
 def with_children(node: AnyNode, found: Sequence[AnyNode]) -> AnyNode:

@@ -18,6 +18,7 @@ from orchestrator.config.ensemble import (
     Member,
     Parallel,
     PooledNode,
+    Stacking,
     stage_names,
     walk_nodes,
 )
@@ -165,6 +166,8 @@ class RunConfig(Settings):
                 complaint = self._needs_classifier(node) if self.data.task == "regression" else None
                 if isinstance(node, Cascade):
                     complaint = complaint or self._cascade_complaint(node)
+                if isinstance(node, Stacking) and node.folds is not None:
+                    complaint = complaint or self._folds_complaint(ensemble, node)
                 if isinstance(node, Boosting):
                     complaint = complaint or self._boosting_complaint(ensemble, node)
                 if complaint is not None:
@@ -209,6 +212,17 @@ class RunConfig(Settings):
             return "boosting stands in an ensemble of its own, which this one may name as a member"
         taken = {*self.models, *self.variants, *self.ensembles} & set(stage_names(ensemble, node)[1:])
         return f"the name '{min(taken)}' is that of a stage; choose another" if taken else None
+
+    def _folds_complaint(self, ensemble: str, node: Stacking) -> str | None:
+        """Members are trained again without some rows, so they must be models that are trained here."""
+        if self.ensembles[ensemble] is not node:
+            return "a stack with folds stands in an ensemble of its own, which this one may name as a member"
+        for member in node.members:
+            entry = self.models.get(member.name) if isinstance(member, Member) else None
+            if entry is None or entry.ref is not None or entry.teacher is not None:
+                name = member.name if isinstance(member, Member) else member.kind
+                return f"folds: member '{name}' must be a model that is trained here, without 'teacher'"
+        return None
 
     def _tuned_models(self) -> None:
         """Every option and both ends of every range must make a model that can be trained."""

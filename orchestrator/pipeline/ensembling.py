@@ -30,6 +30,7 @@ from orchestrator.ensemble.tree import distinct
 from orchestrator.pipeline.boosting import train_stages
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
+from orchestrator.pipeline.folding import out_of_fold_outputs
 from orchestrator.pipeline.searching import Found
 
 
@@ -38,7 +39,7 @@ def fit_ensembles(
 ) -> dict[str, Spec]:
     """Fit every ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
 
-    Stages of a boosting that are not finished are trained first; `fresh` forgets their settings.
+    What a boosting or a stack with folds lacks is trained first; `fresh` forgets the settings of that.
 
     Raises:
         EnsembleError: an ensemble cannot be fitted for this task.
@@ -57,6 +58,9 @@ def fit_ensembles(
             tree = train_stages(run, name, tree, members, fresh=fresh)
         bound = bind(tree, known)
         promises = any(isinstance(node, Cascade) and node.guarantee for node in walk_nodes(bound))
+        folded = None
+        if isinstance(bound, Stacking) and bound.folds is not None:
+            folded = out_of_fold_outputs(run, bound, fresh=fresh)
         fitted = fit(
             bound,
             *_rows(run, bound, "validation"),
@@ -65,6 +69,7 @@ def fit_ensembles(
             allowed=run.allowed,
             cost=lambda member: float(cost_of(run, member.digest).macs),
             calibration=_rows(run, bound, "calibration") if promises else None,
+            folded=folded,
         )
         known[name] = fitted
         specs[name] = Spec(

@@ -16,6 +16,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
+from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.errors import DataError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
@@ -85,9 +86,14 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
 
 
 def train_rows(job: TrainJob, dataset: Dataset) -> Part:
-    """The rows to learn from; of a transfer set all labels are struck out."""
+    """The rows to learn from, without the job's fold; of a transfer set all labels are struck out."""
     if job.transfer_folder is None:
-        return dataset.part("train")
+        part = dataset.part("train")
+        if job.fold is None:
+            return part
+        number, folds = job.fold
+        kept = np.flatnonzero(fold_of(len(part), folds) != number)
+        return Part(part.inputs[kept], part.targets[kept], part.ids[kept])
     transfer = open_cached(Path(job.transfer_folder))
     if transfer.signature.input_shape != dataset.signature.input_shape:
         raise DataError(
@@ -197,6 +203,9 @@ def store_result(
         "isa": machine()["isa"],
         "torch": torch.__version__,
     }
+    if job.fold is not None:
+        what["fold"] = list(job.fold)
+        what["rows"] = rows_digest(train_rows(job, dataset).ids)
     if job.before:
         what["before"] = [[digest, factor] for digest, factor in job.before]
     draft = Draft(

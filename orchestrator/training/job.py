@@ -40,6 +40,8 @@ class TrainJob:
     """Cache folder of the transfer set that `entry.training.transfer` describes."""
     before: tuple[tuple[str, float], ...] = ()
     """Of a boosting's stage: digest and factor of each one before it, whose sum its outputs are added to."""
+    fold: tuple[int, int] | None = None
+    """(number, of so many): train rows of this fold are left out (`data.split.fold_of`)."""
 
     def plain(self) -> dict[str, Any]:
         """As plain values; `from_plain` reads them."""
@@ -54,6 +56,7 @@ class TrainJob:
                 "entry": ModelEntry.model_validate(values["entry"]),
                 "metric": Metric.model_validate(values["metric"]),
                 "allowed": tuple(values["allowed"]),
+                "fold": None if values["fold"] is None else tuple(values["fold"]),
                 "before": tuple((digest, factor) for digest, factor in values["before"]),
             }
         )
@@ -65,7 +68,9 @@ class TrainJob:
             raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
         teacher = self.teacher_digest or entry.teacher
         transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
-        boosting = {"before": [list(pair) for pair in self.before]} if self.before else {}
+        more: dict[str, Any] = {"before": [list(pair) for pair in self.before]} if self.before else {}
+        if self.fold is not None:
+            more["fold"] = list(self.fold)
         return {
             "stage": "train",
             "version": VERSION if teacher is None else DISTILLED_VERSION,
@@ -80,7 +85,7 @@ class TrainJob:
             "workers": list(resources.span),
             "strategy": resources.strategy,
             "gpu": resources.gpus > 0,
-            **boosting,
+            **more,
         }
 
     def key(self) -> str:

@@ -118,7 +118,7 @@ def test_a_stage_of_a_regression_is_a_model_of_residuals() -> None:
     signature, settings = of_stage(VALUES), QUICK.model_copy(update={"lr": 0.01, "optimizer": "adamw"})
     kept = Offset(Views(1, lambda _: said.astype(np.float32)), Views(1, lambda _: on_validation))
     reports, boosted = run(
-        module_of(signature), signature, settings, train=rows, validation=later, offset=kept
+        module_of(signature), signature, settings, train=rows, validation=later, teacher=kept
     )
     residuals = Part(rows.inputs, (rows.targets - said).astype(np.float32), rows.ids)
     shifted = Part(later.inputs, later.targets - on_validation, later.ids)
