@@ -8,62 +8,102 @@ free, from all that waits: one item when idle (no added latency), full batches u
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
 from orchestrator.errors import MemberFailedError, OrchestratorError, OverloadedError
 
-Call = Callable[[np.ndarray], Awaitable[np.ndarray]]
-"""Rows in, one output row for each out."""
+
+class Rowwise(Protocol):
+    """What a call gives: something with one part for each row, like an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Self: ...
+
+
+T = TypeVar("T", bound=Rowwise)
+Call = Callable[[np.ndarray], Awaitable[T]]
+"""Rows in, one part of the answer for each out."""
+PACE = 0.2
+"""Weight of the newest call in the mean time that a row takes."""
 
 
 @dataclass(frozen=True)
-class _Item:
+class _Item(Generic[T]):
     rows: np.ndarray
-    answer: asyncio.Future[np.ndarray]
+    answer: asyncio.Future[T]
 
 
-class Batcher:
+class Batcher(Generic[T]):
     """Gathers the rows of concurrent callers into calls of at most `max_rows` rows, one call at a time.
 
     An item is never cut: one with more than `max_rows` rows is a batch of its own. An item whose caller was
-    cancelled is dropped before its batch starts. When a batch of several items fails, each is tried alone, so
-    that only the one at fault fails.
+    cancelled (its deadline is over) is dropped before its batch starts. When a batch of several items fails,
+    each is tried alone, so that only the one at fault fails.
 
     Args:
         call: computes one batch.
         max_rows: most rows of a batch of several items.
         max_queued: most rows that may wait.
+        spoilt: whether an answer must be computed anew for each item, since one item may have spoilt it for
+            the others.
     """
 
-    def __init__(self, call: Call, *, max_rows: int, max_queued: int) -> None:
+    def __init__(
+        self,
+        call: Call[T],
+        *,
+        max_rows: int,
+        max_queued: int,
+        spoilt: Callable[[T], bool] = lambda _: False,
+    ) -> None:
         self._call = call
         self._max_rows = max_rows
         self._max_queued = max_queued
-        self._queue: deque[_Item] = deque()
+        self._spoilt = spoilt
+        self._queue: deque[_Item[T]] = deque()
         self._queued = 0
         self._worker: asyncio.Task[None] | None = None
         self._started: float | None = None
+        self._row_s: float | None = None
 
     @property
     def busy_s(self) -> float:
         """Seconds that the current call has been running; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
-    async def submit(self, rows: np.ndarray) -> np.ndarray:
-        """The outputs for `rows` [b, ...], computed together with other callers' rows.
+    @property
+    def queued(self) -> int:
+        """Rows that wait."""
+        return self._queued
+
+    @property
+    def wait_s(self) -> float:
+        """Expected time until all rows that wait now are computed, by what a row took lately."""
+        return self._queued * (self._row_s or 0.0)
+
+    async def submit(self, rows: np.ndarray, timeout_s: float = math.inf) -> T:
+        """The answer for `rows` [b, ...], computed together with other callers' rows.
+
+        Args:
+            rows: at least one.
+            timeout_s: Time that is left for it. The caller waits no longer, so who would wait in vain is
+                refused at once.
 
         Raises:
-            OverloadedError: too many rows wait already.
+            OverloadedError: too many rows wait already, or their computation will take longer.
             MemberFailedError: the computation failed, or gave another number of rows.
         """
-        if self._queue and self._queued + len(rows) > self._max_queued:
-            raise OverloadedError("too many rows are waiting", self._queued, "try again later")
-        item = _Item(rows, asyncio.get_running_loop().create_future())
+        if self._queue:
+            self._admit(len(rows), timeout_s)
+        item: _Item[T] = _Item(rows, asyncio.get_running_loop().create_future())
         self._queue.append(item)
         self._queued += len(rows)
         if self._worker is None or self._worker.done():
@@ -76,8 +116,17 @@ class Batcher:
             self._worker.cancel()
             await asyncio.wait([self._worker])
 
+    def _admit(self, rows: int, timeout_s: float) -> None:
+        wait_s = self.wait_s
+        if self._queued + rows > self._max_queued:
+            raise OverloadedError.after(wait_s, "too many rows are waiting", self._queued)
+        if wait_s > timeout_s:
+            raise OverloadedError.after(
+                wait_s - timeout_s, "no answer is possible in time: rows that wait", self._queued
+            )
+
     async def _work(self) -> None:
-        batch: list[_Item] = []
+        batch: list[_Item[T]] = []
         try:
             while batch := self._take():
                 await self._answer(batch)
@@ -87,8 +136,8 @@ class Batcher:
             self._queue.clear()
             self._queued = 0
 
-    def _take(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _take(self) -> list[_Item[T]]:
+        batch: list[_Item[T]] = []
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].rows) <= self._max_rows):
             item = self._queue.popleft()
@@ -98,25 +147,31 @@ class Batcher:
                 size += len(item.rows)
         return batch
 
-    async def _answer(self, batch: list[_Item]) -> None:
+    async def _answer(self, batch: list[_Item[T]]) -> None:
         try:
             outputs = await self._run([item.rows for item in batch])
         except OrchestratorError as error:
             if len(batch) > 1:
-                for item in batch:
-                    if not item.answer.cancelled():
-                        await self._answer([item])
+                await self._alone(batch)
             elif not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
+            return
+        if len(batch) > 1 and self._spoilt(outputs):
+            await self._alone(batch)
             return
         start = 0
         for item in batch:
             end = start + len(item.rows)
             if not item.answer.done():
-                item.answer.set_result(outputs[start:end])
+                item.answer.set_result(outputs[start:end] if len(batch) > 1 else outputs)
             start = end
 
-    async def _run(self, parts: list[np.ndarray]) -> np.ndarray:
+    async def _alone(self, batch: list[_Item[T]]) -> None:
+        for item in batch:
+            if not item.answer.cancelled():
+                await self._answer([item])
+
+    async def _run(self, parts: list[np.ndarray]) -> T:
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         self._started = time.monotonic()
         try:
@@ -126,7 +181,11 @@ class Batcher:
         except Exception as error:
             raise MemberFailedError("computing a batch failed", f"{type(error).__name__}: {error}") from error
         finally:
+            self._pace((time.monotonic() - self._started) / len(rows))
             self._started = None
         if len(outputs) != len(rows):
             raise MemberFailedError(f"{len(rows)} rows in, but rows out", len(outputs))
         return outputs
+
+    def _pace(self, row_s: float) -> None:
+        self._row_s = row_s if self._row_s is None else self._row_s + PACE * (row_s - self._row_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,14 +16,16 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
+from deployments import placement
 from deployments.drive import Composed
 from deployments.ingress import Ingress
 from deployments.member import Member
 from deployments.parallel import Parallel
+from deployments.placement import Here
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
-from orchestrator.config.serving import AppSettings, MemberOptions, ServingSettings
+from orchestrator.config.serving import AppSettings, MemberOptions, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
 from orchestrator.store.store import Store
@@ -83,15 +85,24 @@ def build_app(settings: AppSettings) -> Application:
     for spec in specs:
         _check(spec, store)
     members = _Members(settings)
-    ensembles = [_ensemble(spec, members, settings.serving) for spec in specs]
+    where = [placement.places(spec, settings, store) for spec in specs]
+    places = [_place(spec, found, members, settings) for spec, found in zip(specs, where, strict=True)]
+    here = {member for found in where for member, place in found.items() if place == "fused"}
     ingress: Application = serve.deployment(
         name="ingress",
+        num_replicas=settings.serving.replicas if here else 1,
         # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
-        ray_actor_options=LIGHT,
-    )(serve.ingress()(Ingress)).bind(specs, ensembles, settings.serving)
+        ray_actor_options=_share(settings.serving, here),
+    )(serve.ingress()(Ingress)).bind(specs, places, settings.serving)
     return ingress
+
+
+def _share(serving: ServingSettings, here: Collection[tree.Member]) -> dict[str, float]:
+    """What Ray reserves for a process with these members."""
+    asked = [placement.options(serving, member) for member in here]
+    return {"num_cpus": sum(one.cpus for one in asked), "num_gpus": sum(one.gpus for one in asked)}
 
 
 def _check(spec: tree.Spec, store: Store) -> None:
@@ -107,14 +118,21 @@ def _check(spec: tree.Spec, store: Store) -> None:
                 )
 
 
-def _ensemble(spec: tree.Spec, members: _Members, serving: ServingSettings) -> Application:
-    handles = [members.bind(member, spec) for member in distinct(spec.tree)]
+def _place(
+    spec: tree.Spec, where: Mapping[tree.Member, Placement], members: _Members, settings: AppSettings
+) -> Application | Here:
+    """A deployment of the ensemble over its members, or what the ingress needs to hold some of them."""
+    handles = {
+        member: members.bind(member, spec) for member, place in where.items() if place == "distributed"
+    }
+    if len(handles) < len(where):
+        return Here(settings, handles)
     ensemble: Application = serve.deployment(
         name=f"{spec.tree.kind}-{spec.name}",
-        max_ongoing_requests=2 * serving.max_requests,
+        max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
         ray_actor_options=LIGHT,
-    )(COMPOSED[spec.tree.kind]).bind(spec, handles)
+    )(COMPOSED[spec.tree.kind]).bind(spec, list(handles.values()))
     return ensemble
 
 
@@ -133,11 +151,11 @@ class _Members:
 
     def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
         serving = self._settings.serving
-        options = serving.members.get(member.name, MemberOptions())
+        options = placement.options(serving, member)
         readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
         bound: Application = serve.deployment(
             name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",
-            num_replicas=options.replicas or serving.replicas,
+            **_replicas(options, serving),
             max_ongoing_requests=options.max_ongoing_requests,
             max_constructor_retry_count=START_TRIES,
             ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
@@ -150,3 +168,9 @@ class _Members:
             allow=self._settings.allow,
         )
         return bound
+
+
+def _replicas(options: MemberOptions, serving: ServingSettings) -> dict[str, Any]:
+    if options.autoscaling is not None:
+        return {"autoscaling_config": options.autoscaling.plain()}
+    return {"num_replicas": options.replicas or serving.replicas}

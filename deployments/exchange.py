@@ -5,9 +5,13 @@ The ingress knows HTTP and no tree; an ensemble knows its tree and no HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from deployments.protocol.model import Model
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,22 @@ class Answer:
     weight_epoch: int
     degraded: bool
     """Made without a member that should have answered."""
+
+    def facts(self) -> dict[str, str | int | float | bool]:
+        """How it was made: the protocol's response parameters."""
+        return {
+            "weight_epoch": self.weight_epoch,
+            "degraded": self.degraded,
+            "members": ",".join(self.members),
+        }
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model and how to ask it."""
+
+    model: Model
+    predict: Callable[[Question], Awaitable[Answer]]
+    """Answers rows within the time that is left; raises an `OrchestratorError`."""
+    ready: Callable[[], Coroutine[Any, Any, None]]
+    """Returns when the model can answer, raises an `OrchestratorError` when not."""

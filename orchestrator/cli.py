@@ -103,13 +103,17 @@ def serve(
     store: StoreOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    placement: Annotated[
+        str, typer.Option(help="Where members run: fused, distributed or auto.")
+    ] = "distributed",
     allow: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve ensembles over HTTP (Open Inference Protocol V2) until Ctrl-C."""
     from orchestrator.pipeline.serving import serve_refs
 
-    serve_refs(names, store=store, host=host, port=port, allow=allow or [], as_json=as_json)
+    where = {"host": host, "port": port, "placement": placement}
+    serve_refs(names, store=store, serving=where, allow=allow or [], as_json=as_json)
 
 
 @app.command("init")

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from orchestrator import haproxy
 from orchestrator.errors import ClusterError, ResourceError, first_line
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -70,10 +72,10 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = _join_address()
     # What Ray itself prints goes to standard error: standard output belongs to the command's answer.
-    with redirect_stdout(_RayOutput()):
+    with redirect_stdout(_RayOutput()), TemporaryDirectory(prefix="orchestrator-") as folder:
         try:
             if address is None:
-                _start_local(cpus)
+                _start_local(cpus, Path(folder))
             else:
                 _join(address)
             with _sigterm_as_interrupt():
@@ -112,21 +114,34 @@ class _RayOutput(io.TextIOBase):
         sys.stderr.flush()
 
 
-def _start_local(cpus: int | None) -> None:
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Within it these variables are set too, but for those that the user has set."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _start_local(cpus: int | None, folder: Path) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray turns token mode on by itself, and would write a token file that a later `ray start` trips over.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus or os.cpu_count(),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=_object_store_bytes(),
-            logging_level=logging.ERROR,
-            log_to_driver=bool(os.environ.get("ORCHESTRATOR_WORKER_LOGS")),
-            runtime_env={"env_vars": worker_environment()},
-        )
+        with _environment(haproxy.environment(folder)):
+            ray.init(
+                address="local",
+                num_cpus=cpus or os.cpu_count(),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=_object_store_bytes(),
+                logging_level=logging.ERROR,
+                log_to_driver=bool(os.environ.get("ORCHESTRATOR_WORKER_LOGS")),
+                runtime_env={"env_vars": worker_environment()},
+            )
     except Exception as error:  # Ray raises bare Exceptions when a part of it does not come up
         raise ClusterError(
             "Ray could not start on this machine", first_line(error), "run 'orchestrator doctor'"

@@ -119,6 +119,16 @@ class PortInUseError(ServingError):
 class OverloadedError(ServingError):
     """More requests are waiting than may; try again later (HTTP 503)."""
 
+    retry_after_s: float | None = None
+    """When it is worth trying again, where that is known."""
+
+    @classmethod
+    def after(cls, retry_after_s: float, what: str, value: object) -> OverloadedError:
+        """One that says when to try again."""
+        error = cls(what, value, f"try again in {max(retry_after_s, 0.1):.1f} s")
+        error.retry_after_s = retry_after_s
+        return error
+
 
 class DeadlineError(ServingError):
     """No answer within the time allowed (HTTP 504)."""

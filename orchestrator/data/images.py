@@ -19,8 +19,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _GRAY = ("1", "L", "LA")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
-# What Pillow raises for damaged files differs by format.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     ValueError,
     SyntaxError,
@@ -29,6 +28,7 @@ _DAMAGED = (
     zlib.error,
     Pillow.DecompressionBombError,
 )
+"""What Pillow raises for damaged files; it differs by format."""
 
 
 class Decoder:
@@ -61,7 +61,7 @@ class Decoder:
             raise DataError(
                 f"the bytes in {place} are no image", fix=f"supported are {', '.join(FORMATS)}"
             ) from error
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise DataError(
                 f"the image in {place} cannot be decoded",
                 " ".join(str(error).split()) or type(error).__name__,

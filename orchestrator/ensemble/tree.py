@@ -17,14 +17,14 @@ server drives the same generator with awaited calls::
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Expected
-from orchestrator.config.ensemble import Combined, Member, Node, leaves
+from orchestrator.config.ensemble import Cascade, Combined, Member, Node, children, leaves
 from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer_uncalibrated`.
@@ -67,6 +67,22 @@ class Prediction:
     """The metric of this tree without the missing members, on the rows that it was fitted on; None where
     that is not known."""
 
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __getitem__(self, rows: slice) -> Prediction:
+        """The answer to some of the rows."""
+        return replace(
+            self,
+            outputs=self.outputs[rows],
+            probs=None if self.probs is None else self.probs[rows],
+            scores=self.scores[rows],
+            members={member: mask[rows] for member, mask in self.members.items()},
+            stages=self.stages[rows],
+            said={member: output[rows] for member, output in self.said.items()},
+            degraded=self.degraded[rows],
+        )
+
 
 Walk = Generator[tuple[Ask, ...], tuple[Outcome, ...], Prediction]
 
@@ -77,6 +93,28 @@ def distinct(tree: Node) -> list[Member]:
     for member in leaves(tree):
         found.setdefault(identity(member), member)
     return list(found.values())
+
+
+def asked_together(tree: Node) -> list[tuple[Member, ...]]:
+    """The distinct members in groups, each asked for the same rows at the same time: one for all that answer
+    every row, then one for each later stage of a cascade."""
+    left = {identity(member): member for member in distinct(tree)}
+    groups = [
+        tuple(left.pop(key) for key in dict.fromkeys(map(identity, group)) if key in left)
+        for group in _groups(tree)
+    ]
+    return [group for group in groups if group]
+
+
+def _groups(node: Node) -> list[list[Member]]:
+    """As `asked_together`, with repetitions; the first group answers every row of the node."""
+    if isinstance(node, Member):
+        return [[node]]
+    below = [_groups(child) for child in children(node)]
+    if isinstance(node, Cascade):
+        return [group for stage in below for group in stage]
+    first = [member for groups in below for member in groups[0]]
+    return [first, *(group for groups in below for group in groups[1:])]
 
 
 def walk(tree: Node, rows: int, task: Task) -> Walk:

@@ -182,7 +182,12 @@ def compare(
 
 
 def serve_refs(
-    names: Sequence[str], *, store: str | None, host: str, port: int, allow: Sequence[str], as_json: bool
+    names: Sequence[str],
+    *,
+    store: str | None,
+    serving: Mapping[str, Any],
+    allow: Sequence[str],
+    as_json: bool,
 ) -> None:
     """`orchestrator serve`: serve ensembles by name until Ctrl-C.
 
@@ -198,11 +203,11 @@ def serve_refs(
             "store": str(opened.root),
             "refs": list(dict.fromkeys(refs)),
             "allow": list(allow),
-            "serving": {"host": host, "port": port},
+            "serving": dict(serving),
         },
         "orchestrator serve",
     )
-    check_port(host, port)
+    check_port(settings.serving.host, settings.serving.port)
     out = sys.stdout  # Ray's own output is kept off it below
     print(f"starting {', '.join(refs)} ...", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Artifacts compiled ahead of time by AOTInductor, cached in the store beside the artifact.
+"""Compiling artifacts ahead of time by AOTInductor; `package.py` opens what was compiled.
 
 A compiled form is native code: it is loaded only from a store whose writers are trusted, after its files
 are checked against their recorded sha256, and it belongs to one version of torch and one kind of CPU.
@@ -6,58 +6,47 @@ are checked against their recorded sha256, and it belongs to one version of torc
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import platform
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._inductor.config as inductor_config
 from torch import Tensor, fx, nn
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor import aoti_compile_and_package
 from torch.export import Dim
 
 from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.forms import INT8_TOLERANCE, cached, distance, mixed, random_like
+from orchestrator.runtime.forms import INT8_TOLERANCE, distance, random_like
+from orchestrator.runtime.package import PACKAGE, open_package
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.torchao_names import quant_lift_up
 from orchestrator.store.store import Store
 
-PACKAGE = "model.pt2"
-_VERSION = 1
-"""Raise when the way of compiling changes: older compiled forms are then left alone."""
 _MOST_ROWS = 2**16
 _INT8_CALLS = re.compile(r"aoti_torch_cpu\w*q(?:conv|linear)\w*\(")
 """Calls of oneDNN's int8 kernels in generated code."""
 
 
-def load(
-    store: Store, digest: str, *, threads: int, batch: int, allowed: Collection[str] = ()
-) -> Callable[[Tensor], Tensor]:
-    """The compiled form for this machine, from the store when it is there, else compiled now (about 10 s).
+def write(
+    folder: Path, store: Store, digest: str, threads: int, batch: int, allowed: Collection[str]
+) -> None:
+    """Compile an artifact into an empty folder (about 10 s).
 
     Raises:
         ExecutionError: there is no C++ compiler, or it cannot compile the model.
     """
-    facts = target_facts(threads, batch)
-
-    def make(folder: Path) -> None:
-        module = rebuild(store, digest, allowed=allowed).module
-        example = example_rows(store.manifest(digest).signature, max(batch, 2))
-        compile_to(folder / PACKAGE, module, example, threads)
-        if isinstance(module, fx.GraphModule):
-            _check_int8(folder / PACKAGE, module, example)
-
-    folder = cached(store, digest, target_key(facts), facts, make)
-    return _open(folder / PACKAGE)
+    module = rebuild(store, digest, allowed=allowed).module
+    example = example_rows(store.manifest(digest).signature, max(batch, 2))
+    compile_to(folder / PACKAGE, module, example, threads)
+    if isinstance(module, fx.GraphModule):
+        _check_int8(folder / PACKAGE, module, example)
 
 
 def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> None:
@@ -109,53 +98,10 @@ def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
         )
     rows = random_like(example)
     with torch.inference_mode():
-        error = distance(_open(path)(rows), lowered(rows))
+        error = distance(open_package(path)(rows), lowered(rows))
     if not error < INT8_TOLERANCE:
         raise ExecutionError(
             f"the compiled int8 graph answers otherwise than the lowered one (relative error {error:.3f})",
             "aoti",
             "run the variant lowered",
         )
-
-
-def target_facts(threads: int, batch: int) -> dict[str, Any]:
-    """What a compiled form depends on besides the artifact."""
-    return {
-        "version": _VERSION,
-        "execution": "aoti",
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        "cpu": _cpu_flags(),
-        "threads": threads,
-        "batch": batch,
-    }
-
-
-def target_key(facts: dict[str, Any]) -> str:
-    """Folder name of a compiled form, readable at its start."""
-    version, isa = facts["torch"].split("+")[0], facts["isa"].lower()
-    return f"aoti-torch{version}-{isa}-t{facts['threads']}-b{facts['batch']}-{mixed(facts)}"
-
-
-@functools.cache
-def _cpu_flags() -> str:
-    """Digest of the CPU's instruction sets: generated code uses all that the machine has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return hashlib.sha256(" ".join(sorted(flags.partition(":")[2].split())).encode()).hexdigest()[:16]
-
-
-def _open(path: Path) -> Callable[[Tensor], Tensor]:
-    try:
-        loaded: Callable[[Tensor], Tensor] = aoti_load_package(str(path))
-    except (RuntimeError, OSError) as error:
-        raise ExecutionError(
-            "the compiled form cannot be loaded",
-            str(error).strip()[:200],
-            "remove its folder; it is compiled anew",
-        ) from error
-    return loaded

@@ -6,6 +6,7 @@ Each execution is imported by the artifacts that run in it: torch's compiler alo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import EXECUTIONS, precision_of
 from orchestrator.errors import DataError, ExecutionError
 from orchestrator.models.build import example_rows
+from orchestrator.runtime import package
+from orchestrator.runtime.forms import cached
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -104,9 +107,7 @@ def load(
         )
     torch.set_num_threads(threads)
     if execution == "aoti":
-        from orchestrator.runtime import compiled
-
-        forward = compiled.load(store, digest, threads=threads, batch=batch, allowed=allowed)
+        forward = _compiled(store, digest, threads, batch, allowed)
         return Executable(forward, manifest.signature, threads)
     if execution == "openvino":
         from orchestrator.runtime import openvino
@@ -115,6 +116,21 @@ def load(
         return Executable(forward, manifest.signature, threads)
     module = rebuild(store, digest, allowed=allowed).module
     return of_module(module, manifest.signature, execution, threads=threads, batch=batch)
+
+
+def _compiled(
+    store: Store, digest: str, threads: int, batch: int, allowed: Collection[str]
+) -> Callable[[Tensor], Tensor]:
+    """The compiled form for this machine, from the store when it is there, else compiled now."""
+    facts = package.target_facts(threads, batch)
+
+    def make(folder: Path) -> None:
+        from orchestrator.runtime import compiled
+
+        compiled.write(folder, store, digest, threads, batch, allowed)
+
+    folder = cached(store, digest, package.target_key(facts), facts, make)
+    return package.open_package(folder / package.PACKAGE)
 
 
 def of_module(

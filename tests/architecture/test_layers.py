@@ -142,6 +142,7 @@ LAZY = {
     "orchestrator.command_explain",
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
+    "orchestrator.runtime.joint",
     "orchestrator.runtime.rebuild",
     "orchestrator.tracking.mlflow",
 }

@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from deployments.protocol import Model, Tensor, decode
+from deployments.protocol.model import Model, Tensor
+from deployments.protocol.rest import Codec
 from orchestrator.cli import app
 from orchestrator.config.load import parse_yaml, validate
 from orchestrator.config.model import BUILT_IN
@@ -157,7 +158,7 @@ def test_the_run_file_page_has_every_key_and_kind() -> None:
 def test_the_example_request_is_a_row_of_the_digits() -> None:
     body = (ROOT / "examples" / "digit.json").read_bytes()
     model = Model("mix", "1", Tensor("input", "UINT8", (-1, 1, 8, 8)), (Tensor("label", "INT64", (-1,)),))
-    (row,) = decode(body, None, model).rows
+    (row,) = Codec(model).decode(body, None).rows
     images = pq.read_table(ROOT / "orchestrator" / "data" / "embedded" / "digits.parquet")["image"]
     assert json.loads(body)["inputs"][0]["data"] in images.combine_chunks().storage.to_pylist()
     assert row.shape == (1, 8, 8)

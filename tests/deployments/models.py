@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Member, Parallel, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, WeightedMix
 from orchestrator.config.signature import Signature
 
 IMAGES = Signature(
@@ -30,5 +30,5 @@ CASCADE = Cascade(stages=(A, B), thresholds=(0.8,))
 MIX = WeightedMix(members=(A, B), weights=(0.25, 0.75))
 
 
-def spec(tree: Ensemble = PARALLEL, signature: Signature = IMAGES, name: str = "small") -> Spec:
+def spec(tree: Node = PARALLEL, signature: Signature = IMAGES, name: str = "small") -> Spec:
     return Spec(name=name, tree=tree, signature=signature, weight_epoch=3)

@@ -170,3 +170,37 @@ def test_close_cancels_whoever_waits() -> None:
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
 
     run(test())
+
+
+def test_who_would_wait_in_vain_is_refused_at_once_and_told_when_to_come_back() -> None:
+    async def test() -> None:
+        worker = Worker()
+
+        async def slow(batch: np.ndarray) -> np.ndarray:
+            await asyncio.sleep(0.02 * len(batch))
+            return await worker(batch)
+
+        batcher = Batcher(slow, max_rows=2, max_queued=100)
+        await batcher.submit(rows(0))  # now it knows what a row takes
+        waiting = [asyncio.create_task(batcher.submit(rows(i), timeout_s=10)) for i in range(12)]
+        await settle()
+        assert batcher.queued == 10
+        with pytest.raises(OverloadedError, match="no answer is possible in time") as caught:
+            await batcher.submit(rows(99), timeout_s=0.1)
+        assert caught.value.retry_after_s is not None
+        assert 0.05 < caught.value.retry_after_s < 5
+        await batcher.submit(rows(99), timeout_s=10)
+        await asyncio.gather(*waiting)
+        assert sum(worker.batches) == 14
+
+    run(test())
+
+
+def test_one_slow_call_does_not_close_an_empty_queue() -> None:
+    async def test() -> None:
+        worker = Worker()
+        batcher = Batcher(worker, max_rows=2, max_queued=100)
+        batcher._pace(1000.0)
+        np.testing.assert_array_equal(await batcher.submit(rows(1), timeout_s=0.5), rows(2))
+
+    run(test())

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments import build
 from deployments.build import app, build_app
-from orchestrator.config.serving import AppSettings, MemberOptions, ServingSettings
+from orchestrator.config.serving import AppSettings, Autoscaling, MemberOptions, ServingSettings
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.store.store import Store
 from tests.deployments.toys import DIGITS, SMALL_MLP, open_store, put
@@ -50,6 +50,27 @@ def test_options_belong_to_the_member(tmp_path: Path) -> None:
     mlp = next(deployment for name, deployment in found.items() if name.startswith("member-mlp0-"))
     assert (cnn.num_replicas, cnn.ray_actor_options["num_cpus"], cnn.max_ongoing_requests) == (3, 0.5, 7)
     assert (mlp.num_replicas, mlp.ray_actor_options["num_cpus"]) == (2, 0.1)
+
+
+def test_a_fused_ensemble_is_held_by_the_ingress(tmp_path: Path) -> None:
+    store, specs = open_store(tmp_path)
+    members = {"cnn": MemberOptions(placement="distributed", cpus=0.5), "mlp0": MemberOptions(cpus=0.25)}
+    serving = ServingSettings(placement="fused", replicas=2, members=members)
+    found = deployments(build_app(AppSettings(store=str(store.root), specs=specs[:3], serving=serving)))
+    kinds = sorted(name.split("-")[0] for name in found)
+    assert kinds == ["ingress", "member"]
+    assert found["ingress"].num_replicas == 2
+    assert found["ingress"].ray_actor_options["num_cpus"] == pytest.approx(0.35)
+
+
+def test_a_member_may_scale_to_none(tmp_path: Path) -> None:
+    store, specs = open_store(tmp_path)
+    members = {"cnn": MemberOptions(autoscaling=Autoscaling(min_replicas=0, max_replicas=4))}
+    serving = ServingSettings(members=members)
+    found = deployments(build_app(AppSettings(store=str(store.root), specs=specs[:1], serving=serving)))
+    cnn = next(deployment for name, deployment in found.items() if name.startswith("member-cnn-"))
+    scaling = cnn._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (0, 4)
 
 
 def test_specs_by_ref(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from deployments import local
 from deployments.build import build_app
 from deployments.local import APPLICATION, check_port, serve_locally
-from deployments.protocol import describe
+from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Spec, leaves
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, PortInUseError, ServingError

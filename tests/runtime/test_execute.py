@@ -16,7 +16,7 @@ from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
 from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
-from orchestrator.runtime import compiled, execute, int8, openvino
+from orchestrator.runtime import compiled, execute, int8, openvino, package
 from orchestrator.runtime.execute import executions, load, predict
 from orchestrator.runtime.forms import distance
 from orchestrator.runtime.rebuild import rebuild
@@ -124,7 +124,7 @@ def test_compiled_once_for_any_batch(store: Store, plan: Plan, monkeypatch: pyte
     (folder,) = (store.root / "compiled" / digest).iterdir()
     assert folder.name.startswith(f"aoti-torch{torch.__version__.split('+')[0]}-")
     # A damaged form is not loaded but compiled again.
-    (folder / compiled.PACKAGE).write_bytes(b"not a package")
+    (folder / package.PACKAGE).write_bytes(b"not a package")
     with pytest.raises(CorruptArtifactError):
         store.compiled(digest, folder.name)
     assert np.array_equal(load(store, digest, "aoti", batch=8)(inputs), first(inputs))
@@ -143,7 +143,7 @@ def test_without_a_compiler_aoti_says_so(store: Store, monkeypatch: pytest.Monke
 
 def test_the_target_of_a_compiled_form_tells_what_it_depends_on() -> None:
     names = {
-        compiled.target_key(compiled.target_facts(threads, batch)) for threads in (1, 2) for batch in (1, 32)
+        package.target_key(package.target_facts(threads, batch)) for threads in (1, 2) for batch in (1, 32)
     }
     assert len(names) == 4
 
@@ -158,16 +158,16 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
         error = np.linalg.norm(compiled_form(inputs[:batch]) - wanted) / np.linalg.norm(wanted)
         assert error < 0.02, batch
 
-    (package,) = (store.root / "compiled" / digest).glob(f"*/{compiled.PACKAGE}")
+    (found,) = (store.root / "compiled" / digest).glob(f"*/{package.PACKAGE}")
     graph, example = rebuild(store, digest).module, torch.zeros(8, 12)
     assert isinstance(graph, torch.fx.GraphModule)
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "_INT8_CALLS", re.compile("no such kernel"))
         with pytest.raises(ExecutionError, match="0 of 3 layers in int8"):
-            compiled._check_int8(package, graph, example)
+            compiled._check_int8(found, graph, example)
     monkeypatch.setattr(compiled, "INT8_TOLERANCE", 0.0)
     with pytest.raises(ExecutionError, match="answers otherwise"):
-        compiled._check_int8(package, graph, example)
+        compiled._check_int8(found, graph, example)
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet", "vit"])

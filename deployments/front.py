@@ -1,0 +1,194 @@
+"""What HTTP and gRPC share: the models by name, admission, deadlines, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from deployments.drive import everyone
+from deployments.exchange import Answer, Question, Served
+from deployments.protocol.errors import UnknownModelError
+from deployments.protocol.model import Model
+from deployments.protocol.rest import Codec
+from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SERVER_NAME = "orchestrator"
+LARGE_BYTES = 256 * 1024
+"""Bodies above this are decoded in a thread, so that the event loop goes on."""
+
+
+class Gate:
+    """Lets in so many requests at once; a context manager for each.
+
+    Raises:
+        OverloadedError: on entry, when it is full.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        if self._inside >= self._most:
+            raise OverloadedError("too many requests are in work", self._inside, "try again later")
+        self._inside += 1
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._inside -= 1
+
+
+@dataclass
+class Statistics:
+    """Counts and nanoseconds of one model's requests, in Triton's terms."""
+
+    last_ms: int = 0
+    """When the last one was answered, in milliseconds since 1970."""
+    rows: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    total_ns: int = 0
+    failed_ns: int = 0
+    input_ns: int = 0
+    """Spent on reading and decoding bodies."""
+    infer_ns: int = 0
+    """Spent on waiting for the ensemble."""
+    output_ns: int = 0
+
+    def succeed(self, rows: int, times_ns: tuple[int, int, int, int]) -> None:
+        """Count an answer, by when it was started, decoded, known and encoded."""
+        start, decoded, known, encoded = times_ns
+        self.last_ms = time.time_ns() // 1_000_000
+        self.rows += rows
+        self.succeeded += 1
+        self.total_ns += encoded - start
+        self.input_ns += decoded - start
+        self.infer_ns += known - decoded
+        self.output_ns += encoded - known
+
+    def fail(self, start_ns: int) -> None:
+        """Count a refusal or failure."""
+        self.failed += 1
+        self.failed_ns += time.perf_counter_ns() - start_ns
+
+    def plain(self, model: Model) -> dict[str, Any]:
+        """As the protocol's statistics extension has it."""
+
+        def phase(count: int, ns: int) -> dict[str, int]:
+            return {"count": count, "ns": ns}
+
+        return {
+            "name": model.name,
+            "version": model.version,
+            "last_inference": self.last_ms,
+            "inference_count": self.rows,
+            "execution_count": self.succeeded,
+            "inference_stats": {
+                "success": phase(self.succeeded, self.total_ns),
+                "fail": phase(self.failed, self.failed_ns),
+                "queue": phase(self.succeeded, 0),
+                "compute_input": phase(self.succeeded, self.input_ns),
+                "compute_infer": phase(self.succeeded, self.infer_ns),
+                "compute_output": phase(self.succeeded, self.output_ns),
+            },
+            "batch_stats": [],
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A served model with what belongs to it."""
+
+    served: Served
+    codec: Codec
+    statistics: Statistics
+
+    @property
+    def model(self) -> Model:
+        return self.served.model
+
+
+class Front:
+    """The models behind one address.
+
+    Args:
+        served: the models.
+        serving: limits.
+    """
+
+    def __init__(self, served: Sequence[Served], serving: ServingSettings) -> None:
+        self.serving = serving
+        self.gate = Gate(serving.max_requests)
+        self.entries: Mapping[str, Entry] = {
+            one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served
+        }
+
+    def find(self, name: str, version: str | None = None) -> Entry:
+        """The model of that name, and of that version if one is given.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        found = self.entries.get(name)
+        if found is None:
+            raise UnknownModelError("no such model", name[:80], f"served here: {', '.join(self.entries)}")
+        if version not in (None, "", found.model.version):
+            raise UnknownModelError(
+                f"{name} has no such version", str(version)[:80], f"served here: {found.model.version}"
+            )
+        return found
+
+    async def ready(self, entries: Sequence[Entry] | None = None) -> None:
+        """Returns when these models, or all, can answer.
+
+        Raises:
+            OrchestratorError: one cannot.
+        """
+        asked = self.entries.values() if entries is None else entries
+        await everyone([one.served.ready() for one in asked])
+
+    async def index(self) -> list[dict[str, str]]:
+        """Name, version and state of every model."""
+        entries = list(self.entries.values())
+        states = await asyncio.gather(*(self.ready([one]) for one in entries), return_exceptions=True)
+        for state in states:
+            if state is not None and not isinstance(state, OrchestratorError):
+                raise state
+        return [
+            {
+                "name": one.model.name,
+                "version": one.model.version,
+                "state": "READY" if state is None else "UNAVAILABLE",
+                "reason": "" if state is None else str(state),
+            }
+            for one, state in zip(entries, states, strict=True)
+        ]
+
+    async def ask(self, entry: Entry, question: Question) -> Answer:
+        """The ensemble's answer.
+
+        Raises:
+            DeadlineError: it took longer than the question allows.
+            OrchestratorError: the ensemble's.
+        """
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await entry.served.predict(question)
+        except TimeoutError as error:
+            raise DeadlineError("no answer in time", entry.model.name) from error
+
+
+async def maybe_threaded(size: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that takes as long as `size` bytes are many; in a thread when they are."""
+    if size < LARGE_BYTES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)

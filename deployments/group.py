@@ -1,0 +1,117 @@
+"""Members in the process of those who ask them, behind the interface of Serve's handles.
+
+So the same code drives members that are deployments of their own and members that are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deployments.batcher import Batcher
+from deployments.member import STUCK_S
+from orchestrator.config.ensemble import Member
+from orchestrator.errors import MemberFailedError, OrchestratorError
+from orchestrator.runtime.joint import Joint
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What each member of a group gave for n rows."""
+
+    rows: int
+    found: dict[Member, np.ndarray | Exception]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, rows: slice) -> _Outputs:
+        found = {
+            member: output if isinstance(output, Exception) else output[rows]
+            for member, output in self.found.items()
+        }
+        return _Outputs(rows.stop - rows.start, found)
+
+
+class Group:
+    """Members that are asked for the same rows at the same time: computed once for all of them, together with
+    the rows of other requests.
+
+    Args:
+        joint: the members.
+        worker: the thread that loaded them.
+        max_rows: most rows of one call.
+        max_queued_rows: most rows that may wait.
+    """
+
+    def __init__(
+        self, joint: Joint, worker: ThreadPoolExecutor, *, max_rows: int, max_queued_rows: int
+    ) -> None:
+        self._joint, self._worker = joint, worker
+        self._batcher = Batcher(self._run, max_rows=max_rows, max_queued=max_queued_rows)
+        self._asked: dict[tuple[tuple[int, ...], bytes], asyncio.Task[_Outputs]] = {}
+
+    def handles(self) -> dict[Member, Handle]:
+        """One for each member."""
+        return {member: Handle(self, member) for member in self._joint.members}
+
+    async def ask(self, member: Member, rows: np.ndarray) -> np.ndarray:
+        """Outputs [n, K] of one member for rows [n, ...].
+
+        Raises:
+            OverloadedError: too many rows wait already.
+            MemberFailedError: it failed on these rows.
+        """
+        key = (rows.shape, rows.tobytes())
+        task = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = asyncio.ensure_future(self._batcher.submit(rows))
+            task.add_done_callback(lambda _: self._asked.pop(key))
+        # Another member's caller may wait for it, too.
+        output = (await asyncio.shield(task)).found[member]
+        if isinstance(output, OrchestratorError):
+            raise output
+        if isinstance(output, Exception):
+            raise MemberFailedError("computing a batch failed", f"{type(output).__name__}: {output}")
+        return output
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            MemberFailedError: the worker hangs.
+        """
+        if self._batcher.busy_s > STUCK_S:
+            raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
+
+    async def _run(self, rows: np.ndarray) -> _Outputs:
+        loop = asyncio.get_running_loop()
+        return _Outputs(len(rows), await loop.run_in_executor(self._worker, self._joint, rows))
+
+
+class Handle:
+    """One member of a group, called like a `DeploymentHandle`."""
+
+    def __init__(self, group: Group, member: Member) -> None:
+        async def predict(rows: np.ndarray) -> np.ndarray:
+            return await group.ask(member, rows)
+
+        async def ready() -> None:
+            """Can be called only once the artifact is loaded."""
+
+        self.predict, self.ready = Remote(predict), Remote(ready)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A method of a `Handle`; what `remote` gives can be awaited and cancelled."""
+
+    call: Callable[..., Awaitable[Any]]
+
+    def remote(self, *args: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self.call(*args))

@@ -1,0 +1,185 @@
+"""The protocol over gRPC, beside HTTP in the ingress.
+
+Ray Serve's own gRPC proxy binds every interface; this server listens where HTTP does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter_ns
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from deployments.exchange import Question
+from deployments.front import SERVER_NAME, Entry, Front, maybe_threaded
+from deployments.protocol import grpc_messages as messages
+from deployments.protocol.errors import ProtocolError, TooLargeError, UnknownModelError
+from deployments.protocol.rest import EXTENSIONS
+from orchestrator import __version__
+from orchestrator.errors import (
+    DeadlineError,
+    MemberFailedError,
+    OrchestratorError,
+    OverloadedError,
+    QuorumError,
+    ServingError,
+)
+
+logger = logging.getLogger(__name__)
+
+STOP_S = 5.0
+"""Time that calls in work have when the server stops."""
+OVERHEAD_BYTES = 64 * 1024
+"""What a message may have beside its tensor."""
+
+
+class GrpcServer:
+    """Serves the models of a front on a port; several replicas on one machine share it.
+
+    Args:
+        front: the models.
+        host: where to listen.
+        port: likewise.
+    """
+
+    def __init__(self, front: Front, host: str, port: int) -> None:
+        self._front = front
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ServingError: the port cannot be listened on.
+        """
+        limit = self._front.serving.max_body_bytes + OVERHEAD_BYTES
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit)])
+        service = _Service(self._front)
+        handlers = {name: service.handler(name) for name in messages.METHODS}
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(messages.SERVICE, handlers)]
+        )
+        try:
+            self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise ServingError("cannot listen for gRPC", self._address, "choose another port") from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Take no more calls; those in work have `STOP_S`."""
+        if self._server is not None:
+            await self._server.stop(STOP_S)
+
+
+class _Service:
+    """The methods, each named as in the protocol."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def handler(self, name: str) -> Any:
+        """The method as gRPC wants it: messages in and out, errors as status codes."""
+        method = messages.METHODS[name]
+        request, answer = messages.message(method.input_type.name), messages.message(method.output_type.name)
+        make = grpc.unary_unary_rpc_method_handler
+        function: Callable[..., Any] = _checked(getattr(self, name))
+        if method.client_streaming:
+            make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
+        return make(function, request.FromString, answer.SerializeToString)
+
+    async def ServerLive(self, _asked: Any) -> Any:  # noqa: N802 - the protocol's name, as those below
+        return messages.message("ServerLiveResponse")(live=True)
+
+    async def ServerReady(self, _asked: Any) -> Any:  # noqa: N802
+        return messages.message("ServerReadyResponse")(ready=await self._is_ready(None))
+
+    async def ModelReady(self, asked: Any) -> Any:  # noqa: N802
+        found = self._front.find(asked.name, asked.version)
+        return messages.message("ModelReadyResponse")(ready=await self._is_ready([found]))
+
+    async def ServerMetadata(self, _asked: Any) -> Any:  # noqa: N802
+        answer = messages.message("ServerMetadataResponse")
+        return answer(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, asked: Any) -> Any:  # noqa: N802
+        return messages.metadata(self._front.find(asked.name, asked.version).model)
+
+    async def RepositoryIndex(self, asked: Any) -> Any:  # noqa: N802
+        models = [one for one in await self._front.index() if one["state"] == "READY" or not asked.ready]
+        return messages.message("RepositoryIndexResponse")(models=models)
+
+    async def ModelInfer(self, asked: Any) -> Any:  # noqa: N802
+        entry = self._front.find(asked.model_name, asked.model_version)
+        with self._front.gate:
+            start = perf_counter_ns()
+            try:
+                return await self._infer(asked, entry, start)
+            except BaseException:
+                entry.statistics.fail(start)
+                raise
+
+    async def ModelStreamInfer(self, stream: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Answers the requests of a stream one after the other."""
+        answer = messages.message("ModelStreamInferResponse")
+        async for asked in stream:
+            try:
+                yield answer(infer_response=await self.ModelInfer(asked))
+            except OrchestratorError as error:
+                _code, sentence = _status(error)
+                yield answer(error_message=sentence, infer_response={"id": asked.id})
+
+    async def _infer(self, asked: Any, entry: Entry, start: int) -> Any:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._front.serving.deadline_s
+        size = asked.ByteSize()
+        request = await maybe_threaded(size, messages.decode, asked, entry.model)
+        decoded = perf_counter_ns()
+        left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
+        wanted = frozenset(name for name, _binary in request.outputs)
+        answer = await self._front.ask(entry, Question(request.rows, left, wanted, request.id or ""))
+        known = perf_counter_ns()
+        encoded = messages.encode(entry.model, request, answer.outputs, answer.facts())
+        entry.statistics.succeed(len(request.rows), (start, decoded, known, perf_counter_ns()))
+        return encoded
+
+    async def _is_ready(self, entries: list[Entry] | None) -> bool:
+        try:
+            await self._front.ready(entries)
+        except OrchestratorError:
+            return False
+        return True
+
+
+def _checked(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def call(asked: Any, context: Any) -> Any:
+        try:
+            return await method(asked)
+        except OrchestratorError as error:
+            code, sentence = _status(error)
+        except Exception:
+            logger.exception("a gRPC call failed by a defect")
+            code, sentence = grpc.StatusCode.INTERNAL, "internal error; see the server's log"
+        await context.abort(code, sentence)
+
+    return call
+
+
+def _status(error: OrchestratorError) -> tuple[Any, str]:
+    """The status code and the sentence for an error."""
+    if isinstance(error, UnknownModelError):
+        return grpc.StatusCode.NOT_FOUND, str(error)
+    if isinstance(error, TooLargeError | OverloadedError):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+    if isinstance(error, ProtocolError):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    if isinstance(error, DeadlineError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
+    if isinstance(error, QuorumError | MemberFailedError):
+        return grpc.StatusCode.UNAVAILABLE, str(error)
+    logger.error("a gRPC call failed: %s", error)
+    return grpc.StatusCode.INTERNAL, "internal error; see the server's log"

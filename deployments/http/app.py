@@ -1,0 +1,133 @@
+"""The protocol over HTTP as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from deployments.exchange import Served
+from deployments.front import LARGE_BYTES, Front
+from deployments.http import encoding
+from deployments.http.asgi import (
+    DisconnectedError,
+    Headers,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    header_text,
+    send_reply,
+)
+from deployments.http.endpoints import Endpoints
+from deployments.http.errors import refusal, status_of
+from deployments.http.infer import infer
+from deployments.http.routes import Call
+from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import OrchestratorError
+
+logger = logging.getLogger(__name__)
+
+
+class Companion(Protocol):
+    """Another server over the same models."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class HttpApp:
+    """An ASGI application over the models of a front.
+
+    Args:
+        front: the models.
+        beside: what starts and stops with the application.
+    """
+
+    def __init__(self, front: Front, beside: Companion | None = None) -> None:
+        self._front = front
+        self._beside = beside
+        self._table = Endpoints(front).routes()
+        # The paths of inference are looked up at once: all the load goes there.
+        self._infer = {
+            path: entry
+            for name, entry in front.entries.items()
+            for path in (
+                f"/v2/models/{name}/infer",
+                f"/v2/models/{name}/versions/{entry.model.version}/infer",
+            )
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
+        await receive()
+        try:
+            if self._beside is not None:
+                await self._beside.start()
+        except OrchestratorError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._beside is not None:
+            await self._beside.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: Headers = dict(scope["headers"])
+        method = scope["method"]
+        try:
+            reply = await self._reply(scope, headers, receive)
+        except OrchestratorError as error:
+            status = status_of(error)
+            if status == 500:
+                logger.error("a request failed: %s", error)
+            # What went wrong inside is for the log.
+            reply = refusal(status, str(error) if status != 500 else INTERNAL)
+        except DisconnectedError:
+            reply = Reply(b"", 499)  # nobody reads it; the status is for the access log
+        except Exception:
+            logger.exception("a request failed by a defect")
+            reply = refusal(500, INTERNAL)
+        if len(reply.body) >= encoding.LEAST_BYTES:
+            reply = await _compressed(reply, headers)
+        await send_reply(send, reply, with_body=method != "HEAD")
+
+    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
+        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
+        entry = self._infer.get(path)
+        if entry is not None and method == "POST":
+            return await infer(self._front, entry, headers, receive)
+        found = self._table.find(method, path)
+        if isinstance(found, Reply):
+            return found
+        handler, names = found
+        query = scope.get("query_string", b"").decode("latin-1")
+        return await handler(Call(headers, receive, names, query))
+
+
+INTERNAL = "internal error; see the server's log"
+
+
+def http_app(served: Sequence[Served], serving: ServingSettings) -> HttpApp:
+    """The protocol as an ASGI application over models that can be asked."""
+    return HttpApp(Front(served, serving))
+
+
+async def _compressed(reply: Reply, headers: Headers) -> Reply:
+    wanted = encoding.accepted(header_text(headers, b"accept-encoding"))
+    if wanted is None:
+        return reply
+    if len(reply.body) < LARGE_BYTES:
+        return encoding.compress(reply, wanted)
+    return await asyncio.to_thread(encoding.compress, reply, wanted)

@@ -1,0 +1,51 @@
+"""The little of ASGI that the routes need: https://asgi.readthedocs.io/en/latest/specs/www.html"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.protocol.rest import to_json
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+Headers = Mapping[bytes, bytes]
+"""Names in lower case."""
+
+JSON = (b"content-type", b"application/json")
+
+
+class DisconnectedError(Exception):
+    """The client is gone."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[Header, ...] = (JSON,)
+    """All but its length."""
+
+
+def json_reply(value: object, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
+    """JSON."""
+    return Reply(to_json(value), status, (JSON, *headers))
+
+
+def header_text(headers: Headers, name: bytes) -> str | None:
+    """A header as text, if it was sent."""
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+async def send_reply(send: Send, reply: Reply, *, with_body: bool = True) -> None:
+    """Send it, or, for HEAD, only its headers."""
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body if with_body else b""})

@@ -1,0 +1,53 @@
+"""Every error as JSON with its status.
+
+Ray's own replies to overload, timeouts and unknown routes are plain text, which clients of the protocol
+cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from deployments.http.asgi import Reply, json_reply
+from deployments.protocol.errors import ProtocolError
+from orchestrator.errors import (
+    DeadlineError,
+    MemberFailedError,
+    OrchestratorError,
+    OverloadedError,
+    QuorumError,
+)
+
+RETRY_AFTER_S = 1
+"""What clients are told to wait after a refusal that may pass."""
+MAY_PASS = (429, 503)
+
+
+class SlowBodyError(ProtocolError):
+    """The body did not arrive in time."""
+
+    status: ClassVar[int] = 408
+
+
+def status_of(error: OrchestratorError) -> int:
+    """The HTTP status that says what kind of error it is."""
+    if isinstance(error, ProtocolError):
+        return error.status
+    if isinstance(error, DeadlineError):
+        return 504
+    if isinstance(error, OverloadedError | QuorumError | MemberFailedError):
+        return 503
+    return 500
+
+
+def refusal(status: int, sentence: str) -> Reply:
+    """The reply for an error."""
+    retry = ((b"retry-after", b"%d" % RETRY_AFTER_S),) if status in MAY_PASS else ()
+    return json_reply({"error": sentence}, status, retry)
+
+
+def wrong_method(method: str, path: str, allowed: Iterable[str]) -> Reply:
+    """The reply for a method that a path does not have."""
+    headers = ((b"allow", ", ".join(allowed).encode()),)
+    return json_reply({"error": f"Method not allowed: {method[:20]} {path[:200]}"}, 405, headers)

@@ -1,0 +1,73 @@
+"""Encoded images to a model's rows, by the decoder that read the training data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from deployments.protocol.datatypes import Array
+from deployments.protocol.errors import ProtocolError, TooLargeError
+from deployments.protocol.model import Tensor
+from orchestrator.config.data import Image
+from orchestrator.data.images import DAMAGED, FORMATS, Decoder
+from orchestrator.errors import DataError
+
+MAX_PIXELS = 32 * 2**20
+"""Most pixels of one image file: a small file may hold a huge image."""
+_MODES = {1: "L", 3: "RGB"}
+
+
+def takes_images(expected: Tensor) -> bool:
+    """Whether an image file can be a row of this input."""
+    shape = expected.shape[1:]
+    return expected.datatype == "UINT8" and len(shape) == 3 and shape[0] in _MODES
+
+
+def is_image(data: bytes) -> bool:
+    """Whether the bytes begin like a PNG or JPEG file."""
+    return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
+
+
+def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
+    """Decode image files, resized to the model's height and width where they differ.
+
+    Returns:
+        uint8 [N, C, H, W].
+
+    Raises:
+        ProtocolError: the model takes no images, or a file is none or is damaged.
+        TooLargeError: an image has too many pixels.
+    """
+    if not takes_images(expected):
+        raise ProtocolError("the model's rows are not images of 1 or 3 channels", list(expected.shape[1:]))
+    channels, height, width = expected.shape[1:]
+    decoder = Decoder(Image.model_validate({"mode": _MODES[channels], "size": (height, width)}))
+    rows = []
+    for index, data in enumerate(files):
+        _check_size(data, index)
+        try:
+            rows.append(decoder.image(data, f"row {index}"))
+        except DataError as error:
+            raise ProtocolError(error.what, error.value) from error
+    return np.stack(rows)
+
+
+def _check_size(data: bytes, index: int) -> None:
+    """Reads only the file's head."""
+    try:
+        with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+    except UnidentifiedImageError as error:
+        raise ProtocolError(
+            f"the bytes of row {index} are no image", None, f"supported are {', '.join(FORMATS)}"
+        ) from error
+    except Pillow.DecompressionBombError as error:
+        raise TooLargeError(f"an image may have at most {MAX_PIXELS} pixels") from error
+    except DAMAGED as error:
+        raise ProtocolError(f"the image of row {index} cannot be read", type(error).__name__) from error
+    if width * height > MAX_PIXELS:
+        raise TooLargeError(f"an image may have at most {MAX_PIXELS} pixels", f"{width}x{height}")

@@ -1,0 +1,219 @@
+"""A client of served ensembles, from the standard library alone.
+
+client = Client("http://127.0.0.1:8000")
+for row in client.predict([[5.1, 3.5, 1.4, 0.2]], model="mix").rows:
+    print(row["label"], row["probabilities"])
+client.predict_image("cat.jpg").rows[0]["class"]
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from orchestrator.errors import (
+    DeadlineError,
+    InputError,
+    NotFoundError,
+    OrchestratorError,
+    OverloadedError,
+    ServingError,
+)
+
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 5.0
+MAY_PASS = (429, 502, 503)
+"""Statuses after which the same request may succeed. An answer changes nothing, so asking again is safe."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """An answer of `/predict`."""
+
+    model: str
+    version: str
+    """Digits of the served spec's digest."""
+    weight_epoch: int
+    degraded: bool
+    """Made without a member that should have answered."""
+    rows: tuple[Mapping[str, Any], ...]
+    """For each row the outputs by name: `label`, `class` and `probabilities`, or `values`, and those asked for."""
+    parameters: Mapping[str, Any]
+    """All that the server said of how the answer was made."""
+
+
+class Client:
+    """Asks one server; not for several threads at once.
+
+    Args:
+        url: of the server, like `http://127.0.0.1:8000`.
+        deadline_s: longest time for one answer, retries included.
+        retries: how often a request is sent again that was refused for now, or whose connection broke.
+        headers: sent with every request, like a key.
+
+    Raises:
+        InputError: the URL is not one of HTTP.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        deadline_s: float = 30.0,
+        retries: int = 4,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("the server's URL must begin with http:// or https://", url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, parts.port)
+        self._url = url
+        self._base = parts.path.rstrip("/")
+        self._deadline_s = deadline_s
+        self._retries = retries
+        self._headers = dict(headers or {})
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def ready(self) -> bool:
+        """Whether every model can answer."""
+        try:
+            self._ask("GET", "/v2/health/ready", retries=0)
+        except OrchestratorError:
+            return False
+        return True
+
+    def models(self) -> dict[str, str]:
+        """Name and state of each model."""
+        return {one["name"]: one["state"] for one in self._ask("POST", "/v2/repository/index")}
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Inputs, outputs and version of a model."""
+        found: dict[str, Any] = self._ask("GET", f"/v2/models/{quote(model, safe='')}")
+        return found
+
+    def predict(
+        self, rows: Sequence[Any], model: str | None = None, *, outputs: Collection[str] = ()
+    ) -> Predictions:
+        """Answers for rows.
+
+        Args:
+            rows: nested lists of numbers, or an array with `tolist`.
+            model: name of the ensemble; not needed when there is one.
+            outputs: more outputs that the answer shall have, like `member_probs`.
+
+        Raises:
+            InputError: the server refused the rows.
+            NotFoundError: no such model.
+            OverloadedError: the server refused for now, after all retries.
+            DeadlineError: no answer in time.
+            ServingError: the server cannot be reached, or failed.
+        """
+        plain = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        try:
+            body = json.dumps({"rows": plain}, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise InputError("the rows are not numbers that JSON has", error) from error
+        return self._predict(body, "application/json", model, outputs)
+
+    def predict_image(
+        self, image: str | Path | bytes, model: str | None = None, *, outputs: Collection[str] = ()
+    ) -> Predictions:
+        """The answer for one image file, or its bytes.
+
+        Raises:
+            as `predict`
+            OSError: the file cannot be read.
+        """
+        body = image if isinstance(image, bytes) else Path(image).read_bytes()
+        return self._predict(body, "image/*", model, outputs)
+
+    def _predict(
+        self, body: bytes, media_type: str, model: str | None, outputs: Collection[str]
+    ) -> Predictions:
+        queries = {"model": model, "outputs": ",".join(outputs) or None}
+        path = "/predict?" + urlencode({name: value for name, value in queries.items() if value})
+        found = self._ask("POST", path, body, media_type)
+        rows = tuple(found.pop("predictions"))
+        found.pop("classes", None)
+        known = (found.pop("model"), found.pop("version"))
+        return Predictions(*known, found["weight_epoch"], found["degraded"], rows, found)
+
+    def _ask(
+        self, method: str, path: str, body: bytes = b"", media_type: str = "", retries: int | None = None
+    ) -> Any:
+        until = time.monotonic() + self._deadline_s
+        left = self._retries if retries is None else retries
+        wait_s = FIRST_WAIT_S
+        while True:
+            error, retry_after_s = None, None
+            try:
+                status, reply_headers, content = self._send(method, path, body, media_type, until)
+                if status == 200:
+                    return json.loads(content)
+                error = _error(status, content)
+                retry_after_s = _seconds(reply_headers.get("retry-after"))
+                if status not in MAY_PASS:
+                    raise error
+            except TimeoutError as late:
+                self._connection.close()
+                raise DeadlineError("no answer in time", f"{self._deadline_s:g} s") from late
+            except (OSError, http.client.HTTPException) as broken:
+                self._connection.close()
+                error = ServingError("the server cannot be reached", f"{self._url} ({broken})")
+            # Spread, so that clients that were refused together do not come back together.
+            pause_s = max(retry_after_s or 0.0, wait_s * random.uniform(0.5, 1.0))
+            if not left or time.monotonic() + pause_s >= until:
+                raise error
+            time.sleep(pause_s)
+            left -= 1
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _send(
+        self, method: str, path: str, body: bytes, media_type: str, until: float
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._connection.timeout = left_s
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(left_s)
+        headers = self._headers | ({"Content-Type": media_type} if media_type else {})
+        self._connection.request(method, self._base + path, body, headers)
+        reply = self._connection.getresponse()
+        return reply.status, reply.headers, reply.read()
+
+
+def _error(status: int, content: bytes) -> OrchestratorError:
+    try:
+        sentence = str(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError):
+        sentence = f"the server answered with status {status} and no error of its own"
+    if status == 404:
+        return NotFoundError(sentence)
+    if status in MAY_PASS:
+        return OverloadedError(sentence)
+    if status in (408, 504):
+        return DeadlineError(sentence)
+    return InputError(sentence) if status < 500 else ServingError(sentence)
+
+
+def _seconds(text: str | None) -> float | None:
+    """A `Retry-After` in seconds; dates are not taken."""
+    return float(text) if text is not None and text.isascii() and text.isdigit() else None

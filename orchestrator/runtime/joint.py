@@ -1,0 +1,191 @@
+"""Members that are asked together as one compiled graph: one call, one reading of the rows, one scaling.
+
+Compiled fp32 answers are eager ones to rounding. That is checked on rows kept with the compiled form, when it
+is made and at every start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from orchestrator.config.base import fingerprint
+from orchestrator.config.ensemble import Member
+from orchestrator.config.steps import precision_of
+from orchestrator.errors import ExecutionError
+from orchestrator.models.build import example_rows
+from orchestrator.models.served import Served
+from orchestrator.runtime import execute, package
+from orchestrator.runtime.execute import Executable
+from orchestrator.runtime.forms import cached, random_like
+from orchestrator.runtime.rebuild import rebuild
+from orchestrator.store.store import Store
+
+SAMPLE = "sample.npz"
+FP32_TOLERANCE = 1e-5
+"""Largest difference to the eager outputs, as a share of the largest of them (or of 1)."""
+BF16_TOLERANCE = 0.02
+"""The same for bfloat16, which keeps eight bits: compiled code rounds at other places than eager code."""
+
+log = logging.getLogger(__name__)
+
+
+class Joint:
+    """Members that answer the same rows, in this process; not for concurrent calls."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        graph: Executable | None,
+        joined: Sequence[Member],
+        alone: dict[Member, Executable],
+        fallback: str | None,
+    ) -> None:
+        """Use `load`."""
+        self.members = tuple(members)
+        self.fallback = fallback
+        """Why members that should be compiled run eagerly; None when none does."""
+        self._graph, self._joined, self._alone = graph, tuple(joined), alone
+
+    def __call__(self, inputs: NDArray[np.generic]) -> dict[Member, NDArray[np.float32] | Exception]:
+        """Outputs [B, K] of each member for rows [B, *input_shape], or why it has none."""
+        found: dict[Member, NDArray[np.float32] | Exception] = {}
+        if self._graph is not None:
+            outputs = _tried(self._graph, inputs)
+            for position, member in enumerate(self._joined):
+                found[member] = outputs if isinstance(outputs, Exception) else outputs[:, position]
+        return found | {member: _tried(one, inputs) for member, one in self._alone.items()}
+
+
+def _tried(executable: Executable, inputs: NDArray[np.generic]) -> NDArray[np.float32] | Exception:
+    try:
+        return executable(inputs)
+    except Exception as error:
+        return error
+
+
+def load(
+    store: Store,
+    members: Sequence[Member],
+    *,
+    threads: int = 1,
+    batch: int = 32,
+    allowed: Collection[str] = (),
+    compiled: bool = True,
+) -> Joint:
+    """Make members ready to run together.
+
+    Compiled into one graph are those of float32 that run `eager`, and those of float32 or bfloat16 that run
+    as `aoti`. All others run in their own execution. What cannot be compiled, or then answers otherwise, runs
+    eagerly, with a warning.
+
+    Args:
+        store: where the artifacts are, and where the compiled form is kept.
+        members: distinct ones of one signature.
+        threads: torch threads of each call.
+        batch: rows that the kernels are tuned for; every batch size works.
+        allowed: import paths that an imported model's factory may come from.
+        compiled: False leaves every member in its own execution.
+
+    Raises:
+        as `execute.load`
+    """
+    joined = [member for member in members if compiled and _joins(store, member)]
+    graph, fallback = None, None
+    if joined:
+        digests = [member.digest for member in joined]
+        try:
+            forward = _graph(store, digests, threads, batch, allowed)
+            graph = Executable(forward, store.manifest(digests[0]).signature, threads)
+        except ExecutionError as error:
+            fallback = str(error)
+            log.warning("%s run eagerly: %s", ", ".join(member.name for member in joined), error)
+    alone = {}
+    for member in members:
+        if graph is None or member not in joined:
+            execution = "eager" if member in joined else member.execution
+            alone[member] = execute.load(
+                store, member.digest, execution, threads=threads, batch=batch, allowed=allowed
+            )
+    return Joint(members, graph, joined if graph else (), alone, fallback)
+
+
+def _joins(store: Store, member: Member) -> bool:
+    precision = precision_of(store.manifest(member.digest).plan)
+    return (precision, member.execution) in (("fp32", "eager"), ("fp32", "aoti"), ("bf16", "aoti"))
+
+
+class _SideBySide(nn.Module):
+    """The outputs [B, M, K] of M models for the same rows; equal scaling is done once."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self._shared = all(_same_scaling(models[0], model) for model in models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw rows [B, *input_shape]."""
+        if not self._shared:
+            return torch.stack([model(x) for model in self.models], dim=1)
+        first: Any = self.models[0]
+        scaled = first.preprocess(x)
+        served: list[Any] = list(self.models)
+        return torch.stack([model.rescale(model.body(scaled)) for model in served], dim=1)
+
+
+def _same_scaling(first: nn.Module, other: nn.Module) -> bool:
+    if not (isinstance(first, Served) and isinstance(other, Served)):
+        return False
+    one, two = first.preprocess, other.preprocess
+    return torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
+
+
+def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allowed: Collection[str]) -> Any:
+    """The compiled graph [B, ...] -> [B, M, K], from the store when it is there, else compiled now.
+
+    Raises:
+        ExecutionError: it cannot be compiled or loaded here, or answers otherwise than eager code.
+    """
+    facts = package.target_facts(threads, batch)
+    plans = [store.manifest(digest).plan for digest in digests]
+    tolerance = BF16_TOLERANCE if "bf16" in map(precision_of, plans) else FP32_TOLERANCE
+
+    def make(folder: Path) -> None:
+        from orchestrator.runtime import compiled
+
+        models = [rebuild(store, digest, allowed=allowed).module for digest in digests]
+        if any(isinstance(model, fx.GraphModule) for model in models):
+            raise ExecutionError("a traced graph is compiled alone", digests[0][:12])
+        example = example_rows(store.manifest(digests[0]).signature, max(batch, 2))
+        together = _SideBySide(models).eval()
+        rows = random_like(example)
+        with torch.inference_mode():
+            expected = together(rows)
+        compiled.compile_to(folder / package.PACKAGE, together, example, threads)
+        np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
+        _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerance)
+
+    folder = cached(store, fingerprint(list(digests)), package.target_key(facts), facts, make)
+    forward = package.open_package(folder / package.PACKAGE)
+    _check(forward, folder / SAMPLE, tolerance)
+    return forward
+
+
+def _check(forward: Any, sample: Path, tolerance: float) -> None:
+    """Refuse a graph whose answers to the kept rows are not those that were kept with them."""
+    with np.load(sample, allow_pickle=False) as kept:
+        rows, expected = kept["rows"], kept["outputs"]
+    with torch.inference_mode():
+        found = forward(torch.from_numpy(rows)).numpy()
+    error = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
+    if not error <= tolerance:  # NaN is one, too
+        raise ExecutionError(
+            "the compiled graph answers otherwise than its models", f"{error:.2g}", "they run eagerly"
+        )

@@ -1,0 +1,190 @@
+"""Ensembles whose members run in the process that asks them: the same answers as anywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from deployments import fused as module
+from deployments.exchange import Answer, Question
+from deployments.fused import Fused
+from deployments.placement import Here, Mixed
+from orchestrator.config.ensemble import Cascade, Parallel, Spec
+from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import DeadlineError, MemberFailedError, OverloadedError, QuorumError
+from orchestrator.runtime import execute, joint
+from orchestrator.store.store import Store
+from tests.deployments.toys import in_process, open_store, rows_of
+
+NAMES = ("alone", "average", "cascade", "mix", "table", "nested", "cascades", "quorum")
+TIME_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Spec]]:
+    store, specs = open_store(tmp_path_factory.mktemp("fused"))
+    found = {spec.name: spec for spec in specs}
+    average, cascade, mix = (found[name].tree for name in ("average", "cascade", "mix"))
+    small, other, cnn = distinct(average)
+    backwards = Cascade(stages=(other, cnn), thresholds=(0.2,), combine="mean")
+    more = {
+        "nested": Parallel(members=(small, cascade, mix)),
+        "cascades": Parallel(members=(cascade, backwards), rule="median"),
+        "quorum": Parallel(members=(small, other, cnn), quorum=2),
+    }
+    for name, tree in more.items():
+        found[name] = found["mix"].model_copy(update={"name": name, "tree": tree})
+    return store, found
+
+
+def opened(store: Store, spec: Spec, *, compile_too: bool = False) -> Fused | Mixed:
+    serving = ServingSettings(placement="fused", compile=compile_too)
+    return Here(AppSettings(store=str(store.root), specs=(spec,), serving=serving), {}).open(spec)
+
+
+def ask(engine: Fused | Mixed, *parts: np.ndarray, timeout_s: float = TIME_S) -> list[Answer]:
+    async def test() -> list[Answer]:
+        await engine.ready()
+        return await asyncio.gather(*(engine.predict(Question(part, timeout_s)) for part in parts))
+
+    return asyncio.run(test())
+
+
+def same(answer: Answer, store: Store, spec: Spec, rows: np.ndarray) -> None:
+    expected = in_process(store, spec, rows)
+    if expected.probs is None:
+        np.testing.assert_allclose(answer.outputs["values"], expected.outputs, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_allclose(answer.outputs["probabilities"], expected.probs, atol=1e-5)
+        np.testing.assert_array_equal(answer.outputs["label"], expected.probs.argmax(axis=1))
+    assert answer.members == tuple(one.name for one, mask in expected.members.items() if mask.any())
+    assert not answer.degraded
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_of_many_requests_gets_its_own_answer(served: tuple[Store, dict[str, Spec]], name: str) -> None:
+    store, specs = served
+    spec = specs[name]
+    rows = rows_of(spec)
+    parts = [rows[start:end] for start, end in ((0, 1), (1, 2), (2, 9), (9, 10), (10, 24))]
+    engine = opened(store, spec)
+    assert isinstance(engine, Mixed if name == "quorum" else Fused)
+    for answer, part in zip(ask(engine, *parts), parts, strict=True):
+        same(answer, store, spec, part)
+
+
+def test_requests_that_wait_share_one_walk(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    walks: list[int] = []
+
+    def counted(tree: object, rows: int, task: object) -> object:
+        walks.append(rows)
+        return walk(tree, rows, task)  # type: ignore[arg-type]
+
+    walk = module.walk  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "walk", counted)
+    rows = rows_of(specs["mix"])
+    ask(opened(store, specs["mix"]), *(rows[i : i + 1] for i in range(20)))
+    assert sum(walks) == 20
+    assert len(walks) == 1
+
+
+def test_a_model_that_fails_fails_its_own_request_alone(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    engine = opened(store, specs["mix"])
+    rows = rows_of(specs["mix"]).copy()
+    rows[3] = 255
+    run = execute.Executable.__call__
+
+    def failing(self: execute.Executable, inputs: np.ndarray) -> np.ndarray:
+        if (inputs == 255).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("no such kernel")
+        return run(self, inputs)
+
+    monkeypatch.setattr(execute.Executable, "__call__", failing)
+
+    async def test() -> list[Answer | BaseException]:
+        asked = [engine.predict(Question(rows[i : i + 1], TIME_S)) for i in range(6)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(test())
+    assert isinstance(found[3], QuorumError)
+    assert "no such kernel" in str(found[3])
+    for i in (0, 1, 2, 4, 5):
+        answer = found[i]
+        assert isinstance(answer, Answer)
+        same(answer, store, specs["mix"], rows[i : i + 1])
+
+
+def test_a_member_that_fails_is_done_without_where_the_quorum_allows(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec = specs["quorum"]
+    engine = opened(store, spec)
+    assert isinstance(engine, Mixed)
+    broken = distinct(spec.tree)[1]
+    monkeypatch.setitem(engine._groups[0]._joint._alone, broken, lambda _: np.full((1, 10), np.nan))
+    (answer,) = ask(engine, rows_of(spec)[:1])
+    assert answer.degraded
+    assert answer.members == ("mlp0", "cnn")
+    assert np.isfinite(answer.outputs["probabilities"]).all()
+
+
+def test_no_time_and_no_room(served: tuple[Store, dict[str, Spec]]) -> None:
+    store, specs = served
+    rows = rows_of(specs["mix"])[:1]
+    engine = opened(store, specs["mix"])
+    with pytest.raises(DeadlineError):
+        ask(engine, rows, timeout_s=1e-6)
+    assert isinstance(engine, Fused)
+    engine._batcher._max_queued = 3
+
+    async def test() -> list[Answer | BaseException]:
+        asked = [engine.predict(Question(rows, TIME_S)) for _ in range(6)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    refused = [one for one in asyncio.run(test()) if isinstance(one, OverloadedError)]
+    assert len(refused) == 3
+
+
+def test_a_hanging_worker_is_unhealthy(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    engine = opened(store, specs["mix"])
+    engine.check_health()
+    monkeypatch.setattr(module, "STUCK_S", -1.0)
+    with pytest.raises(MemberFailedError, match="still running"):
+        engine.check_health()
+
+
+@pytest.mark.slow
+def test_compiled_answers_are_the_eager_ones(
+    served: tuple[Store, dict[str, Spec]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, specs = served
+    spec = specs["cascade"]
+    rows = rows_of(spec)
+    engine = opened(store, spec, compile_too=True)
+    assert isinstance(engine, Fused)
+    assert [len(group._joined) for group in engine._groups] == [1, 2]
+    for answer, part in zip(ask(engine, rows[:1], rows[1:]), (rows[:1], rows[1:]), strict=True):
+        same(answer, store, spec, part)
+    assert engine.fallbacks == ()
+    assert not [one for one in caplog.records if one.name == joint.__name__]
+    # A compiled form that answers otherwise is not used: looked at again at every start.
+    monkeypatch.setattr(joint, "FP32_TOLERANCE", -1.0)
+    again = opened(store, spec, compile_too=True)
+    assert len(again.fallbacks) == 2
+    assert "mlp1, cnn run eagerly: the compiled graph answers otherwise" in caplog.text
+    same(ask(again, rows[:1])[0], store, spec, rows[:1])

@@ -1,0 +1,244 @@
+"""The gRPC server with the protocol's own client, over a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import ml_dtypes
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from deployments.front import SERVER_NAME
+from deployments.grpc_server import GrpcServer
+from deployments.protocol import grpc_messages as messages
+from deployments.protocol.errors import ProtocolError
+from orchestrator.errors import ServingError
+from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, expected, front, listening
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (3, 1, 2, 3), dtype=np.uint8)
+NUMBERS = np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with listening(front()) as ports:
+        yield ports.grpc
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[Any]:
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as found:
+        yield found
+
+
+def tensor(rows: np.ndarray) -> Any:
+    found = triton.InferInput("input", list(rows.shape), np_to_triton_dtype(rows.dtype))
+    found.set_data_from_numpy(rows)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        message.name
+        for message in messages._POOL.FindFileByName("open_inference.proto").message_types_by_name.values()
+    ),
+)
+def test_messages_are_those_of_the_protocols_own_client(name: str) -> None:
+    ours = messages.message(name).DESCRIPTOR
+    theirs = getattr(service_pb2, name).DESCRIPTOR
+    assert fields(ours) == fields(theirs)
+
+
+def fields(descriptor: Any) -> dict[str, Any]:
+    return {
+        field.name: (
+            field.number,
+            field.type,
+            field.is_repeated,
+            None
+            if field.message_type is None or field.message_type.full_name == descriptor.full_name
+            else fields(field.message_type),
+        )
+        for field in descriptor.fields
+    }
+
+
+def test_server_and_models(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("images")
+    assert client.is_model_ready("images", IMAGE_MODEL.version)
+    assert client.get_server_metadata().name == SERVER_NAME
+    found = client.get_model_metadata("images", as_json=True)
+    assert found["inputs"][0]["shape"] == ["-1", "1", "2", "3"]
+    assert [output["name"] for output in found["outputs"]] == list(IMAGE_MODEL.tensors)
+    index = client.get_model_repository_index()
+    assert {(model.name, model.state) for model in index.models} == {
+        ("images", "READY"),
+        ("features", "READY"),
+    }
+
+
+def test_answers(client: Any) -> None:
+    result = client.infer("images", [tensor(PIXELS)], request_id="r1")
+    wanted = expected(IMAGE_MODEL, PIXELS)
+    np.testing.assert_array_equal(result.as_numpy("probabilities"), wanted["probabilities"])
+    np.testing.assert_array_equal(result.as_numpy("label"), wanted["label"])
+    answer = result.get_response()
+    assert (answer.id, answer.model_version) == ("r1", IMAGE_MODEL.version)
+    assert answer.parameters["weight_epoch"].int64_param == 3
+    assert answer.parameters["degraded"].bool_param is False
+    result = client.infer("features", [tensor(NUMBERS)])
+    np.testing.assert_array_equal(result.as_numpy("values"), expected(FEATURE_MODEL, NUMBERS)["values"])
+
+
+def test_outputs_on_request(client: Any) -> None:
+    names = ["exit_stage", "member_probs", "member_weights", "disagreement"]
+    outputs = [triton.InferRequestedOutput(name) for name in names]
+    result = client.infer("images", [tensor(PIXELS)], outputs=outputs)
+    wanted = expected(IMAGE_MODEL, PIXELS)
+    for name in names:
+        np.testing.assert_array_equal(result.as_numpy(name), wanted[name])
+    assert result.as_numpy("probabilities") is None
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"])
+def test_every_datatype_of_numpy(client: Any, dtype: str) -> None:
+    rows = (PIXELS % 2).astype(dtype)
+    result = client.infer("images", [tensor(rows)])
+    wanted = expected(IMAGE_MODEL, PIXELS % 2)["probabilities"]
+    np.testing.assert_array_equal(result.as_numpy("probabilities"), wanted)
+
+
+def test_bf16(client: Any) -> None:
+    found = triton.InferInput("input", [3, 3], "BF16")
+    rounded = NUMBERS.astype(ml_dtypes.bfloat16)
+    found.set_data_from_numpy(rounded)
+    result = client.infer("features", [found])
+    wanted = expected(FEATURE_MODEL, rounded.astype(np.float32))["values"]
+    np.testing.assert_array_equal(result.as_numpy("values"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field"), [(name, field) for name, field in messages.CONTENTS.items() if name != "BYTES"]
+)
+def test_contents_instead_of_raw_bytes(datatype: str, field: str) -> None:
+    asked = messages.message("ModelInferRequest")(model_name="images", id="7")
+    one = asked.inputs.add(name="input", datatype=datatype, shape=[1, 1, 2, 3])
+    getattr(one.contents, field).extend([0, 1, 1, 0, 1, 0])
+    request = messages.decode(asked, IMAGE_MODEL)
+    assert request.rows.dtype == np.uint8
+    assert request.rows.ravel().tolist() == [0, 1, 1, 0, 1, 0]
+
+
+def asked(**changes: Any) -> Any:
+    """A good request, with some of it changed."""
+    values = {"name": "input", "datatype": "UINT8", "shape": [1, 1, 2, 3], "raw": [bytes(6)]} | changes
+    found = messages.message("ModelInferRequest")(raw_input_contents=values.pop("raw"))
+    for output in values.pop("outputs", ()):
+        found.outputs.add(name=output)
+    if "timeout" in values:
+        found.parameters["timeout"].string_param = values.pop("timeout")
+    contents = values.pop("contents", {})
+    one = found.inputs.add(**values)
+    for field, content in contents.items():
+        getattr(one.contents, field).extend(content)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "x"}, "takes one input"),
+        ({"datatype": "FLOAT"}, "datatype must be one of"),
+        ({"shape": [2, 1, 2, 3]}, "needs 12 bytes, got: 6"),
+        ({"shape": [-1, 1, 2, 3]}, "shape must be"),
+        ({"shape": []}, "shape must be"),
+        ({"raw": []}, "no data that can be read"),
+        ({"raw": [bytes(6), bytes(6)]}, "one entry"),
+        ({"contents": {"uint_contents": [1]}}, "one entry"),
+        (
+            {"raw": [], "contents": {"fp32_contents": [1.0] * 6}},
+            "must be in uint_contents: ['fp32",
+        ),
+        ({"raw": [], "contents": {"uint_contents": [1] * 5}}, "needs 6 numbers, the data has: 5"),
+        ({"raw": [], "contents": {"uint_contents": [256] * 6}}, "0..255: 256"),
+        ({"raw": [bytes(12)], "datatype": "FP16", "contents": {"fp32_contents": [1.0]}}, "one entry"),
+        ({"raw": [], "datatype": "FP16", "contents": {"fp32_contents": [1.0]}}, "no data that can be read"),
+        ({"outputs": ["logits"]}, "no such output: 'logits'"),
+        ({"outputs": ["label", "label"]}, "same name twice"),
+        ({"timeout": "soon"}, "timeout must be a whole number"),
+        ({"datatype": "BYTES", "shape": [1], "raw": [b"\4\0\0\0\0abc"]}, "are no image"),
+        ({"datatype": "BYTES", "shape": [1], "raw": [b"\xff\xff\xff\xff"]}, "longer than its tensor"),
+    ],
+)
+def test_bad_requests(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        messages.decode(asked(**changes), IMAGE_MODEL)
+    assert says in str(caught.value)
+
+
+def test_errors_are_status_codes(client: Any) -> None:
+    with pytest.raises(InferenceServerException, match="no such model: other") as caught:
+        client.get_model_metadata("other")
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    with pytest.raises(InferenceServerException, match="shape must be") as caught:
+        client.infer("images", [tensor(PIXELS[:, :, :1])])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("images", [tensor(np.zeros((400_000, 1, 2, 3), np.uint8))])
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert client.is_server_live()
+
+
+def test_a_stream_goes_on_after_an_error(client: Any) -> None:
+    found: queue.Queue[Any] = queue.Queue()
+    client.start_stream(lambda result, error: found.put((result, error)))
+    client.async_stream_infer("images", [tensor(PIXELS)])
+    client.async_stream_infer("other", [tensor(PIXELS)])
+    client.async_stream_infer("images", [tensor(PIXELS[:1])])
+    (first, _), (_, error), (last, _) = (found.get(timeout=20) for _ in range(3))
+    client.stop_stream()
+    assert len(first.as_numpy("label")) == 3
+    assert "no such model" in str(error)
+    assert len(last.as_numpy("label")) == 1
+
+
+def test_the_asynchronous_client(port: int) -> None:
+    async def test() -> list[int]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{port}") as found:
+            asks = [found.infer("images", [tensor(PIXELS[:count])]) for count in (1, 2, 3)]
+            return [len(result.as_numpy("label")) for result in await asyncio.gather(*asks)]
+
+    assert asyncio.run(test()) == [1, 2, 3]
+
+
+def test_it_listens_on_loopback_only(port: int) -> None:
+    with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+        other.connect(("127.0.0.2", port))
+
+
+def test_a_port_that_is_taken_says_so() -> None:
+    async def test(port: int) -> None:
+        await GrpcServer(front(), "127.0.0.1", port).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(ServingError, match="cannot listen"):
+        asyncio.run(test(holder.getsockname()[1]))
+
+
+def test_a_plain_client_of_ours(port: int) -> None:
+    """Without generated code."""
+    live = messages.message("ServerLiveResponse")
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/{messages.SERVICE}/ServerLive", lambda _: b"", live.FromString)
+        assert call(None, timeout=10).live
