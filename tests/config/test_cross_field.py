@@ -145,6 +145,33 @@ def test_boosting_needs_a_model_to_train_and_names_for_its_stages(changed: dict[
     assert said in refused(**changed)
 
 
+STACK = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"], "folds": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"ensembles": {"x": {"kind": "parallel", "members": ["big", STACK]}}},
+            "a stack with folds stands in an ensemble of its own",
+        ),
+        (
+            {"ensembles": {"x": STACK | {"members": ["big", "chosen"]}}},
+            "folds: member 'chosen' must be a model that is trained here",
+        ),
+        (
+            {"ensembles": {"x": STACK}, "models": {"big": model("cnn"), "small": student("big")}},
+            "folds: member 'small' must be a model that is trained here, without 'teacher'",
+        ),
+    ],
+)
+def test_folds_need_members_that_can_be_trained_again(changed: dict[str, Any], said: str) -> None:
+    found = run(ensembles={"x": STACK, "y": pair("x", "big")})
+    assert "folds" not in run(ensembles={"x": STACK | {"folds": None}}).ensembles["x"].plain()
+    assert found.ensembles["x"].plain()["folds"] == 3
+    assert said in refused(**changed)
+
+
 @pytest.mark.parametrize(
     ("more", "keys"),
     [
