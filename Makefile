@@ -40,7 +40,7 @@ test: lint ## Lint, types, architecture tests and the whole suite
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json
 
-peers: ## Make .venv-peers with the tools that benchmarks/compression.py compares with
+peers: ## Make .venv-peers with the tools that benchmarks compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 

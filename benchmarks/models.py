@@ -24,7 +24,7 @@ from pathlib import Path
 from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.load import load_run
 from orchestrator.config.run import ModelEntry, RunConfig, VariantEntry
-from orchestrator.config.steps import DynamicInt8, StaticInt8, Step, epochs_of, others_of
+from orchestrator.config.steps import DynamicInt8, StaticInt8, epochs_of, others_of, with_others
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import NotFoundError
@@ -85,6 +85,8 @@ def _tasks(path: str, arguments: argparse.Namespace) -> list[Task]:
         if entry.ref is None
     ]
     for name, variant in config.variants.items():
+        if name in config.taught():  # no ensemble is fitted here
+            continue
         if arguments.gpus and any(isinstance(step, StaticInt8 | DynamicInt8) for step in variant.plan):
             continue
         others = [other for step in variant.plan for other in others_of(step)]
@@ -164,7 +166,7 @@ class _Maker:
             entry=entry.model_copy(update={"resources": resources}),
             data_folder=str(self.dataset.folder),
             store=str(self.store.root),
-            seed=self.config.seed,
+            seed=self.config.seed_of(entry),
             metric=self.config.metric,
             allowed=self.config.allow,
             teacher_digest=None if entry.teacher is None else self._digest_of(entry.teacher),
@@ -184,7 +186,7 @@ class _Maker:
             allowed=self.config.allow,
             on_epoch=self._tell,
         )
-        plan = tuple(map(self._with_digests, entry.plan))
+        plan = tuple(with_others(step, self._digest_of) for step in entry.plan)
         return apply_plan(self.store, self._digest_of(entry.parent), plan, context)
 
     def _tell(self, report: EpochReport) -> None:
@@ -194,10 +196,6 @@ class _Maker:
         entry = self.config.models.get(name)
         ref = entry.ref if entry is not None and entry.ref else f"{self.config.name}/{name}"
         return _digest(self.store, ref) or self.store.resolve(name)
-
-    def _with_digests(self, step: Step) -> Step:
-        found = tuple(map(self._digest_of, others_of(step)))
-        return step.model_copy(update={"others": found}) if found else step
 
 
 def _dataset(config: RunConfig) -> Dataset:

@@ -54,6 +54,7 @@ class Batcher(Generic[T]):
         max_queued: most rows that may wait.
         spoilt: whether an answer must be computed anew for each item, since one item may have spoilt it for
             the others.
+        timed: told the rows and seconds of each call.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Batcher(Generic[T]):
         max_rows: int,
         max_queued: int,
         spoilt: Callable[[T], bool] = lambda _: False,
+        timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
         self._call = call
         self._max_rows = max_rows
         self._max_queued = max_queued
         self._spoilt = spoilt
+        self._timed = timed
         self._queue: deque[_Item[T]] = deque()
         self._queued = 0
         self._worker: asyncio.Task[None] | None = None
@@ -181,7 +184,9 @@ class Batcher(Generic[T]):
         except Exception as error:
             raise MemberFailedError("computing a batch failed", f"{type(error).__name__}: {error}") from error
         finally:
-            self._pace((time.monotonic() - self._started) / len(rows))
+            spent = time.monotonic() - self._started
+            self._pace(spent / len(rows))
+            self._timed(len(rows), spent)
             self._started = None
         if len(outputs) != len(rows):
             raise MemberFailedError(f"{len(rows)} rows in, but rows out", len(outputs))

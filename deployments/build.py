@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments import placement
-from deployments.drive import Composed
+from deployments.composed import Composed
 from deployments.ingress import Ingress
 from deployments.member import Member
 from deployments.parallel import Parallel
@@ -70,12 +70,14 @@ def build_app(settings: AppSettings) -> Application:
     """Bind the deployments of all specs.
 
     Raises:
-        ConfigError: the store's path is relative, two specs have one name, or a spec and an artifact
-            do not fit.
+        ConfigError: the path of the store or of the keys is relative, two specs have one name, or a spec and
+            an artifact do not fit.
         NotFoundError: the store lacks a ref, a spec or an artifact.
     """
     if not (urlsplit(settings.store).scheme or PurePath(settings.store).is_absolute()):
         raise ConfigError("the store must be an absolute path or a URI to be served", settings.store)
+    if settings.serving.access.keys and not PurePath(settings.serving.access.keys).is_absolute():
+        raise ConfigError("the file of API keys must be an absolute path", settings.serving.access.keys)
     store = Store(settings.store, create=False)
     specs = [*settings.specs, *(store.spec(ref) for ref in settings.refs)]
     names = [spec.name for spec in specs]
@@ -101,7 +103,7 @@ def build_app(settings: AppSettings) -> Application:
 
 def _share(serving: ServingSettings, here: Collection[tree.Member]) -> dict[str, float]:
     """What Ray reserves for a process with these members."""
-    asked = [placement.options(serving, member) for member in here]
+    asked = [serving.options(member.name) for member in here]
     return {"num_cpus": sum(one.cpus for one in asked), "num_gpus": sum(one.gpus for one in asked)}
 
 
@@ -132,7 +134,7 @@ def _place(
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
         ray_actor_options=LIGHT,
-    )(COMPOSED[spec.tree.kind]).bind(spec, list(handles.values()))
+    )(COMPOSED[spec.tree.kind]).bind(spec, list(handles.values()), settings.serving)
     return ensemble
 
 
@@ -151,7 +153,7 @@ class _Members:
 
     def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
         serving = self._settings.serving
-        options = placement.options(serving, member)
+        options = serving.options(member.name)
         readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
         bound: Application = serve.deployment(
             name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",

@@ -39,14 +39,32 @@ class Answer:
     weight_epoch: int
     degraded: bool
     """Made without a member that should have answered."""
+    missing: tuple[str, ...] = ()
+    """Names of the members that should have answered and did not."""
+    ejected: tuple[str, ...] = ()
+    """Names of the members that the guard found wrong; those that the tree cannot do without still answer."""
+    expected: tuple[str, float] | None = None
+    """Metric, and its value for answers made by exactly these members; None where it is not known."""
+    early_exit: bool = True
+    """False: the audit of early exits has switched them off."""
 
     def facts(self) -> dict[str, str | int | float | bool]:
         """How it was made: the protocol's response parameters."""
-        return {
+        found: dict[str, str | int | float | bool] = {
             "weight_epoch": self.weight_epoch,
             "degraded": self.degraded,
-            "members": ",".join(self.members),
+            "members_used": ",".join(self.members),
         }
+        if self.missing:
+            found["members_missing"] = ",".join(self.missing)
+        if self.ejected:
+            found["members_ejected"] = ",".join(self.ejected)
+        if self.expected is not None:
+            metric, value = self.expected
+            found[f"expected_{metric}"] = value
+        if not self.early_exit:
+            found["early_exit"] = False
+        return found
 
 
 @dataclass(frozen=True)

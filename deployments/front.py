@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from deployments.drive import everyone
 from deployments.exchange import Answer, Question, Served
-from deployments.protocol.errors import UnknownModelError
+from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.protocol.model import Model
 from deployments.protocol.rest import Codec
 from orchestrator.config.serving import ServingSettings
@@ -187,8 +187,18 @@ class Front:
             raise DeadlineError("no answer in time", entry.model.name) from error
 
 
-async def maybe_threaded(size: int, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that takes as long as `size` bytes are many; in a thread when they are."""
-    if size < LARGE_BYTES:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)
+def check_given(answer: Answer, wanted: frozenset[str]) -> None:
+    """The ensemble gave all outputs that were wanted.
+
+    Raises:
+        ProtocolError: one is missing, since not every placement has it.
+    """
+    if missing := wanted - answer.outputs.keys():
+        raise ProtocolError("the ensemble as it is placed here does not give the output", min(missing))
+
+
+async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function, in a thread if it may take long."""
+    if threaded:
+        return await asyncio.to_thread(function, *args, **kwargs)
+    return function(*args, **kwargs)

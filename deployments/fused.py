@@ -14,9 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.drive import answer
 from deployments.exchange import Answer, Question
 from deployments.member import STUCK_S
+from deployments.observe import families
+from deployments.observe.members import batches, note_walk
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import this_replica
+from deployments.outputs import answer
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
@@ -43,7 +47,11 @@ class Fused:
         self._spec = spec
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"fused-{spec.name}")
         self._groups = load_groups(self._worker, spec, store, allow=allow, compiled=compiled)
-        self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows)
+        self._meter = Meter(f"{this_replica()}:{spec.name}")
+        for group in self._groups:
+            note_fallback(self._meter, group)
+        timed = batches(self._meter, spec.name)
+        self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -63,10 +71,16 @@ class Fused:
                 prediction = await self._batcher.submit(question.rows, question.timeout_s)
         except TimeoutError as error:
             raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
-        return answer(prediction, self._spec)
+        note_walk(self._spec.name, prediction, (), self._meter)
+        return answer(prediction, self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""
+
+    async def snapshots(self) -> list[Snapshot]:
+        """What was counted of this ensemble."""
+        self._meter.set(families.QUEUED_ROWS, self._spec.name, to=self._batcher.queued)
+        return [self._meter.snapshot()]
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -116,6 +130,12 @@ def load_groups(
         )
 
     return worker.submit(load).result()
+
+
+def note_fallback(meter: Meter, group: Joint) -> None:
+    """Say of each member of a group whether it runs eagerly because it could not be compiled."""
+    for member in group.members:
+        meter.set(families.FALLBACK, member.name, to=float(group.fallback is not None))
 
 
 def _answers(groups: Sequence[Joint], asks: Sequence[Ask], inputs: np.ndarray) -> tuple[Outcome, ...]:

@@ -47,13 +47,20 @@ class Group:
         worker: the thread that loaded them.
         max_rows: most rows of one call.
         max_queued_rows: most rows that may wait.
+        timed: see `Batcher`.
     """
 
     def __init__(
-        self, joint: Joint, worker: ThreadPoolExecutor, *, max_rows: int, max_queued_rows: int
+        self,
+        joint: Joint,
+        worker: ThreadPoolExecutor,
+        *,
+        max_rows: int,
+        max_queued_rows: int,
+        timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
         self._joint, self._worker = joint, worker
-        self._batcher = Batcher(self._run, max_rows=max_rows, max_queued=max_queued_rows)
+        self._batcher = Batcher(self._run, max_rows=max_rows, max_queued=max_queued_rows, timed=timed)
         self._asked: dict[tuple[tuple[int, ...], bytes], asyncio.Task[_Outputs]] = {}
 
     def handles(self) -> dict[Member, Handle]:

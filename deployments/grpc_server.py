@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -15,7 +16,8 @@ import grpc
 import grpc.aio
 
 from deployments.exchange import Question
-from deployments.front import SERVER_NAME, Entry, Front, maybe_threaded
+from deployments.front import LARGE_BYTES, SERVER_NAME, Entry, Front, check_given, maybe_threaded
+from deployments.http.access import Access, Refusal, token_of
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError, TooLargeError, UnknownModelError
 from deployments.protocol.rest import EXTENSIONS
@@ -44,11 +46,13 @@ class GrpcServer:
         front: the models.
         host: where to listen.
         port: likewise.
+        access: who may ask; everybody when not given.
     """
 
-    def __init__(self, front: Front, host: str, port: int) -> None:
+    def __init__(self, front: Front, host: str, port: int, access: Access | None = None) -> None:
         self._front = front
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._access = access
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -58,22 +62,73 @@ class GrpcServer:
             ServingError: the port cannot be listened on.
         """
         limit = self._front.serving.max_body_bytes + OVERHEAD_BYTES
-        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", limit)])
+        guards = [] if self._access is None else [Keys(self._access)]
+        self._server = grpc.aio.server(
+            interceptors=guards, options=[("grpc.max_receive_message_length", limit)]
+        )
         service = _Service(self._front)
         handlers = {name: service.handler(name) for name in messages.METHODS}
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(messages.SERVICE, handlers)]
         )
         try:
-            self._server.add_insecure_port(self._address)
+            self._listen(self._server)
         except RuntimeError as error:
             raise ServingError("cannot listen for gRPC", self._address, "choose another port") from error
         await self._server.start()
+
+    def _listen(self, server: grpc.aio.Server) -> None:
+        tls = self._front.serving.tls
+        if tls is None:
+            server.add_insecure_port(self._address)
+            return
+        pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+        server.add_secure_port(self._address, grpc.ssl_server_credentials([pair]))
 
     async def stop(self) -> None:
         """Take no more calls; those in work have `STOP_S`."""
         if self._server is not None:
             await self._server.stop(STOP_S)
+
+
+class Keys(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Asks each call but those of liveness and readiness for a key: in its metadata, as HTTP in headers.
+
+    The server listens where the settings say, which need keys beyond loopback: who comes without is here.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        method = details.method.rpartition("/")[2]
+        if method not in ("ServerLive", "ServerReady"):
+            token = token_of(dict(details.invocation_metadata))
+            refused = self._access.refusal(token, admin=False, here=True)
+            if refused is not None:
+                return _refusing(await continuation(details), refused)
+        return await continuation(details)
+
+
+_CODES = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
+
+
+def _refusing(handler: Any, refused: Refusal) -> Any:
+    """A handler of the same kind that refuses."""
+    code = _CODES.get(refused.status, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    async def one(_asked: Any, context: Any) -> None:
+        await context.abort(code, refused.sentence)
+
+    async def many(_asked: Any, context: Any) -> AsyncIterator[Any]:
+        await context.abort(code, refused.sentence)
+        yield
+
+    if handler is None:  # no such method
+        return None
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(many)
+    return grpc.unary_unary_rpc_method_handler(one)
 
 
 class _Service:
@@ -136,12 +191,13 @@ class _Service:
     async def _infer(self, asked: Any, entry: Entry, start: int) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._front.serving.deadline_s
-        size = asked.ByteSize()
-        request = await maybe_threaded(size, messages.decode, asked, entry.model)
+        threaded = asked.ByteSize() >= LARGE_BYTES
+        request = await maybe_threaded(threaded, messages.decode, asked, entry.model)
         decoded = perf_counter_ns()
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
         wanted = frozenset(name for name, _binary in request.outputs)
         answer = await self._front.ask(entry, Question(request.rows, left, wanted, request.id or ""))
+        check_given(answer, wanted)
         known = perf_counter_ns()
         encoded = messages.encode(entry.model, request, answer.outputs, answer.facts())
         entry.statistics.succeed(len(request.rows), (start, decoded, known, perf_counter_ns()))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
 from deployments.grpc_server import GrpcServer
+from deployments.http.access import Access
 from deployments.http.app import HttpApp
+from deployments.http.server import counted, server_app
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import gather, this_replica
+from deployments.page.site import Site
 from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
 from orchestrator.config.ensemble import Spec
@@ -25,7 +32,10 @@ class Ingress:
     Args:
         specs: the served ensembles.
         places: the deployment of each, or what runs in this process.
-        serving: limits.
+        serving: limits, keys and logs.
+
+    Raises:
+        ConfigError: the file of keys cannot be read.
     """
 
     def __init__(
@@ -36,9 +46,19 @@ class Ingress:
     ) -> None:
         self._here: list[Fused | Mixed] = []
         served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
-        front = Front(served, serving)
+        self._behind = [place for place in places if isinstance(place, DeploymentHandle)]
+        meter = Meter(this_replica())
+        front = Front(counted(served, meter), serving)
+        access = Access(serving.access)
         port = serving.grpc_port
-        self._app = HttpApp(front, None if port is None else GrpcServer(front, serving.host, port))
+        grpc = None if port is None else GrpcServer(front, serving.host, port, access)
+        protocol = HttpApp(front, grpc, Site(specs, served, meter, self._snapshots).routes())
+        # Serve's own HTTP server sends the request's id back.
+        self._app = server_app(protocol, list(front.entries), access, serving, meter, echo=False)
+
+    async def _snapshots(self) -> list[Snapshot]:
+        here = [await ensemble.snapshots() for ensemble in self._here]
+        return [*itertools.chain(*here), *await gather(self._behind)]
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -56,7 +76,7 @@ class Ingress:
         self._here.append(ensemble)
         return Served(describe(spec), ensemble.predict, ensemble.ready)
 
-    def __serve_build_asgi_app__(self) -> HttpApp:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
 

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import http.client
 import logging
+import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,8 +25,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
 from deployments.build import build_app
-from orchestrator.config.serving import AppSettings
-from orchestrator.errors import ClusterError, PortInUseError, ServingError, last_line
+from orchestrator import keys
+from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.errors import ClusterError, ConfigError, PortInUseError, ServingError, last_line
 
 APPLICATION = "orchestrator-local"
 """Name in Serve; not that of `serve.yaml`, which belongs to whoever deployed it."""
@@ -53,21 +57,25 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
         PortInUseError: another process listens on the port.
         ServingError: another application is served on this cluster, or ours did not become ready.
         ClusterError: Ray is not connected.
-        ConfigError: see `deployments.build.build_app`.
+        ConfigError: the files of TLS or keys cannot be used; or see `deployments.build.build_app`.
         NotFoundError: likewise.
     """
     if not ray.is_initialized():
         raise ClusterError("Ray is not connected", None, "connect before serving")
+    _check_files(settings.serving)
     application = build_app(settings)
     host, port = settings.serving.host, settings.serving.port
     with _only_one():
         _clear(host, port)
         check_port(host, port)
+        if settings.serving.grpc_port is not None:
+            check_port(host, settings.serving.grpc_port)
         try:
-            _start(application, host, port)
+            _start(application, settings.serving)
             address = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
-            _wait_ready(address, port, ready_s)
-            yield f"http://{f'[{address}]' if ':' in address else address}:{port}"
+            scheme = "http" if settings.serving.tls is None else "https"
+            _wait_ready(scheme, address, port, ready_s)
+            yield f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}"
         finally:
             _stop(host, port)
 
@@ -148,14 +156,37 @@ def _clear(host: str, port: int) -> None:
         _stop(host, port)
 
 
-def _start(application: Application, host: str, port: int) -> None:
+def _check_files(serving: ServingSettings) -> None:
+    """Say here what would otherwise be an actor's traceback."""
+    if serving.access.keys is not None:
+        keys.read(Path(serving.access.keys))
+    if serving.tls is None:
+        return
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        raise ConfigError(
+            "Ray Serve's HAProxy cannot serve TLS",
+            None,
+            "start with RAY_SERVE_ENABLE_HA_PROXY=0, or end TLS in front of it",
+        )
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            serving.tls.certificate, serving.tls.key
+        )
+    except OSError as error:  # ssl.SSLError is one
+        files = f"{serving.tls.certificate}, {serving.tls.key}"
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"the TLS files cannot be used ({reason})", files) from error
+
+
+def _start(application: Application, serving: ServingSettings) -> None:
+    options: dict[str, Any] = {"host": serving.host, "port": serving.port}
+    if serving.tls is not None:
+        options |= {"ssl_certfile": serving.tls.certificate, "ssl_keyfile": serving.tls.key}
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            serve.start(
-                proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet
-            )
+            serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
             break
         except ActorDiedError as error:
             # Of an earlier Serve that was told to stop and is still going down.
@@ -193,12 +224,12 @@ def _stopped(host: str, port: int) -> bool:
     return not status.applications and not status.proxies
 
 
-def _wait_ready(address: str, port: int, ready_s: float) -> None:
+def _wait_ready(scheme: str, address: str, port: int, ready_s: float) -> None:
     deadline = time.monotonic() + ready_s
     while True:
         status = serve.status().applications.get(APPLICATION)
         # With a quorum the server is ready before all members are: at the start all are waited for.
-        if status is not None and status.status == "RUNNING" and _ready(address, port):
+        if status is not None and status.status == "RUNNING" and _ready(scheme, address, port):
             return
         # Serve starts a failed replica several times; an error of ours comes again each time.
         if status is not None and (status.status in ("DEPLOY_FAILED", "UNHEALTHY") or _own_errors(status)):
@@ -212,8 +243,12 @@ def _wait_ready(address: str, port: int, ready_s: float) -> None:
         time.sleep(0.2)
 
 
-def _ready(address: str, port: int) -> bool:
+def _ready(scheme: str, address: str, port: int) -> bool:
     connection = http.client.HTTPConnection(address, port, timeout=10)
+    if scheme == "https":
+        # Nothing is sent or believed: whom the certificate names is for clients to check.
+        trusting = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(address, port, timeout=10, context=trusting)
     try:
         connection.request("GET", "/v2/health/ready")
         return connection.getresponse().status == 200

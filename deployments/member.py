@@ -9,6 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deployments.batcher import Batcher
+from deployments.observe import families
+from deployments.observe.members import batches
+from deployments.observe.meter import Meter, Snapshot
+from deployments.observe.replicas import this_replica
 from orchestrator.config import ensemble as tree
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime import execute
@@ -52,7 +56,10 @@ class Member:
                 allowed=allow,
             )
         ).result()
-        self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows)
+        self._name = member.name
+        self._meter = Meter(this_replica())
+        timed = batches(self._meter, member.name)
+        self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows, timed=timed)
 
     async def predict(self, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] (logits or values) for rows [n, ...].
@@ -65,6 +72,11 @@ class Member:
 
     async def ready(self) -> None:
         """Can be called only once the artifact is loaded."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """What this replica counted."""
+        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued)
+        return [self._meter.snapshot()]
 
     def check_health(self) -> None:
         """Called by Serve.

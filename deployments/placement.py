@@ -14,12 +14,15 @@ import numpy as np
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from deployments.drive import Composed
-from deployments.fused import Fused, load_groups
+from deployments.composed import Composed
+from deployments.fused import Fused, load_groups, note_fallback
 from deployments.group import Group
+from deployments.observe.members import batches
+from deployments.observe.meter import Meter
+from deployments.observe.replicas import this_replica
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_nodes
-from orchestrator.config.serving import AppSettings, MemberOptions, Placement, ServingSettings
+from orchestrator.config.serving import AppSettings, Placement
 from orchestrator.ensemble.tree import distinct
 from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.machine import machine, machine_fingerprint
@@ -58,7 +61,7 @@ class Here:
     def open(self, spec: Spec) -> Fused | Mixed:
         """Load the members of `spec`."""
         serving = self._settings.serving
-        most = max(options(serving, member).max_queued_rows for member in distinct(spec.tree))
+        most = max(serving.options(member.name).max_queued_rows for member in distinct(spec.tree))
         store, allow = self._settings.store, self._settings.allow
         if self._handles or not needs_all(spec):
             return Mixed(spec, self._settings, self._handles, max_queued_rows=most)
@@ -93,13 +96,19 @@ class Mixed(Composed):
             elsewhere=handles,
         )
         self.fallbacks = tuple(one.fallback for one in joints if one.fallback is not None)
+        meter = Meter(f"{this_replica()}:{spec.name}")
+        for one in joints:
+            note_fallback(meter, one)
+        timed = batches(meter, spec.name)
         self._groups = [
-            Group(one, worker, max_rows=spec.batch, max_queued_rows=max_queued_rows) for one in joints
+            Group(one, worker, max_rows=spec.batch, max_queued_rows=max_queued_rows, timed=timed)
+            for one in joints
         ]
         here: dict[Member, Any] = {}
         for group in self._groups:
             here |= group.handles()
-        super().__init__(spec, [handles.get(member) or here[member] for member in distinct(spec.tree)])
+        found = [handles.get(member) or here[member] for member in distinct(spec.tree)]
+        super().__init__(spec, found, settings.serving, here=here, meter=meter)
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -120,15 +129,10 @@ def needs_all(spec: Spec) -> bool:
     )
 
 
-def options(serving: ServingSettings, member: Member) -> MemberOptions:
-    """Of one member."""
-    return serving.members.get(member.name, MemberOptions())
-
-
 def places(spec: Spec, settings: AppSettings, store: Store) -> dict[Member, Placement]:
     """Where each distinct member of a spec runs."""
     chosen = settings.serving.placement
-    own = {member: options(settings.serving, member).placement for member in distinct(spec.tree)}
+    own = {member: settings.serving.options(member.name).placement for member in distinct(spec.tree)}
     if chosen == "auto":
         chosen = "distributed" if all(own.values()) else decide(spec, settings, store).placement
     return {member: place or chosen for member, place in own.items()}
@@ -144,7 +148,7 @@ def decide(spec: Spec, settings: AppSettings, store: Store) -> Decision:
     members = distinct(spec.tree)
     serving = settings.serving
     for member in members:
-        asked = options(serving, member)
+        asked = serving.options(member.name)
         if asked.gpus or asked.autoscaling or asked.replicas not in (None, serving.replicas):
             return _told(spec, "distributed", f"{member.name} has replicas or accelerators of its own")
     facts = machine()

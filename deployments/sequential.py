@@ -3,7 +3,7 @@ about; the stages of a boosting and the members of a stack are asked together.""
 
 from __future__ import annotations
 
-from deployments.drive import Composed
+from deployments.composed import Composed
 
 
 class Sequential(Composed):

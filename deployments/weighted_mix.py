@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.drive import Composed
+from deployments.composed import Composed
 
 
 class WeightedMix(Composed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 from orchestrator.errors import OrchestratorError, of_system
@@ -34,13 +35,18 @@ def main(until: str, text: str) -> None:
             help="search compressed variants, or settings of a model's training",
         )
     arguments = parser.parse_args()
+    given = {name: getattr(arguments, name) for name in ("store", "overrides", "data", "fresh")}
+    if getattr(arguments, "stage", None) == "training":
+        work(lambda: tune_file(arguments.config, **given))
+    else:
+        work(lambda: execute_file(arguments.config, until=until, **given))
+
+
+def work(job: Callable[[], object]) -> None:
+    """Do a job's work; one sentence and an exit code instead of a traceback, also when it is stopped."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        given = {name: getattr(arguments, name) for name in ("store", "overrides", "data", "fresh")}
-        if getattr(arguments, "stage", None) == "training":
-            tune_file(arguments.config, **given)
-        else:
-            execute_file(arguments.config, until=until, **given)
+        job()
     except OrchestratorError as error:
         sys.exit(_complain(f"error: {error}", error.exit_code))
     except OSError as error:

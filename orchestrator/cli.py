@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from orchestrator import __version__
+from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
+from orchestrator.command_serve import keys, serve
 from orchestrator.options import (
     AllowOption,
     Config,
@@ -94,26 +96,11 @@ app.command()(guarded(choose))
 app.command()(guarded(explain))
 
 
-@app.command()
-@guarded
-def serve(
-    names: Annotated[
-        list[str], typer.Argument(help="A run's name (all its ensembles) or refs like digits/mix.")
-    ],
-    store: StoreOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    placement: Annotated[
-        str, typer.Option(help="Where members run: fused, distributed or auto.")
-    ] = "distributed",
-    allow: AllowOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Serve ensembles over HTTP (Open Inference Protocol V2) until Ctrl-C."""
-    from orchestrator.pipeline.serving import serve_refs
+app.command()(guarded(serve))
+app.command()(guarded(keys))
 
-    where = {"host": host, "port": port, "placement": placement}
-    serve_refs(names, store=store, serving=where, allow=allow or [], as_json=as_json)
+
+app.command()(guarded(bench))
 
 
 @app.command("init")

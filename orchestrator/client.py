@@ -12,7 +12,7 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Predictions:
     degraded: bool
     """Made without a member that should have answered."""
     rows: tuple[Mapping[str, Any], ...]
-    """For each row the outputs by name: `label`, `class` and `probabilities`, or `values`, and those asked for."""
+    """Outputs by name: `label`, `class` and `probabilities`, or `values`, and those asked for."""
     parameters: Mapping[str, Any]
     """All that the server said of how the answer was made."""
 
@@ -94,7 +94,7 @@ class Client:
     def ready(self) -> bool:
         """Whether every model can answer."""
         try:
-            self._ask("GET", "/v2/health/ready", retries=0)
+            self._ask("GET", "/v2/health/ready", retries=1)
         except OrchestratorError:
             return False
         return True
@@ -109,7 +109,7 @@ class Client:
         return found
 
     def predict(
-        self, rows: Sequence[Any], model: str | None = None, *, outputs: Collection[str] = ()
+        self, rows: Iterable[Any], model: str | None = None, *, outputs: Collection[str] = ()
     ) -> Predictions:
         """Answers for rows.
 
@@ -147,8 +147,10 @@ class Client:
     def _predict(
         self, body: bytes, media_type: str, model: str | None, outputs: Collection[str]
     ) -> Predictions:
-        queries = {"model": model, "outputs": ",".join(outputs) or None}
-        path = "/predict?" + urlencode({name: value for name, value in queries.items() if value})
+        queries = {"timeout_ms": str(max(1, int(1000 * self._deadline_s)))}
+        queries |= {"model": model} if model else {}
+        queries |= {"outputs": ",".join(outputs)} if outputs else {}
+        path = "/predict?" + urlencode(queries)
         found = self._ask("POST", path, body, media_type)
         rows = tuple(found.pop("predictions"))
         found.pop("classes", None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from deployments.exchange import Served
-from deployments.front import LARGE_BYTES, Front
+from deployments.front import LARGE_BYTES, Front, maybe_threaded
 from deployments.http import encoding
 from deployments.http.asgi import (
     DisconnectedError,
@@ -23,9 +23,11 @@ from deployments.http.asgi import (
 from deployments.http.endpoints import Endpoints
 from deployments.http.errors import refusal, status_of
 from deployments.http.infer import infer
-from deployments.http.routes import Call
+from deployments.http.routes import Call, Handler, Routes
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, OverloadedError
+
+INTERNAL = "internal error; see the server's log"
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +46,18 @@ class HttpApp:
     Args:
         front: the models.
         beside: what starts and stops with the application.
+        more: routes beside those of the models.
     """
 
-    def __init__(self, front: Front, beside: Companion | None = None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        beside: Companion | None = None,
+        more: Mapping[str, Mapping[str, Handler]] = MappingProxyType({}),
+    ) -> None:
         self._front = front
         self._beside = beside
-        self._table = Endpoints(front).routes()
+        self._routes = Routes({**more, **Endpoints(front).table()})
         # The paths of inference are looked up at once: all the load goes there.
         self._infer = {
             path: entry
@@ -93,7 +101,8 @@ class HttpApp:
             if status == 500:
                 logger.error("a request failed: %s", error)
             # What went wrong inside is for the log.
-            reply = refusal(status, str(error) if status != 500 else INTERNAL)
+            wait_s = error.retry_after_s if isinstance(error, OverloadedError) else None
+            reply = refusal(status, str(error) if status != 500 else INTERNAL, wait_s)
         except DisconnectedError:
             reply = Reply(b"", 499)  # nobody reads it; the status is for the access log
         except Exception:
@@ -108,15 +117,12 @@ class HttpApp:
         entry = self._infer.get(path)
         if entry is not None and method == "POST":
             return await infer(self._front, entry, headers, receive)
-        found = self._table.find(method, path)
+        found = self._routes.find(method, path)
         if isinstance(found, Reply):
             return found
         handler, names = found
         query = scope.get("query_string", b"").decode("latin-1")
         return await handler(Call(headers, receive, names, query))
-
-
-INTERNAL = "internal error; see the server's log"
 
 
 def http_app(served: Sequence[Served], serving: ServingSettings) -> HttpApp:
@@ -128,6 +134,4 @@ async def _compressed(reply: Reply, headers: Headers) -> Reply:
     wanted = encoding.accepted(header_text(headers, b"accept-encoding"))
     if wanted is None:
         return reply
-    if len(reply.body) < LARGE_BYTES:
-        return encoding.compress(reply, wanted)
-    return await asyncio.to_thread(encoding.compress, reply, wanted)
+    return await maybe_threaded(len(reply.body) >= LARGE_BYTES, encoding.compress, reply, wanted)

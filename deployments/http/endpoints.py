@@ -6,7 +6,7 @@ from deployments.front import SERVER_NAME, Entry, Front
 from deployments.http.asgi import Reply, json_reply
 from deployments.http.infer import infer
 from deployments.http.predict import predict
-from deployments.http.routes import Call, Handler, Routes
+from deployments.http.routes import Call, Handler
 from deployments.protocol import openapi
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.rest import EXTENSIONS
@@ -21,8 +21,8 @@ class Endpoints:
         models = [entry.model for entry in front.entries.values()]
         self._openapi = json_reply(openapi.document(models, __version__))
 
-    def routes(self) -> Routes:
-        """Where each handler is."""
+    def table(self) -> dict[str, dict[str, Handler]]:
+        """The handler of each path and method."""
         # Both spellings of /v2: clients ask for it and do not follow redirects.
         table: dict[str, dict[str, Handler]] = {
             "/v2": {"GET": self.server},
@@ -45,7 +45,7 @@ class Endpoints:
                 base + "/infer": {"POST": self.infer},
                 base + "/predict": {"POST": self.predict},
             }
-        return Routes(table)
+        return table
 
     async def server(self, _call: Call) -> Reply:
         return json_reply({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})

@@ -6,10 +6,11 @@ cannot read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-from deployments.http.asgi import Reply, json_reply
+from deployments.http.asgi import Header, Reply, json_reply
 from deployments.protocol.errors import ProtocolError
 from orchestrator.errors import (
     DeadlineError,
@@ -19,8 +20,8 @@ from orchestrator.errors import (
     QuorumError,
 )
 
-RETRY_AFTER_S = 1
-"""What clients are told to wait after a refusal that may pass."""
+RETRY_AFTER_S = 1.0
+"""What clients are told to wait after a refusal that may pass, if the error does not know better."""
 MAY_PASS = (429, 503)
 
 
@@ -41,10 +42,13 @@ def status_of(error: OrchestratorError) -> int:
     return 500
 
 
-def refusal(status: int, sentence: str) -> Reply:
+def refusal(status: int, sentence: str, retry_after_s: float | None = None) -> Reply:
     """The reply for an error."""
-    retry = ((b"retry-after", b"%d" % RETRY_AFTER_S),) if status in MAY_PASS else ()
-    return json_reply({"error": sentence}, status, retry)
+    headers: tuple[Header, ...] = ()
+    if status in MAY_PASS:
+        whole_s = max(1, math.ceil(retry_after_s or RETRY_AFTER_S))
+        headers = ((b"retry-after", b"%d" % whole_s),)
+    return json_reply({"error": sentence}, status, headers)
 
 
 def wrong_method(method: str, path: str, allowed: Iterable[str]) -> Reply:

@@ -6,27 +6,21 @@ import asyncio
 
 from deployments.http.asgi import DisconnectedError, Headers, Receive, header_text
 from deployments.http.encoding import decompress
-from deployments.http.errors import SlowBodyError
 from deployments.protocol.errors import TooLargeError
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int, timeout_s: float) -> bytes:
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     """The body, decompressed; refused as soon as it is longer than `limit` bytes.
 
     Raises:
         TooLargeError: it is longer, or would be.
-        SlowBodyError: it had not arrived after `timeout_s`.
         ProtocolError: it is compressed in an unknown way, or damaged.
         DisconnectedError: the client is gone.
     """
     stated = headers.get(b"content-length", b"0")
     if stated.isdigit() and len(stated) < 20 and int(stated) > limit:
         raise TooLargeError(f"the body may have at most {limit} bytes", stated.decode())
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await _parts(receive, limit)
-    except TimeoutError as error:
-        raise SlowBodyError("the body did not arrive in time", f"{timeout_s:g} s") from error
+    body = await _parts(receive, limit)
     encoding = header_text(headers, b"content-encoding")
     if encoding is None or encoding == "identity":
         return body

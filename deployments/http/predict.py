@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from time import perf_counter_ns
-
-from deployments.exchange import Question
+from deployments.exchange import Answer
 from deployments.front import Entry, Front
 from deployments.http.asgi import Reply, header_text, json_reply
-from deployments.http.limits import read_body
+from deployments.http.respond import respond
 from deployments.http.routes import Call
 from deployments.protocol import predict as formats
 from deployments.protocol.errors import ProtocolError
-from deployments.protocol.request import check_names, check_output
+from deployments.protocol.request import Request, check_names, check_output
 
 QUERIES = frozenset({"model", "outputs", "timeout_ms"})
 
@@ -26,35 +23,19 @@ async def predict(front: Front, call: Call) -> Reply:
     """
     queries = call.queries(QUERIES)
     entry = _entry(front, call, queries.get("model"))
-    extras = _extras(entry, queries.get("outputs", ""))
-    limit_s = min(front.serving.deadline_s, _timeout_s(queries.get("timeout_ms")))
-    with front.gate:
-        start = perf_counter_ns()
-        try:
-            return await _predict(front, entry, call, extras, limit_s)
-        except BaseException:
-            entry.statistics.fail(start)
-            raise
-
-
-async def _predict(front: Front, entry: Entry, call: Call, extras: list[str], limit_s: float) -> Reply:
-    start = perf_counter_ns()
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + limit_s
-    body = await read_body(call.headers, call.receive, front.serving.max_body_bytes, limit_s)
+    outputs = tuple((name, False) for name in _outputs(entry, queries.get("outputs", "")))
+    timeout_s = _timeout_s(queries.get("timeout_ms"))
     media_type = header_text(call.headers, b"content-type") or ""
+
+    def decode(body: bytes) -> Request:
+        return Request(formats.read(body, media_type, entry.model.input), outputs, timeout_s=timeout_s)
+
+    def encode(request: Request, answer: Answer) -> Reply:
+        values = {name: answer.outputs[name] for name, _binary in request.outputs}
+        return json_reply(formats.answer(entry.model, values, answer.facts()))
+
     # Always in a thread: a small file may hold a large image.
-    rows = await asyncio.to_thread(formats.read, body, media_type, entry.model.input)
-    decoded = perf_counter_ns()
-    names = [*(output.name for output in entry.model.outputs), *extras]
-    identity = header_text(call.headers, b"x-request-id") or ""
-    question = Question(rows, deadline - loop.time(), frozenset(names), identity)
-    answer = await front.ask(entry, question)
-    known = perf_counter_ns()
-    values = {name: answer.outputs[name] for name in names}
-    reply = json_reply(await asyncio.to_thread(formats.answer, entry.model, values, answer.facts()))
-    entry.statistics.succeed(len(rows), (start, decoded, known, perf_counter_ns()))
-    return reply
+    return await respond(front, entry, call.headers, call.receive, decode, encode, large_bytes=0)
 
 
 def _entry(front: Front, call: Call, named: str | None) -> Entry:
@@ -71,16 +52,15 @@ def _entry(front: Front, call: Call, named: str | None) -> Entry:
     return front.find(name, call.path.get("version"))
 
 
-def _extras(entry: Entry, text: str) -> list[str]:
-    """The outputs that are wanted beside those of every answer."""
+def _outputs(entry: Entry, text: str) -> list[str]:
+    """The outputs of every answer, and those that are wanted beside them."""
     wanted = check_names([check_output(name, entry.model) for name in text.split(",") if name], "outputs")
-    always = {output.name for output in entry.model.outputs}
-    return [name for name in wanted if name not in always]
+    return list(dict.fromkeys([*(output.name for output in entry.model.outputs), *wanted]))
 
 
-def _timeout_s(text: str | None) -> float:
+def _timeout_s(text: str | None) -> float | None:
     if text is None:
-        return float("inf")
+        return None
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 12 and int(text) > 0):
         raise ProtocolError("timeout_ms must be a whole number above 0", text[:80])
     return int(text) / 1000

@@ -18,7 +18,7 @@ from orchestrator.compression.step import (
     masks_of,
     metric_of,
 )
-from orchestrator.config.steps import Distill, Recovery, epochs_of
+from orchestrator.config.steps import Distill, Recovery, epochs_of, others_of
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
@@ -126,11 +126,11 @@ def _masks(state: State, hinted: Hinted | None) -> dict[str, Tensor] | None:
 
 @apply_step.register
 def distill(step: Distill, state: State, context: Context) -> State:
-    """Train a fresh student on the mixed outputs of the parent and other models.
+    """Train a fresh student on the mixed outputs of the parent and other models, or on an ensemble's answers.
 
     Hinton et al. 2015 (https://arxiv.org/abs/1503.02531); the teachers are mixed as a weighted mix mixes its
     members, so the student learns what the ensemble answers. Each teacher's outputs are kept apart in the
-    store: with other weights no teacher runs again.
+    store: with other weights, or in another ensemble, no teacher runs again.
 
     Raises:
         CompressionError: train or validation rows are missing.
@@ -138,8 +138,9 @@ def distill(step: Distill, state: State, context: Context) -> State:
         TrainingError: the training fails.
     """
     student = build(step.model, state.signature, allowed=context.allowed, seed=context.seed)
-    parent = Other(state.parent, state.model, state.parent_outputs)
-    teachers = [parent, *(context.other(name) for name in step.others)]
+    teachers = [context.other(name) for name in others_of(step)]
+    if step.ensemble is None:
+        teachers = [Other(state.parent, state.model, state.parent_outputs), *teachers]
     ones = (1.0,) * len(teachers)
     teacher = _teacher(
         teachers, step.training, state, context.device, step.weights or ones, step.temperatures or ones

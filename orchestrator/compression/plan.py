@@ -23,6 +23,7 @@ from orchestrator.compression import (  # noqa: F401
     quantize,
     weight_only,
 )
+from orchestrator.compression.ensembles import as_other
 from orchestrator.compression.step import (
     Context,
     Other,
@@ -35,7 +36,15 @@ from orchestrator.compression.step import (
 )
 from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Distill, Plan, Step, epochs_of, first_out_of_order, others_of
+from orchestrator.config.steps import (
+    Distill,
+    Plan,
+    Step,
+    epochs_of,
+    first_out_of_order,
+    others_of,
+    with_others,
+)
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
@@ -195,6 +204,8 @@ class _Job:
         return digest
 
     def _other(self, digest: str) -> Other:
+        if self.store.has_spec(digest):
+            return as_other(self.store.spec(digest), self._cached)
         return Other(self._build(digest), self.store.manifest(digest).model, self._outputs(digest))
 
     def _build(self, digest: str) -> Callable[[], nn.Module]:
@@ -223,13 +234,8 @@ class _Job:
 
 
 def _by_digest(store: Store, plan: Plan) -> Plan:
-    """The plan with every other model that it names by ref named by digest: a ref may move."""
-    return tuple(
-        step.model_copy(update={"others": tuple(map(store.resolve, others_of(step)))})
-        if others_of(step)
-        else step
-        for step in plan
-    )
+    """The plan with all that it names by ref named by digest: a ref may move."""
+    return tuple(with_others(step, store.resolve) for step in plan)
 
 
 def what_decides(threads: int, device: str = "cpu") -> dict[str, Any]:

@@ -21,8 +21,13 @@ class Settings(BaseModel):
     )
 
     def plain(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
+        """The settings as plain JSON values; a key `exclude_if` its default came later than saved digests."""
         return self.model_dump(mode="json")
+
+
+def absent(value: object) -> bool:
+    """For `Field(exclude_if=absent)`: a key that nobody set is left out of plain values."""
+    return value is None
 
 
 def canonical(value: object) -> bytes:

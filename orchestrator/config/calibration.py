@@ -120,6 +120,8 @@ class Expectations(Settings):
     """Every set that leaves an answer, of a tree of few members."""
     trend: Trend | None = None
     """Of a tree of many."""
+    alone: tuple[ExpectedWithout, ...] = Field((), exclude_if=lambda value: not value)
+    """With a fallback: each distinct member without all others, the best first."""
 
 
 class Record(Settings):
@@ -151,6 +153,11 @@ class PredictionSets(Settings):
     threshold: float | None = None
     """Fitted: the largest score of a class in the set."""
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.threshold is not None
+
 
 class Band(Settings):
     """Intervals around regression values that hold the true one with a chosen probability."""
@@ -158,3 +165,8 @@ class Band(Settings):
     coverage: float = Field(0.9, gt=0, lt=1)
     widths: Numbers | None = None
     """Fitted: half width of each target's interval, in its unit."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.widths is not None

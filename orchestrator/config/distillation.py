@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.model import ModelSettings, SideBySide
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training
 
 
 class Distill(Settings):
-    """Train a fresh, smaller model on the mixed outputs of the parent and other models."""
+    """Train a fresh, smaller model on what the parent and other models answer together, or an ensemble."""
 
     kind: Literal["distill"] = "distill"
     stage: ClassVar[int] = 0
@@ -20,14 +20,19 @@ class Distill(Settings):
     """The student."""
     others: tuple[str, ...] = ()
     """More teachers: refs or digests, in a run file also names of its models."""
+    ensemble: str | None = Field(None, exclude_if=lambda value: value is None)
+    """The only teacher, the parent left out: ref or digest of a fitted ensemble of any kind, in a run file
+    also the name of one of its ensembles."""
     weights: tuple[float, ...] | None = None
     """Of the teachers, the parent first, as in a weighted mix; equal when not given."""
     temperatures: tuple[float, ...] | None = None
     """That each teacher's logits are divided by before they are mixed; 1 when not given."""
-    training: Training = Training(loss=DistillationLoss())
+    training: StepTraining = Training(loss=DistillationLoss())
 
     @model_validator(mode="after")
     def _lengths(self) -> Distill:
+        if self.ensemble is not None and (self.others or self.weights or self.temperatures):
+            raise ValueError("'ensemble' is the only teacher: leave out 'others', 'weights', 'temperatures'")
         teachers = 1 + len(self.others)
         for name, given in (("weights", self.weights), ("temperatures", self.temperatures)):
             if given is not None and len(given) != teachers:
@@ -40,6 +45,8 @@ class Distill(Settings):
             raise ValueError("side_by_side is no student: its members would stay untrained")
         if not isinstance(self.training.loss, DistillationLoss):
             raise ValueError("'training.loss' must be of kind distillation")
+        if self.ensemble is not None and self.training.loss.features:
+            raise ValueError("an ensemble has no layers to follow: remove 'training.loss.features'")
         if self.training.transfer is not None:
             raise ValueError("'training.transfer' is for models of a run file: remove it")
         return self

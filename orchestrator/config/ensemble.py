@@ -13,9 +13,11 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.calibration import (
+    Band,
     Calibration,
     Expectations,
     Numbers,
+    PredictionSets,
     Record,
     Survivors,
     Trend,
@@ -39,17 +41,32 @@ class Combined(Child):
 
     quorum: int | None = Field(None, ge=1)
     """How many of them must answer, or of a cascade's stages must work; all when not given."""
+    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
+    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
+    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: intervals around its values, fitted on the calibration part. Regression."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
-        count = len(getattr(self, self.below or "", ()))
+        count = self._most()
         if self.quorum is not None and self.quorum > count:
             raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
+        if self.fallback is not None and self.quorum is None:
+            raise ValueError("a fallback needs a quorum: without one, nobody waits for the other members")
+        for child in getattr(self, self.below or "", ()):
+            if isinstance(child, Combined) and child.fallback is not None:
+                raise ValueError("only the outermost ensemble can have a fallback")
         return self
+
+    def _most(self) -> int:
+        """How many members or stages it may come to have."""
+        return len(getattr(self, self.below or "", ()))
 
 
 class Pooled(Combined):
@@ -230,19 +247,15 @@ class Boosting(Combined):
     """Filled in when it is fitted with a quorum and a calibration: for each number of first stages."""
 
     @model_validator(mode="after")
-    def _quorum(self) -> Self:
-        most = len(self.members) or self.rounds
-        if self.quorum is not None and self.quorum > most:
-            raise ValueError(f"a quorum of {self.quorum} needs as many stages, got {most}")
-        return self
-
-    @model_validator(mode="after")
     def _trained(self) -> Self:
         for key in ("factors", "train_losses"):
             found: Numbers | None = getattr(self, key)
             if found is not None and len(found) != len(self.members):
                 raise ValueError(f"{len(self.members)} stages need as many {key}, got {len(found)}")
         return self
+
+    def _most(self) -> int:
+        return len(self.members) or self.rounds
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
@@ -356,6 +369,10 @@ class Spec(Settings):
                 raise ValueError(f"{missing}: fit the ensemble first")
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
+        if isinstance(self.tree, Combined):
+            for sets in (self.tree.prediction_sets, self.tree.intervals):
+                if sets is not None and not sets.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
         return self
 
 
@@ -363,16 +380,6 @@ def children(node: AnyNode) -> tuple[Node, ...]:
     """The members or stages of a node; none of a leaf."""
     found: tuple[Node, ...] = () if node.below is None else getattr(node, node.below)
     return found
-
-
-def stage_names(ensemble: str, node: Boosting) -> list[str]:
-    """Names of the models that a boosting ensemble of this name is made of, in their order."""
-    return [node.base, *(f"{ensemble}-{number}" for number in range(2, node.rounds + 1))]
-
-
-def fold_name(model: str, fold: int, folds: int) -> str:
-    """Name of a model's training without one fold of its train rows; folds are counted from 0."""
-    return f"{model}-fold-{fold + 1}-of-{folds}"
 
 
 def with_children(node: AnyNode, found: Sequence[AnyNode]) -> AnyNode:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.imports import ImportPath
 
 
@@ -14,6 +14,8 @@ class MlpKwargs(Settings):
     widths: tuple[int, ...] = (128, 64)
     """Hidden widths."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    features: float | None = Field(None, gt=0, lt=1, exclude_if=absent)
+    """Share of the features that this network looks at, drawn by its seed; all when not given."""
 
 
 class CnnKwargs(Settings):

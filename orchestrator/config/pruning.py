@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
-from orchestrator.config.training import Training
+from orchestrator.config.training import StepTraining
 
 Criterion = Literal["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "hessian", "random"]
 
@@ -39,7 +39,7 @@ class ChannelPruning(Settings):
     """Train rows that taylor and hessian look at."""
     rounds: int = Field(1, ge=1)
     """Remove the channels in so many equal parts, each with fresh scores."""
-    recovery: Training | None = None
+    recovery: StepTraining | None = None
     """Fine-tuning between two rounds; after the last one the plan's own recovery follows."""
 
     @model_validator(mode="after")

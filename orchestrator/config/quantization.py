@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training
 
 Precision = Literal[
     "fp32", "bf16", "fp8", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"
@@ -59,7 +59,7 @@ class Qat(Settings):
     """The number type."""
     group: int | None = Field(None, ge=2)
     """Weight-only types: that of the step that follows; its default when not given."""
-    training: Training = Training(epochs=2, lr=0.005, loss=DistillationLoss())
+    training: StepTraining = Training(epochs=2, lr=0.005, loss=DistillationLoss())
     rows: int = Field(256, ge=1)
     """Calibration rows that activations take their first ranges from."""
     keep_float: tuple[str, ...] = ()

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
-    VALUE_RULES,
-    AnyNode,
     Boosting,
-    Cascade,
-    Combined,
     Ensemble,
     Member,
-    Parallel,
-    PooledNode,
     Stacking,
-    stage_names,
+    leaves,
     walk_nodes,
 )
+from orchestrator.config.ensemble_checks import complaint_of
 from orchestrator.config.free import first_complaint, probes
+from orchestrator.config.groups import name_of, nth_seed, stage_names, with_groups
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
@@ -34,9 +37,9 @@ from orchestrator.config.measure import (
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan
+from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -56,20 +59,77 @@ class ModelEntry(Settings):
     resources: Resources = Resources()
     ref: str | None = None
     """An imported model (`orchestrator import`); it is not trained."""
+    seed: int | None = Field(None, ge=0, lt=2**31, exclude_if=absent)
+    """Of weights, order, augmentation and drawn rows; the run's when not given."""
+    copies: int = Field(1, ge=1, le=100, exclude_if=lambda copies: copies == 1)
+    """So many models that differ by their seed, `<name>-1`, `<name>-2`, ..."""
+    together: tuple[ModelSettings, ...] | None = Field(None, min_length=2, max_length=100, exclude_if=absent)
+    """Instead of `model`: trained in one run, by a loss that ties them (mutual, negative_correlation)."""
+    number: int | None = Field(None, ge=1, exclude_if=absent)
+    """Filled in when the file is read: which of the models of one training this is."""
+
+    @property
+    def yields(self) -> int:
+        """How many models its training yields."""
+        return len(self.together or ()) or self.training.snapshots or 1
+
+    def models(self, name: str, seed: int) -> dict[str, ModelEntry]:
+        """The entry, which has this name, as one entry a model. Those of one training have a `number`.
+
+        Args:
+            name: the entry's.
+            seed: of the run.
+        """
+        seed = seed if self.seed is None else self.seed
+        if self.number is not None or self.copies == self.yields == 1:
+            return {name: self}
+        if self.copies > 1 and not isinstance(self.training.loss, JOINT_LOSSES):
+            return {
+                name_of(name, number): self.model_copy(update={"copies": 1, "seed": nth_seed(seed, number)})
+                for number in range(1, self.copies + 1)
+            }
+        together = self.together or (self.model,) * self.copies if self.training.snapshots is None else None
+        models = together or (self.model,) * self.yields
+        return {
+            name_of(name, number): self.model_copy(
+                update={"copies": 1, "model": model, "together": together, "number": number}
+            )
+            for number, model in enumerate(models, 1)
+        }
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelEntry:
-        if (self.model is None) == (self.ref is None):
-            raise ValueError("give either 'model' (trained here) or 'ref' (already in the store)")
+        # The models of `together` have their entry's `model` from the file; it is known by its number.
+        sources = (self.model, self.ref, self.together if self.number is None else None)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give either 'model' (trained here) or 'ref' (already in the store), or models 'together'"
+            )
+        self._group()
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
-        if isinstance(self.model, SideBySide):
+        if any(isinstance(model, SideBySide) for model in (self.model, *(self.together or ()))):
             raise ValueError("side_by_side trains its head alone: train its members, then use step 'merge'")
         if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
             raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:
             raise ValueError("a transfer set needs a distillation loss and 'teacher'")
         return self
+
+    def _group(self) -> None:
+        """What entries that stand for several models may not be."""
+        joint = isinstance(self.training.loss, JOINT_LOSSES)
+        if joint and self.copies == 1 and self.together is None:
+            raise ValueError("this loss is for models that are trained together: give 'together' or 'copies'")
+        if self.together is not None and not joint:
+            raise ValueError("'together' needs a loss that ties the models: mutual or negative_correlation")
+        several = (self.copies > 1, self.together is not None, self.training.snapshots is not None)
+        if sum(several) > 1 or (joint and self.training.snapshots is not None):
+            raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
+        if self.ref is not None and (self.copies > 1 or self.seed is not None):
+            raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        if self.number is not None and self.number > self.yields:
+            raise ValueError(f"'number' is at most {self.yields} here")
 
 
 class VariantEntry(Settings):
@@ -78,12 +138,17 @@ class VariantEntry(Settings):
     parent: str
     """A model, or a variant above this one."""
     plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests."""
+    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
+    `ensemble` is an ensemble of this file, a ref or a digest."""
     execution: Execution | None = None
     """lowered after int8, else eager, when not given."""
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, of its steps."""
     gpus: float = Field(0, ge=0)
+
+    def needs(self) -> tuple[str, ...]:
+        """Names and refs of all that it is made of."""
+        return (self.parent, *(other for step in self.plan for other in others_of(step)))
 
 
 class RunConfig(Settings):
@@ -94,6 +159,8 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
+    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
     variants: dict[Name, VariantEntry] = Field(default_factory=dict)
@@ -115,6 +182,28 @@ class RunConfig(Settings):
             return {**value, "metric": {"name": "rmse"}}
         return value
 
+    @field_validator("models", mode="after")
+    @classmethod
+    def _one_entry_a_model(
+        cls, models: dict[Name, ModelEntry], info: ValidationInfo
+    ) -> dict[Name, ModelEntry]:
+        found: dict[Name, ModelEntry] = {}
+        for name, entry in models.items():
+            for own, plain in entry.models(name, info.data.get("seed", 0)).items():
+                if own in found or (own != name and own in models):
+                    raise ValueError(f"two models would be named '{own}'")
+                found[own] = plain
+        return found
+
+    @field_validator("ensembles", mode="before")
+    @classmethod
+    def _groups_as_members(cls, ensembles: Any, info: ValidationInfo) -> Any:
+        models = info.data.get("models", {})
+        if not isinstance(ensembles, dict):
+            return ensembles
+        taken = {*models, *info.data.get("variants", {}), *ensembles, *FRONT_NAMES}
+        return with_groups(ensembles, models, taken)
+
     @model_validator(mode="after")
     def _names(self) -> RunConfig:
         for name, entry in self.models.items():
@@ -129,7 +218,10 @@ class RunConfig(Settings):
                 f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
             )
         self._ensemble_names()
+        self._no_student_circle()
         self._tuned_models()
+        if self.elsewhere is not None and self.data.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
         if ":" not in self.metric.name and self.metric.name not in of_task:
             raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
@@ -163,9 +255,7 @@ class RunConfig(Settings):
                 if isinstance(node, Member) and node.name not in known:
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
-                complaint = self._needs_classifier(node) if self.data.task == "regression" else None
-                if isinstance(node, Cascade):
-                    complaint = complaint or self._cascade_complaint(node)
+                complaint = complaint_of(node, self.data.task, self.ensembles, root=node is tree)
                 if isinstance(node, Stacking) and node.folds is not None:
                     complaint = complaint or self._folds_complaint(ensemble, node)
                 if isinstance(node, Boosting):
@@ -174,32 +264,26 @@ class RunConfig(Settings):
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
 
-    @staticmethod
-    def _needs_classifier(node: AnyNode) -> str | None:
-        """What a regression's ensembles cannot have."""
-        if isinstance(node, Parallel) and node.rule not in VALUE_RULES:
-            return f"rule {node.rule} needs a classifier; a regression takes {', '.join(VALUE_RULES)}"
-        if isinstance(node, Cascade):
-            return "a cascade needs a classifier: a regression's values are not sure or unsure"
-        if isinstance(node, Combined) and node.calibration is not None:
-            return f"calibration {node.calibration.kind} needs a classifier; leave it out"
-        return None
+    def taught(self) -> tuple[str, ...]:
+        """Variants that cannot be made before an ensemble of this file is fitted, in its order."""
+        found: list[str] = []
+        for name, entry in self.variants.items():
+            if not {*self.ensembles, *found}.isdisjoint(entry.needs()):
+                found.append(name)
+        return tuple(found)
 
-    def _cascade_complaint(self, node: Cascade) -> str | None:
-        """What would be ignored or fail once the cascade is fitted. Names are those of ensembles above."""
-        aims = [key for key in ("tolerance", "max_cost", "guarantee") if getattr(node, key) is not None]
-        if node.thresholds is not None and aims:
-            return f"given thresholds are kept, so {' and '.join(aims)} would do nothing; leave out either"
-        if node.criterion == "agreement":
-            for stage in node.stages[:-1]:
-                found = self.ensembles.get(stage.name, stage) if isinstance(stage, Member) else stage
-                if not isinstance(found, PooledNode):
-                    name = stage.name if isinstance(stage, Member) else stage.kind
-                    return (
-                        f"criterion agreement: stage {name} has no members that could agree; let every "
-                        "stage but the last be parallel, weighted_mix or stacking, or use confidence"
-                    )
-        return None
+    def _no_student_circle(self) -> None:
+        """No ensemble may have a member that learns from it. Ensembles and variants name only what stands
+        above them in their sections, so that a circle has a variant and an ensemble in it."""
+        needs = {name: entry.needs() for name, entry in self.variants.items()}
+        needs |= {name: tuple(leaf.name for leaf in leaves(tree)) for name, tree in self.ensembles.items()}
+
+        def reached(name: str, seen: frozenset[str]) -> bool:
+            return name in seen or any(reached(below, seen | {name}) for below in needs.get(name, ()))
+
+        for name in self.variants:
+            if reached(name, frozenset()):
+                raise ValueError(f"variants.{name}: it learns from an ensemble that it is itself a part of")
 
     def _boosting_complaint(self, ensemble: str, node: Boosting) -> str | None:
         """Stages are trained as models of the run, under names that start with the ensemble's."""
@@ -208,9 +292,12 @@ class RunConfig(Settings):
             return f"base: no model is named '{node.base}'; models: {', '.join(self.models)}"
         if base.ref is not None or base.teacher is not None:
             return f"base: '{node.base}' must be trained here and from labels, without 'ref' and 'teacher'"
+        if base.number is not None:
+            return f"base: '{node.base}' is one of several models of a training"
         if self.ensembles[ensemble] is not node:
             return "boosting stands in an ensemble of its own, which this one may name as a member"
-        taken = {*self.models, *self.variants, *self.ensembles} & set(stage_names(ensemble, node)[1:])
+        stages = set(stage_names(ensemble, node.base, node.rounds)[1:])
+        taken = {*self.models, *self.variants, *self.ensembles} & stages
         return f"the name '{min(taken)}' is that of a stage; choose another" if taken else None
 
     def _folds_complaint(self, ensemble: str, node: Stacking) -> str | None:
@@ -218,10 +305,12 @@ class RunConfig(Settings):
         if self.ensembles[ensemble] is not node:
             return "a stack with folds stands in an ensemble of its own, which this one may name as a member"
         for member in node.members:
-            entry = self.models.get(member.name) if isinstance(member, Member) else None
+            name = member.name if isinstance(member, Member) else member.kind
+            entry = self.models.get(name) if isinstance(member, Member) else None
             if entry is None or entry.ref is not None or entry.teacher is not None:
-                name = member.name if isinstance(member, Member) else member.kind
                 return f"folds: member '{name}' must be a model that is trained here, without 'teacher'"
+            if entry.number is not None:
+                return f"folds: member '{name}' is one of several models of a training"
         return None
 
     def _tuned_models(self) -> None:
@@ -235,6 +324,10 @@ class RunConfig(Settings):
         base = self.models[settings.model]
         if base.ref is not None:
             raise ValueError(f"training_search.model: '{settings.model}' is not trained here, it has a 'ref'")
+        if base.number is not None:
+            raise ValueError(
+                f"training_search.model: '{settings.model}' is one of several models of a training"
+            )
         if settings.result in (*self.models, *self.variants, *self.ensembles):
             raise ValueError(f"the name '{settings.result}' is that of the training search's result")
         for config in probes(settings.space):
@@ -244,6 +337,10 @@ class RunConfig(Settings):
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
+
+    def seed_of(self, entry: ModelEntry) -> int:
+        """The seed that a model of this run is trained with."""
+        return self.seed if entry.seed is None else entry.seed
 
     def allowed(self) -> frozenset[str]:
         """Every import path that this file names: the only code of the user's that may run."""

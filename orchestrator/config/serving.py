@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.access import AccessSettings, TlsSettings, is_loopback
 from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.imports import ImportPath
@@ -32,8 +33,30 @@ class Autoscaling(Settings):
         return self
 
 
+class BreakerSettings(Settings):
+    """When a member that fails is no longer asked, and when it is tried again."""
+
+    failures: int = Field(5, ge=1, le=1000)
+    """So many calls in a row that fail open it."""
+    rate: float = Field(0.5, gt=0, le=1)
+    """Or this share of the last `window` calls."""
+    window: int = Field(20, ge=2, le=1000)
+    pause_s: float = Field(1.0, gt=0)
+    """Time until it is tried again; each try that fails doubles it."""
+    longest_pause_s: float = Field(30.0, gt=0)
+
+
+class GuardSettings(Settings):
+    """How members that answer plausibly but wrongly are found: `orchestrator.ensemble.guard`."""
+
+    every: float = Field(100_000.0, ge=100)
+    """Requests between wrong ejections from one ensemble, on average at least."""
+    probation_s: float | None = Field(600.0, gt=0)
+    """Time after which an ejected member is asked again; each ejection doubles it. None: when told to."""
+
+
 class MemberOptions(Settings):
-    """How a member's deployment runs: Ray's share and Serve's limits, per member."""
+    """How a member's deployment runs, per member: Ray's share, Serve's limits, and what failure costs."""
 
     placement: Placement | None = None
     """`serving.placement` when not given."""
@@ -50,12 +73,24 @@ class MemberOptions(Settings):
     """Calls that one replica takes at once; they wait in its batcher."""
     max_queued_rows: int = Field(65536, ge=1)
     """Rows that wait in one replica's batcher; past them a call is refused (503)."""
+    timeout_s: float | None = Field(None, gt=0)
+    """Longest time for one call; never more than the request leaves it."""
+    retries: int = Field(1, ge=0, le=10)
+    """How often a call that fails is made again, while the request has time."""
+    hedge: float = Field(0.05, ge=0, le=1)
+    """Calls that may be made a second time because the first takes longer than 95 % of the calls before, as
+    a share of all; with one replica none."""
+    breaker: BreakerSettings | None = BreakerSettings()
+    """None: it is asked whatever happened before."""
 
     @model_validator(mode="after")
     def _replicas(self) -> Self:
         if self.replicas is not None and self.autoscaling is not None:
             raise ValueError("give 'replicas' or 'autoscaling', not both")
         return self
+
+
+_DEFAULTS = MemberOptions()
 
 
 class ServingSettings(Settings):
@@ -79,6 +114,39 @@ class ServingSettings(Settings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
     deadline_s: float = Field(30.0, gt=0)
     """Longest time for one answer; past it the reply is 504."""
+    guard: GuardSettings | None = GuardSettings()
+    """For ensembles of three members or more with a quorum; None: nobody is ejected."""
+    audit: float = Field(0.01, ge=0, le=1)
+    """Share of the rows of a cascade with a guarantee that are held against the whole cascade's answer."""
+
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings | None = None
+    """HTTPS instead of HTTP."""
+    request_log: Literal["off", "text", "json"] = "off"
+    """A line for each request, with its id, on the replica's standard error."""
+
+    def options(self, member: str) -> MemberOptions:
+        """Of the member of that name."""
+        return self.members.get(member, _DEFAULTS)
+
+    def replicas_of(self, member: str) -> int:
+        """Most replicas of the member of that name."""
+        options = self.options(member)
+        return options.autoscaling.max_replicas if options.autoscaling else options.replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _keys_beyond_loopback(self) -> Self:
+        if not (is_loopback(self.host) or self.access.keys or self.access.open):
+            raise ValueError(
+                f"{self.host} can be reached from other machines: give access.keys, a file of API keys "
+                "('orchestrator keys add NAME' makes one), or access.open if a gateway asks for keys"
+            )
+        return self
+
+    def local(self) -> ServingSettings:
+        """The same on loopback, for requests of this machine only: no keys, no TLS."""
+        host = self.host if is_loopback(self.host) else "127.0.0.1"
+        return self.model_copy(update={"host": host, "access": AccessSettings(), "tls": None})
 
 
 class AppSettings(Settings):

@@ -7,7 +7,7 @@ Each step's `stage` is a coarse place in the order `distill/merge < prune < fact
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, TypeAdapter
@@ -29,7 +29,7 @@ from orchestrator.config.quantization import (
     WeightOnlyInt4,
     WeightOnlyInt8,
 )
-from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training
 
 __all__ = [
     "EXECUTIONS",
@@ -54,6 +54,7 @@ __all__ = [
     "WeightOnlyInt4",
     "WeightOnlyInt8",
     "others_of",
+    "with_others",
 ]
 
 
@@ -67,7 +68,7 @@ class Recovery(Settings):
 
     kind: Literal["recover"] = "recover"
     stage: ClassVar[int] = 20
-    training: Training = Training(epochs=3, lr=0.02, loss=DistillationLoss())
+    training: StepTraining = Training(epochs=3, lr=0.02, loss=DistillationLoss())
 
 
 Step = Annotated[
@@ -124,6 +125,17 @@ def precision_of(plan: Sequence[Step]) -> Precision:
 
 
 def others_of(step: Settings) -> tuple[str, ...]:
-    """Refs or digests of the models that a step takes besides the one it is applied to."""
+    """Refs or digests of the models and ensembles that a step takes besides the one it is applied to."""
     others: tuple[str, ...] = getattr(step, "others", ())
-    return others
+    ensemble: str | None = getattr(step, "ensemble", None)
+    return others if ensemble is None else (*others, ensemble)
+
+
+def with_others(step: Step, digest: Callable[[str], str]) -> Step:
+    """The step with all that `others_of` gives named by digest: a ref may move."""
+    found: dict[str, object] = {}
+    if getattr(step, "others", ()):
+        found["others"] = tuple(map(digest, getattr(step, "others", ())))
+    if getattr(step, "ensemble", None) is not None:
+        found["ensemble"] = digest(getattr(step, "ensemble", ""))
+    return step.model_copy(update=found) if found else step

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.clipping import Clipping
 from orchestrator.config.constraints import Penalty, Sparsify
 from orchestrator.config.data import DataSettings
@@ -67,9 +67,38 @@ class CustomLoss(Settings):
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
+class MutualLoss(Settings):
+    """Models that are trained together learn from each other (Zhang et al. 2018, deep mutual learning,
+    https://arxiv.org/abs/1706.00384).
+
+    Sum over the models of their own loss and `weight` times the mean of KL(other || model) over the others,
+    whose answers count as given. For a regression squared differences take the place of the KL.
+    """
+
+    kind: Literal["mutual"] = "mutual"
+    weight: float = Field(1.0, gt=0)
+
+
+class NegativeCorrelation(Settings):
+    """Models that are trained together are kept apart (Liu and Yao 1999, negative correlation learning,
+    https://doi.org/10.1016/S0893-6080(99)00073-8).
+
+    Sum over the models of their own loss less `weight` times the ambiguity: their mean loss less that of
+    their mean. For probabilities the same with the log-loss (Webb et al. 2019,
+    https://arxiv.org/abs/1902.04422; Buschjäger et al. 2020, https://arxiv.org/abs/2011.02952).
+    """
+
+    kind: Literal["negative_correlation"] = "negative_correlation"
+    weight: float = Field(0.5, gt=0, le=1)
+    """1 trains the mean as one model; then single ones may be of little use."""
+
+
 LossSettings = Annotated[
-    CrossEntropy | MeanSquaredError | DistillationLoss | CustomLoss, Field(discriminator="kind")
+    CrossEntropy | MeanSquaredError | DistillationLoss | MutualLoss | NegativeCorrelation | CustomLoss,
+    Field(discriminator="kind"),
 ]
+JOINT_LOSSES = (MutualLoss, NegativeCorrelation)
+"""Of several models that are trained together."""
 
 
 class Augment(Settings):
@@ -82,6 +111,21 @@ class Augment(Settings):
     cutout: int = Field(0, ge=0)
     """Paint a square of this many pixels a side, at a random place, in the image's mean color."""
     views: int = Field(4, ge=1)
+
+
+class Sample(Settings):
+    """Train on drawn rows: bagging (Breiman 1996, https://doi.org/10.1023/A:1018054314350) as it stands."""
+
+    share: float = Field(1.0, gt=0, le=1)
+    """Rows to draw, of those that there are."""
+    replacement: bool = True
+    """Whether a row may be drawn more than once; without it the share must be below 1."""
+
+    @model_validator(mode="after")
+    def _draws(self) -> Sample:
+        if not self.replacement and self.share == 1:
+            raise ValueError("without replacement a share of 1 is every row: lower 'share'")
+        return self
 
 
 class Lookahead(Settings):
@@ -114,6 +158,11 @@ class Training(Settings):
     loss: LossSettings | None = None
     """Cross-entropy or squared error by task when not given."""
     augment: Augment = Augment()
+    sample: Sample | None = Field(None, exclude_if=absent)
+    """Learn from rows that the seed draws; all when not given."""
+    snapshots: int | None = Field(None, ge=2, le=100, exclude_if=absent)
+    """Restart the schedule so often and keep the model at the end of each cycle (Huang et al. 2017, snapshot
+    ensembles, https://arxiv.org/abs/1704.00109): several models for the epochs of one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; the weights stay fp32."""
     channels_last: bool = False
@@ -131,6 +180,28 @@ class Training(Settings):
     """Stop after this many epochs without a better validation metric; the best epoch's weights are kept."""
     transfer: DataSettings | None = None
     """Distillation only: train on these rows (labels ignored) instead of the train part."""
+
+    @model_validator(mode="after")
+    def _cycles(self) -> Training:
+        if self.snapshots is None:
+            return self
+        if self.epochs % self.snapshots:
+            raise ValueError(f"{self.epochs} epochs cannot be cut into {self.snapshots} equal cycles")
+        if self.schedule == "constant":
+            raise ValueError("'snapshots' need a schedule that comes to rest: cosine or onecycle")
+        if self.patience is not None:
+            raise ValueError("'snapshots' and 'patience' exclude each other: the rate rises again on purpose")
+        return self
+
+
+def _yields_one(training: Training) -> Training:
+    if training.snapshots is not None or isinstance(training.loss, JOINT_LOSSES):
+        raise ValueError("'snapshots' and losses of models trained together are for models of a run file")
+    return training
+
+
+StepTraining = Annotated[Training, AfterValidator(_yields_one)]
+"""A training inside a step: one model goes in and one comes out."""
 
 
 class Resources(Settings):

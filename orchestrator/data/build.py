@@ -17,7 +17,7 @@ from orchestrator.config.base import canonical, fingerprint
 from orchestrator.config.data import PARTS, DataSettings, PartName
 from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Array, Part, as_float32
-from orchestrator.data.source import Source, class_names, encode
+from orchestrator.data.source import Source, check_finite, class_names, encode
 from orchestrator.data.split import cut, free_shares, shuffled
 from orchestrator.errors import DataError
 
@@ -164,7 +164,7 @@ def _write_inputs(
                 f"{block.dtype} {list(block.shape[1:])} instead of {dtype} {list(shape)}",
                 "all rows of all files must be alike",
             )
-        _check_finite(block, done, source)
+        check_finite(block, done, source.name, source.columns)
         if not files:
             files = [
                 _allocate(folder / f"{name}.inputs.npy", (len(parts[name]), *shape), dtype) for name in names
@@ -196,20 +196,6 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                     raise
     return array
-
-
-def _check_finite(block: Array, first_row: int, source: Source) -> None:
-    if block.dtype == np.uint8:
-        return
-    wrong = np.argwhere(~np.isfinite(block))
-    if len(wrong):
-        row, place = wrong[0]
-        name = f"column '{source.columns[place]}'" if place < len(source.columns) else f"feature {place}"
-        raise DataError(
-            f"row {first_row + row} of {source.name} has a missing or not finite value in {name}",
-            block[row, place],
-            "fill or remove it, or set data.transform (rows are counted from 0)",
-        )
 
 
 def _describe(

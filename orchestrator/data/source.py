@@ -41,6 +41,25 @@ class Source(Protocol):
         ...
 
 
+def check_finite(block: Array, first_row: int, origin: str, columns: tuple[str, ...]) -> None:
+    """Feature rows [n, F] have numbers only; images always have.
+
+    Raises:
+        DataError: a value is missing or not finite; it names the row, counted from `first_row`.
+    """
+    if block.dtype == np.uint8:
+        return
+    wrong = np.argwhere(~np.isfinite(block))
+    if len(wrong):
+        row, place = wrong[0]
+        name = f"column '{columns[place]}'" if place < len(columns) else f"feature {place}"
+        raise DataError(
+            f"row {first_row + row} of {origin} has a missing or not finite value in {name}",
+            block[row, place],
+            "fill or remove it, or set data.transform (rows are counted from 0)",
+        )
+
+
 def class_names(raw: Array, given: Sequence[str], origin: str) -> tuple[str, ...]:
     """Class names in label order, from the labels of the training source.
 

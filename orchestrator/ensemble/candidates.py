@@ -1,9 +1,9 @@
-"""What the planner looks at: single models, means, mixes and cascades over the models at hand.
+"""What the planner looks at: single models, ensembles and cascades over the models at hand.
 
-Not every tree there is (no stack, no vote or other rule, no gate or class weights), but these kinds over the
-members that can matter: subsets of the best, mixes that greedy selection finds under several limits on
-latency, cascades from fast to slow. Cascades of variants of
-one model are among them whatever else is there.
+Not every tree there is, but these over the members that can matter: means of subsets of the best, mixes that
+greedy selection finds under several limits on latency, the other kinds (rules, class weights, a gate, a
+stack, a calibration after mixing) over the few sets of members that did best so far, and cascades from fast
+to slow. Cascades of variants of one model are among them whatever else is there.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ from itertools import combinations, pairwise, product
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.config.calibration import AutoScaling
+from orchestrator.config.ensemble import (
+    Cascade,
+    Member,
+    Method,
+    Node,
+    Parallel,
+    Rule,
+    Stacking,
+    WeightedMix,
+)
 from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
+from orchestrator.ensemble.tree import distinct
 
 SUBSETS = {2: 12, 3: 10, 4: 6}
 """Size of a mean -> how many of the best models it is taken from."""
@@ -31,6 +42,13 @@ TWO_STAGES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """Shares of the rows that leave at the first of two stages."""
 THREE_STAGES = (0.5, 0.7, 0.9)
 """Shares that leave at the first and at the second of three stages."""
+RULE_SETS = 3
+"""Sets of members, the best ones, that are tried under the other rules; the best alone under what takes
+longer to fit."""
+RULES: tuple[Rule, ...] = ("logits", "vote", "median")
+METHODS: tuple[Method, ...] = ("per_class", "gate")
+MOST_STACKED = 100_000
+"""Numbers, rows x members x outputs, up to which a stack is fitted: more take many seconds."""
 STARTS, ENDS = 6, 8
 """First and last stages that are tried."""
 FASTER = 0.8
@@ -79,6 +97,34 @@ def combined(pool: Pool, singles: Sequence[Judged], evidence: Evidence) -> list[
     if 2 <= len(plain) <= LARGEST_MIX:
         mixes.append(WeightedMix(members=plain))
     return [Candidate(tree) for tree in dict.fromkeys([*found, *mixes])]
+
+
+def other_kinds(judged: Sequence[Judged], evidence: Evidence) -> list[Candidate]:
+    """The best sets of members so far, combined in other ways than by a mean or plain weights.
+
+    Args:
+        judged: Means and mixes, and whatever else; single models do not count.
+        evidence: What strengths and kinds of calibration are chosen on.
+    """
+    teams: dict[frozenset[Member], tuple[Member, ...]] = {}
+    for found in sorted(judged, key=lambda found: -found.gain):
+        if not isinstance(found.candidate.tree, Member):
+            members = tuple(distinct(found.candidate.tree))
+            teams.setdefault(frozenset(members), members)
+    rules = RULES if evidence.task == "classification" else ("median",)
+    pooled = [
+        Parallel(members=team, rule=rule)
+        for team, rule in product(list(teams.values())[:RULE_SETS], rules)
+        if len(team) >= 3 or rule == "logits"  # of two, a vote is a tie and the median the mean
+    ]
+    fitted: list[Node] = []
+    for team in [team for team in teams.values() if len(team) <= LARGEST_MIX][:1]:
+        fitted += [WeightedMix(members=team, method=method) for method in METHODS]
+        if evidence.task == "classification":
+            fitted += [kind(members=team, calibration=AutoScaling()) for kind in (Parallel, WeightedMix)]
+        if len(team) * evidence.size <= MOST_STACKED:
+            fitted.append(Stacking(policy="stacking", members=team))
+    return [Candidate(tree) for tree in (*pooled, *map(evidence.with_choices, fitted))]
 
 
 def cascades(pool: Pool, judged: Sequence[Judged], speed: Callable[[Node], float]) -> list[Candidate]:

@@ -32,6 +32,7 @@ from orchestrator.config.ensemble import (
     children,
 )
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.ensemble.tree import replay
@@ -91,7 +92,7 @@ def _of_cascade(tree: Cascade, kept: Coalition) -> Node | None:
 
 
 @restricted.register
-def _of_boosting(tree: Boosting, kept: Coalition) -> Node | None:
+def _of_boosting(tree: Boosting, kept: Coalition) -> Node:
     factors = tuple((tree.factors or ())[position] for position in kept)
     members = tuple(tree.members[position] for position in kept)
     update = {"members": members, "factors": factors, "train_losses": None, "survivors": (), "quorum": None}
@@ -103,6 +104,15 @@ def shares_of(tree: Node) -> tuple[float, ...]:
     weights: tuple[float, ...] | None = getattr(tree, "weights", None)
     count = len(children(tree))
     return (1 / count,) * count if weights is None else weights
+
+
+def member_scores(tree: Node, outputs: Mapping[Member, Output], task: Task) -> list[Floats]:
+    """Scores [N, K] of each of the root's members; of a boosting's stage, which alone says nothing, those of
+    the sum up to it."""
+    if isinstance(tree, Boosting):
+        sums = [_of_boosting(tree, tuple(range(count + 1))) for count in range(len(tree.members))]
+        return [replay(first, outputs, task).scores for first in sums]
+    return [replay(child, outputs, task).scores for child in children(tree)]
 
 
 def contributions(

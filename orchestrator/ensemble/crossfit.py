@@ -30,9 +30,9 @@ from orchestrator.config.ensemble import (
 )
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.calibrate import fit_temperature
-from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.calibrate import fit_temperature, left_out_steps
 from orchestrator.ensemble.node import identity
+from orchestrator.ensemble.refit import Refits, choices_of, has_own_arithmetic
 from orchestrator.ensemble.thresholds import ALL_LEAVE, NONE_LEAVES
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.ensemble.weights import likelihood_weights, squared_error_weights
@@ -45,7 +45,6 @@ Probs = npt.NDArray[np.float32]
 FOLDS = 5
 BOOTSTRAPS = 400
 """Resamples of an interval."""
-_LARGEST_STEP = 0.5
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -54,7 +53,7 @@ class Candidate:
     """An ensemble, or one model, before it is fitted."""
 
     tree: Node
-    """A member, a mean or mix of members, or a cascade of such."""
+    """A member, any ensemble of members but a cascade, or a cascade of such."""
     shares: tuple[float, ...] = ()
     """Of a cascade: which share of the rows that reach a stage leaves there, for each stage but the last."""
 
@@ -129,9 +128,12 @@ class Evidence:
         self._allowed = allowed
         self._place = {identity(member): place for place, member in enumerate(self.members)}
         self._raw = [np.asarray(found)[order] for found in outputs.values()]
+        said = dict(zip(self.members, self._raw, strict=True))
+        self._refits = Refits(said, self.targets, metric, task, allowed)
         self.temperatures = (
             [fit_temperature(found, self.targets) for found in self._raw] if task == "classification" else []
         )
+        self._left_out: list[list[float]] = []
         calibrated = [self._calibrated(found, place) for place, found in enumerate(self._raw)]
         self._known = [np.stack([found[fold] for found in calibrated]) for fold in range(folds)]
         self._fitted: dict[tuple[Node, int], npt.NDArray[np.float32]] = {}
@@ -204,18 +206,24 @@ class Evidence:
         if isinstance(tree, Cascade):
             here, stages, thresholds = np.ones(len(self.targets), dtype=bool), [], []
             for stage, share in zip(tree.stages, candidate.shares, strict=False):
-                stages.append(self._fit(stage))
+                stages.append(self._refits.fit(stage))
                 known = {leaf: self._outputs(leaf) for leaf in distinct(stage)}
                 sure = np.exp(replay(stages[-1], known, self.task).scores.max(axis=1))
                 thresholds.append(threshold(np.sort(sure[here]), share))
                 here &= sure < thresholds[-1]
             stages.append(tree.stages[-1])
             tree = tree.model_copy(update={"stages": tuple(stages), "thresholds": tuple(thresholds)})
-        return self._fit(tree)
+        return self._refits.fit(tree)
 
-    def _fit(self, tree: Node) -> Node:
-        outputs = {leaf: self._outputs(leaf) for leaf in distinct(tree)}
-        return fit(tree, outputs, self.targets, self.metric, self.task, allowed=self._allowed)
+    def with_choices(self, tree: Node) -> Node:
+        """The tree with its strength and the kind of its calibration, but no weights, as on all rows."""
+        chosen = choices_of(self._refits.fit(self._tempered(tree)))
+        return tree.model_copy(update=chosen) if chosen else tree
+
+    @property
+    def size(self) -> int:
+        """Numbers that a member says: rows x outputs."""
+        return int(self._raw[0].size)
 
     def _outputs(self, member: Member) -> npt.NDArray[np.floating[Any]]:
         return self._raw[self._place[identity(member)]]
@@ -260,12 +268,15 @@ class Evidence:
         at = self.statistic(self.answer(one.candidate)[0])
         return np.array([self._gain(at(drawn)) for drawn in weights])
 
-    def _tempered(self, node: Node) -> Node:
+    def _tempered(self, node: Node, fold: int | None = None) -> Node:
+        """The node with its members' temperatures, those of all rows but a fold's."""
         if isinstance(node, Member):
             if self.task == "regression":
                 return node
-            return node.model_copy(update={"temperature": self.temperatures[self._place[identity(node)]]})
-        return with_children(node, [self._tempered(child) for child in children(node)])
+            place = self._place[identity(node)]
+            known = self.temperatures[place] if fold is None else self._left_out[place][fold]
+            return node.model_copy(update={"temperature": known})
+        return with_children(node, [self._tempered(child, fold) for child in children(node)])
 
     def _calibrated(self, raw: npt.NDArray[Any], place: int) -> npt.NDArray[np.float32]:
         """A member's probabilities [folds, N, K], with the temperature of all rows but each fold's.
@@ -276,32 +287,16 @@ class Evidence:
             return np.broadcast_to(raw.astype(np.float32), (len(self.folds), *raw.shape))
         temperature = self.temperatures[place]
         scaled = raw.astype(np.float32) / np.float32(temperature)
-        steps = self._newton_steps(scaled, temperature)
+        others = [self._others(fold) for fold in range(len(self.folds))]
+        steps = left_out_steps(scaled, _softmax(scaled), self.targets, temperature, others)
+        self._left_out.append([temperature * math.exp(step) for step in steps])
         return np.stack([_softmax(scaled * np.float32(math.exp(-step))) for step in steps])
-
-    def _newton_steps(self, scaled: npt.NDArray[np.float32], temperature: float) -> list[float]:
-        """For each fold, how far the log of the temperature is from its optimum on all other rows.
-
-        To first order, of the likelihood and the prior of `fit_temperature`.
-
-        Args:
-            scaled: Logits [N, K] over the temperature.
-            temperature: The optimum on all rows.
-        """
-        chances = _softmax(scaled)
-        mean = (chances * scaled).sum(axis=1)
-        spread = (chances * np.square(scaled)).sum(axis=1) - np.square(mean)
-        slope = mean - scaled[np.arange(len(self.targets)), self.targets]
-        found = []
-        for fold in range(len(self.folds)):
-            others = self._others(fold)
-            prior = 2 / others.sum()
-            step = (slope[others].mean() - prior * math.log(temperature)) / (spread[others].mean() + prior)
-            found.append(float(np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)))
-        return found
 
     def _under(self, node: Node, fold: int, rows: slice) -> Probs:
         """Answers to some rows of a node that was fitted without the fold."""
+        if not has_own_arithmetic(node):
+            tree = self._tempered(node, fold)
+            return np.asarray(self._refits.answer(tree, fold, self._others(fold), rows), dtype=np.float32)
         known = self._known[fold]
         if isinstance(node, Member):
             one: Probs = known[self._place[identity(node)], rows]

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Expectations, Expected, ExpectedWithout
-from orchestrator.config.ensemble import Combined, Ensemble, Member, Node, children, walk_nodes
+from orchestrator.config.ensemble import Boosting, Combined, Ensemble, Member, Node, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
-from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import QuorumError
 from orchestrator.measure.intervals import percentile_interval, resamples, wilson
-from orchestrator.measure.metrics import statistic
+from orchestrator.measure.metrics import larger_is_better, statistic
 
 RESAMPLES = 200
 DIGITS = 6
@@ -47,6 +47,7 @@ def fit_expectations(
         allowed: Import paths that the metric may come from.
     """
     members = distinct(tree)
+    alone = _alone(tree, outputs, targets, metric, task, allowed) if tree.fallback else ()
 
     def without(missing: Missing) -> Expected | None:
         left = {member: outputs[member] for number, member in enumerate(members) if number not in missing}
@@ -66,12 +67,37 @@ def fit_expectations(
             return None if found is None else found.value - complete.value
 
         trend = fit_trend(len(members), most, change)
-        return Expectations(metric=metric.name, complete=complete, trend=trend)
+        return Expectations(metric=metric.name, complete=complete, trend=trend, alone=alone)
     found = [(missing, without(missing)) for missing in sets_of(len(members))]
     sets = tuple(
         ExpectedWithout(without=missing, **expected.plain()) for missing, expected in found if expected
     )
-    return Expectations(metric=metric.name, complete=complete, sets=sets)
+    return Expectations(metric=metric.name, complete=complete, sets=sets, alone=alone)
+
+
+def _alone(
+    tree: Ensemble,
+    outputs: Mapping[Member, Output],
+    targets: npt.NDArray[Any],
+    metric: Metric,
+    task: Task,
+    allowed: Collection[str],
+) -> tuple[ExpectedWithout, ...]:
+    """Each member without all others, the best first; without a boosting's later stages, which say nothing
+    alone."""
+    members = distinct(tree)
+    sums = [node for node in walk_nodes(tree) if isinstance(node, Boosting)]
+    corrections = {identity(stage) for node in sums for stage in node.members[1:]}
+    found = []
+    for position, member in enumerate(members):
+        if identity(member) in corrections:
+            continue
+        expected = _measured(
+            metric, replay(member, {member: outputs[member]}, task).outputs, targets, allowed
+        )
+        others = tuple(number for number in range(len(members)) if number != position)
+        found.append(ExpectedWithout(without=others, **expected.plain()))
+    return tuple(sorted(found, key=lambda one: one.value, reverse=larger_is_better(metric)))
 
 
 def _most_missing(tree: Ensemble) -> int:

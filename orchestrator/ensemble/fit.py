@@ -14,11 +14,15 @@ from orchestrator.config.ensemble import Combined, Member, Node, children, leave
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.conformal import fit_root
 from orchestrator.ensemble.expect import fit_expectations, has_quorum
 from orchestrator.ensemble.guard import records
 from orchestrator.ensemble.node import Ground, Output, fit_node, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
+
+_OF_A_ROOT = {"expected": None, "prediction_sets": None, "intervals": None}
+"""What an ensemble loses that becomes a part of another one."""
 
 
 def bind(tree: Node, known: Mapping[str, Node]) -> Node:
@@ -41,7 +45,7 @@ def bind(tree: Node, known: Mapping[str, Node]) -> Node:
             own = tree.model_fields_set & {"execution", "temperature", "required"}
             return found.model_copy(update={name: getattr(tree, name) for name in own})
         # What it is worth by itself says nothing about the tree that it becomes a part of.
-        return found.model_copy(update={"required": tree.required, "expected": None})
+        return found.model_copy(update={"required": tree.required, **_OF_A_ROOT})
     return with_children(tree, [bind(child, known) for child in children(tree)])
 
 
@@ -72,8 +76,8 @@ def fit(
         task: Which targets these are.
         allowed: Import paths that the metric may come from.
         cost: What one row costs a member (multiply-accumulates): a cascade's `max_cost` needs it.
-        calibration: Outputs and targets of the calibration rows: a cascade's `guarantee` needs them, and
-            nothing is fitted on them.
+        calibration: Outputs and targets of the calibration rows: a cascade's `guarantee`, prediction sets and
+            intervals need them, and nothing else is fitted on them.
         folded: Outputs and targets of the train rows, each row by members trained without its fold: a stack
             with `folds` needs them.
 
@@ -84,13 +88,22 @@ def fit(
     unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
     apart = None if folded is None else _ground(tree, *folded, metric, task, allowed)
     fitted = fit_node(tree, replace(ground, cost=cost, unseen=unseen, folded=apart))
-    if not isinstance(fitted, Combined) or not has_quorum(fitted):
-        return fitted
-    found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
-    expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
-    known = records(replay(fitted, found, task), task)
-    fitted = _with_records(fitted, {identity(member): record for member, record in known.items()})
-    return fitted.model_copy(update={"expected": expected})
+    if isinstance(fitted, Combined) and has_quorum(fitted):
+        found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
+        expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
+        known = records(replay(fitted, found, task), task)
+        fitted = with_records(fitted, {identity(member): record for member, record in known.items()})
+        fitted = fitted.model_copy(update={"expected": expected})
+    return _with_sets(fitted, unseen)
+
+
+def _with_sets(tree: Node, unseen: Ground | None) -> Node:
+    if isinstance(tree, Member) or (tree.prediction_sets is None and tree.intervals is None):
+        return tree
+    if unseen is None:
+        raise EnsembleError("prediction sets and intervals need calibration rows", tree.kind)
+    said = {member: unseen.outputs[identity(member)] for member in distinct(tree)}
+    return fit_root(tree, replay(with_records(tree, {}), said, unseen.task), unseen.targets)
 
 
 def _ground(
@@ -112,7 +125,8 @@ def _ground(
     return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)
 
 
-def _with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+def with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+    """The tree with these records of its members, by identity, and no others."""
     if isinstance(tree, Member):
         return tree.model_copy(update={"record": known.get(identity(tree))})
-    return with_children(tree, [_with_records(child, known) for child in children(tree)])
+    return with_children(tree, [with_records(child, known) for child in children(tree)])

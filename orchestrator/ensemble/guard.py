@@ -6,19 +6,16 @@ sure of them is sure; or, for values, as far as it lies outside of what the two 
 deviation and at most 1. A wrong member is opposed more than before, and makes nobody else look wrong, since
 no other agrees with it. How much each pair opposes a member is recorded where the tree is fitted.
 
-In service each request is a bet against "on average opposed no more than recorded": capital grows by the
-factor 1 - f + f x opposed / recorded, which on average is no gain while that is true. As capital never
-starts below 1 (a CUSUM), an ensemble of sound members loses one wrongly at most once in `every` requests on
-average, whenever one looks (Shin, Ramdas, Rinaldo 2024, https://arxiv.org/abs/2203.03532; bets on means:
-Waudby-Smith and Ramdas 2024, https://arxiv.org/abs/2010.09686). That holds for requests like the rows of
-the record: when inputs drift, members part too.
+In service each request is a bet against "on average opposed no more than recorded" (`betting`). An ensemble
+of sound members loses one wrongly at most once in `every` requests on average, whenever one looks. That
+holds for requests like the rows of the record: when inputs drift, members part too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -27,12 +24,12 @@ import numpy.typing as npt
 from orchestrator.config.calibration import Record
 from orchestrator.config.ensemble import Member
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.betting import NOTHING, Evidence, grown, log_capital
 from orchestrator.ensemble.combine import Floats, deviations, scores_of
+from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.measure.intervals import wilson
 
-BETS = (0.1, 0.25, 0.5, 0.8)
-"""Shares f of the capital that are bet: small ones find small faults, large ones large faults soon."""
 EVERY = 100_000.0
 """Requests between wrong ejections from one ensemble, on average at least."""
 FLOOR = 0.01
@@ -45,15 +42,15 @@ CERTAINTY = 0.9973
 class Watch:
     """What is known about an ensemble's members so far; plain data."""
 
-    evidence: tuple[tuple[float, ...], ...]
-    """Logarithm of the capital, for each distinct member and each of `BETS`."""
+    evidence: tuple[Evidence, ...]
+    """For each distinct member."""
     ejected: tuple[int, ...] = ()
     """Positions of members that were ejected, in that order."""
 
 
 def start(members: int) -> Watch:
     """Nothing is known about so many members."""
-    return Watch(((0.0,) * len(BETS),) * members)
+    return Watch((NOTHING,) * members)
 
 
 def observe(watch: Watch, excess: Sequence[float | None], spare: int, every: float = EVERY) -> Watch:
@@ -66,12 +63,10 @@ def observe(watch: Watch, excess: Sequence[float | None], spare: int, every: flo
         every: Requests between wrong ejections, on average at least.
     """
     evidence = [
-        known
-        if ratio is None
-        else tuple(_grown(log, bet, ratio) for log, bet in zip(known, BETS, strict=True))
+        known if ratio is None else grown(known, ratio)
         for known, ratio in zip(watch.evidence, excess, strict=True)
     ]
-    capital = [float(np.logaddexp.reduce(known)) - math.log(len(BETS)) for known in evidence]
+    capital = [log_capital(known) for known in evidence]
     worst = int(np.argmax(capital))
     if spare < 1 or capital[worst] < math.log(every * len(evidence)):
         return Watch(tuple(evidence), watch.ejected)
@@ -79,8 +74,10 @@ def observe(watch: Watch, excess: Sequence[float | None], spare: int, every: flo
     return Watch(start(len(evidence)).evidence, (*watch.ejected, worst))
 
 
-def _grown(log: float, bet: float, ratio: float) -> float:
-    return max(log, 0.0) + math.log(1 - bet + bet * ratio)
+def readmitted(watch: Watch, member: int) -> Watch:
+    """The watch after the member at this position may answer again; all evidence starts again."""
+    left = tuple(position for position in watch.ejected if position != member)
+    return Watch(start(len(watch.evidence)).evidence, left)
 
 
 def excess(prediction: Prediction, task: Task) -> list[float | None]:
@@ -88,13 +85,46 @@ def excess(prediction: Prediction, task: Task) -> list[float | None]:
 
     None: it has no record, did not answer, or fewer than two others did.
     """
-    records = [member.record for member in prediction.members]
-    opposed = _opposed(prediction, task, [record.scales if record else () for record in records])
-    found: list[float | None] = []
-    for record, (shares, met) in zip(records, opposed, strict=True):
-        usual = float(np.asarray(record.opposed) @ met.sum(axis=1)) if record else 0.0
-        found.append(float(shares[met].sum()) / usual if usual > 0 else None)
+    return excesses([prediction], task)[0]
+
+
+def excesses(predictions: Sequence[Prediction], task: Task) -> list[list[float | None]]:
+    """`excess` of several requests to one tree, worked out together: one alone costs about as much."""
+    joined = _joined(predictions)
+    ends = np.cumsum([len(prediction.outputs) for prediction in predictions])
+    members = [member.record for member in joined.members]
+    opposed = _opposed(joined, task, [record.scales if record else () for record in members])
+    found: list[list[float | None]] = [[] for _ in predictions]
+    for record, (shares, met) in zip(members, opposed, strict=True):
+        counts = np.add.reduceat(met, [0, *ends[:-1]], axis=1, dtype=np.int64)
+        usual = np.asarray(record.opposed) @ counts if record else np.zeros(len(ends))
+        seen = np.add.reduceat((shares * met).sum(axis=0), [0, *ends[:-1]])
+        for line, one, most in zip(found, seen.tolist(), usual.tolist(), strict=True):
+            line.append(one / most if most > 0 else None)
     return found
+
+
+def _joined(predictions: Sequence[Prediction]) -> Prediction:
+    """One prediction of the rows of all; members that answered some have zeros in the other rows."""
+    if len(predictions) == 1:
+        return predictions[0]
+    first = predictions[0]
+
+    def said(prediction: Prediction, member: Member) -> Output:
+        return prediction.said.get(member, np.zeros_like(prediction.outputs))
+
+    return replace(
+        first,
+        outputs=np.concatenate([prediction.outputs for prediction in predictions]),
+        members={
+            member: np.concatenate([prediction.members[member] for prediction in predictions])
+            for member in first.members
+        },
+        said={
+            member: np.concatenate([said(prediction, member) for prediction in predictions])
+            for member in first.members
+        },
+    )
 
 
 def records(prediction: Prediction, task: Task) -> dict[Member, Record]:

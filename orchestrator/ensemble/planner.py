@@ -16,7 +16,7 @@ import numpy.typing as npt
 from orchestrator.config.ensemble import Cascade, Member, Node, leaves
 from orchestrator.config.goal import Costs, Goal, Placement
 from orchestrator.ensemble.call_cost import Stage, call_cost
-from orchestrator.ensemble.candidates import Available, Pool, cascades, combined
+from orchestrator.ensemble.candidates import Available, Pool, cascades, combined, other_kinds
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.tree import distinct
@@ -31,7 +31,7 @@ BIGGER = "one bigger model"
 STUDENT = "merged student"
 _MISSING = {
     BIGGER: "no uncompressed model here has about as many operations as that ensemble",
-    STUDENT: "no model here was distilled from several",
+    STUDENT: "no model here was distilled from several or from an ensemble",
 }
 
 Students = Mapping[str, frozenset[str]]
@@ -76,6 +76,8 @@ class Survey:
     """Best in metric, latency and bytes, of each batch; fastest first."""
     baselines: Mapping[str, Point]
     """By what they are: honest comparisons that stand beside the front whatever their figures."""
+    students: Mapping[frozenset[str], Point]
+    """Digests of several models -> the best model that was distilled from just these."""
     larger: bool
     """Direction of the metric."""
     notes: tuple[str, ...]
@@ -104,11 +106,15 @@ def survey(
     pricing = Pricing(known, costs, walk_ms)
     singles = [evidence.judge(Candidate(one.member)) for one in pool]
     judged = singles + [evidence.judge(found) for found in combined(pool, singles, evidence)]
+    judged += [evidence.judge(found) for found in other_kinds(judged, evidence)]
     if evidence.task == "classification":
         judged += [evidence.judge(found) for found in cascades(pool, judged, pricing.speed)]
     points = [point for found in judged for point in pricing.points(found)]
     reference, baselines, notes = _baselines(pool, judged, points, goal, students)
-    return Survey(tuple(points), reference, tuple(front_of(points)), baselines, evidence.larger, notes)
+    taught = _taught(points, students)
+    return Survey(
+        tuple(points), reference, tuple(front_of(points)), baselines, taught, evidence.larger, notes
+    )
 
 
 class Pricing:
@@ -218,7 +224,7 @@ def _baselines(
         found |= _rivals(pool, singles, team, students)
     else:
         notes.append(f"{UNCOMPRESSED}: fewer than two uncompressed models are here")
-    notes += [f"{name}: {why}" for name, why in _MISSING.items() if name not in found]
+    notes += [f"{name}: none in this run, {why}" for name, why in _MISSING.items() if name not in found]
     reference = found.get(UNCOMPRESSED, best)
     if goal.reference is not None:
         named = [found for member, found in singles.items() if _named(member, goal.reference)]
@@ -228,6 +234,16 @@ def _baselines(
         reference = named[0]
     first = {point.judged: point for point in reversed(points)}
     return reference, {name: first[one] for name, one in found.items()}, tuple(notes)
+
+
+def _taught(points: Sequence[Point], students: Students) -> dict[frozenset[str], Point]:
+    found: dict[frozenset[str], Point] = {}
+    for point in points:
+        if isinstance(point.tree, Member) and point.tree.digest in students:
+            teachers = students[point.tree.digest]
+            if teachers not in found or point.judged.gain > found[teachers].judged.gain:
+                found[teachers] = point
+    return found
 
 
 def _named(member: Node, name: str) -> bool:

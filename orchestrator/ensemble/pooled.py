@@ -73,13 +73,19 @@ def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
 def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Floats:
     """The answer of the members that are left, with weights and temperature for exactly these."""
     missing = tuple(position for position in range(len(node.members)) if position not in parts)
-    known = next((found for found in node.survivors if found.without == missing), None)
-    if known is None:
-        log_temperature = by_trend(node.trend, missing) if node.trend else 0.0
-        weights = renormalized(_given(node), missing)
-        known = Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
+    known = shares_without(node, missing)
     scores = pooled(node, list(parts.values()), known.weights, task)
     return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
+
+
+def shares_without(node: PooledNode, missing: Missing) -> Survivors:
+    """Weights and temperature of the members that are left without those at these positions."""
+    known = next((found for found in node.survivors if found.without == missing), None)
+    if known is not None:
+        return known
+    log_temperature = by_trend(node.trend, missing) if node.trend else 0.0
+    weights = renormalized(_given(node), missing)
+    return Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
 
 
 def _given(node: PooledNode) -> Weights | None:

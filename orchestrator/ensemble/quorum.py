@@ -51,7 +51,7 @@ def check(below: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumE
 
 
 def problem(output: Output | None, rows: int, width: int | None, record: Record | None) -> str | None:
-    """What is wrong with a member's output, or None. NaN, a wrong shape or a wild value counts as no answer.
+    """What is wrong with a member's output, or None: NaN, a wrong shape or dtype, or wild values.
 
     Args:
         output: Array [rows, width], or None.
@@ -64,6 +64,8 @@ def problem(output: Output | None, rows: int, width: int | None, record: Record 
         return "no output"
     if output.ndim != 2 or output.shape[0] != rows or output.shape[1] != (width or output.shape[1]):
         return f"output shape {list(output.shape)} instead of [{rows}, {width or 'outputs'}]"
+    if output.dtype.kind != "f":
+        return f"output of {output.dtype} instead of floats"
     if not np.isfinite(output).all():
         return "output is not finite"
     if record is None:

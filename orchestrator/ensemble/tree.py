@@ -29,10 +29,10 @@ from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer_uncalibrated`.
 from orchestrator.ensemble import boost, cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
-from orchestrator.ensemble.combine import Floats, probabilities
+from orchestrator.ensemble.combine import Floats, probabilities, scores_of
 from orchestrator.ensemble.missing import expected_without
-from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, identity
-from orchestrator.errors import EnsembleError, OrchestratorError
+from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, at_once, identity
+from orchestrator.errors import EnsembleError, OrchestratorError, QuorumError
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,11 @@ def walk(tree: Node, rows: int, task: Task) -> Walk:
             asks = next(steps) if replies is None else steps.send(replies)
         except StopIteration as done:
             return _prediction(tree, done.value, memory, task)
+        except QuorumError:
+            alone = _fallback(tree, memory, task)
+            if alone is None:
+                raise
+            return alone
         unknown = memory.unknown(asks)
         if unknown:
             memory.keep(unknown, (yield unknown))
@@ -231,6 +236,23 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
         degraded=memory.degraded,
         expected=None if known is None else expected_without(known, positions),
     )
+
+
+def _fallback(tree: Node, memory: _Memory, task: Task) -> Prediction | None:
+    """The answer of the best member that answered every row; None if there is none, or it is not wanted."""
+    known = tree.expected if isinstance(tree, Combined) and tree.fallback else None
+    for expected in known.alone if known else ():
+        (position,) = set(range(len(memory.members))) - set(expected.without)
+        member = memory.members[position]
+        key = identity(member)
+        if not memory.known[key].all():
+            continue
+        memory.degraded[:] = True
+        scores = scores_of(memory.outputs[key], task, member.temperature)
+        found = _prediction(tree, at_once(scores), memory, task)
+        used = {one: mask & (one == member) for one, mask in found.members.items()}
+        return replace(found, members=used, expected=expected)
+    return None
 
 
 @dataclass(eq=False)

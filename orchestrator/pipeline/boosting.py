@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from orchestrator.config.data import PartName
-from orchestrator.config.ensemble import Boosting, Member, stage_names
+from orchestrator.config.ensemble import Boosting, Member, Node
+from orchestrator.config.groups import stage_names
 from orchestrator.ensemble.boost import DIGITS, Progress, next_factor
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.training import finished, job_of, trained
@@ -16,7 +17,7 @@ PARTS: tuple[PartName, PartName] = ("train", "validation")
 
 
 def train_stages(
-    run: Run, name: str, node: Boosting, members: Mapping[str, Member], *, fresh: bool = False
+    run: Run, name: str, node: Boosting, known: Mapping[str, Node], *, fresh: bool = False
 ) -> Boosting:
     """The ensemble with its stages, which are named `<run>/<name>-2` and so on in the store.
 
@@ -26,19 +27,21 @@ def train_stages(
         run: whose.
         name: of the ensemble.
         node: as the run file describes it.
-        members: the run's models, trained; the base is the first stage.
+        known: what names stand for; the base, a model of the run, is the first stage.
         fresh: forget settings and checkpoints kept under the stages' names.
 
     Raises:
         TrainingError: a stage failed; those before it are kept.
     """
-    stages, factors = [members[node.base]], [1.0]
+    base = known[node.base]
+    assert isinstance(base, Member)  # checked by RunConfig
+    stages, factors = [base], [1.0]
     data, task = run.dataset, run.dataset.signature.task
     so_far = {
         part: Progress.of(run.outputs(stages[0], part), data.part(part).targets, task) for part in PARTS
     }
     losses = [so_far["train"].loss]
-    for label in stage_names(name, node)[1:]:
+    for label in stage_names(name, node.base, node.rounds)[1:]:
         before = tuple((stage.digest, factor) for stage, factor in zip(stages, factors, strict=True))
         job = replace(job_of(run, label, run.config.models[node.base], {}), before=before)
         stage = Member(name=label, digest=_digest(run, job, fresh))

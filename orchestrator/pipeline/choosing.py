@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.config.ensemble import Member, Node, Spec
+from orchestrator.config.ensemble import Member, Node, Spec, leaves
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.config.load import validate
 from orchestrator.config.run import FRONT_NAMES, RunConfig
 from orchestrator.ensemble.crossfit import Evidence, Judged, Measured
 from orchestrator.ensemble.goals import Choice, Honest, choose, honest
-from orchestrator.ensemble.planner import Point, Survey, survey
+from orchestrator.ensemble.planner import STUDENT, Point, Survey, survey
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import ConfigError
 from orchestrator.measure.corrupt import shifts
 from orchestrator.measure.quality import quality, score
+from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.ensembling import describe
@@ -79,6 +80,8 @@ def choose_file(
         models = train(run)
         variants = compress_variants(run, models)
         found = search(run, models)
+        members = Assembly(run, models, variants, found).students()
+        variants = {variant: members[variant] for variant in settings.variants}
         gathered = gather(run, models, variants, found, priced)
         document = choose_for(run, gathered, goal, priced, name)
         _keep(run, document, models, found)
@@ -162,7 +165,8 @@ def _check_names(settings: RunConfig, goal: Goal, name: str) -> None:
 
 
 def _shown(surveyed: Survey, *choices: Choice) -> list[Point]:
-    """The front, thinned where it is long, the baselines, the reference and the choices; fastest first."""
+    """The front, thinned where it is long, the baselines, the reference and the choices, and of each ensemble
+    among them the student that was distilled from it; fastest first."""
     front = surveyed.front
     if len(front) > MOST_SHOWN:
         places = np.linspace(0, len(front) - 1, MOST_SHOWN).round().astype(int)
@@ -170,6 +174,8 @@ def _shown(surveyed: Survey, *choices: Choice) -> list[Point]:
     reference = next(point for point in surveyed.points if point.judged is surveyed.reference)
     chosen = [choice.point for choice in choices]
     wanted = dict.fromkeys((*front, *surveyed.baselines.values(), reference, *chosen))
+    teams = [frozenset(leaf.digest for leaf in leaves(point.tree)) for point in wanted]
+    wanted |= dict.fromkeys(surveyed.students[team] for team in teams if team in surveyed.students)
     return sorted(wanted, key=lambda point: (point.batch, point.latency_ms))
 
 
@@ -209,6 +215,8 @@ def _point(run: Run, surveyed: Survey, table: _Table, point: Point) -> dict[str,
     """A row of the table as plain values."""
     tree, measured = table.trees[point.judged], table.figures[point.judged]
     labels = [name for name, one in surveyed.baselines.items() if one is point]
+    if point in surveyed.students.values() and STUDENT not in labels:
+        labels.append(STUDENT)
     test = run.dataset.part("test")
     outputs = {leaf: run.outputs(leaf, "test") for leaf in distinct(tree)}
     answer = replay(tree, outputs, run.dataset.signature.task).outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from orchestrator.config.ensemble import Member
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.run import VariantEntry
-from orchestrator.config.steps import Plan, Step, others_of
+from orchestrator.config.steps import Plan, with_others
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, OrchestratorError, first_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
@@ -38,7 +39,7 @@ class VariantJob(Settings):
     parent: str
     """Digest of the artifact to compress."""
     plan: Plan
-    """Other models by digest."""
+    """Other models and ensembles by digest."""
     store: str
     data_folder: str
     """The decoded rows (`open_cached`)."""
@@ -58,7 +59,7 @@ class VariantJob(Settings):
 
 
 def compress_variants(run: Run, models: dict[str, str]) -> dict[str, Member]:
-    """Make every variant of the run file that the store lacks; name each `<run>/<variant>`.
+    """Make every variant of the run file that needs no ensemble; name each `<run>/<variant>`.
 
     Returns:
         Variant name -> member, in the order of the run file.
@@ -69,13 +70,29 @@ def compress_variants(run: Run, models: dict[str, str]) -> dict[str, Member]:
     """
     digests = dict(models)
     members = {}
-    for name, entry in run.config.variants.items():
-        digests[name] = _made(run, _job(run, name, entry, digests), entry)
-        run.name_artifact(name, digests[name])
-        members[name] = Member(
-            name=name, digest=digests[name], execution=_execution(run, digests[name], entry)
-        )
+    for name in run.config.variants:
+        if name not in run.config.taught():
+            members[name] = compress_variant(run, name, digests)
+            digests[name] = members[name].digest
     return members
+
+
+def compress_variant(run: Run, name: str, digests: Mapping[str, str]) -> Member:
+    """One variant of the run file, from the store or made now.
+
+    Args:
+        run: whose.
+        name: of the variant.
+        digests: of the run's models, variants and ensembles that it may be made of, by name.
+
+    Raises:
+        CompressionError: the plan does not fit its parent; the sentence names the variant.
+        ResourceError: the cluster can never hold it.
+    """
+    entry = run.config.variants[name]
+    digest = _made(run, _job(run, name, entry, digests), entry)
+    run.name_artifact(name, digest)
+    return Member(name=name, digest=digest, execution=_execution(run, digest, entry))
 
 
 def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
@@ -96,11 +113,14 @@ def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
     return apply_plan(store, job.parent, job.plan, context)
 
 
-def _job(run: Run, name: str, entry: VariantEntry, digests: dict[str, str]) -> VariantJob:
+def _job(run: Run, name: str, entry: VariantEntry, digests: Mapping[str, str]) -> VariantJob:
+    def digest(other: str) -> str:
+        return digests.get(other) or run.store.resolve(other)
+
     return VariantJob(
         name=name,
         parent=digests[entry.parent],
-        plan=tuple(_with_digests(run, step, digests) for step in entry.plan),
+        plan=tuple(with_others(step, digest) for step in entry.plan),
         store=str(run.store.root),
         data_folder=str(run.dataset.folder),
         data_digest=run.dataset.digest,
@@ -110,14 +130,6 @@ def _job(run: Run, name: str, entry: VariantEntry, digests: dict[str, str]) -> V
         gpus=entry.gpus,
         allowed=tuple(sorted(run.allowed)),
     )
-
-
-def _with_digests(run: Run, step: Step, digests: dict[str, str]) -> Step:
-    """The step with the models of this run that it names, or refs, by digest."""
-    if not others_of(step):
-        return step
-    found = tuple(digests.get(other) or run.store.resolve(other) for other in others_of(step))
-    return step.model_copy(update={"others": found})
 
 
 def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:

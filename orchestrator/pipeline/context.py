@@ -147,7 +147,7 @@ def refuse_relative_data(config: RunConfig) -> None:
     transfers = {
         f"models.{name}.training.transfer": entry.training.transfer for name, entry in config.models.items()
     }
-    for place, data in {"data": config.data, **transfers}.items():
+    for place, data in {"data": config.data, "elsewhere": config.elsewhere, **transfers}.items():
         if isinstance(data, (ParquetData, FolderData)) and not Path(data.root).is_absolute():
             fix = "pass --data /path" if place == "data" else "name the folder from / on"
             raise ConfigError(f"inside a Ray job {place}.root must be an absolute path", data.root, fix)

@@ -1,26 +1,27 @@
-"""The ensemble stage: names become artifacts, weights and thresholds are fitted on the validation part.
+"""One ensemble: names become artifacts, weights and thresholds are fitted on the validation part.
 
-Calibration rows are read where a cascade promises something; nothing is fitted on them.
+Calibration rows are read where a cascade promises something, and for prediction sets and intervals, whose
+width is fitted on them; nothing else is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import (
     Boosting,
     Cascade,
+    Combined,
     Ensemble,
     Member,
     Node,
     Parallel,
     Spec,
     Stacking,
-    leaves,
     walk_nodes,
 )
-from orchestrator.config.run import FRONT_NAMES
 from orchestrator.ensemble.explain import label
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.guarantee import least_rows
@@ -31,57 +32,61 @@ from orchestrator.pipeline.boosting import train_stages
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.folding import out_of_fold_outputs
-from orchestrator.pipeline.searching import Found
 
 
-def fit_ensembles(
-    run: Run, members: dict[str, Member], found: Found | None, *, fresh: bool = False
-) -> dict[str, Spec]:
-    """Fit every ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
+def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool = False) -> tuple[Spec, str]:
+    """Fit one ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
 
-    What a boosting or a stack with folds lacks is trained first; `fresh` forgets the settings of that.
+    What a boosting or a stack with folds lacks is trained first.
+
+    Args:
+        run: whose.
+        name: of the ensemble.
+        known: what its members' names, or that of a boosting's base, stand for.
+        fresh: forget the settings of what is trained.
+
+    Returns:
+        The spec and its digest.
 
     Raises:
-        EnsembleError: an ensemble cannot be fitted for this task.
-        TrainingError: a stage cannot be trained.
+        EnsembleError: the ensemble cannot be fitted for this task.
+        TrainingError: what it lacks cannot be trained.
     """
-    known: dict[str, Node] = dict(members)
-    if found is not None:
-        known |= {name: found.member(name) for name in FRONT_NAMES}
-        if found.chosen is None and any(
-            "chosen" in {leaf.name for leaf in leaves(tree)} for tree in run.config.ensembles.values()
-        ):
-            run.progress("ensemble", f"'chosen' stands for {found.parent.name}: {found.reason}")
-    specs = {}
-    for name, tree in run.config.ensembles.items():
-        if isinstance(tree, Boosting):
-            tree = train_stages(run, name, tree, members, fresh=fresh)
-        bound = bind(tree, known)
-        promises = any(isinstance(node, Cascade) and node.guarantee for node in walk_nodes(bound))
-        folded = None
-        if isinstance(bound, Stacking) and bound.folds is not None:
-            folded = out_of_fold_outputs(run, bound, fresh=fresh)
-        fitted = fit(
-            bound,
-            *_rows(run, bound, "validation"),
-            run.config.metric,
-            run.dataset.signature.task,
-            allowed=run.allowed,
-            cost=lambda member: float(cost_of(run, member.digest).macs),
-            calibration=_rows(run, bound, "calibration") if promises else None,
-            folded=folded,
-        )
-        known[name] = fitted
-        specs[name] = Spec(
-            name=name,
-            tree=cast(Ensemble, fitted),
-            signature=run.dataset.signature,
-            batch=run.config.latency.batch,
-            threads=run.config.latency.threads,
-        )
-        run.name_artifact(name, run.store.put_spec(specs[name]))
-        run.progress("ensemble", f"{name} ({tree.kind}): {describe(specs[name].tree)}")
-    return specs
+    tree, folded = run.config.ensembles[name], None
+    if isinstance(tree, Boosting):
+        tree = train_stages(run, name, tree, known, fresh=fresh)
+    bound = bind(tree, known)
+    if isinstance(bound, Stacking) and bound.folds is not None:
+        folded = out_of_fold_outputs(run, bound, fresh=fresh)
+    promises = any(map(_promises, walk_nodes(bound)))
+    fitted = fit(
+        bound,
+        *_rows(run, bound, "validation"),
+        run.config.metric,
+        run.dataset.signature.task,
+        allowed=run.allowed,
+        cost=lambda member: float(cost_of(run, member.digest).macs),
+        calibration=_rows(run, bound, "calibration") if promises else None,
+        folded=folded,
+    )
+    spec = Spec(
+        name=name,
+        tree=cast(Ensemble, fitted),
+        signature=run.dataset.signature,
+        batch=run.config.latency.batch,
+        threads=run.config.latency.threads,
+    )
+    digest = run.store.put_spec(spec)
+    run.name_artifact(name, digest)
+    run.progress("ensemble", f"{name} ({tree.kind}): {describe(spec.tree)}")
+    return spec, digest
+
+
+def _promises(node: Node) -> bool:
+    """Whether it must look at calibration rows."""
+    if isinstance(node, Cascade) and node.guarantee is not None:
+        return True
+    return isinstance(node, Combined) and (node.prediction_sets is not None or node.intervals is not None)
 
 
 def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], Output]:

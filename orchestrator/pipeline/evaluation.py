@@ -9,19 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Cascade, Member, Spec
+from orchestrator.config.ensemble import Cascade, Combined, Member, Node, Spec
+from orchestrator.ensemble.conformal import intervals, prediction_sets
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
 from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
+from orchestrator.measure.intervals import wilson
 from orchestrator.measure.latency import METHOD, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.explaining import ensemble_figures, examples, shown_images
+from orchestrator.pipeline.elsewhere import noticed
+from orchestrator.pipeline.explaining import ensemble_figures, examples, occlusions
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.students import beside
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.objectives import TrialRow
 
@@ -58,18 +63,18 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     front, chosen = _front(run, found)
     predictions = {name: _test_prediction(run, spec) for name, spec in specs.items()}
     latencies = spec_latencies(run, specs, baseline)
-    images = shown_images(run, specs)
+    maps = occlusions(run, specs)
     ensembles = {
         name: _ensemble(run, spec, predictions[name])
         | {"latency_ms": latencies[name]}
         | ensemble_figures(run, spec, predictions[name])
         for name, spec in specs.items()
     }
-    for name, found_ in images.items():
-        ensembles[name]["uncertainty"]["elsewhere"] = found_["elsewhere"]
-    explained = {
-        name: examples(run, spec, images.get(name, {}).get("occlusion", {})) for name, spec in specs.items()
-    }
+    for name, students in beside(run, specs, members, predictions).items():
+        ensembles[name]["students"] = students
+    for name, found_ in noticed(run, members | {name: spec.tree for name, spec in specs.items()}).items():
+        (ensembles[name]["uncertainty"] if name in specs else summary[name])["elsewhere"] = found_
+    explained = {name: examples(run, spec, maps.get(name, {})) for name, spec in specs.items()}
     exits = {name: _exits(specs[name], found_) for name, found_ in predictions.items()}
     run.progress(
         "evaluate", f"{len(summary)} models, {len(front)} variants, {len(ensembles)} ensembles on test"
@@ -162,7 +167,37 @@ def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
         **_quality(run, prediction.outputs),
         "bytes": sum(run.store.artifact_bytes(digest) for digest in digests),
         "mean_cost": mean_cost(prediction, macs),
+        **_promised(spec.tree, prediction, run.dataset.part("test").targets),
     }
+
+
+def _promised(tree: Node, prediction: Prediction, targets: npt.NDArray[Any]) -> Figures:
+    """What prediction sets and intervals promise and do on test rows; nothing where the tree has none."""
+    found: Figures = {}
+    if not isinstance(tree, Combined):
+        return found
+    if tree.prediction_sets is not None and prediction.probs is not None:
+        sets = prediction_sets(tree.prediction_sets, prediction.probs)
+        sizes = sets.sum(axis=1)
+        covered = int(sets[np.arange(len(targets)), targets].sum())
+        found["prediction_sets"] = {
+            "method": tree.prediction_sets.method,
+            "coverage": tree.prediction_sets.coverage,
+            "covered": covered / len(targets),
+            "covered_ci": list(wilson(covered, len(targets))),
+            "mean_size": float(sizes.mean()),
+            "empty": float((sizes == 0).mean()),
+        }
+    if tree.intervals is not None:
+        low, high = intervals(tree.intervals, prediction.outputs)
+        truth = targets.reshape(low.shape)
+        inside = ((low <= truth) & (truth <= high)).mean(axis=0)
+        found["intervals"] = {
+            "coverage": tree.intervals.coverage,
+            "covered": inside.tolist(),
+            "widths": (high - low).mean(axis=0).tolist(),
+        }
+    return found
 
 
 def _test_prediction(run: Run, spec: Spec) -> Prediction:

@@ -15,27 +15,22 @@ from PIL import Image as Pillow
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import PartName
-from orchestrator.config.ensemble import Boosting, Member, Node, Spec, children
-from orchestrator.config.signature import Signature
-from orchestrator.data.elsewhere import images_from_elsewhere
+from orchestrator.config.ensemble import Member, Node, Spec, children
 from orchestrator.ensemble import diversity
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.contributions import MOST, contributions, restricted, shares_of
+from orchestrator.ensemble.contributions import MOST, contributions, member_scores, shares_of
 from orchestrator.ensemble.explain import label, why
-from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.occlusion import occlusion_map
-from orchestrator.ensemble.tree import Prediction, distinct, predict, replay
+from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
 from orchestrator.errors import ConfigError
 from orchestrator.measure.quality import brier_score, score
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.elsewhere import sees_images, unsure
 from orchestrator.runtime.execute import Executable
-from orchestrator.runtime.execute import predict as outputs_of
 
 Figures = dict[str, Any]
 Load = Callable[[Member], Executable]
-ELSEWHERE_ROWS = 1000
-"""Made-up images that an ensemble is shown, and test rows that they are compared with, at most."""
 _MOST_JUDGED = 2**20
 """Answers of coalitions that contributions are worked out from, at most: of many members on fewer rows."""
 EXAMPLES = 3
@@ -49,7 +44,7 @@ def ensemble_figures(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     tree, task = spec.tree, spec.signature.task
     outputs = {member: run.outputs(member, "test") for member in distinct(tree)}
     targets = run.dataset.part("test").targets
-    scores = _members(tree, outputs, spec)
+    scores = member_scores(tree, outputs, task)
     names = [label(child) for child in children(tree)]
     rows = _judged_rows(len(names), len(targets))
     judged = {member: output[:rows] for member, output in outputs.items()}
@@ -77,15 +72,6 @@ def _judged_rows(members: int, rows: int) -> int:
     """How many rows every coalition of so many members answers; a part's first rows are a fair sample."""
     coalitions = 2**members if members <= MOST else 2 * members
     return max(1, min(rows, _MOST_JUDGED // coalitions))
-
-
-def _members(tree: Node, outputs: Mapping[Member, Output], spec: Spec) -> list[Floats]:
-    """Scores [N, K] of each of the root's members; of a boosting's stage, which alone says nothing, those of
-    the sum up to it."""
-    if isinstance(tree, Boosting):
-        sums = [restricted(tree, tuple(range(count + 1))) for count in range(len(tree.members))]
-        return [replay(first, outputs, spec.signature.task).scores for first in sums if first is not None]
-    return [replay(child, outputs, spec.signature.task).scores for child in children(tree)]
 
 
 def _diversity(
@@ -124,78 +110,45 @@ def _uncertainty(
     doubt, answers = uncertainty(scores, shares), prediction.scores.argmax(axis=1)
     right = answers == targets
     mixed = 0 < right.sum() < len(right)
-    unsure = _unsure(prediction)
+    doubtful = unsure(prediction)
     return {
         "total": float(doubt.total.mean()),
         "aleatoric": float(doubt.aleatoric.mean()),
         "epistemic": float(doubt.epistemic.mean()),
         "dissent": float(dissent(scores, answers, shares).mean()),
         "brier": brier_score(prediction.outputs, targets),
-        "error_auroc": detection_auroc(unsure[right], unsure[~right]) if mixed else None,
+        "error_auroc": detection_auroc(doubtful[right], doubtful[~right]) if mixed else None,
     }
-
-
-def _unsure(prediction: Prediction) -> Floats:
-    """1 less the top probability [N]: the baseline of Hendrycks and Gimpel."""
-    return np.asarray(-np.expm1(prediction.scores.max(axis=1)))
 
 
 def _finite(matrix: Floats) -> list[list[float | None]]:
     return [[float(value) if np.isfinite(value) else None for value in row] for row in matrix]
 
 
-def shown_images(run: Run, specs: Mapping[str, Spec]) -> dict[str, Figures]:
-    """What each ensemble makes of images from elsewhere, and where it looks in a few of the test part.
-
-    Computed once and kept beside the spec, since its members must run for it.
-
-    Returns:
-        By ensemble `elsewhere` (by kind of image the AUROC of finding it among test rows, by `confidence`,
-        `total` and `epistemic` uncertainty) and `occlusion` (by test row); nothing where rows are no images,
-        or for a regression.
-    """
-    if not _sees_images(run.dataset.signature) or run.dataset.signature.task != "classification":
+def occlusions(run: Run, specs: Mapping[str, Spec]) -> dict[str, dict[str, Figures]]:
+    """By ensemble where it looks in the test rows that the report explains, by row; nothing where rows are no
+    images, or for a regression. Computed once and kept beside the spec, since its members must run for it."""
+    if not sees_images(run.dataset.signature) or run.dataset.signature.task != "classification":
         return {}
-    load: Load = cache(run.executable)
-    facts = {"kind": "images", "data": run.dataset.digest, "rows": ELSEWHERE_ROWS, "seed": run.config.seed}
-    found: dict[str, Figures] = {}
+    members: Load = cache(run.executable)
+    facts = {"kind": "occlusion", "data": run.dataset.digest, "seed": run.config.seed}
+    found: dict[str, dict[str, Figures]] = {}
     for name, spec in specs.items():
         key = fingerprint(spec.plain())
         known = next((one for one in run.store.records(key) if facts.items() <= one.items()), None)
         if known is None:
-            run.progress("evaluate", f"{name}: images from elsewhere, and where it looks")
-            rows = example_rows(run, spec)
-            occlusion = {str(row): _occlusion(run, spec, "test", row, load) for row in rows}
-            known = {**facts, "elsewhere": _elsewhere(run, spec, load), "occlusion": occlusion}
+            run.progress("evaluate", f"{name}: where it looks")
+            maps = {str(row): _occlusion(run, spec, "test", row, members) for row in example_rows(run, spec)}
+            known = {**facts, "maps": maps}
             run.store.add_record(key, known)
-        found[name] = {"elsewhere": known["elsewhere"], "occlusion": known["occlusion"]}
+        found[name] = known["maps"]
     return found
-
-
-def _elsewhere(run: Run, spec: Spec, load: Load) -> Figures:
-    test = run.dataset.part("test")
-    rows = min(ELSEWHERE_ROWS, len(test))
-    inside = {member: run.outputs(member, "test")[:rows] for member in distinct(spec.tree)}
-    own = _doubts(spec, inside)
-    found: Figures = {}
-    for kind, images in images_from_elsewhere(test.inputs[:rows], run.config.seed).items():
-        outputs = {member: outputs_of(load(member), images) for member in inside}
-        doubts = _doubts(spec, outputs)
-        found[kind] = {"rows": rows} | {name: detection_auroc(own[name], doubts[name]) for name in own}
-    return found
-
-
-def _doubts(spec: Spec, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
-    """Each measure of uncertainty, [N]."""
-    doubt = uncertainty(_members(spec.tree, outputs, spec), shares_of(spec.tree))
-    prediction = replay(spec.tree, outputs, spec.signature.task)
-    return {"confidence": _unsure(prediction), "total": doubt.total, "epistemic": doubt.epistemic}
 
 
 def example_rows(run: Run, spec: Spec) -> list[int]:
     """The test rows that an ensemble's members contradict each other most about, most first."""
     outputs = {member: run.outputs(member, "test") for member in distinct(spec.tree)}
-    scores, shares = _members(spec.tree, outputs, spec), shares_of(spec.tree)
+    scores, shares = member_scores(spec.tree, outputs, spec.signature.task), shares_of(spec.tree)
     if spec.signature.task == "classification":
         doubt = uncertainty(scores, shares).epistemic
     else:
@@ -209,7 +162,7 @@ def examples(run: Run, spec: Spec, occlusion: Mapping[str, Figures]) -> list[Fig
     found = []
     for row in example_rows(run, spec):
         told = explained(run, spec, "test", row)
-        if _sees_images(spec.signature):
+        if sees_images(spec.signature):
             told["image"] = _picture(run.dataset.part("test").inputs[row])
         found.append(told | {"occlusion": occlusion.get(str(row))})
     return found
@@ -233,7 +186,7 @@ def explained(run: Run, spec: Spec, part: PartName, row: int) -> Figures:
 def explained_with_image(run: Run, spec: Spec, part: PartName, row: int) -> Figures:
     """`explained`, and for an image of a class the `occlusion` map of the answer."""
     found = explained(run, spec, part, row)
-    if _sees_images(spec.signature) and spec.signature.task == "classification":
+    if sees_images(spec.signature) and spec.signature.task == "classification":
         found["occlusion"] = _occlusion(run, spec, part, row, run.executable)
     return found
 
@@ -251,10 +204,6 @@ def _occlusion(run: Run, spec: Spec, part: PartName, row: int, load: Load) -> Fi
     patch = max(1, min(image.shape[1:]) // _PATCHES)
     answer = int(probabilities(image[None])[0].argmax())
     return occlusion_map(probabilities, image, answer, patch=patch, stride=max(1, patch // 2)).plain()
-
-
-def _sees_images(signature: Signature) -> bool:
-    return signature.input_dtype == "uint8" and len(signature.input_shape) == 3
 
 
 def _picture(image: npt.NDArray[np.uint8]) -> str:

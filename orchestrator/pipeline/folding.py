@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Stacking, fold_name
+from orchestrator.config.ensemble import Member, Stacking
+from orchestrator.config.groups import fold_name
 from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.ensemble.node import Output
 from orchestrator.errors import EnsembleError
@@ -40,7 +41,7 @@ def out_of_fold_outputs(
     every = [job for found in jobs.values() for job in found]
     done = {} if fresh else finished(run, every)
     if len(done) < len(every):
-        done = trained(run, every, done, fresh=fresh)
+        done = trained(run, every, fresh=fresh)
     outputs = {member: held_out(run, [done[job.name] for job in found]) for member, found in jobs.items()}
     return outputs, run.dataset.part("train").targets
 

@@ -12,7 +12,6 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member, Parallel
 from orchestrator.config.goal import Costs
 from orchestrator.config.measure import LatencySettings
-from orchestrator.config.steps import Distill
 from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
 from orchestrator.ensemble.planner import Students
@@ -23,6 +22,7 @@ from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.students import students_of
 
 MOST_MODELS = 24
 """Models and variants of the run file all count; points of the search's front fill up to so many."""
@@ -76,7 +76,7 @@ def gather(
         for member in members
         if member in times
     )
-    return Gathered(pool, _students(run, members), baseline, notes)
+    return Gathered(pool, students_of(run.store, [member.digest for member in members]), baseline, notes)
 
 
 def walk_ms(run: Run, costs: Costs) -> float:
@@ -135,12 +135,3 @@ def _families(run: Run, models: Mapping[str, str], variants: Mapping[str, Member
     for name, entry in run.config.variants.items():
         names[name] = names[entry.parent]
     return {variants[name].digest if name in variants else models[name]: names[name] for name in names}
-
-
-def _students(run: Run, members: Sequence[Member]) -> dict[str, frozenset[str]]:
-    manifests = {member.digest: run.store.manifest(member.digest) for member in members}
-    return {
-        digest: frozenset(manifest.parents)
-        for digest, manifest in manifests.items()
-        if manifest.plan and isinstance(manifest.plan[-1], Distill) and len(manifest.parents) > 1
-    }

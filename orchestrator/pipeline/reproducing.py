@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.compression.plan import Context, apply_plan, what_decides
+from orchestrator.config.ensemble import leaves
 from orchestrator.config.measure import Execution, LatencySettings, Metric
 from orchestrator.config.steps import Plan, others_of
 from orchestrator.data.dataset import Dataset
@@ -131,7 +132,7 @@ def reproduce(
 def _origin(store: Store, name: str, digest: str) -> _Origin:
     """The parent and the steps on it: the manifest names both, but its plan begins at the first parent."""
     if not store.has(digest):
-        if store.blobs.exists(f"specs/{digest}.json"):
+        if store.has_spec(digest):
             raise InputError("an ensemble is fitted, not compressed", name, "name one of its members")
         raise NotFoundError("the artifact is gone from the store", name, "run again to make it anew")
     manifest = store.manifest(digest)
@@ -170,7 +171,12 @@ def _copy(store: Store, scratch: Store, name: str, origin: _Origin) -> None:
     """Give the scratch store what the plan starts from, and nothing that the plan made."""
     others = [other for step in origin.plan for other in others_of(step)]
     first = [origin.parent] if origin.parent is not None else list(origin.manifest.parents)
-    for digest in dict.fromkeys([*first, *others]):
+    specs = [store.spec(other) for other in others if store.has_spec(other)]
+    for spec in specs:
+        scratch.put_spec(spec)
+    members = [leaf.digest for spec in specs for leaf in leaves(spec.tree)]
+    models = [digest for digest in (*first, *others) if not store.has_spec(digest)]
+    for digest in dict.fromkeys([*models, *members]):
         if not store.has(digest):
             raise NotFoundError(f"a model that '{name}' was made of is gone from the store", digest[:12])
         store.copy_artifact(digest, scratch)

@@ -52,7 +52,11 @@ def retrain(
     if name is None or entry is None or entry.model is None:
         raise ConfigError("the run file has no model of this name", name, "give the run file that trained it")
     trained = manifest.what.get("training")
-    if entry.model != manifest.model or entry.training.plain() != trained or config.seed != manifest.seed:
+    if (
+        entry.model != manifest.model
+        or entry.training.plain() != trained
+        or config.seed_of(entry) != manifest.seed
+    ):
         raise ConfigError(
             f"the run file describes model '{name}' otherwise than it was trained",
             digest[:12],

@@ -12,16 +12,15 @@ from typing import Any, Literal, get_args
 
 from deployments.local import check_port
 from orchestrator.cluster import alive_nodes, connected, cores_in_use, inside_job
-from orchestrator.config.ensemble import Member
 from orchestrator.config.load import load_run, override, parse_yaml, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.live import consumer_for
+from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
-from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
 from orchestrator.pipeline.limits import check_search
 from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, report_search
@@ -179,8 +178,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
         chosen = found.chosen.digest if found and found.chosen else None
         digests = {variant: member.digest for variant, member in variants.items()}
         return {"run": name, "models": models, "variants": digests, "chosen": chosen}
-    members = {model: Member(name=model, digest=digest) for model, digest in models.items()} | variants
-    specs = fit_ensembles(run, members, found, fresh=fresh)
+    members, specs = Assembly(run, models, variants, found, fresh=fresh).all()
     if until == "ensemble":
         refs = {ensemble: run.store.ref(f"{name}/{ensemble}") for ensemble in specs}
         return {"run": name, "models": models, "ensembles": refs}

@@ -209,7 +209,7 @@ def paused(spent: Spent) -> str:
 
 
 def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> SearchSettings:
-    """The settings with every other model that a step may take by digest: a ref may move."""
+    """The settings with every other model or ensemble that a step may take by digest: a ref may move."""
 
     def resolved(name: JsonValue) -> JsonValue:
         if isinstance(name, dict):  # a free value, which may have a name of its own
@@ -223,7 +223,9 @@ def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> Se
             return [walked(one) for one in value]
         if not isinstance(value, dict):
             return value
-        return {key: resolved(one) if key == "others" else walked(one) for key, one in value.items()}
+        return {
+            key: resolved(one) if key in ("others", "ensemble") else walked(one) for key, one in value.items()
+        }
 
     changed = settings.plain()
     changed["space"], changed["small"] = walked(changed["space"]), walked(changed["small"])

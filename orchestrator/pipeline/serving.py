@@ -50,9 +50,9 @@ def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
         store=str(run.store.root),
         specs=tuple(specs.values()),
         allow=tuple(sorted(run.allowed)),
-        serving=serving,
+        serving=serving.local(),
     )
-    run.progress("serve", f"starting {', '.join(specs)} on {serving.host}:{serving.port}")
+    run.progress("serve", f"starting {', '.join(specs)} on port {serving.port}")
     with serve_locally(settings) as url:
         figures = {name: _drive(run, spec, url, serving) for name, spec in specs.items()}
     return figures
@@ -190,6 +190,13 @@ def serve_refs(
     as_json: bool,
 ) -> None:
     """`orchestrator serve`: serve ensembles by name until Ctrl-C.
+
+    Args:
+        names: runs, or refs of ensembles.
+        store: root of the store; None for the default.
+        serving: `ServingSettings` as plain values.
+        allow: import paths that members may be built from.
+        as_json: print one JSON document when ready.
 
     Raises:
         NotFoundError: a name is neither a run with ensembles nor a ref of one.

@@ -150,8 +150,12 @@ def summary_metric(summary: dict[str, Any]) -> str:
 
 
 def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    students = {
+        student for figures in summary["ensembles"].values() for student in figures.get("students", ())
+    }
     for name, figures in summary["models"].items():
-        yield "model", name, figures
+        if name not in students:  # it stands beside its ensemble
+            yield "model", name, figures
     chosen = summary["search"]["chosen"]
     for figures in summary["search"]["front"]:
         mark = "chosen" if chosen and chosen["name"] == figures["name"] else "variant"
@@ -160,6 +164,8 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
         yield "chosen", chosen["name"], chosen
     for name, figures in summary["ensembles"].items():
         yield "ensemble", name, figures
+        for student in figures.get("students", ()):
+            yield f"as one: {name}", student, summary["models"][student]
 
 
 def _title(run: str, latency: dict[str, Any]) -> str:

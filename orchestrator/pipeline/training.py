@@ -43,27 +43,23 @@ def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None)
         run.progress("train", f"{name}: finished before")
     if len(done) < len(jobs):
         _check_imports(run)
-        done = trained(run, jobs, done, fresh=fresh)
+        done = trained(run, jobs, fresh=fresh)
     digests = {name: (imported | done)[name] for name in entries}
     for name, digest in digests.items():
         run.name_artifact(name, digest)
     return digests
 
 
-def trained(
-    run: Run, jobs: Sequence[TrainJob], done: Collection[str] = (), *, fresh: bool = False
-) -> dict[str, str]:
+def trained(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[str, str]:
     """Train on the cluster what the store lacks, and tell of it; name -> digest.
 
     Args:
         run: whose.
-        jobs: all of them.
-        done: names of those that are known to be finished.
+        jobs: all of them, finished or not.
         fresh: forget settings and checkpoints kept under their names.
     """
     run.cluster()
-    epochs = {job.name: job.entry.training.epochs for job in jobs if job.name not in done}
-    watch = TrainingWatch(run, epochs)
+    watch = TrainingWatch(run, {job.name: job.entry.training.epochs for job in jobs})
     return train_models(jobs, storage=run.folder / "training", on_event=watch, fresh=fresh)
 
 
@@ -89,7 +85,7 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
         entry=entry,
         data_folder=str(run.dataset.folder),
         store=str(run.store.root),
-        seed=run.config.seed,
+        seed=run.config.seed_of(entry),
         metric=run.config.metric,
         allowed=tuple(sorted(run.allowed)),
         teacher_digest=imported.get(entry.teacher or ""),

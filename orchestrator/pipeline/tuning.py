@@ -162,7 +162,7 @@ def _job(run: Run, settings: TrainingSearch, models: dict[str, str]) -> TuneJob:
         data_folder=str(run.dataset.folder),
         data_digest=run.dataset.digest,
         metric=run.config.metric,
-        seed=run.config.seed,
+        seed=run.config.seed_of(entry),
         allowed=tuple(sorted(run.allowed)),
         entry=entry,
         teacher=models.get(entry.teacher or ""),

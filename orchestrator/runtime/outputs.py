@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,46 @@ def shifted_outputs(
     return [found[shift] for shift in shifts]
 
 
-def _key(part: PartName, data: str, execution: Execution, latency: LatencySettings) -> str:
+def foreign_outputs(
+    store: Store,
+    digest: str,
+    execution: Execution,
+    rows: Mapping[str, NDArray[Any]],
+    latency: LatencySettings,
+    *,
+    source: str,
+    allowed: Collection[str] = (),
+) -> dict[str, NDArray[np.float32]]:
+    """Outputs on rows of no part of the data: by kind, float32 [N, K].
+
+    Args:
+        store: where the artifact is and its outputs are kept.
+        digest: of the artifact.
+        execution: how it runs.
+        rows: by kind [N, *input_shape].
+        latency: its threads and batch are those of the execution.
+        source: names all that decides the rows.
+        allowed: import paths that an imported model's factory may come from.
+
+    Raises:
+        ExecutionError: the artifact does not run so on this machine.
+    """
+    keys = {kind: _key("elsewhere", f"{source}, {kind}", execution, latency) for kind in rows}
+    kept = {
+        kind: store.predictions(digest, keys[kind], np.arange(len(found))) for kind, found in rows.items()
+    }
+    found = {kind: outputs for kind, outputs in kept.items() if outputs is not None}
+    if len(found) < len(rows):
+        executable = load(
+            store, digest, execution, threads=latency.threads, batch=latency.batch, allowed=allowed
+        )
+        for kind in rows.keys() - found.keys():
+            found[kind] = predict(executable, rows[kind])
+            store.put_predictions(digest, keys[kind], np.arange(len(rows[kind])), found[kind])
+    return found
+
+
+def _key(part: str, data: str, execution: Execution, latency: LatencySettings) -> str:
     """Names all that an output's last bits depend on."""
     facts = {
         "data": data,

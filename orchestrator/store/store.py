@@ -243,6 +243,10 @@ class Store:
         self.blobs.put_if_absent(f"specs/{digest}.json", canonical(spec.plain()))
         return digest
 
+    def has_spec(self, digest: str) -> bool:
+        """Whether a spec of that digest is in the store."""
+        return self.blobs.exists(f"specs/{digest}.json")
+
     def spec(self, ref_or_digest: str) -> Spec:
         """The spec of that digest or ref.
 

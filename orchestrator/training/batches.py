@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.config.training import Augment
+from orchestrator.config.training import Augment, Sample
 from orchestrator.data.dataset import Part
 from orchestrator.errors import TrainingError
 from orchestrator.training.augment import augment, views
+from orchestrator.training.sampling import drawn_rows
 
 TEACHER_BATCH = 256
 RESIDENT_SHARE = 0.25
@@ -73,13 +74,20 @@ class Rows:
     """The rows a model is trained on."""
 
     def __init__(
-        self, part: Part, settings: Augment, seed: int, batch_size: int, teacher: Teacher | None
+        self,
+        part: Part,
+        settings: Augment,
+        seed: int,
+        batch_size: int,
+        teacher: Teacher | None,
+        sample: Sample | None = None,
     ) -> None:
         self.inputs = wrap_array(part.inputs)
         self.targets = wrap_array(part.targets)
         self.ids = np.asarray(part.ids, dtype=np.int64)
         self.settings, self.seed = settings, seed
-        self.steps = steps_of(len(part.ids), batch_size)
+        self.drawn = drawn_rows(len(part.ids), sample, seed)
+        self.steps = steps_of(len(self.drawn), batch_size)
         self._teacher = teacher
         self._resident: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
@@ -94,7 +102,8 @@ class Rows:
         """
         view = epoch % views(self.settings)
         teacher, everything = self._teacher_outputs(view, device, channels_last), self._inputs_near(device)
-        for step in np.array_split(order(len(self.ids), self.seed, epoch), self.steps):
+        shuffled = self.drawn[order(len(self.drawn), self.seed, epoch)]
+        for step in np.array_split(shuffled, self.steps):
             mine = step[rank::world]
             index = torch.from_numpy(mine)
             inputs = everything.index_select(0, index.to(everything.device))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from orchestrator.config.data import PartName
+from orchestrator.config.groups import nth_seed
 from orchestrator.config.signature import Signature
 from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.data.split import fold_of, rows_digest
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, StoreLockedError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
+from orchestrator.models.together import Together, weights_of_member
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -60,7 +64,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         on_epoch(report)
     signature = signature_of(job, dataset)
     reports = train(
-        untrained(job, signature),
+        module_of(job, signature),
         rows,
         dataset.part("validation"),
         entry.training,
@@ -80,9 +84,24 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
     except Stopped:
         checkpoint.forget()
         raise
-    digest = store_result(job, store, dataset, state, 1, device)
+    digest = store_results(job, store, dataset, state, 1, device)
     checkpoint.forget()
     return digest
+
+
+def module_of(job: TrainJob, signature: Signature) -> nn.Module:
+    """What is trained, fresh: the model, or all that are trained together, each from a seed of its own.
+
+    So have a boosting's stages: a later one would else learn with the features that the first has used up.
+    """
+    if job.entry.together is None:
+        assert job.entry.model is not None  # checked by TrainJob.settings
+        return build(job.entry.model, signature, allowed=job.allowed, seed=job.seed + len(job.before))
+    members = [
+        build(model, signature, allowed=job.allowed, seed=nth_seed(job.seed, number))
+        for number, model in enumerate(job.entry.together, 1)
+    ]
+    return Together(members, signature.task)
 
 
 def train_rows(job: TrainJob, dataset: Dataset) -> Part:
@@ -162,13 +181,6 @@ def stage_caches(job: TrainJob, store: Store, dataset: Dataset, device: torch.de
     return StageCaches(kept("train", training), kept("validation", plain))
 
 
-def untrained(job: TrainJob, signature: Signature) -> nn.Module:
-    """The module to train. A boosting's stages start from other weights each: a later one would else learn
-    with the features that the first one has used up."""
-    assert job.entry.model is not None  # checked by TrainJob.settings
-    return build(job.entry.model, signature, allowed=job.allowed, seed=job.seed + len(job.before))
-
-
 def signature_of(job: TrainJob, dataset: Dataset) -> Signature:
     """Of the model that is trained."""
     return of_stage(dataset.signature) if job.before else dataset.signature
@@ -186,10 +198,37 @@ def teacher_of(job: TrainJob, store: Store, digest: str) -> nn.Module:
     return module
 
 
-def store_result(
+def store_results(
     job: TrainJob, store: Store, dataset: Dataset, state: TrainState, world: int, device: torch.device
 ) -> str:
-    """Put the artifact and its training curve into the store."""
+    """Put all models of the training into the store, each with its curve; the digest of the job's own."""
+    own = ""
+    for sibling in job.siblings():
+        digest = _store_result(sibling, store, dataset, state, world, device)
+        if sibling.entry.number == job.entry.number:
+            own = digest
+        else:
+            # A process that holds the stage trains the same; it needs nothing from here.
+            with suppress(StoreLockedError):
+                store.stage(sibling.key(), partial(str, digest), wait_s=0)
+    return own
+
+
+def _result(job: TrainJob, state: TrainState) -> tuple[Mapping[str, Tensor], int]:
+    """The job's weights, and after how many epochs they were so."""
+    entry = job.entry
+    if entry.number is not None and entry.together is None:
+        return state.snapshots[entry.number - 1], entry.number * entry.training.epochs // entry.yields
+    best = state.best_epoch if entry.training.patience is not None else None
+    epochs = len(state.curve) if best is None else best + 1
+    if entry.number is None:
+        return state.weights, epochs
+    return weights_of_member(state.weights, entry.number), epochs
+
+
+def _store_result(
+    job: TrainJob, store: Store, dataset: Dataset, state: TrainState, world: int, device: torch.device
+) -> str:
     assert job.entry.model is not None
     training, resources = job.entry.training, job.entry.resources
     what = {
@@ -202,12 +241,14 @@ def store_result(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "isa": machine()["isa"],
         "torch": torch.__version__,
+        **job.place(),
     }
     if job.fold is not None:
         what["fold"] = list(job.fold)
         what["rows"] = rows_digest(train_rows(job, dataset).ids)
     if job.before:
         what["before"] = [[digest, factor] for digest, factor in job.before]
+    weights, epochs = _result(job, state)
     draft = Draft(
         model=job.entry.model,
         signature=signature_of(job, dataset),
@@ -218,12 +259,11 @@ def store_result(
         seed=job.seed,
         what=what,
     )
-    digest = store.put_artifact(draft, state.weights)
-    best = state.best_epoch if training.patience is not None else len(state.curve) - 1
+    digest = store.put_artifact(draft, weights)
     record = {
         "kind": "training",
         "name": job.name,
-        "kept_epoch": best,
+        "kept_epoch": epochs - 1,
         "epochs": [report.plain() for report in state.curve],
     }
     store.add_record(digest, record)

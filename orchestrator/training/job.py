@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim as keep_name
+from orchestrator.config.groups import name_of
 from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.load import open_cached
@@ -68,10 +69,7 @@ class TrainJob:
             raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
         teacher = self.teacher_digest or entry.teacher
         transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
-        more: dict[str, Any] = {"before": [list(pair) for pair in self.before]} if self.before else {}
-        if self.fold is not None:
-            more["fold"] = list(self.fold)
-        return {
+        found: dict[str, Any] = {
             "stage": "train",
             "version": VERSION if teacher is None else DISTILLED_VERSION,
             "model": entry.model.plain(),
@@ -85,8 +83,41 @@ class TrainJob:
             "workers": list(resources.span),
             "strategy": resources.strategy,
             "gpu": resources.gpus > 0,
-            **more,
+            **self.place(),
         }
+        if self.before:
+            found["before"] = [list(pair) for pair in self.before]
+        if self.fold is not None:
+            found["fold"] = list(self.fold)
+        return found
+
+    def place(self) -> dict[str, Any]:
+        """Which of the models of its training this is, and what they are; empty for one that stands alone."""
+        entry = self.entry
+        found: dict[str, Any] = {} if entry.number is None else {"number": entry.number}
+        if entry.together is not None:
+            found["together"] = [model.plain() for model in entry.together]
+        return found
+
+    @property
+    def group(self) -> str:
+        """Name of the training: that of all its models, or the model's own."""
+        return self.name.removesuffix(name_of("", self.entry.number)) if self.entry.number else self.name
+
+    def siblings(self) -> tuple[TrainJob, ...]:
+        """A job for each model that comes out of the same training, in order; mostly itself alone."""
+        entry = self.entry
+        if entry.number is None:
+            return (self,)
+        models = entry.together or (entry.model,) * entry.yields
+        return tuple(
+            replace(
+                self,
+                name=name_of(self.group, number),
+                entry=entry.model_copy(update={"model": model, "number": number}),
+            )
+            for number, model in enumerate(models, 1)
+        )
 
     def key(self) -> str:
         """Of the stage in the store: settings and teacher's digest."""
@@ -94,8 +125,8 @@ class TrainJob:
 
 
 def run_name(job: TrainJob) -> str:
-    """Name of the Ray Train run: stable, so that the same job resumes."""
-    return f"{job.name}-{job.key()[:12]}"
+    """Name of the Ray Train run: stable, so that the same job resumes; one for all models of a training."""
+    return f"{job.group}-{job.siblings()[0].key()[:12]}"
 
 
 def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
@@ -111,7 +142,7 @@ def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
         ConfigError: the name was used with other settings.
     """
     if fresh:
-        for folder in storage.glob(f"{job.name}-{'[0-9a-f]' * 12}"):
+        for folder in storage.glob(f"{job.group}-{'[0-9a-f]' * 12}"):
             shutil.rmtree(folder)
     keep_name(
         storage / f"{job.name}.json",

@@ -188,8 +188,8 @@ class _Run:
         self.offset: Offset | None = None
         if isinstance(teacher, Offset):
             self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
-        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher)
-        self._check_rows(len(train.ids))
+        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, settings.sample)
+        self._check_rows(len(self.rows.drawn))
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
         if whole and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(
@@ -308,7 +308,7 @@ class _Run:
 
     def _advance(self, report: EpochReport) -> None:
         """The state at the end of an epoch: curve, weights, best weights, whether to go on."""
-        state, patience = self.state, self.settings.patience
+        state, settings, patience = self.state, self.settings, self.settings.patience
         state.curve.append(report)
         state.epoch = report.epoch + 1
         state.model = sharding.model_tensors(self.module)
@@ -319,8 +319,10 @@ class _Run:
             state.best_epoch = report.epoch
             if patience is not None:
                 state.best = state.model
+        if settings.snapshots is not None and state.epoch % (settings.epochs // settings.snapshots) == 0:
+            state.snapshots.append({name: tensor.clone() for name, tensor in state.model.items()})
         stale = report.epoch - (state.best_epoch or 0)
-        state.finished = state.epoch >= self.settings.epochs or (patience is not None and stale >= patience)
+        state.finished = state.epoch >= settings.epochs or (patience is not None and stale >= patience)
 
 
 def initialize(module: nn.Module, train: Part) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from functools import singledispatch
 
@@ -17,6 +18,8 @@ from orchestrator.config.training import (
     DistillationLoss,
     LossSettings,
     MeanSquaredError,
+    MutualLoss,
+    NegativeCorrelation,
     Training,
 )
 from orchestrator.errors import ConfigError
@@ -103,6 +106,65 @@ def _(settings: CustomLoss, signature: Signature, allowed: Collection[str] = ())
         return value
 
     return loss
+
+
+@make_loss.register
+def _(settings: MutualLoss, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    """On outputs [B, M * K] of M models."""
+    apart = _models_apart(signature)
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        members, own, _ = apart(outputs, targets)
+        given = members.detach()
+        if signature.task == "classification":
+            # KL(j || i) [B, M, M]: cross-entropy of i under j, less j's entropy.
+            probabilities = given.exp()
+            entropy = -(probabilities * given).sum(2)
+            gaps = -torch.einsum("bjk,bik->bij", probabilities, members) - entropy[:, None]
+        else:
+            gaps = (members[:, :, None] - given[:, None]).square().mean(3)
+        others = members.shape[1] - 1
+        return own.mean(0).sum() + settings.weight * gaps.mean(0).sum() / others  # a gap to itself is 0
+
+    return loss
+
+
+@make_loss.register
+def _(settings: NegativeCorrelation, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    """On outputs [B, M * K] of M models."""
+    apart = _models_apart(signature)
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        members, own, mean = apart(outputs, targets)
+        ambiguity = own.mean() - mean.mean()
+        return own.mean(0).sum() - settings.weight * members.shape[1] * ambiguity
+
+    return loss
+
+
+_Apart = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`(outputs [B, M * K], targets) -> (members [B, M, K], their losses [B, M], their mean's loss [B])`. Members
+are log-probabilities, or values in units of each target's deviation."""
+
+
+def _models_apart(signature: Signature) -> _Apart:
+    deviation = _deviation(signature) if signature.task == "regression" else None
+
+    def apart(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        members = outputs.unflatten(1, (-1, signature.outputs))
+        count = members.shape[1]
+        if count == 1:
+            raise ConfigError("this loss needs several models", fix="give 'together' or 'copies'")
+        if deviation is not None:
+            units = deviation.to(outputs.device)
+            members, targets = members / units, targets / units
+            own = (members - targets[:, None]).square().mean(2)
+            return members, own, (members.mean(1) - targets).square().mean(1)
+        members = members.log_softmax(2)
+        at_label = members.gather(2, targets[:, None, None].expand(-1, count, 1)).squeeze(2)
+        return members, -at_label, math.log(count) - at_label.logsumexp(1)
+
+    return apart
 
 
 _Rows = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

@@ -41,8 +41,11 @@ def rate(settings: Training, step: int, steps: int) -> float:
     `onecycle`: rises by a cosine from 1/25 of the peak, falls by a cosine to almost nothing (Smith and Topin
     2017, https://arxiv.org/abs/1708.07120; the momentum is not cycled). `cosine`: linear warm-up, then a
     cosine to zero (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983). `constant`: linear warm-up,
-    then the peak.
+    then the peak. With `snapshots` the schedule starts anew so often.
     """
+    if settings.snapshots is not None:
+        steps //= settings.snapshots
+        step %= steps
     rising = settings.warmup * steps
     if settings.schedule == "onecycle":
         peak = max(rising - 1, 0.0)

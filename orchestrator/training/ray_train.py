@@ -39,9 +39,10 @@ def train_models(
 ) -> dict[str, str]:
     """Train models concurrently; a finished one is looked up, an interrupted one goes on.
 
-    A job starts when its cores and accelerators are free and its teacher, if that is a job too, is done. Each
-    is its own fault domain: when one fails the others go on (not when the process that guides them all is
-    lost). Ray must be connected.
+    A job starts when its cores and accelerators are free and its teacher, if that is a job too, is done. Of
+    jobs whose models come out of one training the first trains them all. Each training is its own fault
+    domain: when one fails the others go on (not when the process that guides them all is lost). Ray must be
+    connected.
 
     Args:
         jobs: names must differ.
@@ -126,6 +127,7 @@ class _Schedule:
         self.running: dict[Any, TrainJob] = {}
         self.digests: dict[str, str] = {}
         self.failures: dict[str, str] = {}
+        self.failed_groups: set[str] = set()
 
     def run(self) -> dict[str, str]:
         """Until every job is done or has failed."""
@@ -148,6 +150,8 @@ class _Schedule:
 
     def _start(self, job: TrainJob, names: set[str]) -> bool:
         """Start the job or give it up, if it is time; whether it is no longer pending."""
+        if any(other.group == job.group for other in self.running.values()):
+            return False
         teacher = job.entry.teacher
         if teacher in names and job.teacher_digest is None:
             if teacher in self.failures:
@@ -160,6 +164,9 @@ class _Schedule:
         if known is not None:
             self.digests[job.name] = known
             self.on_event(job.name, Ended(f"trained before, taken from the store: {known[:12]}"))
+            return True
+        if job.group in self.failed_groups:
+            self._fail(job.name, f"the training of '{job.group}' failed")
             return True
         if not self._fits(job):
             return False
@@ -197,13 +204,15 @@ class _Schedule:
         """Wait a little for the next job that ends."""
         ended, _ = ray.wait(list(self.running), timeout=POLL_S)
         for reference in ended:
-            name = self.running.pop(reference).name
+            job = self.running.pop(reference)
+            name = job.name
             result = self._result(reference)
             self._deliver()  # what it reported comes before how it ended
             if isinstance(result, str):
                 self.digests[name] = result
                 self.on_event(name, Ended(f"trained: {result[:12]}"))
             else:
+                self.failed_groups.add(job.group)
                 self._fail(name, str(result))
 
     def _result(self, reference: Any) -> str | OrchestratorError:

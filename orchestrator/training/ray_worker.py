@@ -23,11 +23,11 @@ from orchestrator.store.store import Store
 from orchestrator.training import sharding
 from orchestrator.training.batches import Views
 from orchestrator.training.fitting import (
+    module_of,
     said_by_others,
     signature_of,
-    store_result,
+    store_results,
     train_rows,
-    untrained,
 )
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
@@ -97,7 +97,7 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
     )
     for report in reports:
         _report(job.name, report, ready.state, rank, mailbox)
-    return store_result(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
+    return store_results(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
 def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
@@ -107,7 +107,7 @@ def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox
     state = _last_state()
     if rank == 0:
         _announce(job, state, len(rows.ids), world, device, mailbox)
-    module, others = untrained(job, signature_of(job, dataset)), None
+    module, others = module_of(job, signature_of(job, dataset)), None
     if not state.finished:
         others = said_by_others(job, store, dataset, rows, device, fill=rank == 0)
     return _Ready(dataset, store, rows, state, module, others)
@@ -133,7 +133,8 @@ def _announce(
     training, cpus = job.entry.training, job.entry.resources.cpus
     where = f"{world} worker{'s' * (world > 1)} x {cpus} core{'s' * (cpus > 1)}, {device.type}"
     begins = f"goes on after epoch {state.epoch}" if state.epoch else "starts"
-    send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows, {where}")
+    several = f" for {job.entry.yields} models" if job.entry.yields > 1 else ""
+    send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows{several}, {where}")
     if training.precision == "bf16" and device.type == "cpu" and not has_bf16_kernels():
         text = (
             "this CPU has no bfloat16 kernels, training in it takes many times as long: "

@@ -17,6 +17,7 @@ from orchestrator.errors import CorruptArtifactError
 TENSORS = "state.safetensors"
 FACTS = "state.json"
 _GROUPS = ("model", "optimizer", "best")
+_SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class TrainState:
     """`<parameter>/<slot>`, such as `body.0.weight/momentum_buffer`."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """`state_dict` of the best epoch; kept only when the run has a patience."""
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
+    """`state_dict` at the end of each finished cycle; kept only when the run has snapshots."""
     best_epoch: int | None = None
     curve: list[EpochReport] = field(default_factory=list)
 
@@ -89,6 +92,8 @@ class TrainState:
         # Right after the best epoch both are the same tensors, which are written once.
         groups = tuple(group for group in _GROUPS if group != "best" or self.best is not self.model)
         tensors = {f"{group}:{name}": t for group in groups for name, t in getattr(self, group).items()}
+        for number, snapshot in enumerate(self.snapshots):
+            tensors |= {f"{_SNAPSHOT}{number}:{name}": tensor for name, tensor in snapshot.items()}
         save_file(tensors, place / TENSORS)
         facts = {
             "schema": 1,
@@ -96,6 +101,7 @@ class TrainState:
             "finished": self.finished,
             "best_epoch": self.best_epoch,
             "best_is_last": self.best is self.model,
+            "snapshots": len(self.snapshots),
             "curve": [report.plain() for report in self.curve],
             "sha256": _sha256(place / TENSORS),
         }
@@ -119,6 +125,7 @@ class TrainState:
                 finished=facts["finished"],
                 best_epoch=facts["best_epoch"],
                 curve=[EpochReport(**report) for report in facts["curve"]],
+                snapshots=[{} for _ in range(facts.get("snapshots", 0))],
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptArtifactError(
@@ -126,7 +133,10 @@ class TrainState:
             ) from error
         for name, tensor in tensors.items():
             group, _, key = name.partition(":")
-            getattr(state, group)[key] = tensor
+            if group.startswith(_SNAPSHOT):
+                state.snapshots[int(group.removeprefix(_SNAPSHOT))][key] = tensor
+            else:
+                getattr(state, group)[key] = tensor
         if facts["best_is_last"]:
             state.best = state.model
         return state

@@ -51,6 +51,33 @@ def variant(parent: str) -> dict[str, Any]:
     return {"parent": parent, "plan": [{"kind": "bf16"}]}
 
 
+def test_sets_belong_to_the_top_of_an_ensemble_and_to_its_task() -> None:
+    asked = {"prediction_sets": {"coverage": 0.8}}
+    found = run(ensembles={"x": pair("big", "small") | asked}).ensembles["x"]
+    assert found.prediction_sets is not None
+    assert found.prediction_sets.coverage == 0.8
+    inner = {"kind": "parallel", "members": ["big", pair("big", "small") | asked]}
+    assert "give them at its top" in refused(ensembles={"x": inner})
+    given = {"prediction_sets": {"threshold": 0.5}}
+    assert "leave out its fitted number" in refused(ensembles={"x": pair("big", "small") | given})
+    wrong = {"intervals": {"coverage": 0.8}}
+    assert "use prediction_sets" in refused(ensembles={"x": pair("big", "small") | wrong})
+
+
+def pupil(ensemble: str, parent: str = "big") -> dict[str, Any]:
+    step = {"kind": "distill", "model": {"factory": "mlp"}, "ensemble": ensemble}
+    return {"parent": parent, "plan": [step]}
+
+
+def test_students_of_ensembles_come_after_them_and_may_be_members_of_others() -> None:
+    variants = {"s": pupil("x"), "thin": variant("big"), "t": variant("s"), "u": pupil("elsewhere/mix")}
+    ensembles = {"x": pair("big", "thin"), "y": {"kind": "sequential", "stages": ["s", "x"]}}
+    assert run(variants=variants, ensembles=ensembles).taught() == ("s", "t")
+    circle = {"x": pair("big", "t")}
+    said = refused(variants={"s": pupil("x"), "t": variant("s")}, ensembles=circle)
+    assert "it learns from an ensemble that it is itself a part of" in said
+
+
 def test_variants_name_what_is_above_them() -> None:
     two = {"a": variant("big"), "b": variant("a")}
     found = run(variants=two, ensembles={"x": pair("a", "b")})
@@ -105,6 +132,10 @@ def test_weights_and_thresholds_fit_the_members(more: dict[str, Any], said: str)
 
 
 BOOSTING = {"kind": "sequential", "policy": "boosting", "base": "small"}
+TOGETHER = {
+    "big": model("cnn"),
+    "pair": {**model("mlp"), "copies": 2, "training": {"loss": {"kind": "mutual"}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +151,14 @@ BOOSTING = {"kind": "sequential", "policy": "boosting", "base": "small"}
                 "models": {"big": model("cnn"), "small": student("big")},
             },
             "base: 'small' must be trained here and from labels",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "pair"}}, "models": TOGETHER},
+            "base: no model is named 'pair'; models: big, pair-1, pair-2",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "pair-1"}}, "models": TOGETHER},
+            "base: 'pair-1' is one of several models of a training",
         ),
         (
             {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},
@@ -162,6 +201,10 @@ STACK = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"]
         (
             {"ensembles": {"x": STACK}, "models": {"big": model("cnn"), "small": student("big")}},
             "folds: member 'small' must be a model that is trained here, without 'teacher'",
+        ),
+        (
+            {"ensembles": {"x": STACK | {"members": ["big", "pair"]}}, "models": TOGETHER},
+            "folds: member 'pair-1' is one of several models of a training",
         ),
     ],
 )

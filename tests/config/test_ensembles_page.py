@@ -9,14 +9,16 @@ from typing import get_args
 import yaml
 
 from orchestrator.config.ensemble import Method, Parallel, Rule, WeightedMix
-from tests.config.toys import run
+from tests.config.toys import run, values
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ensembles.md").read_text(encoding="utf-8")
 
 
 def test_the_pages_ensembles_are_valid() -> None:
     for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL):
-        assert run(ensembles=yaml.safe_load(block)["ensembles"]).ensembles
+        shown = yaml.safe_load(block)
+        models = values()["models"] | shown.pop("models", {})
+        assert run(models=models, **shown).ensembles
 
 
 def test_every_rule_and_method_is_explained() -> None:

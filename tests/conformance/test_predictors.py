@@ -47,7 +47,7 @@ def served(store: Store, spec: Spec) -> Predictor:
     """As the deployments do it, without Ray: driven walk, members behind batchers, two callers at once."""
     members = {member: execute.load(store, member.digest, member.execution) for member in distinct(spec.tree)}
 
-    def behind_batcher(member: Any) -> Batcher:
+    def behind_batcher(member: Any) -> Batcher[np.ndarray]:
         async def call(rows: np.ndarray) -> np.ndarray:
             return members[member](rows)
 

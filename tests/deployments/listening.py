@@ -16,6 +16,7 @@ import uvicorn
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.grpc_server import GrpcServer
+from deployments.http.access import Access
 from deployments.http.app import HttpApp
 from deployments.protocol.model import Model, describe
 from orchestrator.config.serving import ServingSettings
@@ -73,10 +74,10 @@ def front(**limits: float) -> Front:
 
 
 @contextmanager
-def listening(over: Front) -> Iterator[Ports]:
+def listening(over: Front, access: Access | None = None) -> Iterator[Ports]:
     """Serve in a thread for the length of the block."""
     ports = Ports(free_port(), free_port())
-    app = HttpApp(over, GrpcServer(over, "127.0.0.1", ports.grpc))
+    app = HttpApp(over, GrpcServer(over, "127.0.0.1", ports.grpc, access))
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=ports.http, lifespan="on", log_level="warning")
     )

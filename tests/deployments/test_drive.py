@@ -2,60 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.drive import Composed, answer, drive, everyone, fetch, settle
-from deployments.exchange import Answer, Question
-from orchestrator.config.ensemble import Cascade, Member, Parallel
+from deployments.drive import drive, everyone, fetch, settle
+from orchestrator.config.ensemble import Cascade, Parallel
 from orchestrator.ensemble.tree import predict
 from orchestrator.errors import DeadlineError, MemberFailedError, OverloadedError, QuorumError
-from tests.deployments.models import CASCADE, FEATURES, MIX, PARALLEL, A, B, spec
-
-T = TypeVar("T")
-
-INPUTS = np.random.default_rng(0).integers(0, 256, (6, 1, 2, 3), dtype=np.uint8)
-
-
-def logits(inputs: np.ndarray, scale: float) -> np.ndarray:
-    """A stand-in for a model: some rows are sure, some are not."""
-    margin = (inputs.reshape(len(inputs), -1).astype(np.float32).mean(axis=1) - 127) * scale
-    return np.stack([margin, -margin], axis=1)
-
-
-IN_PROCESS: dict[Member, Callable[[np.ndarray], np.ndarray]] = {
-    A: lambda inputs: logits(inputs, 0.03),
-    B: lambda inputs: logits(inputs, -0.2),
-}
-
-
-class Remote:
-    """A member that answers after a while, and notes what happens to it."""
-
-    def __init__(self, member: Member, after_s: float = 0.0, error: Exception | None = None) -> None:
-        self.member, self.after_s, self.error = member, after_s, error
-        self.rows: list[int] = []
-        self.cancelled = 0
-
-    async def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        self.rows.append(len(inputs))
-        try:
-            await asyncio.sleep(self.after_s)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.error is not None:
-            raise self.error
-        return IN_PROCESS[self.member](inputs)
-
-
-def run(wait: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(wait, 10))
+from tests.deployments.models import CASCADE, MIX, PARALLEL, A, B, spec
+from tests.deployments.remotes import IN_PROCESS, INPUTS, Remote, Response, fail, run
 
 
 @pytest.mark.parametrize(
@@ -115,10 +74,9 @@ def test_with_a_quorum_the_others_are_waited_for_and_the_answer_is_degraded() ->
     prediction = run(drive(spec(tree), remotes, INPUTS, 5))
     assert remotes[A].cancelled == 0
     assert prediction.missing == {B: "out of memory"}
-    found = answer(prediction, spec(tree))
-    assert (found.members, found.degraded) == (("a",), True)
+    assert prediction.degraded.all()
     expected = predict(tree, {A: IN_PROCESS[A]}, INPUTS, "classification")
-    np.testing.assert_array_equal(found.outputs["probabilities"], expected.probs)
+    np.testing.assert_array_equal(prediction.outputs, expected.outputs)
 
 
 @pytest.mark.parametrize(
@@ -180,37 +138,6 @@ def test_a_cancelled_caller_cancels_the_members() -> None:
     assert [remote.cancelled for remote in remotes.values()] == [1, 1]
 
 
-def test_answers_by_their_name_in_the_protocol() -> None:
-    found = answer(predict(CASCADE, IN_PROCESS, INPUTS, "classification"), spec(CASCADE))
-    assert found.members == ("a", "b")
-    assert (found.weight_epoch, found.degraded) == (3, False)
-    assert found.outputs["probabilities"].dtype == np.float32
-    np.testing.assert_allclose(found.outputs["probabilities"].sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_array_equal(found.outputs["label"], found.outputs["probabilities"].argmax(axis=1))
-    sure = predict(Cascade(stages=(A, B), thresholds=(0.0,)), IN_PROCESS, INPUTS, "classification")
-    assert answer(sure, spec(CASCADE)).members == ("a",)
-    values = answer(predict(MIX, IN_PROCESS, INPUTS, "regression"), spec(MIX, FEATURES))
-    assert list(values.outputs) == ["values"]
-
-
-class Response:
-    """A `DeploymentResponse` as `fetch` sees it."""
-
-    def __init__(self, wait: Awaitable[Any]) -> None:
-        self.wait = wait
-        self.cancelled = False
-
-    def __await__(self) -> Any:
-        return self.wait.__await__()
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-async def fail(error: Exception) -> None:
-    raise error
-
-
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [
@@ -250,57 +177,16 @@ def test_settle_returns_results_in_order() -> None:
     async def test() -> None:
         results = await settle([asyncio.sleep(0.02, "a"), asyncio.sleep(0, "b")])
         assert results == ["a", "b"]
-        late, early = await settle([asyncio.sleep(30), fail(KeyError())])
-        assert isinstance(late, asyncio.CancelledError)
+        cut_off, early = await settle([asyncio.sleep(30), fail(KeyError())])
+        assert isinstance(cut_off, asyncio.CancelledError)
         assert isinstance(early, KeyError)
+        for patient in (True, False):
+            late, soon = await settle([asyncio.sleep(30, "a"), asyncio.sleep(0, "b")], 0.02, patient=patient)
+            assert isinstance(late, TimeoutError)
+            assert soon == "b"
+        assert await settle([]) == []
         waited = await settle([asyncio.sleep(0.02, "a"), fail(KeyError())], patient=True)
         assert waited[0] == "a"
         assert isinstance(waited[1], KeyError)
 
     run(test())
-
-
-class Method:
-    def __init__(self, function: Callable[..., Awaitable[Any]]) -> None:
-        self.function = function
-
-    def remote(self, *args: Any) -> Response:
-        return Response(self.function(*args))
-
-
-class Handle:
-    """A `DeploymentHandle` of a member."""
-
-    def __init__(self, member: Member, ready: Exception | None = None, after_s: float = 0.0) -> None:
-        self.predict = Method(Remote(member))
-        self.ready = Method(lambda: fail(ready) if ready else asyncio.sleep(after_s))
-
-
-def test_composed_answers_and_says_which_member_is_not_ready() -> None:
-    handles: list[Any] = [Handle(A), Handle(B)]
-    composed = Composed(spec(MIX), handles)
-    found = run(composed.predict(Question(INPUTS, 5)))
-    assert isinstance(found, Answer)
-    expected = predict(MIX, IN_PROCESS, INPUTS, "classification")
-    np.testing.assert_array_equal(found.outputs["probabilities"], expected.probs)
-    run(composed.ready())
-    handles[1] = Handle(B, ActorDiedError())
-    with pytest.raises(MemberFailedError, match="member b is not ready"):
-        run(Composed(spec(MIX), handles).ready())
-
-
-@pytest.mark.parametrize("lost", [{"ready": ActorDiedError()}, {"after_s": 30.0}], ids=["dead", "hangs"])
-def test_a_composed_ensemble_is_ready_without_the_members_that_its_quorum_does_without(
-    lost: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deployments.drive.READY_S", 0.3)
-    without_b: list[Any] = [Handle(A), Handle(B, **lost)]
-    nobody: list[Any] = [Handle(A, **lost), Handle(B, **lost)]
-    one_of_two = Parallel(members=(A, B), quorum=1)
-    nested = Parallel(members=(Cascade(stages=(B, A), thresholds=(0.8,)), A), quorum=1)
-    run(Composed(spec(one_of_two), without_b).ready())
-    run(Composed(spec(nested), list(reversed(without_b))).ready())
-    required = Parallel(members=(A, B.model_copy(update={"required": True})), quorum=1)
-    for tree, handles in ((required, without_b), (one_of_two, nobody), (PARALLEL, without_b)):
-        with pytest.raises(MemberFailedError, match="not ready"):
-            run(Composed(spec(tree), handles).ready())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,8 +20,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from deployments.front import SERVER_NAME
 from deployments.grpc_server import GrpcServer
+from deployments.http.access import Access
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError
+from orchestrator import keys
+from orchestrator.config.access import AccessSettings
 from orchestrator.errors import ServingError
 from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, expected, front, listening
 
@@ -242,3 +246,26 @@ def test_a_plain_client_of_ours(port: int) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary(f"/{messages.SERVICE}/ServerLive", lambda _: b"", live.FromString)
         assert call(None, timeout=10).live
+
+
+def test_calls_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    token = keys.add(file, "ann", "data")
+    access = Access(AccessSettings(keys=str(file), rate_per_s=0.01, burst=2))
+    with (
+        listening(front(), access) as ports,
+        triton.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as client,
+    ):
+        assert client.is_server_live()
+        asks: list[Callable[[dict[str, str]], Any]] = [
+            lambda headers: client.get_server_metadata(headers=headers),
+            lambda headers: client.infer("images", [tensor(PIXELS)], headers=headers),
+        ]
+        for ask in asks:
+            for headers in ({}, {"authorization": "Bearer wrong"}):
+                with pytest.raises(InferenceServerException, match=r"UNAUTHENTICATED.*valid API key"):
+                    ask(headers)
+        for ask in asks:
+            ask({"authorization": f"Bearer {token}"})
+        with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*too many requests"):
+            asks[0]({"x-api-key": token})

@@ -106,7 +106,7 @@ def test_infer_needs_no_content_type(path: str) -> None:
     assert reply.headers["content-type"] == "application/json"
     found = reply.json()
     assert found["id"] == "7"
-    assert found["parameters"] == {"weight_epoch": 3, "degraded": False, "members": "a,b"}
+    assert found["parameters"] == {"weight_epoch": 3, "degraded": False, "members_used": "a,b"}
     assert found["outputs"][0]["data"] == [0.5, 0.5]
 
 
@@ -182,6 +182,33 @@ def test_failures_of_the_ensemble(error: Exception, status: int) -> None:
     reply = ask("POST", INFER, json=BODY, predict=fails)
     assert reply.status_code == status
     assert "secret" not in reply.json()["error"]
+
+
+def test_an_output_that_the_placement_does_not_give_is_refused() -> None:
+    reply = ask("POST", INFER, json=BODY | {"outputs": [{"name": "member_probs"}]})
+    assert reply.status_code == 400
+    assert "does not give the output: member_probs" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (OverloadedError.after(2.2, "full", 7), "3"),
+        (OverloadedError("full"), "1"),
+        (DeadlineError("late"), None),
+    ],
+)
+def test_what_may_pass_says_when_to_try_again(error: Exception, seconds: str | None) -> None:
+    async def fails(_question: Question) -> Answer:
+        raise error
+
+    assert ask("POST", INFER, json=BODY, predict=fails).headers.get("retry-after") == seconds
+
+
+def test_head_is_get_without_a_body_and_405_says_what_is_allowed() -> None:
+    reply = ask("HEAD", "/v2/health/live")
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert ask("PUT", "/v2/models/small").headers["allow"] == "GET"
 
 
 def test_the_clients_timeout_shortens_the_deadline() -> None:

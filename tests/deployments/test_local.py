@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatusOverview
 
+from deployments import local
 from deployments.local import _reason, check_port
-from orchestrator.errors import PortInUseError, ServingError
+from orchestrator.config.access import TlsSettings
+from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import ConfigError, PortInUseError, ServingError
 
 
 def status(message: str, **deployments: tuple[str, str]) -> ApplicationStatusOverview:
@@ -49,3 +53,19 @@ def test_without_an_error_the_reason_is_who_is_missing() -> None:
     found = status("", cnn=("UPDATING", "waiting for 1 GPU"), mlp=("HEALTHY", ""))
     assert _reason(found) == "cnn is UPDATING"
     assert _reason(status("it\nbroke")) == "broke"
+
+
+@pytest.mark.parametrize("text", [None, "not a certificate"])
+def test_tls_files_that_cannot_be_used_are_told_before_ray_is_asked(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "certificate.pem"
+    if text is not None:
+        path.write_text(text)
+    serving = ServingSettings(tls=TlsSettings(certificate=str(path), key=str(path)))
+    with pytest.raises(ConfigError, match="the TLS files cannot be used"):
+        local._check_files(serving)
+
+
+def test_tls_is_refused_with_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ConfigError, match="HAProxy cannot serve TLS"):
+        local._check_files(ServingSettings(tls=TlsSettings(certificate="/c.pem", key="/k.pem")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 FUSED, MIXED, DISTRIBUTED = "table", "cascade", "alone"
 LISTEN = "0A"
+HAPROXY = b"bin/haproxy"
+HTTP_PORTS = range(30_000, 31_001)
+"""Where Serve lets replicas of an ingress listen for HAProxy."""
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
@@ -51,7 +55,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         patch.setenv("PYTHONPATH", str(ROOT))
         with connected(cpus=2), serve_locally(settings, ready_s=300):
             yield Running(port, store, {spec.name: spec for spec in specs})
-    assert not haproxies()
+            doors = below(os.getpid(), HAPROXY)
+            assert doors
+    assert not [process for process in doors if HAPROXY in command(process)]
 
 
 @pytest.mark.parametrize("name", [FUSED, MIXED, DISTRIBUTED])
@@ -73,16 +79,24 @@ def test_answers_are_the_same_everywhere(running: Running, name: str) -> None:
     client.close()
 
 
-def haproxies() -> list[int]:
-    """Processes of this user that run HAProxy with a configuration of ours."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0") if folder.name.isdigit() else []
-        except OSError:
-            continue
-        if words and words[0].endswith(b"haproxy") and any(b"orchestrator-" in word for word in words):
-            found.append(int(folder.name))
+def command(process: int) -> bytes:
+    """Its first word; none once it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]
+    return b""
+
+
+def below(process: int, name: bytes) -> list[int]:
+    """Processes that it started, and those that they did, with that name in their command."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name, which may hold anything, is in brackets before the state and the parent.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, older = [], {process}
+    while older:
+        older = {child for child, parent in parents.items() if parent in older}
+        found += [child for child in older if name in command(child)]
     return found
 
 
@@ -100,17 +114,17 @@ def listening(process: int) -> list[tuple[str, int]]:
     return found
 
 
-def test_nothing_that_takes_requests_listens_beyond_loopback(running: Running) -> None:
-    (haproxy,) = haproxies()
-    doors = listening(haproxy)
-    assert len(doors) == 3
+def test_nothing_that_takes_http_listens_beyond_loopback(running: Running) -> None:
+    # One that was replaced is still there until its last connection is closed.
+    doors = [door for process in below(os.getpid(), HAPROXY) for door in listening(process)]
     assert running.port in [port for _, port in doors]
+    assert len(doors) >= 3
+    assert {address for address, _ in doors} <= set(LOOPBACK), doors
     replicas = [
-        int(folder.name)
-        for folder in Path("/proc").iterdir()
-        if folder.name.isdigit() and b"ServeReplica" in (folder / "cmdline").read_bytes()
+        door
+        for process in below(os.getpid(), b"ServeReplica")
+        for door in listening(process)
+        if door[1] in HTTP_PORTS
     ]
     assert replicas
-    for process in replicas:
-        doors += listening(process)
-    assert {address for address, _ in doors} <= set(LOOPBACK), doors
+    assert {address for address, _ in replicas} <= set(LOOPBACK), replicas

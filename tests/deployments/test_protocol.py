@@ -249,7 +249,7 @@ VALUES = {
     "probabilities": np.array([[0.25, 0.75], [0.5, 0.5]], np.float32),
     "label": np.array([1, 0]),
 }
-FACTS: dict[str, str | int | float | bool] = {"weight_epoch": 3, "degraded": False, "members": "a,b"}
+FACTS: dict[str, str | int | float | bool] = {"weight_epoch": 3, "degraded": False, "members_used": "a,b"}
 
 
 def answer(text: bytes) -> tuple[dict[str, Any], bytes]:

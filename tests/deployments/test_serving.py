@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import ray
+import tritonclient.grpc as triton_grpc
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
@@ -20,11 +27,15 @@ from tritonclient.utils import InferenceServerException
 from deployments import local
 from deployments.build import build_app
 from deployments.local import APPLICATION, check_port, serve_locally
+from deployments.page import site
 from deployments.protocol.model import describe
+from orchestrator import keys
+from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.ensemble import Spec, leaves
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, PortInUseError, ServingError
 from orchestrator.store.store import Store
+from tests.deployments.pictures import png
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +47,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 class Running:
     client: Any
     port: int
+    grpc_port: int
     store: Store
     specs: dict[str, Spec]
     settings: AppSettings
@@ -68,17 +80,17 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def running(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:  # noqa: ARG001
     store, specs = open_store(tmp_path_factory.mktemp("serving"))
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     settings = AppSettings(
         store=str(store.root),
         specs=specs,
-        serving=ServingSettings(port=port, max_body_bytes=16_384, deadline_s=20),
+        serving=ServingSettings(port=port, grpc_port=grpc_port, max_body_bytes=16_384, deadline_s=20),
     )
     with serve_locally(settings, ready_s=300) as url:
         assert url == f"http://127.0.0.1:{port}"
         client = InferenceServerClient(f"127.0.0.1:{port}", concurrency=4)
         try:
-            yield Running(client, port, store, {spec.name: spec for spec in specs}, settings)
+            yield Running(client, port, grpc_port, store, {spec.name: spec for spec in specs}, settings)
         finally:
             client.close()
     assert serve.status().applications == {}
@@ -109,7 +121,7 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     settings = AppSettings(store=str(store.root), specs=specs[:1], serving=ServingSettings(port=port))
-    local._start(build_app(settings), "127.0.0.1", port)  # as a program does that is killed afterwards
+    local._start(build_app(settings), settings.serving)  # as a program does that is killed afterwards
     with (
         pytest.raises(ServingError, match=r"weights\.safetensors of the artifact is damaged"),
         serve_locally(settings, ready_s=300),
@@ -117,6 +129,35 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
         raise AssertionError
     assert serve.status().applications == {}
     check_port("127.0.0.1", port)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl on PATH")
+def test_https_with_keys(tmp_path: Path, cluster: None) -> None:  # noqa: ARG001
+    store, specs = open_store(tmp_path)
+    certificate, key, file = (tmp_path / name for name in ("certificate.pem", "key.pem", "keys"))
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files],
+        check=True,
+        capture_output=True,
+    )
+    token, port = keys.add(file, "ann", "data"), free_port()
+    serving = ServingSettings(
+        port=port,
+        tls=TlsSettings(certificate=str(certificate), key=str(key)),
+        access=AccessSettings(keys=str(file)),
+    )
+    settings = AppSettings(store=str(store.root), specs=specs[-1:], serving=serving)
+    with serve_locally(settings, ready_s=300) as url:
+        assert url == f"https://127.0.0.1:{port}"
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=url, verify=trusted) as client:
+            assert client.get("/v2").status_code == 401
+            reply = client.get("/v2", headers={"X-API-Key": token})
+            assert reply.json()["name"] == "orchestrator"
+        with pytest.raises(httpx.RemoteProtocolError):
+            httpx.get(f"http://127.0.0.1:{port}/v2")
 
 
 def test_a_stock_client_gets_live_ready_and_metadata(running: Running) -> None:
@@ -149,12 +190,38 @@ def test_served_answers_are_the_in_process_ones(
     assert facts["parameters"]["weight_epoch"] == spec.weight_epoch
     assert facts["parameters"]["degraded"] is False
     used = [member.name for member, mask in expected.members.items() if mask.any()]
-    assert facts["parameters"]["members"] == ",".join(used)
+    assert facts["parameters"]["members_used"] == ",".join(used)
     if expected.probs is None:
         np.testing.assert_allclose(result.as_numpy("values"), expected.outputs, rtol=1e-5, atol=1e-5)
     else:
         np.testing.assert_allclose(result.as_numpy("probabilities"), expected.probs, atol=1e-5)
         np.testing.assert_array_equal(result.as_numpy("label"), expected.probs.argmax(axis=1))
+
+
+@pytest.mark.parametrize("name", ["mix", "table"])
+def test_grpc_answers_are_the_in_process_ones(running: Running, name: str) -> None:
+    spec = running.specs[name]
+    rows = rows_of(spec)[:5]
+    tensor = triton_grpc.InferInput("input", list(rows.shape), describe(spec).input.datatype)
+    tensor.set_data_from_numpy(rows)
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+        assert client.is_server_ready()
+        result = client.infer(name, [tensor])
+    expected = in_process(running.store, spec, rows)
+    output, values = (
+        ("values", expected.outputs) if expected.probs is None else ("probabilities", expected.probs)
+    )
+    np.testing.assert_allclose(result.as_numpy(output), values, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_answers_an_image_file(running: Running) -> None:
+    rows = rows_of(running.specs["mix"])[:1]
+    status, found = post(running.port, "/predict?model=mix", png(rows[0]), **{"Content-Type": "image/png"})
+    assert status == 200
+    probs = in_process(running.store, running.specs["mix"], rows).probs
+    assert probs is not None
+    np.testing.assert_allclose(found["predictions"][0]["probabilities"], probs[0], atol=1e-5)
+    assert found["predictions"][0]["class"] == str(probs[0].argmax())
 
 
 def test_the_cascade_really_exits_early(running: Running) -> None:
@@ -217,3 +284,41 @@ def test_a_second_program_on_the_cluster_is_refused(running: Running) -> None:
         raise AssertionError
     assert running.client.is_server_ready()
     assert list(serve.status().applications) == [APPLICATION]
+
+
+def test_figures_of_all_processes_and_the_page_are_served(running: Running) -> None:
+    spec = running.specs["cascade"]
+    rows = rows_of(spec)
+    tensor = InferInput("input", list(rows.shape), "UINT8")
+    tensor.set_data_from_numpy(rows)
+    running.client.infer("cascade", [tensor])
+    time.sleep(site.FRESH_S)
+    url = f"http://127.0.0.1:{running.port}"
+    told = httpx.get(f"{url}/metrics")
+    samples = [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(told.text)
+        for sample in family.samples
+    ]
+
+    def total(name: str, **labels: str) -> float:
+        return sum(value for found, had, value in samples if found == name and labels.items() <= had.items())
+
+    assert total("orchestrator_requests_total", model="cascade", status="200") >= 1
+    assert total("orchestrator_member_seconds_count", model="cascade", member="mlp0") >= 1
+    assert total("orchestrator_exit_rows_total", model="cascade") >= len(rows)
+    assert total("orchestrator_batch_rows_count", member="mlp0") >= 1
+    # The ingress, five ensembles and five distinct members: each series under the process that counted it.
+    replicas = {labels["replica"].split("#")[0] for _, labels, _ in samples}
+    assert {"ingress", "sequential-cascade"} < replicas
+    assert any(name.startswith("member-mlp0-") for name in replicas)
+
+    status = httpx.get(f"{url}/status").json()
+    assert [model["name"] for model in status["models"]] == [spec.name for spec in running.settings.specs]
+    assert not any(model["problem"] for model in status["models"])
+    (found,) = (model for model in status["models"] if model["name"] == "cascade")
+    assert sum(found["exits"].values()) >= len(rows)
+
+    page = httpx.get(url, headers={"x-request-id": "mine"})
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers.get_list("x-request-id") == ["mine"]

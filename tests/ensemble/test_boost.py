@@ -114,7 +114,7 @@ def test_untrained_stages_are_refused() -> None:
         fit(bare, TABLE, TARGETS, Metric(), "classification")
     with pytest.raises(EnsembleError, match="no trained stages"):
         replay(bare, TABLE, "classification")
-    with pytest.raises(ValidationError, match="a quorum of 9 needs as many stages, got 4"):
+    with pytest.raises(ValidationError, match="a quorum of 9 needs as many members, got 4"):
         Boosting(policy="boosting", base="a", quorum=9)
     with pytest.raises(ValidationError, match="3 stages need as many factors, got 2"):
         tree(factors=(1.0, 0.5))

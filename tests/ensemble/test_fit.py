@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from orchestrator.config.ensemble import Cascade, Member, Node, WeightedMix
+from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.calibrate import fit_temperature
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.conformal import ends_of, sets_of
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import replay
 from orchestrator.ensemble.weights import likelihood_weights
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
+from tests.compression.toys import signature
 from tests.ensemble.toys import MEMBERS, A, B, C, D, cascade, mix, outputs, parallel, values
 
 TABLE, TARGETS = outputs(rows=300)
+SIGNATURE = signature((4,))
 ACCURACY = Metric()
 
 
@@ -113,3 +117,67 @@ def test_fitting_again_gives_the_same_tree() -> None:
     tree = cascade(A, mix(cascade(A, B), C, D))
     assert fitted(tree) == fitted(tree)
     assert np.isfinite(replay(fitted(tree), TABLE, "classification").outputs).all()
+
+
+@pytest.mark.parametrize("method", ["lac", "aps", "raps"])
+def test_prediction_sets_of_a_tree_are_fitted_on_unseen_rows_and_kept_in_its_spec(method: str) -> None:
+    """They cover the truth on rows that neither the tree nor they were fitted on."""
+    table, targets = outputs(rows=3000, seed=5)
+    parts = [slice(0, 1000), slice(1000, 2000), slice(2000, 3000)]
+    said = [{member: found[part] for member, found in table.items()} for part in parts]
+    wish = {"method": method, "coverage": 0.9}
+    tree = WeightedMix.model_validate({"members": (A, parallel(B, C)), "prediction_sets": wish})
+    with pytest.raises(EnsembleError, match="need calibration rows"):
+        fit(tree, said[0], targets[parts[0]], ACCURACY, "classification")
+    found = fit(
+        tree,
+        said[0],
+        targets[parts[0]],
+        ACCURACY,
+        "classification",
+        calibration=(said[1], targets[parts[1]]),
+    )
+    spec = Spec(name="mix", tree=found, signature=SIGNATURE)
+    kept = Spec.model_validate_json(spec.model_dump_json()).tree
+    probs = replay(kept, said[2], "classification").probs
+    assert probs is not None
+    sets = sets_of(kept, probs)
+    assert sets is not None
+    assert sets.shape == probs.shape
+    assert 0.87 < sets[np.arange(1000), targets[parts[2]]].mean() < 0.96
+    assert sets_of(fitted(parallel(A, B)), probs) is None
+    with pytest.raises(ValidationError, match="no fitted sets"):
+        Spec(
+            name="mix",
+            tree=found.model_copy(update={"prediction_sets": tree.prediction_sets}),
+            signature=SIGNATURE,
+        )
+    # Inside of another tree they mean nothing.
+    inside = bind(parallel(Member(name="mix"), A), {"mix": found})
+    assert isinstance(inside, Parallel)
+    assert isinstance(inside.members[0], WeightedMix)
+    assert inside.members[0].prediction_sets is None
+
+
+def test_intervals_of_a_regressions_tree_hold_their_share() -> None:
+    table, targets = values(rows=3000)
+    half = slice(0, 1000), slice(1000, 2000), slice(2000, 3000)
+    first, second, third = ({member: found[part] for member, found in table.items()} for part in half)
+    tree = Parallel.model_validate({"members": (A, B), "intervals": {"coverage": 0.8}})
+    found = fit(
+        tree,
+        first,
+        targets[half[0]],
+        Metric(name="rmse"),
+        "regression",
+        calibration=(second, targets[half[1]]),
+    )
+    outputs = replay(found, third, "regression").outputs
+    ends = ends_of(found, outputs)
+    assert ends is not None
+    truth = targets[half[2]].reshape(outputs.shape)
+    assert ((ends[0] <= truth) & (truth <= ends[1])).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_trees_without_sets_have_the_digests_that_they_had() -> None:
+    assert not {"prediction_sets", "intervals"} & parallel(A, B).plain().keys()

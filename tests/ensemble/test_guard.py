@@ -12,8 +12,9 @@ import pytest
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.betting import NOTHING
 from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.guard import BETS, EVERY, FLOOR, Watch, excess, observe, start
+from orchestrator.ensemble.guard import EVERY, FLOOR, Watch, excess, excesses, observe, readmitted, start
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from tests.ensemble.likely import ABILITY, likely
 from tests.ensemble.toys import A, B, C, D, values
@@ -115,7 +116,7 @@ def test_an_ejected_member_counts_no_more_and_the_others_start_again() -> None:
     watch = start(3)
     while not watch.ejected:
         watch = observe(watch, [0.5, 4.0, 3.0], 2)
-    assert watch == Watch(((0.0,) * len(BETS),) * 3, (1,))
+    assert watch == Watch((NOTHING,) * 3, (1,))
     # The state is plain data.
     again = json.loads(json.dumps(asdict(watch)))
     assert Watch(tuple(map(tuple, again["evidence"])), tuple(again["ejected"])) == watch
@@ -176,3 +177,21 @@ def test_regression_members_are_held_against_the_others_span() -> None:
     assert found is not None
     assert found[0] == 2
     assert found[1] < 200
+
+
+def test_requests_worked_out_together_say_what_each_alone_says() -> None:
+    table, _ = likely(30, 7)
+    whole = replay(TREE, table, "classification")
+    without = replay(TREE, {member: table[member] for member in MEMBERS[1:]}, "classification")
+    found = excesses([whole, without, whole], "classification")
+    assert [line[0] is None for line in found] == [False, True, False]
+    for line, prediction in zip(found, [whole, without, whole], strict=True):
+        for one, alone in zip(line, excess(prediction, "classification"), strict=True):
+            assert one == (None if alone is None else pytest.approx(alone))
+
+
+def test_a_readmitted_member_starts_with_a_clean_sheet() -> None:
+    watch = start(3)
+    while not watch.ejected:
+        watch = observe(watch, [0.5, 4.0, 3.0], 2)
+    assert readmitted(watch, 1) == start(3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.config.calibration import AutoScaling
+from orchestrator.config.ensemble import Cascade, Combined, Member, Node, Parallel, Stacking, WeightedMix
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.crossfit import Candidate, Evidence, threshold
@@ -20,6 +21,7 @@ from orchestrator.ensemble.planner import (
     stages_of,
     survey,
 )
+from orchestrator.ensemble.refit import has_own_arithmetic
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
 from tests.ensemble import planned as toys
@@ -27,6 +29,19 @@ from tests.ensemble.toys import A, B, C, cascade, mix, parallel, values
 
 EQUAL = {"a": 1.5, "b": 1.5, "c": 1.5, "d": 1.5}
 SPEEDS = dict.fromkeys(EQUAL, 4.0)
+
+
+THREE = (toys.member("b"), toys.member("c"), toys.member("d"))
+OTHERS: dict[str, Node] = {
+    "logits": Parallel(members=THREE, rule="logits"),
+    "vote": Parallel(members=THREE, rule="vote"),
+    "median": Parallel(members=THREE, rule="median"),
+    "per_class": WeightedMix(members=THREE, method="per_class"),
+    "gate": WeightedMix(members=THREE, method="gate", strength=0.1),
+    "stack": Stacking(policy="stacking", members=THREE, strength=0.1),
+    "calibrated": Parallel(members=THREE, calibration=AutoScaling()),
+}
+"""Kinds that cross-fitting has no arithmetic of its own for."""
 
 
 def named(tree: Node) -> str:
@@ -65,7 +80,8 @@ def test_a_mix_wins_where_members_differ() -> None:
     """One member that is worth more than the others, which are worth something beside it."""
     outputs, targets = toys.skilled({"a": 2.5, "b": 0.8, "c": 0.8}, rows=3000)
     survey, evidence = toys.planned(outputs, targets, dict.fromkeys("abc", 4.0), metric=Metric(name="nll"))
-    best = choose(survey, Goal()).point
+    points = [point for point in survey.points if has_own_arithmetic(point.tree)]
+    best = max(points, key=lambda point: point.judged.gain)
     assert isinstance(best.tree, WeightedMix)
     assert named(best.tree) == "a+b+c"
     tree = evidence.fitted(best.judged.candidate)
@@ -151,8 +167,10 @@ def test_weights_are_judged_on_rows_that_they_were_not_fitted_on() -> None:
         Candidate(
             cascade(toys.member("a"), toys.member("b"), mix(toys.member("c"), toys.member("d"))), (0.5, 0.5)
         ),
+        *map(Candidate, OTHERS.values()),
+        Candidate(cascade(toys.member("a"), OTHERS["gate"]), (0.5,)),
     ],
-    ids=["single", "mean", "mix", "cascade", "three-stages"],
+    ids=["single", "mean", "mix", "cascade", "three-stages", *OTHERS, "gate-at-the-end"],
 )
 def test_the_fitted_tree_answers_as_it_was_judged(candidate: Candidate) -> None:
     """The walk over the spec's tree and the planner's own arithmetic differ by what a fold's rows change."""
@@ -178,7 +196,15 @@ def test_a_thousand_candidates_of_every_kind() -> None:
     candidates = {point.judged.candidate for point in survey.points}
     assert len(candidates) >= 1000
     trees = {candidate.tree for candidate in candidates}
-    assert {type(tree) for tree in trees} == {Member, Parallel, WeightedMix, Cascade}
+    assert {type(tree) for tree in trees} == {Member, Parallel, WeightedMix, Stacking, Cascade}
+    assert {tree.rule for tree in trees if isinstance(tree, Parallel)} == {"mean", "logits", "vote", "median"}
+    assert {tree.method for tree in trees if isinstance(tree, WeightedMix)} == {
+        "likelihood",
+        "per_class",
+        "gate",
+    }
+    calibrated = {type(tree) for tree in trees if isinstance(tree, Combined) and tree.calibration}
+    assert {Parallel, WeightedMix} <= calibrated
     assert any(isinstance(tree, Cascade) and not isinstance(tree.stages[-1], Member) for tree in trees)
     assert {len(tree.stages) for tree in trees if isinstance(tree, Cascade)} == {2, 3}
 
@@ -257,13 +283,51 @@ def test_intervals_hold_the_figure_and_the_references_drop_is_nothing() -> None:
     assert 0 < bad.drop_ci[0] <= bad.drop <= bad.drop_ci[1]
 
 
-def test_regression_has_means_and_mixes_only() -> None:
+def test_other_kinds_are_fitted_without_the_rows_that_judge_them() -> None:
+    """A stack of useless members, fitted and judged on the same rows, would look better than chance."""
+    outputs, targets = toys.noise("abcdefgh", rows=120, classes=2)
+    evidence = Evidence(outputs, targets, Metric(name="nll"), "classification")
+    stack = Candidate(Stacking(policy="stacking", members=tuple(outputs), strength=1e-3))
+    fitted = replay(evidence.fitted(stack), outputs, "classification")
+    own = float(-fitted.scores[np.arange(120), targets].mean())
+    assert own < np.log(2) < -evidence.judge(stack).gain
+
+
+def test_what_takes_a_search_is_chosen_once_and_no_weight_with_it() -> None:
+    outputs, targets = toys.skilled(EQUAL, rows=300)
+    evidence = Evidence(outputs, targets, Metric(), "classification")
+    gate = evidence.with_choices(WeightedMix(members=tuple(outputs), method="gate"))
+    assert isinstance(gate, WeightedMix)
+    assert gate.strength is not None
+    assert (gate.weights, gate.gate) == (None, None)
+    mean = evidence.with_choices(Parallel(members=tuple(outputs), calibration=AutoScaling()))
+    assert isinstance(mean, Parallel)
+    assert mean.calibration is not None
+    assert mean.calibration.kind != "auto"
+    assert not mean.calibration.fitted
+
+
+def test_the_best_student_of_a_team_stands_beside_it() -> None:
+    outputs, targets = toys.skilled(EQUAL | {"x": 1.2, "y": 1.4})
+    team = frozenset(toys.member(name).digest for name in "ab")
+    students = {toys.member(name).digest: team for name in "xy"}
+    survey, _ = toys.planned(outputs, targets, SPEEDS | {"x": 1.0, "y": 1.0}, students=students)
+    assert survey.students.keys() == {team}
+    tree = survey.students[team].tree
+    assert isinstance(tree, Member)
+    assert tree.name == "y"
+
+
+def test_regression_has_no_cascades() -> None:
     outputs, targets = values()
     evidence = Evidence(outputs, targets, Metric(name="rmse"), "regression")
     pool = toys.pool_of(outputs, {member.name: 1.0 for member in outputs})
     found = survey(pool, evidence, Goal(), toys.COSTS, walk_ms=0.0, students={})
     assert not any(isinstance(point.tree, Cascade) for point in found.points)
-    point = choose(found, Goal()).point
+    kinds = {type(point.tree) for point in found.points}
+    assert kinds == {Member, Parallel, WeightedMix, Stacking}
+    plain = [point for point in found.points if has_own_arithmetic(point.tree)]
+    point = max(plain, key=lambda point: point.judged.gain)
     assert isinstance(point.tree, WeightedMix)
     assert point.judged.gain > found.baselines[BEST_SINGLE].judged.gain
     tree = evidence.fitted(point.judged.candidate)

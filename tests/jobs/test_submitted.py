@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
 from orchestrator.store.store import Store
+from tests.deployments.toys import IMAGES, in_process, open_store
+from tests.jobs.files import column, image_file
 from tests.pipeline import toys
 from tests.pipeline.tiny import free_port
 from tests.pipeline.victim import end_session
@@ -146,3 +149,23 @@ def test_a_killed_job_continues_when_it_is_submitted_again(dashboard: str, tmp_p
     digest = Store(store, create=False).ref("toy/long")
     assert f"long: trained: {digest[:12]}" in again
     assert f"small: trained: {Store(store).ref('toy/small')[:12]}" in told
+
+
+def test_parquet_files_are_answered_on_the_cluster(dashboard: str, tmp_path: Path) -> None:
+    store, specs = open_store(tmp_path)
+    cascade = next(spec for spec in specs if spec.name == "cascade")
+    store.set_ref("toy/cascade", store.put_spec(cascade))
+    for number in range(2):
+        image_file(tmp_path / "in" / f"{number}.parquet", IMAGES[number:])
+    (tmp_path / "in" / "2.parquet").write_bytes(b"no Parquet")
+    given = f"--input {tmp_path}/in --output {tmp_path}/out --store {store.root} --ignore label,number"
+    client = connect(dashboard)
+    job = submit(client, f"python jobs/predict.py toy/cascade {given}", {})
+    told = wait_for(client, job, "no line of a log")
+    assert "error: 1 of 3 files are not answered; " in told
+    assert "2.parquet: cannot read as Parquet" in told
+    expected = in_process(store, cascade, IMAGES).probs
+    assert expected is not None
+    for number in range(2):
+        answers = column(tmp_path / "out" / f"{number}.parquet", "probabilities")
+        np.testing.assert_allclose(answers, expected[number:], atol=1e-6)

@@ -15,6 +15,7 @@ import ray
 from orchestrator.config.ensemble import Boosting
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
+from orchestrator.config.training import Training
 from orchestrator.pipeline.run import execute
 from orchestrator.store.store import Store
 
@@ -85,7 +86,11 @@ def test_stages_are_trained_one_after_the_other_and_taken_from_the_store(task: s
     short = tree_of(store)
     before = {path: path.stat().st_mtime_ns for path in (store.root / "artifacts").rglob("*.*")}
 
-    summary = execute(config(task, 3), store=root)
+    longer = config(task, 3)
+    quick = longer.models["weak"].model_copy(update={"training": Training(epochs=1)})
+    longer = longer.model_copy(update={"models": {**longer.models, "late": quick}})
+    summary = execute(longer, store=root)  # one model is finished, another one is not
+    assert list(summary["models"]) == ["weak", "late"]
     tree = tree_of(store)
     assert [stage.digest for stage in tree.members[:2]] == [stage.digest for stage in short.members]
     assert (

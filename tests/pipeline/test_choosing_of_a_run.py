@@ -50,7 +50,9 @@ def test_the_searchs_variants_are_members(run: Copy) -> None:
     assert answer.code == 0, answer.err
     found: dict[str, Any] = answer.document
     members = {member.partition(" ")[0] for point in found["points"] for member in point["members"]}
-    assert members - {"teacher", "small", "thin"}
+    assert members - {"teacher", "small", "thin", "pupil"}
+    labels = {point["name"].partition(" ")[0]: point["baseline"] for point in found["points"]}
+    assert "merged student" in labels["pupil"]
     spec = run.store.spec("tiny/small-enough")
     assert found["spec"]["digest"] == run.store.ref("tiny/small-enough")
     assert spec.tree.kind == found["points"][found["recommended"]]["kind"]

@@ -18,8 +18,10 @@ from PIL import Image
 
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run, open_run
-from orchestrator.pipeline.explaining import ensemble_figures, examples, shown_images
+from orchestrator.pipeline.elsewhere import noticed
+from orchestrator.pipeline.explaining import ensemble_figures, examples, occlusions
 from orchestrator.pipeline.run import read_config
 from orchestrator.pipeline.summary import print_table
 from orchestrator.progress import Progress
@@ -115,26 +117,56 @@ def test_weights_are_those_of_the_answer_and_a_cascade_has_none(run: Run) -> Non
 
 def test_images_are_looked_at_once(run: Run, folder: Path) -> None:
     specs = {name: spec_of(run, name) for name in ENSEMBLES}
-    found = shown_images(run, specs)
+    found = occlusions(run, specs)
 
     def files() -> set[Path]:
         return {path for path in (folder / "store" / "records").rglob("*") if path.is_file()}
 
     before = files()
-    assert shown_images(run, specs) == found
+    assert occlusions(run, specs) == found
     assert files() == before
     for name, one in found.items():
-        assert one["elsewhere"].keys() == {"uniform_noise", "shuffled_pixels"}
-        for kind in one["elsewhere"].values():
-            assert kind["rows"] == len(run.dataset.part("test"))
-            assert all(0 <= kind[measure] <= 1 for measure in ("confidence", "total", "epistemic"))
-        told = examples(run, specs[name], one["occlusion"])
-        assert [str(row["row"]) for row in told] == list(one["occlusion"])
+        told = examples(run, specs[name], one)
+        assert [str(row["row"]) for row in told] == list(one)
         for row in told:
             assert np.shape(row["occlusion"]["drop"]) == (7, 7)
             assert row["occlusion"]["probability"] == pytest.approx(row["probability"], abs=1e-5)
             picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["image"].split(",")[1]))))
             assert (picture == run.dataset.part("test").inputs[row["row"], 0]).all()
+
+
+def test_single_models_and_ensembles_are_asked_about_rows_from_elsewhere_once(run: Run, folder: Path) -> None:
+    specs = {name: spec_of(run, name) for name in ENSEMBLES}
+    trees = {name: spec.tree for name, spec in specs.items()}
+    trees |= {member.name: member for member in members_of(specs["average"])}
+    found = noticed(run, trees)
+    assert found.keys() == trees.keys()
+    predictions = folder / "store" / "predictions"
+    before = {path for path in predictions.rglob("*") if path.is_file()}
+    assert noticed(run, trees) == found
+    assert {path for path in predictions.rglob("*") if path.is_file()} == before
+    for name, kinds in found.items():
+        assert kinds.keys() == {"uniform_noise", "shuffled_pixels"}
+        for kind in kinds.values():
+            assert kind["rows"] == len(run.dataset.part("test"))
+            assert all(0 <= kind[measure] <= 1 for measure in ("confidence", "total"))
+            assert (kind["epistemic"] is None) == (name not in specs)
+
+
+def test_rows_of_another_source_are_those_of_the_run_file(run: Run) -> None:
+    """The test part itself as elsewhere cannot be told from it; rows of another form are refused."""
+    own = run.config.data
+    tree = spec_of(run, "average").tree
+    same = replace(run, config=run.config.model_copy(update={"elsewhere": own}))
+    found = noticed(same, {"average": tree})["average"]
+    assert list(found) == ["elsewhere", "uniform_noise", "shuffled_pixels"]
+    measures = ("confidence", "total", "epistemic")
+    assert [found["elsewhere"][measure] for measure in measures] == pytest.approx([0.5] * 3)
+    assert found["uniform_noise"] == noticed(run, {"average": tree})["average"]["uniform_noise"]
+    signature = DIGITS.model_copy(update={"input_shape": (64,), "input_dtype": "float32"})
+    rows = replace(same, dataset=replace(run.dataset, signature=signature))
+    with pytest.raises(ConfigError, match="not of the data's form"):
+        noticed(rows, {"average": tree})
 
 
 def test_the_rows_shown_are_those_of_most_contradiction(run: Run) -> None:
@@ -196,7 +228,7 @@ def test_what_is_not_there_is_one_sentence(folder: Path, ensemble: str, row: str
 def test_a_run_without_classes_or_images_has_no_pictures(run: Run) -> None:
     signature = DIGITS.model_copy(update={"input_shape": (64,), "input_dtype": "float32"})
     rows = replace(run, dataset=replace(run.dataset, signature=signature))
-    assert shown_images(rows, {"mix": spec_of(run, "mix")}) == {}
+    assert occlusions(rows, {"mix": spec_of(run, "mix")}) == {}
 
 
 def test_the_table_says_what_members_contribute(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +279,7 @@ def test_a_regression_counts_squared_error_and_spread(
     assert found["uncertainty"]["spread"] == pytest.approx(0.3 * distance, rel=1e-5)
     assert set(found["contributions"]["members"][0]) == {"name", "weight", "metric", "squared_error"}
     assert found["diversity"]["loss"]["ambiguity"] > 0
-    assert shown_images(run, {"mix": spec}) == {}
+    assert occlusions(run, {"mix": spec}) == {}
     (first, *_) = examples(run, spec, {})
     assert "image" not in first
     said = command("explain", tmp_path / "toy.yaml", "mix", str(first["row"]), "--store", tmp_path / "store")

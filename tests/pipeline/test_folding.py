@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.config.ensemble import Member, Stacking, fold_name
+from orchestrator.config.ensemble import Member, Stacking
+from orchestrator.config.groups import fold_name
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.ensemble.fit import fit as fit_tree
@@ -21,7 +22,7 @@ from orchestrator.ensemble.tree import replay
 from orchestrator.errors import EnsembleError
 from orchestrator.pipeline import training
 from orchestrator.pipeline.context import Run, open_run
-from orchestrator.pipeline.ensembling import fit_ensembles
+from orchestrator.pipeline.ensembling import fit_ensemble
 from orchestrator.pipeline.folding import _jobs, held_out, out_of_fold_outputs
 from orchestrator.progress import Progress
 from orchestrator.training.fitting import fit, train_rows
@@ -123,7 +124,7 @@ def test_members_that_memorised_random_labels_are_not_believed(run: Run) -> None
     said = {member: run.outputs(member, "train") for member in members(run).values()}
     assert all((output.argmax(axis=1) == part.targets).mean() > 0.9 for output in said.values())
     leaking = fit_tree(tree.model_copy(update={"folds": None}), said, part.targets, metric, "classification")
-    (spec,) = fit_ensembles(run, members(run), None).values()
+    spec, _ = fit_ensemble(run, "stack", members(run))
     honest = spec.tree
     assert isinstance(honest, Stacking)
     assert isinstance(leaking, Stacking)

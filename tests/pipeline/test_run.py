@@ -82,6 +82,24 @@ def test_a_variant_by_hand(finished: Finished) -> None:
     assert figures["params"] < finished.summary["models"]["teacher"]["params"]
 
 
+def test_a_student_stands_beside_its_ensemble(finished: Finished) -> None:
+    """It learns from `mix` before `average`, which stands above that, is fitted with it as a member."""
+    store, summary = finished.store, finished.summary
+    manifest = store.manifest(summary["models"]["pupil"]["digest"])
+    assert manifest.parents == (store.ref("tiny/small"), store.ref("tiny/mix"))
+    found = {name: figures["students"] for name, figures in summary["ensembles"].items()}
+    assert list(found["mix"]) == ["pupil"]
+    assert (found["average"], found["cascade"]) == ({}, {})
+    figures = found["mix"]["pupil"]
+    drop = summary["ensembles"]["mix"]["accuracy"] - summary["models"]["pupil"]["accuracy"]
+    assert figures["drop"]["value"] == pytest.approx(drop)
+    assert figures["drop"]["ci"][0] <= drop <= figures["drop"]["ci"][1]
+    assert 0 < figures["agreement"] <= 1
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert "student of mix" in page
+    assert "As one model" in page
+
+
 def test_search(finished: Finished) -> None:
     found = finished.summary["search"]
     assert found["trials"] == TRIALS

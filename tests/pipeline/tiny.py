@@ -16,7 +16,7 @@ from tests.search.spaces import small
 
 MODELS = ("teacher", "small")
 ENSEMBLES = {"average": "parallel", "mix": "weighted_mix", "cascade": "sequential"}
-VARIANTS = ("thin",)
+VARIANTS = ("thin", "pupil")
 TRIALS = 4
 REQUESTS = 4
 
@@ -28,7 +28,8 @@ def free_port() -> int:
 
 
 def values(port: int) -> dict[str, Any]:
-    """Two models, a variant by hand, four trials in batches of two, three ensembles."""
+    """Two models, a variant by hand, four trials in batches of two, three ensembles, a student of the second
+    that the first one needs."""
     return {
         "name": "tiny",
         "seed": 3,
@@ -54,7 +55,18 @@ def values(port: int) -> dict[str, Any]:
                     {"kind": "prune_channels", "amount": 0.5},
                     {"kind": "recover", "training": {"epochs": 1, "loss": {"kind": "distillation"}}},
                 ],
-            }
+            },
+            "pupil": {
+                "parent": "small",
+                "plan": [
+                    {
+                        "kind": "distill",
+                        "model": {"factory": "mlp", "kwargs": {"widths": [16]}},
+                        "ensemble": "mix",
+                        "training": {"epochs": 1, "batch_size": 64, "loss": {"kind": "distillation"}},
+                    }
+                ],
+            },
         },
         "search": {
             "parent": "teacher",
@@ -69,7 +81,7 @@ def values(port: int) -> dict[str, Any]:
             "promise": {"max_drop": 0.5},
         },
         "ensembles": {
-            "average": {"kind": "parallel", "members": ["teacher", "small", "thin"]},
+            "average": {"kind": "parallel", "members": ["teacher", "small", "thin", "pupil"]},
             "mix": {"kind": "weighted_mix", "members": ["chosen", "small"]},
             "cascade": {"kind": "sequential", "stages": ["fastest", "mix"]},
         },

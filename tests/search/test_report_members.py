@@ -89,9 +89,49 @@ def test_doubts_are_told_in_words(section: Found) -> None:
         "0.171: 0.128 that each member has (aleatoric), 0.0430 by contradiction (epistemic)",
         "3.12\u00a0%",
         "AUROC of finding uniform noise",
-        "0.971 by confidence, 0.982 by entropy, 0.993 by contradiction (360 made-up images)",
+        "0.971 by confidence, 0.982 by entropy, 0.993 by contradiction (360 rows)",
     ):
         assert said in section.text
+
+
+def test_promised_sets_are_told_beside_what_came_of_them() -> None:
+    summary, details = fake_members.explained()
+    sets = {"method": "aps", "coverage": 0.9, "covered": 0.915, "mean_size": 1.37, "empty": 0.0}
+    summary["ensembles"]["panel"]["prediction_sets"] = sets | {"covered_ci": [0.89, 0.94]}
+    summary["ensembles"]["panel"]["intervals"] = {"coverage": 0.8, "covered": [0.81], "widths": [2.5]}
+    text = Found(render(summary, details)).text
+    assert "sets with the true class, 90% promised (aps)" in text
+    assert "91.50\u00a0% of the rows (89.0 to 94.0); 1.37 classes on average, 0.00\u00a0% empty" in text
+    assert (
+        "intervals with the true value, 80% promised81.00\u00a0% of the rows, by target; widths 2.50" in text
+    )
+
+
+def test_single_models_and_ensembles_stand_side_by_side_about_rows_from_elsewhere() -> None:
+    summary, details = fake_members.explained()
+    single = {"rows": 360, "confidence": 0.91, "total": 0.92, "epistemic": None}
+    summary["models"]["teacher"]["elsewhere"] = {"uniform_noise": single}
+    found = re.search(r'<section id="elsewhere">.*?</section>', render(summary, details), re.DOTALL)
+    assert found is not None
+    rows = Found(found.group()).rows
+    assert rows[0][1:] == [
+        f"uniform noise, by {how}" for how in ("top probability", "entropy", "contradiction")
+    ]
+    assert rows[1] == ["teacher", "0.910", "0.920", "\u2013"]
+    assert ["panel", "0.971", "0.982", "0.993"] in rows
+
+
+def test_students_stand_under_their_ensemble() -> None:
+    summary, details = fake_members.explained()
+    drop = {"value": 0.012, "ci": [0.004, 0.02]}
+    summary["ensembles"]["panel"]["students"] = {"small-a": {"drop": drop, "agreement": 0.97}}
+    page = Found(render(summary, details))
+    rows = [row[0] for row in page.rows if row]
+    place = next(at for at, name in enumerate(rows) if name.startswith("panel"))
+    assert rows[place + 1].startswith("small-a")
+    assert "student of panel" in rows[place + 1]
+    assert not any(name.startswith("small-a") for name in rows[:place])
+    assert ["small-a", "1.20\u00a0%0.4 to 2.0", "97.00\u00a0%"] in page.rows
 
 
 def test_an_explained_row_shows_the_picture_what_matters_and_who_decided(section: Found) -> None:

@@ -12,11 +12,12 @@ import pytest
 from torch import nn
 
 from orchestrator.compression.plan import apply_plan
+from orchestrator.config.base import fingerprint
 from orchestrator.config.data import CustomData
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp
 from orchestrator.config.run import ModelEntry
-from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
+from orchestrator.config.steps import Bf16, DynamicInt8, Qat, Recovery, StaticInt8
 from orchestrator.config.training import DistillationLoss, Resources, Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import load
@@ -75,6 +76,22 @@ def test_the_key_follows_what_decides_the_weights_and_nothing_else(job: TrainJob
     assert job.key() not in keys
     same = _with(replace(job, store="elsewhere", name="other"), resources=Resources(max_failures=5))
     assert same.key() == job.key()
+
+
+def test_settings_that_came_later_leave_old_keys_as_they_were() -> None:
+    """The digest is that of 2026-11-26, before members could differ by sample, features or snapshots."""
+    plain = [
+        Training().plain(),
+        Mlp().plain(),
+        Recovery().plain(),
+        Qat(to="int8_static").plain(),
+        ModelEntry(model=Mlp()).plain(),
+    ]
+    assert fingerprint(plain) == "f13e71f2ad1a4fa246bcf0b6e7ad7d904d60fcbb6aea7da648e75a03d0e7a32b"
+
+
+def test_the_key_of_a_model_alone_says_nothing_of_others(job: TrainJob) -> None:
+    assert not {"number", "together"} & job.settings().keys()
 
 
 def test_a_name_keeps_its_settings_until_fresh(job: TrainJob, tmp_path: Path) -> None:

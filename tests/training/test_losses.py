@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from orchestrator.config.training import CrossEntropy, DistillationLoss, MeanSquaredError, Training
+from orchestrator.config.training import (
+    CrossEntropy,
+    DistillationLoss,
+    MeanSquaredError,
+    MutualLoss,
+    NegativeCorrelation,
+    Training,
+)
 from orchestrator.errors import ConfigError
 from orchestrator.training.losses import loss_settings, make_loss
 from tests.training.toy import FEATURES, VALUES
@@ -105,3 +112,49 @@ def test_distillation_of_logits_by_squared_error() -> None:
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, -1.0]])
     value = make_loss(settings, TWO)(student, torch.tensor([1]), teacher)
     assert value.item() == pytest.approx(0.75 * (4 + 1) / 2 + 0.25 * math.log(2))
+
+
+def test_mutual_learning_of_two_models() -> None:
+    loss = make_loss(MutualLoss(weight=0.5), TWO)
+    # Probabilities 3/4, 1/4 and 1/2, 1/2; both divergences by hand.
+    outputs = torch.tensor([[LOG3, 0.0, 0.0, 0.0]], requires_grad=True)
+    own = -math.log(0.75) - math.log(0.5)
+    first_from_second = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    second_from_first = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    value = loss(outputs, torch.tensor([0]), None)
+    assert value.item() == pytest.approx(own + 0.5 * (first_from_second + second_from_first))
+    # The other's answer counts as given: to the first model's logit p - y of both terms alone.
+    (gradient,) = torch.autograd.grad(value, outputs)
+    assert gradient[0, 0].item() == pytest.approx((0.75 - 1) + 0.5 * (0.75 - 0.5))
+
+
+def test_mutual_learning_of_values() -> None:
+    loss = make_loss(MutualLoss(weight=1.0), VALUES)  # deviations 50 and 0.1
+    outputs = torch.tensor([[150.0, -5.0, 100.0, -5.0]])
+    # Own losses 1/2 and 0; both are one deviation apart in one of two targets.
+    assert loss(outputs, torch.tensor([[100.0, -5.0]]), None).item() == pytest.approx(0.5 + 2 * 0.5, rel=1e-4)
+
+
+def test_negative_correlation_takes_off_what_combining_saves() -> None:
+    outputs = torch.tensor([[LOG3, 0.0, 0.0, 0.0]])
+    own = [-math.log(0.75), -math.log(0.5)]
+    ambiguity = sum(own) / 2 + math.log(0.625)
+    value = make_loss(NegativeCorrelation(weight=0.5), TWO)(outputs, torch.tensor([0]), None)
+    assert value.item() == pytest.approx(sum(own) - 0.5 * 2 * ambiguity)
+    whole = make_loss(NegativeCorrelation(weight=1.0), TWO)(outputs, torch.tensor([0]), None)
+    assert whole.item() == pytest.approx(-2 * math.log(0.625))
+
+
+def test_negative_correlation_of_values_is_that_of_liu_and_yao() -> None:
+    one = VALUES.model_copy(update={"outputs": 1, "target_mean": (0.0,), "target_std": (1.0,)})
+    outputs, targets = torch.tensor([[1.0, 2.0, 6.0], [0.0, 1.0, 5.0]]), torch.tensor([[2.0], [1.0]])
+    mean = outputs.mean(1, keepdim=True)
+    penalty = (outputs - mean) * (outputs.sum(1, keepdim=True) - outputs - 2 * mean)
+    expected = ((outputs - targets).square() + 0.3 * penalty).mean(0).sum()
+    value = make_loss(NegativeCorrelation(weight=0.3), one)(outputs, targets, None)
+    assert value.item() == pytest.approx(expected.item())
+
+
+def test_a_loss_of_several_models_refuses_one() -> None:
+    with pytest.raises(ConfigError, match="several models"):
+        make_loss(MutualLoss(), TWO)(torch.zeros(1, 2), torch.tensor([0]), None)

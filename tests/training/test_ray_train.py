@@ -26,7 +26,7 @@ from orchestrator.config.model import ImportedModel, Mlp, MlpKwargs
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16
-from orchestrator.config.training import CustomLoss, DistillationLoss, Resources, Training
+from orchestrator.config.training import CustomLoss, DistillationLoss, MutualLoss, Resources, Training
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError, ResourceError, TrainingError
 from orchestrator.models.build import build
@@ -34,6 +34,7 @@ from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training import fit_actor
+from orchestrator.training.fitting import fit
 from orchestrator.training.ray_train import TrainJob, train_models
 from orchestrator.training.state import EpochReport
 from tests.pipeline.toys import flip
@@ -207,6 +208,38 @@ def test_one_failure_leaves_the_others_and_is_named(world: World) -> None:
         world.train(*jobs)
     assert world.epochs("calm") == [0, 1, 2]
     assert world.store.stage_result(jobs[2].key()) is not None
+
+
+def test_a_training_of_several_models_runs_once(world: World) -> None:
+    """Snapshots, models trained together, and snapshots of a training that fails."""
+    cycles = TRAINING.model_copy(update={"epochs": 4, "snapshots": 2})
+    base = {
+        "snaps": world.job("snaps", cycles),
+        "wild": world.job("wild", cycles.model_copy(update={"lr": 1e30, "warmup": 0.0})),
+        "pair": world.job("pair", TRAINING.model_copy(update={"loss": MutualLoss()}), copies=2),
+    }
+    jobs = [
+        replace(job, name=own, entry=entry)
+        for name, job in base.items()
+        for own, entry in job.entry.models(name, job.seed).items()
+    ]
+    with pytest.raises(
+        TrainingError, match=r"2 of 6.*wild-1: the loss is not .*wild-2: the training of 'wild'"
+    ):
+        world.train(*jobs)
+    assert world.epochs("snaps-1") + world.epochs("snaps-2") == [0, 1, 2, 3]
+    assert world.epochs("pair-1") + world.epochs("pair-2") == [0, 1, 2]
+
+    whole = [job for job in jobs if job.group != "wild"]
+    digests = world.train(*whole)
+    assert [event for _, event in world.events if isinstance(event, EpochReport)] == []
+    assert len(set(digests.values())) == 4
+    assert {world.record(digest)["name"] for digest in digests.values()} == set(digests)
+    # In this process, without Ray Train, the same models come out.
+    again = Store(world.folder / "again")
+    for job in whole[::2]:
+        fit(replace(job, store=str(again.root)), again, lambda _: None)
+    assert set(again.digests()) == set(digests.values())
 
 
 def test_two_workers_learn_like_one(world: World) -> None:

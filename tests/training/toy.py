@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
@@ -74,7 +74,7 @@ def module_of(signature: Signature, seed: int = 0) -> Served:
 
 
 def run(
-    module: Served, signature: Signature, settings: Training = QUICK, **options: Any
+    module: nn.Module, signature: Signature, settings: Training = QUICK, **options: Any
 ) -> tuple[list[EpochReport], TrainState]:
     """Train to the end; the state at the end comes with the reports."""
     state = options.pop("state", None) or TrainState()

@@ -26,7 +26,12 @@ _MAPS = {
 }
 _STRONGEST = 50
 """Percent of colour in the cell of the largest figure: text stays readable on it, light and dark."""
-_ELSEWHERE = {"uniform_noise": "uniform noise", "shuffled_pixels": "shuffled pixels"}
+ELSEWHERE = {
+    "uniform_noise": "uniform noise",
+    "shuffled_pixels": "shuffled pixels",
+    "elsewhere": "rows of another source",
+}
+"""Kinds of rows that are nothing like the data's."""
 _CAPTION = (
     '<p class="caption">On the test part. <i>Without</i> is what the ensemble loses when that member is left '
     "out and the others&rsquo; weights are filled up to 1. <i>Share</i> is the member&rsquo;s mean gain over "
@@ -56,8 +61,9 @@ def _ensemble(key: str, item: Mapping[str, Any], told: Sequence[Mapping[str, Any
     parts = (
         f"<h3>{safe(key)}</h3>",
         _contributions(item["contributions"]["members"], name),
+        _students(item.get("students") or {}, name),
         _maps(item.get("diversity") or {}),
-        _doubts(item.get("diversity") or {}, item.get("uncertainty") or {}),
+        _doubts(item),
         examples.rows(told),
     )
     return f'<div class="ensemble">{"".join(parts)}</div>'
@@ -77,6 +83,23 @@ def _contributions(members: Sequence[Mapping[str, Any]], name: str) -> str:
         cells += [_signed(member.get(key, {}).get(what), key) for key, what, _ in gains]
         rows += _row(member["name"], "".join(f'<td class="num">{cell}</td>' for cell in cells))
     return _table('<th scope="col">member</th>', titles, rows)
+
+
+def _students(students: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The single models that learned from the ensemble, and what is lost by taking one in its place."""
+    rows = ""
+    for student, found in students.items():
+        drop = found["drop"]
+        same = text.NONE if found["agreement"] is None else text.metric(found["agreement"], "accuracy")
+        cells = (
+            f"{text.metric(drop['value'], name)}<small>{text.metric_interval(drop['ci'], name)}</small>",
+            same,
+        )
+        rows += _row(student, "".join(f'<td class="num">{cell}</td>' for cell in cells))
+    if not rows:
+        return ""
+    titles = (f"drop in {text.metric_label(name)}", "same class")
+    return "<h4>As one model</h4>" + _table('<th scope="col">student</th>', titles, rows)
 
 
 def _table(corner: str, titles: Sequence[str], rows: str) -> str:
@@ -154,20 +177,38 @@ def _of_classes(uncertainty: Mapping[str, Any]) -> list[Fact]:
 def _of_elsewhere(kind: str, found: Mapping[str, Any]) -> Fact:
     by = {"confidence": "confidence", "total": "entropy", "epistemic": "contradiction"}
     figures = ", ".join(f"{text.number(found[key])} by {how}" for key, how in by.items())
-    return (
-        f"AUROC of finding {_ELSEWHERE.get(kind, safe(kind))}",
-        f"{figures} ({found['rows']:,} made-up images)",
-    )
+    return f"AUROC of finding {ELSEWHERE.get(kind, safe(kind))}", f"{figures} ({found['rows']:,} rows)"
 
 
-def _doubts(diversity: Mapping[str, Any], uncertainty: Mapping[str, Any]) -> str:
-    """What combining saves, and how unsure the ensemble is of what."""
+def _of_sets(item: Mapping[str, Any]) -> list[Fact]:
+    """What prediction sets and intervals promise, and what came of it."""
+    facts = []
+    if "prediction_sets" in item:
+        found = item["prediction_sets"]
+        kept = f"{text.metric(found['covered'], 'accuracy')} of the rows"
+        held = f"{kept} ({text.metric_interval(found['covered_ci'], 'accuracy')})"
+        size = f"{found['mean_size']:.2f} classes on average, {text.metric(found['empty'], 'accuracy')} empty"
+        asked = f"sets with the true class, {found['coverage']:.0%} promised ({safe(found['method'])})"
+        facts.append((asked, f"{held}; {size}"))
+    if "intervals" in item:
+        found = item["intervals"]
+        kept = ", ".join(text.metric(value, "accuracy") for value in found["covered"])
+        widths = ", ".join(text.number(value) for value in found["widths"])
+        asked = f"intervals with the true value, {found['coverage']:.0%} promised"
+        facts.append((asked, f"{kept} of the rows, by target; widths {widths}"))
+    return facts
+
+
+def _doubts(item: Mapping[str, Any]) -> str:
+    """What combining saves, how unsure the ensemble is of what, and what it promises."""
+    diversity, uncertainty = item.get("diversity") or {}, item.get("uncertainty") or {}
     facts = [_saved(diversity["loss"])] if "loss" in diversity else []
     if "total" in uncertainty:
         facts += _of_classes(uncertainty)
     if "spread" in uncertainty:
         values = ", ".join(text.number(value) for value in uncertainty["spread"])
         facts.append(("members&rsquo; spread, by target", values))
+    facts += _of_sets(item)
     facts += [_of_elsewhere(kind, found) for kind, found in uncertainty.get("elsewhere", {}).items()]
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts)
     return f"<h4>What it saves, and its doubts</h4><dl>{rows}</dl>" if rows else ""

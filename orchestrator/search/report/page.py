@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from orchestrator.search.report import choosing, members, plots, search, sections
+from orchestrator.search.report import choosing, elsewhere, members, plots, search, sections
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
 from orchestrator.search.report.targets import search_data
@@ -57,6 +57,7 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
             sections.comparison(figures["comparison"] is not None),
             sections.combination(details),
             members.section(summary, details, name),
+            elsewhere.section(summary),
             sections.training(bool(figures["curves"])),
             sections.serving(summary),
             sections.facts(summary),

@@ -66,16 +66,19 @@ def notes(details: Details) -> str:
 def models(summary: Mapping[str, Any], details: Details) -> str:
     """Every model, the chosen variant and every ensemble."""
     name = metric_name(summary)
+    ensembles = summary.get("ensembles", {})
+    taught = {student for item in ensembles.values() for student in item.get("students", ())}
     rows: list[tuple[str, str, Mapping[str, Any]]] = [
-        (key, "model", item) for key, item in summary.get("models", {}).items()
+        (key, "model", item) for key, item in summary.get("models", {}).items() if key not in taught
     ]
     chosen = (summary.get("search") or {}).get("chosen")
     if chosen and "metric" in chosen:
         rows.append((str(chosen["name"]), "chosen variant", chosen))
-    rows += [
-        (key, _kind(item["kind"], key in details.get("stages", {})), item)
-        for key, item in summary.get("ensembles", {}).items()
-    ]
+    for key, item in ensembles.items():
+        rows.append((key, _kind(item["kind"], key in details.get("stages", {})), item))
+        rows += [
+            (student, f"student of {key}", summary["models"][student]) for student in item.get("students", ())
+        ]
     if not rows:
         return ""
     better = max if details.get("larger_is_better", True) else min

@@ -1,0 +1,199 @@
+"""API keys, scopes and rates, over HTTP and gRPC.
+
+The rule is the longest list of exceptions that a reader can keep in mind: liveness and readiness (load
+balancers have no keys) and the page's own text (it holds no figures) are open; all else needs a key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.http.asgi import Reply, json_reply, send_reply
+from deployments.observe.requests import CURRENT
+from orchestrator import keys as stored
+from orchestrator.config.access import AccessSettings
+from orchestrator.errors import ConfigError
+from orchestrator.keys import Key
+
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
+ADMIN = ("/admin/", "/v2/repository/models/")
+"""What changes what is served. Listing it is `POST /v2/repository/index`, a data route."""
+FRESH_S = 1.0
+"""A change of the key file is seen after this time at the latest."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request may not pass."""
+
+    status: int
+    sentence: str
+    wait_s: float = 0.0
+    """After which it may be tried again."""
+
+
+class Access:
+    """Asks for a key where there is a file of keys.
+
+    Args:
+        settings: the keys, their rate, or that nobody is asked.
+
+    Raises:
+        ConfigError: the file of keys cannot be read.
+    """
+
+    def __init__(self, settings: AccessSettings) -> None:
+        self._open = settings.open
+        self._keys = None if settings.keys is None else KeyFile(Path(settings.keys))
+        rate = settings.rate_per_s
+        self._rates = None if rate is None else Rates(rate, settings.burst)
+
+    def refusal(self, token: str, *, admin: bool, here: bool) -> Refusal | None:
+        """Why a request that shows this token may not pass; None when it may.
+
+        Args:
+            token: empty when it shows none.
+            admin: it changes what is served.
+            here: it comes from this machine.
+        """
+        if self._keys is None:
+            if self._open or here:
+                return None
+            return Refusal(403, "without API keys only requests of this machine are answered")
+        key = self._keys.find(token)
+        if key is None:
+            return Refusal(401, "this needs a valid API key")
+        record = CURRENT.get()
+        if record is not None:
+            record.facts["key"] = key.name
+        if admin and not key.allows("admin"):
+            return Refusal(403, "this needs a key with scope admin")
+        wait_s = 0.0 if self._rates is None else self._rates.take(key.name)
+        return Refusal(429, "too many requests with this key; try again later", wait_s) if wait_s else None
+
+
+class Guarded:
+    """ASGI wrapper that lets through who may pass; without keys, this machine only."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            admin = scope["path"].startswith(ADMIN)
+            token = token_of(Headers(scope=scope))
+            refused = self._access.refusal(token, admin=admin, here=from_here(scope))
+            if refused is not None:
+                await send_reply(send, _reply(refused), with_body=scope["method"] != "HEAD")
+                return
+        await self._app(scope, receive, send)
+
+
+class KeyFile:
+    """The keys of a file, read again when it has changed. One that became unreadable lets nobody in."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys = stored.read(path)
+        self._seen = self._stamp()
+        self._looked = time.monotonic()
+
+    def find(self, token: str) -> Key | None:
+        """The key of a token."""
+        self._look()
+        return stored.find(self._keys, token) if token else None
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < FRESH_S:
+            return
+        self._looked = now
+        stamp = self._stamp()
+        if stamp != self._seen:
+            self._seen = stamp
+            try:
+                self._keys = stored.read(self._path)
+            except ConfigError:
+                self._keys = ()
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+@dataclass
+class _Bucket:
+    tokens: float
+    filled: float
+
+
+class Rates:
+    """A token bucket for each key: `burst` requests at once, `per_s` on average.
+
+    Each ingress replica keeps its own, so that with n of them a key has n times the rate.
+    """
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._buckets: dict[str, _Bucket] = {}
+
+    def take(self, name: str) -> float:
+        """Count a request; the seconds to wait when there were too many, else 0."""
+        now = time.monotonic()
+        bucket = self._buckets.setdefault(name, _Bucket(self._burst, now))
+        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled) * self._per_s)
+        bucket.filled = now
+        if bucket.tokens < 1:
+            return (1 - bucket.tokens) / self._per_s
+        bucket.tokens -= 1
+        return 0.0
+
+
+def token_of(headers: Mapping[str, str]) -> str:
+    """The token of `Authorization: Bearer` or `X-API-Key`; empty when there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+
+
+def from_here(scope: Scope) -> bool:
+    """Whether a request comes from this machine and from nobody behind it.
+
+    Settings refuse to listen on other addresses without keys; where they are not asked, as when a Serve
+    config file opens the port, this is what holds.
+    """
+    if "x-forwarded-for" in Headers(scope=scope):
+        return False
+    client, server = scope.get("client"), scope.get("server")
+    if client is None or server is None:
+        return False
+    # A machine that connects to its own address does so from that address.
+    return client[0] == server[0] or _is_loopback(client[0])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reply(refused: Refusal) -> Reply:
+    headers: list[tuple[bytes, bytes]] = []
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refused.wait_s:
+        headers.append((b"retry-after", b"%d" % math.ceil(refused.wait_s)))
+    return json_reply({"error": refused.sentence}, refused.status, tuple(headers))

@@ -1,0 +1,74 @@
+"""From the body of a request to the reply, for every route that asks an ensemble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter_ns
+
+from deployments.exchange import Answer, Question
+from deployments.front import Entry, Front, check_given, maybe_threaded
+from deployments.http.asgi import Headers, Receive, Reply, header_text
+from deployments.http.errors import SlowBodyError
+from deployments.http.limits import read_body
+from deployments.protocol.request import Request
+from orchestrator.errors import DeadlineError
+
+Decode = Callable[[bytes], Request]
+Encode = Callable[[Request, Answer], Reply]
+
+
+async def respond(
+    front: Front,
+    entry: Entry,
+    headers: Headers,
+    receive: Receive,
+    decode: Decode,
+    encode: Encode,
+    *,
+    large_bytes: int,
+) -> Reply:
+    """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
+
+    Raises:
+        OrchestratorError: the request, or what became of it.
+        DisconnectedError: the client is gone.
+    """
+    with front.gate:
+        start = perf_counter_ns()
+        body = None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + front.serving.deadline_s
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                body = await read_body(headers, receive, front.serving.max_body_bytes)
+                threaded = len(body) >= large_bytes
+                request = await maybe_threaded(threaded, decode, body)
+                if request.timeout_s is not None:
+                    deadline = min(deadline, loop.time() + request.timeout_s)
+                    limit.reschedule(deadline)
+                decoded = perf_counter_ns()
+                question = _question(request, headers, deadline - loop.time())
+                answer = await entry.served.predict(question)
+                check_given(answer, question.outputs)
+                known = perf_counter_ns()
+                reply = await maybe_threaded(threaded, encode, request, answer)
+        except TimeoutError as error:
+            entry.statistics.fail(start)
+            if body is None:
+                raise SlowBodyError(
+                    "the body did not arrive in time", f"{front.serving.deadline_s:g} s"
+                ) from error
+            raise DeadlineError("no answer in time", entry.model.name) from error
+        except BaseException:
+            entry.statistics.fail(start)
+            raise
+        entry.statistics.succeed(len(request.rows), (start, decoded, known, perf_counter_ns()))
+        return reply
+
+
+def _question(request: Request, headers: Headers, timeout_s: float) -> Question:
+    wanted = frozenset([name for name, _binary in request.outputs])
+    return Question(
+        request.rows, timeout_s, wanted, request.id or header_text(headers, b"x-request-id") or ""
+    )

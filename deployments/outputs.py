@@ -1,0 +1,87 @@
+"""From a prediction to an answer: the arrays that every answer has, explanation for those who ask for it, and
+what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from deployments.exchange import Answer
+from orchestrator.config.ensemble import Combined, Spec
+from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
+from orchestrator.ensemble.conformal import sets_of
+from orchestrator.ensemble.tree import Prediction
+
+EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
+"""Outputs about the members, worked out only when one of them is asked for."""
+PREDICTION_SET = "prediction_set"
+
+
+def answer(
+    prediction: Prediction,
+    spec: Spec,
+    wanted: Collection[str] = (),
+    *,
+    ejected: tuple[str, ...] = (),
+    early_exit: bool = True,
+) -> Answer:
+    """A prediction as an answer with the outputs that are wanted; see `outputs_of` and `Answer`."""
+    return Answer(
+        outputs_of(prediction, spec, wanted),
+        tuple(member.name for member, rows in prediction.members.items() if rows.any()),
+        spec.weight_epoch,
+        degraded=bool(prediction.degraded.any()),
+        missing=tuple(member.name for member in prediction.missing),
+        ejected=ejected,
+        expected=_expected(spec, prediction),
+        early_exit=early_exit,
+    )
+
+
+def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """A prediction of N rows as the protocol's outputs.
+
+    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression. Of M distinct members
+    on request:
+
+    - `member_probs` [N, M, K]: what each said (of a regression values); zeros in rows that it was not
+      asked for, or did not answer;
+    - `member_weights` [N, M]: what that counted;
+    - `exit_stage` [N]: where the row left the cascade, 0 if the root is none;
+    - `disagreement` [N]: share of the members, by weight, that say another class than the answer; of a
+      regression their deviation;
+    - `prediction_set` [N, K]: which classes are in the row's set, of a tree that has them fitted.
+
+    Args:
+        prediction: the ensemble's.
+        spec: what made it.
+        wanted: names; those unknown are passed over.
+    """
+    found: dict[str, np.ndarray]
+    if prediction.probs is None:
+        found = {"values": prediction.outputs}
+    else:
+        labels = prediction.probs.argmax(axis=1).astype(np.int64)
+        found = {"probabilities": prediction.probs, "label": labels}
+    if not set(EXPLANATIONS).isdisjoint(wanted):
+        task = spec.signature.task
+        answers, weights = member_answers(prediction, task), member_weights(spec.tree, prediction, task)
+        found |= {
+            "member_probs": answers,
+            "member_weights": weights,
+            "exit_stage": prediction.stages,
+            "disagreement": disagreement(answers, weights, prediction),
+        }
+    if PREDICTION_SET in wanted and prediction.probs is not None:
+        inside = sets_of(spec.tree, prediction.probs)
+        found |= {} if inside is None else {PREDICTION_SET: inside}
+    return found
+
+
+def _expected(spec: Spec, prediction: Prediction) -> tuple[str, float] | None:
+    """The metric and its value for the members that answered; of a custom one without its path."""
+    known = spec.tree.expected if isinstance(spec.tree, Combined) else None
+    if known is None or prediction.expected is None:
+        return None
+    return known.metric.rpartition(":")[2], prediction.expected.value

@@ -1,0 +1,95 @@
+"""`orchestrator serve`: ensembles over HTTP, and `orchestrator keys`: who may ask them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from orchestrator import keys as stored
+from orchestrator.command_guard import print_json
+from orchestrator.options import AllowOption, JsonOption, StoreOption
+
+
+def serve(
+    names: Annotated[
+        list[str], typer.Argument(help="A run's name (all its ensembles) or refs like digits/mix.")
+    ],
+    store: StoreOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    placement: Annotated[
+        str, typer.Option(help="Where members run: fused, distributed or auto.")
+    ] = "distributed",
+    allow: AllowOption = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--keys", help="File of API keys to ask for; needed where --host is not loopback."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second that each key may make. (default: any)")
+    ] = None,
+    no_keys: Annotated[
+        bool, typer.Option("--open", help="Answer other machines without keys: only behind a gateway.")
+    ] = False,
+    certificate: Annotated[
+        Path | None, typer.Option("--tls-certificate", help="PEM file: serve HTTPS. Goes with --tls-key.")
+    ] = None,
+    private_key: Annotated[
+        Path | None, typer.Option("--tls-key", help="PEM file of the certificate's private key.")
+    ] = None,
+    log: Annotated[
+        Literal["off", "text", "json"], typer.Option(help="A line for each request on the replica's log.")
+    ] = "off",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve ensembles over HTTP (Open Inference Protocol V2) until Ctrl-C, with a page at the root."""
+    from orchestrator.pipeline.serving import serve_refs
+
+    if (certificate is None) != (private_key is None):
+        raise typer.BadParameter("goes with the other", param_hint="--tls-certificate / --tls-key")
+    keys_at = None if key_file is None else str(key_file.absolute())
+    tls = {"certificate": str(certificate), "key": str(private_key)}
+    serving = {
+        "host": host,
+        "port": port,
+        "placement": placement,
+        "access": {"keys": keys_at, "open": no_keys, "rate_per_s": rate},
+        "tls": None if certificate is None else tls,
+        "request_log": log,
+    }
+    serve_refs(names, store=store, serving=serving, allow=allow or [], as_json=as_json)
+
+
+def keys(
+    action: Annotated[Literal["add", "list", "revoke"], typer.Argument(help="What to do.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: who or what will use it.")] = "",
+    scope: Annotated[
+        Literal["data", "admin"], typer.Option(help="data asks models; admin may also change what is served.")
+    ] = "data",
+    file: Annotated[Path, typer.Option("--file", help="File of the keys' names and hashes.")] = Path(
+        "runs/keys"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Make, list or revoke the API keys that a server asks for."""
+    if (action == "list") == bool(name):
+        wanted = "no name" if action == "list" else "a name"
+        raise typer.BadParameter(f"'{action}' takes {wanted}", param_hint="NAME")
+    if action == "add":
+        token = stored.add(file, name, scope)
+        if as_json:
+            print_json({"name": name, "scope": scope, "key": token})
+        else:
+            typer.echo(token)
+            typer.secho(f"shown this once; {file} holds its hash", err=True)
+        return
+    if action == "revoke":
+        stored.revoke(file, name)
+    found = [{"name": key.name, "scope": key.scope} for key in stored.read(file)]
+    if as_json:
+        print_json(found)
+    else:
+        for key in found:
+            typer.echo(f"{key['name']}  {key['scope']}")

@@ -1,0 +1,51 @@
+"""An ensemble as a teacher: its own answers on the train rows, made of what the store has of its members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.compression.step import Other
+from orchestrator.config.ensemble import Spec
+from orchestrator.config.training import Training
+from orchestrator.ensemble.fit import with_records
+from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.errors import CompressionError
+from orchestrator.training.batches import Views
+
+
+def as_other(spec: Spec, kept: Callable[[str, Training], Views]) -> Other:
+    """The ensemble as a model that a step names.
+
+    Its answers are those of the one walk, whatever the tree is: log-probabilities [N, K] after all mixing,
+    exits and calibration, or values. Every member answers, and none is guarded against: train rows may lie
+    outside of the range that its record is of. A member's outputs are those of its eager form, whatever
+    execution the ensemble is served in.
+
+    Args:
+        spec: A fitted ensemble.
+        kept: From a member's digest and a training to its outputs on the train rows in every view, which run
+            it only where the store lacks them.
+    """
+    tree = with_records(spec.tree, {})
+
+    def outputs(training: Training) -> Views:
+        said = {member: kept(member.digest, training) for member in distinct(tree)}
+
+        def read(view: int) -> NDArray[np.float32]:
+            outputs = {member: views.read(view) for member, views in said.items()}
+            return replay(tree, outputs, spec.signature.task).outputs
+
+        return Views(next(iter(said.values())).count, read)
+
+    def module() -> NoReturn:
+        raise CompressionError(
+            "an ensemble has no weights of its own",
+            spec.name,
+            "step 'distill' learns from it: key 'ensemble'",
+        )
+
+    return Other(module, None, outputs)

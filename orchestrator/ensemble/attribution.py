@@ -1,0 +1,148 @@
+"""What each member said in each row, and what that counted: explanation as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import singledispatch
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.config.ensemble import (
+    Boosting,
+    Cascade,
+    Member,
+    Node,
+    PooledNode,
+    WeightedMix,
+    children,
+)
+from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats, Rows, scores_of
+from orchestrator.ensemble.contributions import shares_of
+from orchestrator.ensemble.gate import gate_shares
+from orchestrator.ensemble.node import Output, identity
+from orchestrator.ensemble.pooled import shares_without
+from orchestrator.ensemble.quorum import answers_without
+from orchestrator.ensemble.tree import Prediction, replay
+
+
+def member_answers(prediction: Prediction, task: Task) -> npt.NDArray[np.float32]:
+    """[N, M, K] each distinct member's probabilities, or values; zeros in rows that it did not answer."""
+    found = []
+    for member, mask in prediction.members.items():
+        said = prediction.said.get(member, np.zeros_like(prediction.outputs))
+        scores = scores_of(said, task, member.temperature)
+        found.append(np.where(mask[:, None], np.exp(scores) if task == "classification" else scores, 0.0))
+    return np.stack(found, axis=1).astype(np.float32)
+
+
+def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArray[np.float32]:
+    """[N, M] how much each distinct member counted in the answer to each row; a row's sum is 1.
+
+    Through nested ensembles weights multiply. Of a cascade those stages count that the row's answer was made
+    of, and of a boosting those that were summed. Class weights are those of the row's top class. Where a
+    node's rule has no weights (votes, a median, a stack's meta-learner, a sum), its members count alike.
+    """
+    weights = _weights(tree, _Said(prediction.said, prediction.missing, len(prediction.outputs), task))
+    keys = [identity(member) for member in prediction.members]
+    found = np.zeros((len(prediction.outputs), len(keys)))
+    for member, shares in weights.items():
+        found[:, keys.index(member)] += shares
+    return found.astype(np.float32)
+
+
+def disagreement(
+    answers: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], prediction: Prediction
+) -> npt.NDArray[np.float32]:
+    """[N] share of the members, by weight, whose class is not the answer's; of a regression their weighted
+    standard deviation about the answer, the mean over targets.
+
+    Args:
+        answers: `member_answers`.
+        weights: `member_weights`.
+        prediction: The ensemble's.
+    """
+    if prediction.probs is not None:
+        differs = answers.argmax(axis=2) != prediction.probs.argmax(axis=1)[:, None]
+        return np.asarray((weights * differs).sum(axis=1), np.float32)
+    squared = np.square(answers - prediction.outputs[:, None, :])
+    return np.asarray(np.sqrt((weights[:, :, None] * squared).sum(axis=1)).mean(axis=1), np.float32)
+
+
+Weights = dict[tuple[str, str], Floats]
+"""For each member's identity its weight [n] in each row."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What members said to n rows, and who is missing."""
+
+    outputs: Mapping[Member, Output]
+    missing: Collection[Member]
+    rows: int
+    task: Task
+
+    def cut(self, rows: Rows) -> _Said:
+        outputs = {member: output[rows] for member, output in self.outputs.items()}
+        return replace(self, outputs=outputs, rows=len(rows))
+
+    def alive(self, node: Node) -> list[int]:
+        """Positions of the children that answered."""
+        below = enumerate(children(node))
+        return [place for place, child in below if answers_without(child, self.missing)]
+
+
+@singledispatch
+def _weights(node: Node, said: _Said) -> Weights:
+    assert isinstance(node, Member)
+    return {identity(node): np.ones(said.rows)}
+
+
+@_weights.register
+def _of_pooled(node: PooledNode, said: _Said) -> Weights:
+    found: Weights = {}
+    alive = said.alive(node)
+    for place, share in zip(alive, _shares(node, alive, said), strict=True):
+        for member, own in _weights(node.members[place], said).items():
+            found[member] = found.get(member, 0.0) + share * own
+    return found
+
+
+@_weights.register
+def _of_cascade(node: Cascade, said: _Said) -> Weights:
+    left, alive = replay(node, said.outputs, said.task).stages, said.alive(node)
+    counts = np.stack([left == place if node.combine == "replace" else left >= place for place in alive])
+    shares = counts / counts.sum(axis=0)
+    found: Weights = {}
+    for place, share in zip(alive, shares, strict=True):
+        rows = np.flatnonzero(share)  # a stage was not asked for the others
+        for member, own in _weights(node.stages[place], said.cut(rows)).items() if len(rows) else ():
+            found.setdefault(member, np.zeros(said.rows))[rows] += share[rows] * own
+    return found
+
+
+@_weights.register
+def _of_boosting(node: Boosting, said: _Said) -> Weights:
+    alive = said.alive(node)
+    leading = [place for place, found in enumerate(alive) if place == found]
+    found: Weights = {}
+    for place in leading:
+        for member, own in _weights(node.members[place], said).items():
+            found[member] = found.get(member, 0.0) + own / len(leading)
+    return found
+
+
+def _shares(node: PooledNode, alive: list[int], said: _Said) -> Floats:
+    """[len(alive), n or 1] weights of the members that answered."""
+    if len(alive) < len(node.members):
+        missing = tuple(place for place in range(len(node.members)) if place not in alive)
+        shares = shares_without(node, missing).weights
+        return np.array(shares or (1 / len(alive),) * len(alive))[:, None]
+    if isinstance(node, WeightedMix) and node.gate is not None:
+        stacked = np.stack([replay(child, said.outputs, said.task).scores for child in node.members])
+        return gate_shares(stacked, np.array(node.gate), said.task)
+    if isinstance(node, WeightedMix) and node.class_weights is not None and said.task == "classification":
+        return np.array(node.class_weights)[:, replay(node, said.outputs, said.task).scores.argmax(axis=1)]
+    return np.array(shares_of(node))[:, None]

@@ -1,0 +1,142 @@
+"""Explanation as arrays: what each member said in each row, and what that counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.config.measure import Metric
+from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
+from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.tree import Prediction, distinct, replay
+from tests.ensemble.toys import A, B, C, D, outputs, values
+
+TABLE, LABELS = outputs()
+MIX = WeightedMix(members=(B, C), weights=(0.25, 0.75))
+
+
+def fitted(tree: Any) -> Node:
+    return fit(tree, {m: TABLE[m] for m in distinct(tree)}, LABELS, Metric(), "classification")
+
+
+def answered(tree: Node, missing: tuple[Member, ...] = ()) -> Prediction:
+    left = {m: TABLE[Member(name=m.name, digest=m.digest)] for m in distinct(tree)}
+    names = {member.name for member in missing}
+    return replay(tree, {m: found for m, found in left.items() if m.name not in names}, "classification")
+
+
+def rebuilt(tree: Node, prediction: Prediction) -> np.ndarray:
+    """Probabilities from what the members said and what that counted."""
+    answers = member_answers(prediction, "classification")
+    weights = member_weights(tree, prediction, "classification")
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
+    return np.asarray((weights[:, :, None] * answers).sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Parallel(members=(A, B, C)),
+        MIX,
+        Parallel(members=(A, MIX, D)),
+        WeightedMix(members=(A, Parallel(members=(A, B)), C), weights=(0.2, 0.5, 0.3)),
+        Cascade(stages=(A, MIX, D), thresholds=(0.8, 0.7)),
+        Cascade(stages=(A, MIX, D), thresholds=(0.8, 0.7), combine="mean"),
+        Parallel(members=(Cascade(stages=(A, B), thresholds=(0.7,)), C)),
+        Cascade(stages=(A, Cascade(stages=(B, MIX), thresholds=(0.9,))), thresholds=(0.8,)),
+        Cascade(stages=(A, MIX), thresholds=(0.0,)),
+        WeightedMix(members=(A, B, C), method="gate"),
+        A,
+    ],
+    ids=[
+        "mean",
+        "mix",
+        "nested",
+        "shared",
+        "cascade",
+        "mean cascade",
+        "inner",
+        "both",
+        "early",
+        "gate",
+        "one",
+    ],
+)
+def test_weighted_answers_of_the_members_are_the_ensembles(tree: Any) -> None:
+    tree = tree if isinstance(tree, Member) else fitted(tree)
+    prediction = answered(tree)
+    assert prediction.probs is not None
+    np.testing.assert_allclose(rebuilt(tree, prediction), prediction.probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [A, B, C])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Parallel(members=(A, B, C), quorum=2),
+        WeightedMix(members=(A, B, C), quorum=1),
+        Cascade(stages=(A, Parallel(members=(B, C), quorum=1), D), thresholds=(0.8, 0.7), quorum=2),
+    ],
+    ids=["mean", "mix", "cascade"],
+)
+def test_without_a_member_the_others_weights_are_those_that_they_answer_with(tree: Any, lost: Member) -> None:
+    tree = fitted(tree)
+    prediction = answered(tree, (lost,))
+    assert prediction.probs is not None
+    np.testing.assert_allclose(rebuilt(tree, prediction), prediction.probs, atol=1e-5)
+    position = [member.name for member in prediction.members].index(lost.name)
+    assert (member_weights(tree, prediction, "classification")[:, position] == 0).all()
+
+
+def test_weights_of_classes_are_those_of_the_rows_top_class() -> None:
+    tree = fitted(WeightedMix(members=(A, B, C), method="per_class", strength=0.1))
+    assert isinstance(tree, WeightedMix)
+    prediction = answered(tree)
+    assert prediction.probs is not None
+    top = prediction.probs.argmax(axis=1)
+    expected = np.array(tree.class_weights)[:, top].T
+    np.testing.assert_allclose(member_weights(tree, prediction, "classification"), expected, atol=1e-6)
+
+
+def test_votes_and_stacks_count_their_members_alike() -> None:
+    for tree in (Parallel(members=(A, B, C), rule="vote"),):
+        prediction = answered(fitted(tree))
+        found = member_weights(fitted(tree), prediction, "classification")
+        np.testing.assert_allclose(found, 1 / 3, atol=1e-6)
+
+
+def test_disagreement_is_the_share_that_says_another_class() -> None:
+    tree = Parallel(members=(A, B, C))
+    prediction = answered(tree)
+    answers = member_answers(prediction, "classification")
+    weights = member_weights(tree, prediction, "classification")
+    assert prediction.probs is not None
+    found = disagreement(answers, weights, prediction)
+    others = np.stack([TABLE[m].argmax(axis=1) for m in (A, B, C)]) != prediction.probs.argmax(axis=1)
+    np.testing.assert_allclose(found, others.mean(axis=0), atol=1e-6)
+    assert found.dtype == np.float32
+    assert 0 < found.mean() < 1
+
+
+def test_values_and_their_deviation_of_a_regression() -> None:
+    table, _ = values()
+    tree = WeightedMix(members=(A, B), weights=(0.3, 0.7))
+    prediction = replay(tree, {A: table[A], B: table[B]}, "regression")
+    answers = member_answers(prediction, "regression")
+    weights = member_weights(tree, prediction, "regression")
+    np.testing.assert_array_equal(answers[:, 0], table[A])
+    np.testing.assert_allclose((weights[:, :, None] * answers).sum(axis=1), prediction.outputs, rtol=1e-5)
+    expected = np.sqrt(0.3 * 0.7) * np.abs(table[A] - table[B])
+    np.testing.assert_allclose(disagreement(answers, weights, prediction), expected.mean(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("missing", "counted"), [((), [1, 1, 1]), ((C,), [1, 1, 0]), ((B,), [1, 0, 0])])
+def test_stages_of_a_sum_count_alike_as_far_as_it_goes(
+    missing: tuple[Member, ...], counted: list[int]
+) -> None:
+    tree = fitted(Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 0.5, 0.2), quorum=1))
+    weights = member_weights(tree, answered(tree, missing), "classification")
+    np.testing.assert_allclose(weights, np.tile(np.array(counted) / sum(counted), (len(weights), 1)))
