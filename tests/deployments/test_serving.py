@@ -39,7 +39,7 @@ from tests.deployments.pictures import png
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("alone", "average", "cascade", "mix", "table")
+NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
