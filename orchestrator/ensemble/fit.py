@@ -21,7 +21,7 @@ from orchestrator.ensemble.node import Ground, Output, fit_node, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
 
-_OF_A_ROOT = {"expected": None, "prediction_sets": None, "intervals": None}
+_OF_A_ROOT = {"expected": None, "fallback": None, "prediction_sets": None, "intervals": None}
 """What an ensemble loses that becomes a part of another one."""
 
 

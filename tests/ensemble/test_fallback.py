@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, WeightedMix, children
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.fit import fit
+from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.errors import QuorumError
 from tests.ensemble.toys import MEMBERS, A, B, C, D, outputs, values
@@ -90,6 +90,14 @@ def test_a_later_stage_of_a_boosting_never_answers_alone() -> None:
     assert replay(tree, {second: TABLE[B], other: TABLE[C]}, "classification").members[other].all()
     with pytest.raises(QuorumError):
         replay(tree, {second: TABLE[B]}, "classification")
+
+
+def test_a_part_of_another_ensemble_loses_it() -> None:
+    own = fit(Parallel(members=(A, B), quorum=1, fallback="best"), TABLE, LABELS, Metric(), "classification")
+    outer = bind(Parallel(members=(Member(name="own"), Member(name="c"))), {"own": own, "c": C})
+    inner = children(type(outer).model_validate(outer.plain()))[0]
+    assert isinstance(inner, Parallel)
+    assert (inner.quorum, inner.fallback) == (1, None)
 
 
 def test_it_belongs_to_the_root_and_needs_a_quorum_and_changes_no_digest_where_it_is_not() -> None:
