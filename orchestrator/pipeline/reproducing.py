@@ -99,7 +99,7 @@ def reproduce(
     progress, opened = Progress(), Store(store_root(store), create=False)
     digest = opened.find(name)
     origin = _origin(opened, name, digest)
-    if not origin.plan and not train_again:
+    if not origin.plan and (not train_again or _belongs(origin)):
         raise _trained(name, origin)
     records = opened.records(digest)
     source = source_of(name, records, config=config, data=data, allow=allow, manifest=origin.manifest)
@@ -155,7 +155,18 @@ def _origin(store: Store, name: str, digest: str) -> _Origin:
     return _Origin(digest, manifest, parent, manifest.plan[shared:])
 
 
+def _belongs(origin: _Origin) -> bool:
+    """Whether it was trained for an ensemble that alone knows how: a boosting's stage, or without a fold."""
+    return not {"before", "fold"}.isdisjoint(origin.manifest.what)
+
+
 def _trained(name: str, origin: _Origin) -> InputError:
+    if _belongs(origin):
+        return InputError(
+            "the model was trained as a part of an ensemble, which cannot be done for it alone",
+            name,
+            "run its run file again with another --store and compare the digests",
+        )
     if origin.manifest.what.get("imported"):
         return InputError(
             "the model was imported: nothing here made it", name, "name a variant that was made from it"

@@ -208,6 +208,10 @@ def test_what_has_no_plan_is_one_sentence(store: Store) -> None:
     said = reproduced(store, "digits/trained").sentence(2)
     assert "its plan is empty" in said
     assert "--retrain" in said
+    for part in ({"before": [[store.ref("digits/net"), 1.0]]}, {"fold": [0, 5]}):
+        net(store, "digits/part", {"training": {}, "threads": 1, **part})
+        for more in ((), ("--retrain", "--config", "no.yaml")):
+            assert "a part of an ensemble" in reproduced(store, "digits/part", *more).sentence(2)
     members = tuple(Member(name=name, digest=store.ref(f"digits/{name}")) for name in ("net", "small"))
     tree = Parallel(members=members)
     spec = Spec(name="mix", tree=tree, signature=DIGITS, batch=8, threads=1)
