@@ -66,7 +66,8 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
         found = {"probabilities": prediction.probs, "label": labels}
     if not set(EXPLANATIONS).isdisjoint(wanted):
         task = spec.signature.task
-        answers, weights = member_answers(prediction, task), member_weights(spec.tree, prediction, task)
+        answers = member_answers(spec.tree, prediction, task)
+        weights = member_weights(spec.tree, prediction, task)
         found |= {
             "member_probs": answers,
             "member_weights": weights,

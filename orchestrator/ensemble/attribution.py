@@ -17,10 +17,12 @@ from orchestrator.config.ensemble import (
     PooledNode,
     WeightedMix,
     children,
+    walk_nodes,
 )
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, scores_of
-from orchestrator.ensemble.contributions import shares_of
+from orchestrator.ensemble.contributions import restricted, shares_of
+from orchestrator.ensemble.fit import with_records
 from orchestrator.ensemble.gate import gate_shares
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import shares_without
@@ -28,12 +30,15 @@ from orchestrator.ensemble.quorum import answers_without
 from orchestrator.ensemble.tree import Prediction, replay
 
 
-def member_answers(prediction: Prediction, task: Task) -> npt.NDArray[np.float32]:
-    """[N, M, K] each distinct member's probabilities, or values; zeros in rows that it did not answer."""
-    found = []
+def member_answers(tree: Node, prediction: Prediction, task: Task) -> npt.NDArray[np.float32]:
+    """[N, M, K] each distinct member's probabilities, or values; zeros in rows that it did not answer. Of a
+    boosting's later stages, which alone say nothing, those of the sum up to them."""
+    sums, found = _sums(tree, prediction, task), []
     for member, mask in prediction.members.items():
-        said = prediction.said.get(member, np.zeros_like(prediction.outputs))
-        scores = scores_of(said, task, member.temperature)
+        scores = sums.get(identity(member))
+        if scores is None:
+            said = prediction.said.get(member, np.zeros_like(prediction.outputs))
+            scores = scores_of(said, task, member.temperature)
         found.append(np.where(mask[:, None], np.exp(scores) if task == "classification" else scores, 0.0))
     return np.stack(found, axis=1).astype(np.float32)
 
@@ -45,7 +50,7 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
     of, and of a boosting those that were summed. Class weights are those of the row's top class. Where a
     node's rule has no weights (votes, a median, a stack's meta-learner, a sum), its members count alike.
     """
-    weights = _weights(tree, _Said(prediction.said, prediction.missing, len(prediction.outputs), task))
+    weights = _weights(tree, _Said.of(prediction, task))
     keys = [identity(member) for member in prediction.members]
     found = np.zeros((len(prediction.outputs), len(keys)))
     for member, shares in weights.items():
@@ -84,6 +89,10 @@ class _Said:
     rows: int
     task: Task
 
+    @classmethod
+    def of(cls, prediction: Prediction, task: Task) -> _Said:
+        return cls(prediction.said, prediction.missing, len(prediction.outputs), task)
+
     def cut(self, rows: Rows) -> _Said:
         outputs = {member: output[rows] for member, output in self.outputs.items()}
         return replace(self, outputs=outputs, rows=len(rows))
@@ -92,6 +101,22 @@ class _Said:
         """Positions of the children that answered."""
         below = enumerate(children(node))
         return [place for place, child in below if answers_without(child, self.missing)]
+
+    def leading(self, node: Boosting) -> list[int]:
+        """Positions of the stages that were summed: the first ones, up to one that is missing."""
+        return [place for place, found in enumerate(self.alive(node)) if place == found]
+
+
+def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str], Floats]:
+    """For each later stage of a boosting in the tree the scores [N, K] of the sum up to it."""
+    said = _Said.of(prediction, task)
+    found: dict[tuple[str, str], Floats] = {}
+    for node in walk_nodes(tree):
+        for place in said.leading(node)[1:] if isinstance(node, Boosting) else ():
+            # Rows that a stage was not asked for are zeros here, which no record may be held against.
+            first = with_records(restricted(node, tuple(range(place + 1))), {})
+            found[identity(node.members[place])] = replay(first, said.outputs, task).scores
+    return found
 
 
 @singledispatch
@@ -125,8 +150,7 @@ def _of_cascade(node: Cascade, said: _Said) -> Weights:
 
 @_weights.register
 def _of_boosting(node: Boosting, said: _Said) -> Weights:
-    alive = said.alive(node)
-    leading = [place for place, found in enumerate(alive) if place == found]
+    leading = said.leading(node)
     found: Weights = {}
     for place in leading:
         for member, own in _weights(node.members[place], said).items():

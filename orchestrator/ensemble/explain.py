@@ -38,7 +38,7 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         no cascade).
         `said`: the tree with each node's `name`, `kind`, `weight` in the node above, `asked` (False: its
         answer played no part), `answer`, `probability`, `probabilities`, a leaf's raw `outputs`, and
-        `members`.
+        `members`. A boosting's stage says nothing alone: its answer is that of the sum up to it.
         `agree`, `differ`: names of the root's members that were asked and give the ensemble's class, or
         another; classification only.
         `without`: for each of the root's members the probability of the ensemble's class (regression: the
@@ -64,10 +64,16 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
 
 
 def _said(
-    node: Node, outputs: Mapping[Member, Output], signature: Signature, *, weight: float | None, asked: bool
+    node: Node,
+    outputs: Mapping[Member, Output],
+    signature: Signature,
+    *,
+    weight: float | None,
+    asked: bool,
+    told: Node | None = None,
 ) -> Plain:
-    """What a node and all below it say of the row."""
-    prediction = replay(node, outputs, signature.task)
+    """What a node and all below it say of the row; `told` if that is what counts as its answer."""
+    prediction = replay(told or node, outputs, signature.task)
     found: Plain = {
         "name": label(node),
         "kind": node.kind,
@@ -89,6 +95,7 @@ def _said(
             signature,
             weight=weights[position],
             asked=asked and (stage is None or position <= stage),
+            told=restricted(node, tuple(range(position + 1))) if isinstance(node, Boosting) else None,
         )
         for position, child in enumerate(children(node))
     ]

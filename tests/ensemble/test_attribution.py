@@ -30,7 +30,7 @@ def answered(tree: Node, missing: tuple[Member, ...] = ()) -> Prediction:
 
 def rebuilt(tree: Node, prediction: Prediction) -> np.ndarray:
     """Probabilities from what the members said and what that counted."""
-    answers = member_answers(prediction, "classification")
+    answers = member_answers(tree, prediction, "classification")
     weights = member_weights(tree, prediction, "classification")
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     return np.asarray((weights[:, :, None] * answers).sum(axis=1))
@@ -111,7 +111,7 @@ def test_votes_and_stacks_count_their_members_alike() -> None:
 def test_disagreement_is_the_share_that_says_another_class() -> None:
     tree = Parallel(members=(A, B, C))
     prediction = answered(tree)
-    answers = member_answers(prediction, "classification")
+    answers = member_answers(tree, prediction, "classification")
     weights = member_weights(tree, prediction, "classification")
     assert prediction.probs is not None
     found = disagreement(answers, weights, prediction)
@@ -125,7 +125,7 @@ def test_values_and_their_deviation_of_a_regression() -> None:
     table, _ = values()
     tree = WeightedMix(members=(A, B), weights=(0.3, 0.7))
     prediction = replay(tree, {A: table[A], B: table[B]}, "regression")
-    answers = member_answers(prediction, "regression")
+    answers = member_answers(tree, prediction, "regression")
     weights = member_weights(tree, prediction, "regression")
     np.testing.assert_array_equal(answers[:, 0], table[A])
     np.testing.assert_allclose((weights[:, :, None] * answers).sum(axis=1), prediction.outputs, rtol=1e-5)
@@ -140,3 +140,18 @@ def test_stages_of_a_sum_count_alike_as_far_as_it_goes(
     tree = fitted(Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 0.5, 0.2), quorum=1))
     weights = member_weights(tree, answered(tree, missing), "classification")
     np.testing.assert_allclose(weights, np.tile(np.array(counted) / sum(counted), (len(weights), 1)))
+
+
+def test_a_stage_of_a_regressions_sum_says_what_the_sum_up_to_it_is() -> None:
+    """Else corrections, which lie around zero, would differ from every answer."""
+    table, truth = values()
+    table = {A: table[A], B: truth - table[A], C: np.zeros_like(truth)}
+    own = Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 0.5, 0.2), quorum=1)
+    tree = fit(Parallel(members=(own, D)), table | {D: truth}, truth, Metric(name="rmse"), "regression")
+    said = {m: (table | {D: truth})[Member(name=m.name, digest=m.digest)] for m in distinct(tree)}
+    for gone, counted in ((None, 3), ("c", 2)):
+        prediction = replay(tree, {m: v for m, v in said.items() if m.name != gone}, "regression")
+        answers = member_answers(tree, prediction, "regression")
+        sums = np.stack([table[A], table[A] + 0.5 * table[B], table[A] + 0.5 * table[B]], axis=1)
+        np.testing.assert_allclose(answers[:, :counted], sums[:, :counted], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(answers[:, 3], truth)

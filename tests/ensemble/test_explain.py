@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Member, Node, WeightedMix
+from orchestrator.config.ensemble import Boosting, Member, Node, WeightedMix
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.explain import why
 from orchestrator.ensemble.node import Output
@@ -142,3 +142,15 @@ def test_a_gate_tells_the_weights_of_this_row_and_class_weights_those_of_its_cla
     assert [member["weight"] for member in found["said"]["members"]] == pytest.approx([0.25, 0.75])
     # Without a member the weights that are alike for all rows hold for the others.
     assert found["without"] == pytest.approx([0.8, 0.2])
+
+
+def test_a_stage_of_a_boosting_says_what_the_sum_up_to_it_is() -> None:
+    """What the stage alone would say, "cat", is no opinion about the row."""
+    tree = Boosting(policy="boosting", base="a", members=(A, B), factors=(1.0, 0.5))
+    found = why(tree, said(a=row(0.6, 0.3, 0.1), b=row(0.3, 0.2, 0.5)), THREE)
+    first, second = found["said"]["members"]
+    assert (first["answer"], second["answer"], second["weight"]) == ("ant", "ant", 0.5)
+    assert first["probabilities"] == pytest.approx([0.6, 0.3, 0.1])
+    assert second["probability"] == found["probability"]
+    assert (found["agree"], found["differ"]) == (["a", "b"], [])
+    assert second["outputs"] == pytest.approx(np.log([0.3, 0.2, 0.5]).tolist())
