@@ -1,4 +1,4 @@
-"""A boosting is made on demand, and a student learns from it (no Ray is started)."""
+"""A boosting is made on demand, a student learns from it, stages are judged as sums (no Ray is started)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 from orchestrator.config.ensemble import Boosting, Member, leaves
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
+from orchestrator.ensemble.tree import replay
+from orchestrator.measure.quality import score
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import _job, make_variant
 from orchestrator.pipeline.context import Run, open_run
 from orchestrator.pipeline.ensembling import fit_ensemble
+from orchestrator.pipeline.explaining import ensemble_figures
 from orchestrator.pipeline.training import job_of, train
 from orchestrator.progress import Progress
 from orchestrator.training.fitting import fit
@@ -29,7 +32,7 @@ STUDENT = {
 }
 
 
-def run_of(folder: Path) -> Run:
+def run_of(folder: Path, **changed: object) -> Run:
     values: dict[str, object] = {
         "name": "toy",
         "data": {"kind": "embedded", "limit": 300},
@@ -45,6 +48,7 @@ def run_of(folder: Path) -> Run:
                 "shrinkage": 0.5,
             },
         },
+        **changed,
     }
     config = validate(RunConfig, values, "toy.yaml")
     return open_run(
@@ -77,3 +81,35 @@ def test_a_student_is_made_after_the_boosting_that_it_learns_from(
     tree = specs["boosted"].tree
     assert isinstance(tree, Boosting)
     assert [member.digest for member in tree.members] == [weak, stage]
+
+
+def test_a_stage_of_a_regression_is_judged_by_the_sum_up_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+    waves = {"dataset": "tests.training.test_offset:waves", "kwargs": {"task": "regression"}}
+    training = {"epochs": 3, "batch_size": 32, "optimizer": "adamw", "lr": 0.03}
+    run = run_of(
+        tmp_path,
+        data={"kind": "custom", "task": "regression", **waves},
+        models={"weak": {"model": NET, "training": training}},
+        variants={},
+        ensembles={"boosted": {"kind": "sequential", "policy": "boosting", "base": "weak", "rounds": 2}},
+    )
+    job = job_of(run, "weak", run.config.models["weak"], {})
+    weak = run.store.stage(job.key(), lambda: fit(job, run.store, lambda _: None))
+    later = replace(job, name="boosted-2", before=((weak, 1.0),))
+    run.store.stage(later.key(), lambda: fit(later, run.store, lambda _: None))
+    spec, _ = fit_ensemble(run, "boosted", {"weak": Member(name="weak", digest=weak)})
+    assert isinstance(spec.tree, Boosting)
+    first, second = spec.tree.train_losses or ()
+    assert second < first
+
+    outputs = {member: run.outputs(member, "test") for member in spec.tree.members}
+    prediction = replay(spec.tree, outputs, "regression")
+    truth = run.dataset.part("test").targets
+    alone, both = ensemble_figures(run, spec, prediction)["contributions"]["members"]
+    assert alone["metric"] == pytest.approx(
+        score(run.config.metric, run.outputs(spec.tree.members[0], "test"), truth)
+    )
+    assert both["metric"] == pytest.approx(score(run.config.metric, prediction.outputs, truth))
