@@ -294,6 +294,8 @@ class RunConfig(Settings):
             return f"base: '{node.base}' must be trained here and from labels, without 'ref' and 'teacher'"
         if base.number is not None:
             return f"base: '{node.base}' is one of several models of a training"
+        if node.members or node.factors or node.train_losses or node.survivors:
+            return "members, factors, train_losses and survivors are filled in by the run: leave them out"
         if self.ensembles[ensemble] is not node:
             return "boosting stands in an ensemble of its own, which this one may name as a member"
         stages = set(stage_names(ensemble, node.base, node.rounds)[1:])

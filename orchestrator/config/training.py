@@ -191,6 +191,11 @@ class Training(Settings):
             raise ValueError("'snapshots' need a schedule that comes to rest: cosine or onecycle")
         if self.patience is not None:
             raise ValueError("'snapshots' and 'patience' exclude each other: the rate rises again on purpose")
+        for key in ("sparsify", "lookahead"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"'snapshots' and '{key}' exclude each other: it unfolds over all cycles together"
+                )
         return self
 
 

@@ -161,6 +161,10 @@ TOGETHER = {
             "base: 'pair-1' is one of several models of a training",
         ),
         (
+            {"ensembles": {"x": BOOSTING | {"members": [{"name": "small"}]}}},
+            "ensembles.x: members, factors, train_losses and survivors are filled in by the run",
+        ),
+        (
             {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},
             "ensembles.x: boosting stands in an ensemble of its own",
         ),

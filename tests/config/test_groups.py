@@ -97,6 +97,8 @@ def test_a_name_that_is_taken_is_no_group() -> None:
         (model(training={"epochs": 5, "snapshots": 2}), "5 epochs cannot be cut into 2 equal cycles"),
         (model(training={**SNAPSHOTS, "schedule": "constant"}), "comes to rest"),
         (model(training={**SNAPSHOTS, "patience": 2}), "exclude each other"),
+        (model(training={**SNAPSHOTS, "sparsify": {"amount": 0.5}}), "it unfolds over all cycles together"),
+        (model(training={**SNAPSHOTS, "lookahead": {}}), "it unfolds over all cycles together"),
         (model(training={"sample": {"replacement": False}}), "lower 'share'"),
     ],
 )
