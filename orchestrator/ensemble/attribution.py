@@ -21,7 +21,7 @@ from orchestrator.config.ensemble import (
 )
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, scores_of
-from orchestrator.ensemble.contributions import restricted, shares_of
+from orchestrator.ensemble.contributions import first_stages, shares_of
 from orchestrator.ensemble.fit import with_records
 from orchestrator.ensemble.gate import gate_shares
 from orchestrator.ensemble.node import Output, identity
@@ -112,9 +112,11 @@ def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str
     said = _Said.of(prediction, task)
     found: dict[tuple[str, str], Floats] = {}
     for node in walk_nodes(tree):
-        for place in said.leading(node)[1:] if isinstance(node, Boosting) else ():
+        if not isinstance(node, Boosting):
+            continue
+        for place in said.leading(node)[1:]:
             # Rows that a stage was not asked for are zeros here, which no record may be held against.
-            first = with_records(restricted(node, tuple(range(place + 1))), {})
+            first = with_records(first_stages(node, place + 1), {})
             found[identity(node.members[place])] = replay(first, said.outputs, task).scores
     return found
 

@@ -92,11 +92,16 @@ def _of_cascade(tree: Cascade, kept: Coalition) -> Node | None:
 
 
 @restricted.register
-def _of_boosting(tree: Boosting, kept: Coalition) -> Node:
+def _of_boosting(tree: Boosting, kept: Coalition) -> Boosting:
     factors = tuple((tree.factors or ())[position] for position in kept)
     members = tuple(tree.members[position] for position in kept)
     update = {"members": members, "factors": factors, "train_losses": None, "survivors": (), "quorum": None}
     return tree.model_copy(update=update)
+
+
+def first_stages(tree: Boosting, count: int) -> Boosting:
+    """The sum of so many first stages."""
+    return _of_boosting(tree, tuple(range(count)))
 
 
 def shares_of(tree: Node) -> tuple[float, ...]:
@@ -110,7 +115,7 @@ def member_scores(tree: Node, outputs: Mapping[Member, Output], task: Task) -> l
     """Scores [N, K] of each of the root's members; of a boosting's stage, which alone says nothing, those of
     the sum up to it."""
     if isinstance(tree, Boosting):
-        sums = [_of_boosting(tree, tuple(range(count + 1))) for count in range(len(tree.members))]
+        sums = [first_stages(tree, place + 1) for place in range(len(tree.members))]
         return [replay(first, outputs, task).scores for first in sums]
     return [replay(child, outputs, task).scores for child in children(tree)]
 

@@ -10,7 +10,14 @@ import numpy as np
 from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, WeightedMix, children
 from orchestrator.config.signature import Signature, Task
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.contributions import MOST, Coalition, all_coalitions, restricted, shares_of
+from orchestrator.ensemble.contributions import (
+    MOST,
+    Coalition,
+    all_coalitions,
+    first_stages,
+    restricted,
+    shares_of,
+)
 from orchestrator.ensemble.gate import gate_shares
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction, replay
@@ -95,7 +102,7 @@ def _said(
             signature,
             weight=weights[position],
             asked=asked and (stage is None or position <= stage),
-            told=restricted(node, tuple(range(position + 1))) if isinstance(node, Boosting) else None,
+            told=first_stages(node, position + 1) if isinstance(node, Boosting) else None,
         )
         for position, child in enumerate(children(node))
     ]
