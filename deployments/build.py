@@ -22,12 +22,14 @@ from deployments.ingress import Ingress
 from deployments.member import Member
 from deployments.parallel import Parallel
 from deployments.placement import Here
+from deployments.releases.followed import Followed
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
 from orchestrator.config.serving import AppSettings, MemberOptions, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
+from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 COMPOSED: Mapping[str, type[Composed]] = {
@@ -79,7 +81,9 @@ def build_app(settings: AppSettings) -> Application:
     if settings.serving.access.keys and not PurePath(settings.serving.access.keys).is_absolute():
         raise ConfigError("the file of API keys must be an absolute path", settings.serving.access.keys)
     store = Store(settings.store, create=False)
-    specs = [*settings.specs, *(store.spec(ref) for ref in settings.refs)]
+    # A ref serves its live release, so that what was promoted survives every process.
+    specs = [*settings.specs, *(releases.first(store, ref) for ref in settings.refs)]
+    refs = ["" for _ in settings.specs] + list(settings.refs)
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
@@ -88,16 +92,19 @@ def build_app(settings: AppSettings) -> Application:
         _check(spec, store)
     members = _Members(settings)
     where = [placement.places(spec, settings, store) for spec in specs]
-    places = [_place(spec, found, members, settings) for spec, found in zip(specs, where, strict=True)]
+    places = [_place(*one, members, settings) for one in zip(specs, where, refs, strict=True)]
     here = {member for found in where for member, place in found.items() if place == "fused"}
+    replicas = settings.serving.replicas if here else 1
+    if settings.serving.feedback is not None and replicas > 1:
+        raise ConfigError("feedback needs one replica, which knows all answers; serving.replicas", replicas)
     ingress: Application = serve.deployment(
         name="ingress",
-        num_replicas=settings.serving.replicas if here else 1,
+        num_replicas=replicas,
         # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
         ray_actor_options=_share(settings.serving, here),
-    )(serve.ingress()(Ingress)).bind(specs, places, settings.serving)
+    )(serve.ingress()(Ingress)).bind(specs, places, settings.serving, refs, settings.store)
     return ingress
 
 
@@ -121,20 +128,30 @@ def _check(spec: tree.Spec, store: Store) -> None:
 
 
 def _place(
-    spec: tree.Spec, where: Mapping[tree.Member, Placement], members: _Members, settings: AppSettings
+    spec: tree.Spec,
+    where: Mapping[tree.Member, Placement],
+    ref: str,
+    members: _Members,
+    settings: AppSettings,
 ) -> Application | Here:
     """A deployment of the ensemble over its members, or what the ingress needs to hold some of them."""
     handles = {
         member: members.bind(member, spec) for member, place in where.items() if place == "distributed"
     }
     if len(handles) < len(where):
-        return Here(settings, handles)
-    ensemble: Application = serve.deployment(
-        name=f"{spec.tree.kind}-{spec.name}",
-        max_ongoing_requests=2 * settings.serving.max_requests,
-        max_constructor_retry_count=START_TRIES,
-        ray_actor_options=LIGHT,
-    )(COMPOSED[spec.tree.kind]).bind(spec, list(handles.values()), settings.serving)
+        return Here(settings, handles, ref)
+    options: dict[str, Any] = {
+        "name": f"{spec.tree.kind}-{spec.name}",
+        "max_ongoing_requests": 2 * settings.serving.max_requests,
+        "max_constructor_retry_count": START_TRIES,
+        "ray_actor_options": LIGHT,
+    }
+    ensemble: Application
+    if ref:
+        ensemble = serve.deployment(**options)(Followed).bind(ref, handles, settings)
+    else:
+        kind = COMPOSED[spec.tree.kind]
+        ensemble = serve.deployment(**options)(kind).bind(spec, list(handles.values()), settings.serving)
     return ensemble
 
 
