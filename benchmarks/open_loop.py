@@ -61,8 +61,7 @@ class Client:
         )
         try:
             async with asyncio.timeout(self._timeout_s):
-                pair = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
-                reader, writer = pair
+                reader, writer = self._kept() or await asyncio.open_connection(*self._address)
                 try:
                     writer.write(head.encode() + body)
                     found = await _response(reader)
@@ -73,6 +72,15 @@ class Client:
             return Response(0)
         self._idle.append((reader, writer))
         return found
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """An idle connection that the server has not closed meanwhile."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     async def close(self) -> None:
         """Close the idle connections."""

@@ -31,6 +31,7 @@ from benchmarks.serving_ratios import ratios, split
 from benchmarks.serving_servers import Server, running
 from benchmarks.serving_start import cold_start_s
 from benchmarks.serving_wrk import Load, available, load, write_script
+from orchestrator.load.connection import Target
 from orchestrator.load.request import infer_body, post
 
 TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-2
@@ -94,6 +95,7 @@ def _blocks(server: Server, arm: Arm, scripts: Mapping[Case, Path], seconds: int
     found = {}
     for model in arm.models:
         url = f"{server.url}/v2/models/{model}/infer"
+        server.wait_until(_request(server, model))
         load(url, scripts[cases(model)[-1]], connections=4, seconds=WARM_UP_S)
         for case in cases(model):
             found[case] = load(url, scripts[case], connections=case.connections, seconds=seconds)
@@ -115,8 +117,7 @@ def _compare(server: Server, arm: Arm, models: Models) -> None:
         RuntimeError: it gives other answers.
     """
     for model in arm.models:
-        body, headers = infer_body({"input": _rows(cases(model)[0])})
-        server.wait_until(post(f"{server.url}/v2/models/{model}/infer", body, headers))
+        server.wait_until(_request(server, model))
         if model == "bulk" or server.name == BARE:
             continue
         wanted = models.expected(model)
@@ -126,6 +127,11 @@ def _compare(server: Server, arm: Arm, models: Models) -> None:
             worst = float(np.abs(served - wanted).max())
             if not worst <= tolerance:
                 raise RuntimeError(f"{server.name}: answers of {model} differ by {worst:.2g}")
+
+
+def _request(server: Server, model: str) -> Target:
+    body, headers = infer_body({"input": _rows(cases(model)[0])})
+    return post(f"{server.url}/v2/models/{model}/infer", body, headers)
 
 
 def _ask(server: Server, model: str, rows: np.ndarray, binary: bool) -> np.ndarray:

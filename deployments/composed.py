@@ -11,7 +11,6 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments import drive
 from deployments.contract import Contract
-from deployments.doors import close_call_port
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
 from deployments.member_call import Call, stop
@@ -60,7 +59,6 @@ class Composed:
         here: Collection[Member] = (),
         meter: Meter | None = None,
     ) -> None:
-        close_call_port()
         self._spec = spec
         self._handles = dict(zip(distinct(spec.tree), handles, strict=True))
         self._meter = meter or Meter(this_replica())

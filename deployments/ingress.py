@@ -10,7 +10,6 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.doors import close_call_port
 from deployments.drive import fetch, fetch_all
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
@@ -57,7 +56,6 @@ class Ingress:
         names: Sequence[str],
         store: str,
     ) -> None:
-        close_call_port()
         self._here: dict[str, Fused | Mixed | Follower] = {}
         self._behind = {
             spec.name: place

@@ -166,7 +166,7 @@ def _check_files(serving: ServingSettings) -> None:
         raise ConfigError(
             "Ray Serve's HAProxy cannot serve TLS",
             None,
-            "unset RAY_SERVE_ENABLE_HA_PROXY, or end TLS before it",
+            "start with RAY_SERVE_ENABLE_HA_PROXY=0, or end TLS in front of it",
         )
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(

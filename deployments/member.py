@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.doors import close_call_port
 from deployments.observe import families
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
@@ -46,7 +45,6 @@ class Member:
         max_queued_rows: int,
         allow: Collection[str] = (),
     ) -> None:
-        close_call_port()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"member-{member.name}")
         self._executable = self._worker.submit(
             lambda: execute.load(

@@ -10,10 +10,12 @@ import numpy as np
 from deployments.exchange import Answer
 from orchestrator.config.ensemble import Combined, Spec
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
+from orchestrator.ensemble.conformal import sets_of
 from orchestrator.ensemble.tree import Prediction
 
 EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
-"""Outputs that are worked out only when they are asked for."""
+"""Outputs about the members, worked out only when one of them is asked for."""
+PREDICTION_SET = "prediction_set"
 
 
 def answer(
@@ -48,7 +50,8 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
     - `member_weights` [N, M]: what that counted;
     - `exit_stage` [N]: where the row left the cascade, 0 if the root is none;
     - `disagreement` [N]: share of the members, by weight, that say another class than the answer; of a
-      regression their deviation.
+      regression their deviation;
+    - `prediction_set` [N, K]: which classes are in the row's set, of a tree that has them fitted.
 
     Args:
         prediction: the ensemble's.
@@ -70,6 +73,9 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
             "exit_stage": prediction.stages,
             "disagreement": disagreement(answers, weights, prediction),
         }
+    if PREDICTION_SET in wanted and prediction.probs is not None:
+        inside = sets_of(spec.tree, prediction.probs)
+        found |= {} if inside is None else {PREDICTION_SET: inside}
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.protocol.datatypes import WIRE
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Cascade, Spec
+from orchestrator.config.ensemble import Cascade, Combined, Spec
 from orchestrator.ensemble.tree import distinct
 
 PLATFORM = "orchestrator_ensemble"
@@ -126,4 +126,6 @@ def _extras(spec: Spec) -> tuple[Tensor, ...]:
         ]
     if isinstance(spec.tree, Cascade):
         found.append(Tensor("exit_stage", "INT64", (-1,)))
+    if isinstance(spec.tree, Combined) and spec.tree.prediction_sets is not None:
+        found.append(Tensor("prediction_set", "BOOL", (-1, outputs)))
     return tuple(found)

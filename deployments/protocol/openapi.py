@@ -241,7 +241,7 @@ _SCHEMAS: Json = {
         version=_TEXT,
         weight_epoch={"type": "integer"},
         degraded={"type": "boolean"},
-        members=_TEXT,
+        members_used=_TEXT,
         classes={"type": "array", "items": _TEXT},
         predictions={"type": "array", "items": {"type": "object"}},
     ),

@@ -8,7 +8,6 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
-from deployments.doors import close_call_port
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import AppSettings
@@ -30,7 +29,6 @@ class Followed(Follower):
     def __init__(
         self, name: str, handles: Mapping[Member, DeploymentHandle[Any]], settings: AppSettings
     ) -> None:
-        close_call_port()
         deployed = {identity(member): handle for member, handle in handles.items()}
 
         def open_engine(spec: Spec) -> Composed:

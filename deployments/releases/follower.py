@@ -333,10 +333,12 @@ class Follower:
     async def _relearn(self, learner: Learner) -> None:
         """A weight epoch of what was learned, from staging to commit."""
         before = self._live
+        learner.committed()
         spec = reweighted(before.spec, weights=learner.weights)
+        if spec.tree == before.spec.tree:
+            return
         position = await asyncio.to_thread(releases.live, self._store, self._name)
         digest = await asyncio.to_thread(releases.put, self._store, self._name, spec)
-        learner.committed()
         await self.stage(digest)
         try:
             await asyncio.to_thread(

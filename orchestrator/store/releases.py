@@ -138,7 +138,9 @@ def promote(store: Store, name: str, digest: str, *, expect: int | None = None) 
     for other, release in _known(store, name).items():
         _check_same(spec, release.spec)
         if other != digest and release.spec.weight_epoch == spec.weight_epoch:
-            raise ConfigError("another release has this weight epoch", spec.weight_epoch, "make it again")
+            raise RefConflictError(
+                "another release took the weight epoch", spec.weight_epoch, "make it again"
+            )
     for member in leaves(spec.tree):
         store.manifest(member.digest)
     sequence = store.set_ref(f"{name}/{LIVE}", digest, expect=expect)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def plan(ensemble: str) -> Plan:
     return (Distill(model=SMALL, ensemble=ensemble, training=TRAINING),)
 
 
-TREES = {
+TREES: dict[str, Callable[[Member, Member, Member], Node]] = {
     "nested": lambda a, b, c: WeightedMix(
         members=(a, Parallel(members=(b, c), rule="logits")), calibration=TemperatureScaling()
     ),

@@ -11,6 +11,8 @@ import pytest
 
 from deployments.contract import Contract
 from deployments.exchange import Answer, Question
+from deployments.protocol.model import describe
+from orchestrator.config.calibration import PredictionSets
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.config.serving import BreakerSettings, GuardSettings, MemberOptions, ServingSettings
@@ -68,6 +70,10 @@ class Table:
 
 def table(outputs: Outputs = OUTPUTS) -> dict[Member, Table]:
     return {member: Table(found) for member, found in outputs.items()}
+
+
+def spec_of(tree: Node) -> Spec:
+    return Spec(name="ten", tree=tree, signature=TEN)
 
 
 def contract(
@@ -398,6 +404,26 @@ def test_answers_by_their_name_in_the_protocol() -> None:
     assert list(values.outputs) == ["values"]
     expected = predict(MIX, IN_PROCESS, INPUTS, "regression")
     np.testing.assert_array_equal(values.outputs["values"], expected.outputs)
+
+
+def test_explanation_is_worked_out_when_it_is_asked_for() -> None:
+    sets = PredictionSets(method="lac", threshold=0.8)
+    tree = TREE.model_copy(update={"prediction_sets": sets})
+    names = ("member_probs", "member_weights", "exit_stage", "disagreement")
+    found = run(contract(tree).answer(question(1, 2, outputs=(*names, "prediction_set")))).outputs
+    shapes = [(2, 4, CLASSES), (2, 4), (2,), (2,)]
+    assert [found[name].shape for name in names] == shapes
+    weighted = (found["member_weights"][:, :, None] * found["member_probs"]).sum(axis=1)
+    np.testing.assert_allclose(weighted, found["probabilities"], atol=1e-6)
+    np.testing.assert_array_equal(found["prediction_set"], found["probabilities"] >= 0.2)
+    assert [tensor.name for tensor in describe(spec_of(tree)).extras] == [
+        "member_probs",
+        "member_weights",
+        "disagreement",
+        "prediction_set",
+    ]
+    plain = run(contract().answer(question(1, outputs=("prediction_set",)))).outputs
+    assert list(plain) == ["probabilities", "label"]
 
 
 def test_nothing_leaks_over_thousands_of_requests_with_faults() -> None:

@@ -69,7 +69,7 @@ KINDS = (
 
 
 QUERIES = (
-    *("", "model=", "model=x&x", "&&=", "outputs=label", "outputs=,,", "timeout_ms=1", "%ff=%", "é"),
+    *("", "model=", "model=x&x", "&&=", "outputs=label", "outputs=,,", "timeout_ms=9000", "%ff=%", "é"),
     *("model=images&outputs=member_probs,exit_stage", "timeout_ms=99999999999"),
 )
 

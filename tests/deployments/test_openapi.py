@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from typing import Any
+
+import pytest
 
 from deployments.http.app import HttpApp
 from deployments.http.endpoints import Endpoints
 from tests.deployments.calling import send
-from tests.deployments.listening import IMAGE_MODEL, front
+from tests.deployments.listening import IMAGE_MODEL, front, listening
 
 DOCUMENT: dict[str, Any] = asyncio.run(send(HttpApp(front()), "GET", "/openapi.json")).json()
 
@@ -38,3 +42,20 @@ def test_models_are_listed() -> None:
     (model, version) = DOCUMENT["paths"]["/v2/models/{model}/versions/{version}"]["get"]["parameters"]
     assert model["schema"]["enum"] == ["features", "images"]
     assert IMAGE_MODEL.version in version["schema"]["enum"]
+
+
+@pytest.mark.slow
+def test_requests_made_from_the_document_get_the_answers_that_it_has() -> None:
+    pytest.importorskip("schemathesis")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance"
+    with listening(front()) as ports:
+        url = f"http://127.0.0.1:{ports.http}/openapi.json"
+        options = ["--phases", "fuzzing", "--max-examples", "3", "--generation-deterministic"]
+        options += ["--suppress-health-check", "all"]  # a slow machine is no fault
+        done = subprocess.run(
+            [sys.executable, "-m", "schemathesis.cli", "run", url, "--no-color", "-c", checks, *options],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "Tested: 20" in done.stdout

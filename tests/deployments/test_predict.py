@@ -56,7 +56,7 @@ def test_the_whole_answer_for_an_image() -> None:
         "version": IMAGE_MODEL.version,
         "weight_epoch": 3,
         "degraded": False,
-        "members": "a,b",
+        "members_used": "a,b",
         "classes": ["no", "yes"],
         "predictions": [{"probabilities": probs, "label": label, "class": ["no", "yes"][label]}],
     }

@@ -82,9 +82,7 @@ class Running:
         return dict(replica)
 
 
-def serving(
-    store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any
-) -> None:
+def serving(store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
     """Run a test against a running server, which is closed afterwards."""
 
     async def whole() -> None:
@@ -384,10 +382,11 @@ def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_flo
         tree = running.follower.spec.tree
         assert isinstance(tree, WeightedMix)
         assert tree.weights == pytest.approx((0.95, 0.05), abs=1e-6)
-        assert running.follower.spec.weight_epoch == 40
+        assert running.follower.spec.weight_epoch >= 1  # of the last batches that moved them
         live = releases.live(store, NAME).value
         (record,) = store.records(live)
-        assert (record["kind"], record["rows"]) == ("feedback", 40 * len(IMAGES))
+        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights))
+        assert record["from"] == releases.before(store, NAME)
         reply = await running.infer(IMAGES)
         np.testing.assert_allclose(probabilities(reply), oracle(store, live, IMAGES), atol=1e-5)
         # A label counts once, and must be one.
