@@ -69,6 +69,11 @@ def put(store: Store, name: str, spec: Spec) -> str:
     return digest
 
 
+def exists(store: Store, digest: str) -> bool:
+    """Whether a release of that digest is in the store."""
+    return is_digest(digest) and store.blobs.exists(_key(digest))
+
+
 def read(store: Store, digest: str) -> Release:
     """A release, verified.
 

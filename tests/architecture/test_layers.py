@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.command_choose", 6),
     ("orchestrator.command_explain", 6),
     ("orchestrator.command_guard", 6),
+    ("orchestrator.command_release", 6),
     ("orchestrator.command_serve", 6),
     ("orchestrator.keys", 1),
     ("orchestrator.options", 6),
