@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,14 +18,14 @@ from ray.serve import Application
 from deployments import placement
 from deployments.composed import Composed
 from deployments.ingress import Ingress
-from deployments.member import Member
+from deployments.members import START_TRIES, Members
 from deployments.parallel import Parallel
 from deployments.placement import Here
 from deployments.releases.followed import Followed
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
-from orchestrator.config.serving import AppSettings, MemberOptions, Placement, ServingSettings
+from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
 from orchestrator.store import releases
@@ -41,8 +40,6 @@ COMPOSED: Mapping[str, type[Composed]] = {
 """The deployment of each kind of ensemble; one model alone is passed on to."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
-START_TRIES = 3
-"""A replica that cannot start is tried so often before the application counts as failed."""
 LIGHT = {"num_cpus": 0}
 """Ingress and ensembles only wait: they reserve no core."""
 
@@ -90,7 +87,7 @@ def build_app(settings: AppSettings) -> Application:
             raise ConfigError("two served ensembles have the same name", name)
     for spec in specs:
         _check(spec, store)
-    members = _Members(settings)
+    members = Members(settings)
     where = [placement.places(spec, settings, store) for spec in specs]
     places = [_place(*one, members, settings) for one in zip(specs, where, refs, strict=True)]
     here = {member for found in where for member, place in found.items() if place == "fused"}
@@ -131,7 +128,7 @@ def _place(
     spec: tree.Spec,
     where: Mapping[tree.Member, Placement],
     ref: str,
-    members: _Members,
+    members: Members,
     settings: AppSettings,
 ) -> Application | Here:
     """A deployment of the ensemble over its members, or what the ingress needs to hold some of them."""
@@ -153,43 +150,3 @@ def _place(
         kind = COMPOSED[spec.tree.kind]
         ensemble = serve.deployment(**options)(kind).bind(spec, list(handles.values()), settings.serving)
     return ensemble
-
-
-class _Members:
-    """Binds each artifact once for the same execution, batch and threads, whoever shares it."""
-
-    def __init__(self, settings: AppSettings) -> None:
-        self._settings = settings
-        self._bound: dict[Sequence[object], Application] = {}
-
-    def bind(self, member: tree.Member, spec: tree.Spec) -> Application:
-        key = (member.digest, member.execution, spec.batch, spec.threads)
-        if key not in self._bound:
-            self._bound[key] = self._bind(member, spec)
-        return self._bound[key]
-
-    def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
-        serving = self._settings.serving
-        options = serving.options(member.name)
-        readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
-        bound: Application = serve.deployment(
-            name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",
-            **_replicas(options, serving),
-            max_ongoing_requests=options.max_ongoing_requests,
-            max_constructor_retry_count=START_TRIES,
-            ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        )(Member).bind(
-            self._settings.store,
-            member,
-            batch=spec.batch,
-            threads=spec.threads,
-            max_queued_rows=options.max_queued_rows,
-            allow=self._settings.allow,
-        )
-        return bound
-
-
-def _replicas(options: MemberOptions, serving: ServingSettings) -> dict[str, Any]:
-    if options.autoscaling is not None:
-        return {"autoscaling_config": options.autoscaling.plain()}
-    return {"num_replicas": options.replicas or serving.replicas}

@@ -99,6 +99,10 @@ class Ingress:
         """Called by an ingress replica on all: a method of what follows the releases of a model here."""
         return await getattr(self._here[model], method)(*args)
 
+    async def look(self, model: str) -> None:
+        """Called by an ingress replica on all: see what is live of a model whose deployment is another."""
+        await self._front.ready([self._front.entries[model]])
+
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
@@ -139,7 +143,7 @@ class Ingress:
     def _tell(self, model: str) -> Tell:
         async def behind(method: str, *args: Any) -> list[Any]:
             told = await fetch_all(self._behind[model], method, *args, timeout_s=CHANGE_S)
-            await self._front.ready([self._front.entries[model]])
+            await fetch_all(_own(), "look", model, timeout_s=CHANGE_S)
             return told
 
         async def here(method: str, *args: Any) -> list[Any]:

@@ -17,7 +17,6 @@ from deployments.http.admin import Admin
 from deployments.http.app import HttpApp
 from deployments.placement import Here
 from deployments.protocol.model import describe
-from deployments.releases import follower as module
 from deployments.releases.controls import Controls
 from deployments.releases.follower import Follower
 from deployments.releases.trial import agreement, drawn
@@ -25,7 +24,8 @@ from orchestrator.config.ensemble import Member, Spec, WeightedMix
 from orchestrator.config.release import FeedbackSettings
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import RefConflictError
+from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import MemberFailedError, RefConflictError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
@@ -156,7 +156,7 @@ def test_no_reply_mixes_two_epochs_while_releases_change_under_load(store: Store
         epochs = [reply["parameters"]["weight_epoch"] for reply in replies]
         assert set(epochs) == {0, 1, 2, 3}
         assert epochs[-1] == 2
-        versions = {}
+        versions: dict[int, set[str]] = {}
         for epoch, reply in zip(epochs, replies, strict=True):
             np.testing.assert_allclose(probabilities(reply), truth[epoch], atol=1e-5)
             versions.setdefault(epoch, set()).add(reply["model_version"])
@@ -346,7 +346,7 @@ def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.M
         assert sick is not None
 
         async def fail(_question: Question) -> Answer:
-            raise module.NotFoundError("gone")
+            raise MemberFailedError("gone")
 
         monkeypatch.setattr(sick.engine, "predict", fail)
         for _ in range(20):
@@ -369,7 +369,7 @@ def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_flo
     feedback = FeedbackSettings(rate=1.0, floor=0.1, every_s=0, min_rows=20)
     first = releases.first(store, NAME).tree
     assert isinstance(first, WeightedMix)
-    (good, _) = first.members
+    (good, _) = distinct(first)
     truth = oracle_labels(store, good)
 
     async def test(running: Running) -> None:
@@ -385,7 +385,7 @@ def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_flo
         assert running.follower.spec.weight_epoch >= 1  # of the last batches that moved them
         live = releases.live(store, NAME).value
         (record,) = store.records(live)
-        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights))
+        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights or ()))
         assert record["from"] == releases.before(store, NAME)
         reply = await running.infer(IMAGES)
         np.testing.assert_allclose(probabilities(reply), oracle(store, live, IMAGES), atol=1e-5)
@@ -440,7 +440,7 @@ def test_a_promotion_by_the_store_alone_is_followed(store: Store) -> None:
             releases.promote(store, NAME, position.value, expect=position.sequence)
 
         async def followed() -> bool:
-            return (await running.state())["live"] == digest
+            return bool((await running.state())["live"] == digest)
 
         await until(followed)
 

@@ -6,19 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import ray
+from ray import serve
 
 from deployments.local import serve_locally
+from deployments.members import ADDED
 from orchestrator.client import Client
 from orchestrator.config.ensemble import Spec, WeightedMix
 from orchestrator.config.serving import AppSettings, ServingSettings
-from orchestrator.errors import InputError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.test_serving import ROOT, free_port
@@ -130,18 +130,26 @@ def test_weights_change_and_go_back_under_load(running: tuple[str, Store], model
     assert found == [versions[2]]
 
 
-def test_another_member_takes_over_under_load(running: tuple[str, Store]) -> None:
+@pytest.mark.parametrize("model", ["together", "apart"])
+def test_another_member_takes_over_under_load(running: tuple[str, Store], model: str) -> None:
     url, store = running
-    for model in ("together", "apart"):
-        other = store.spec(f"toys/{model}").model_copy(
-            update={"tree": put(store, f"new-{model}", SMALL_MLP, DIGITS, 9)}
-        )
-        store.set_ref(f"toys/{model}-next", store.put_spec(other))
-    first = releases.live(store, "toys/together").value
-    with Load(url, "together") as load:
+    tree = store.spec(f"toys/{model}").tree
+    assert isinstance(tree, WeightedMix)
+    new = put(store, f"new-{model}", SMALL_MLP, DIGITS, 9)
+    other = tree.model_copy(update={"members": (tree.members[0], new)})
+    spec = store.spec(f"toys/{model}").model_copy(update={"tree": other})
+    store.set_ref(f"toys/{model}-next", store.put_spec(spec))
+    first = releases.live(store, f"toys/{model}").value
+    with Load(url, model) as load:
         time.sleep(0.5)
-        second = change(url, "together", "promote", {"spec": "toys/together-next"})
+        second = change(url, model, "promote", {"spec": f"toys/{model}-next"})
+        time.sleep(0.5)
+        added = [name for name in serve.status().applications if ADDED in name]
+        assert len(added) == (model == "apart")
+        assert change(url, model, "rollback", {"release": first}) == first
         time.sleep(0.5)
     load.check(store, [first, second])
-    with pytest.raises(InputError, match="members are not deployed here"):
-        change(url, "apart", "promote", {"spec": "toys/apart-next"})
+    deadline = time.monotonic() + 20
+    while any(ADDED in name for name in serve.status().applications):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
