@@ -146,6 +146,7 @@ LAZY = {
     "orchestrator.command_bench",
     "orchestrator.command_choose",
     "orchestrator.command_explain",
+    "orchestrator.command_release",
     "orchestrator.command_serve",
     "orchestrator.compression.export",
     "orchestrator.runtime.execute",
