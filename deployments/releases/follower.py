@@ -166,7 +166,10 @@ class Follower:
             )
         found = self._learner.learn(body)
         if self._learner.due:
-            await self._relearn(self._learner)
+            try:
+                await self._relearn(self._learner)
+            except OrchestratorError as error:  # the labels count all the same
+                logger.error("%s: no weight epoch was made of labels: %s", self._name, error)
         return {**found, **self._learner.plain()}
 
     async def state(self) -> dict[str, Any]:

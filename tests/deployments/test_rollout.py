@@ -14,11 +14,12 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.local import serve_locally
+from deployments.local import APPLICATION, serve_locally
 from deployments.members import ADDED
 from orchestrator.client import Client
 from orchestrator.config.ensemble import Spec, WeightedMix
 from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.errors import OrchestratorError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.test_serving import ROOT, free_port
@@ -153,3 +154,28 @@ def test_another_member_takes_over_under_load(running: tuple[str, Store], model:
     while any(ADDED in name for name in serve.status().applications):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_replica_that_starts_again_takes_the_live_release(running: tuple[str, Store]) -> None:
+    url, store = running
+    new = put(store, "newer", SMALL_MLP, DIGITS, 11)
+    store.set_ref("toys/newer", store.put_spec(store.spec("toys/apart").model_copy(update={"tree": new})))
+    live = change(url, "apart", "promote", {"spec": "toys/newer"})
+    with Client(url) as client:
+        (state,) = client.send("GET", "/admin/models/apart")["replicas"]
+        deployment, _, replica = state["replica"].partition("#")
+        actor = f"SERVE_REPLICA::{APPLICATION}#{deployment.rpartition(':')[2]}#{replica}"
+        ray.kill(ray.get_actor(actor, namespace="serve"))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                (again,) = client.send("GET", "/admin/models/apart")["replicas"]
+                break
+            except OrchestratorError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert again["replica"] != state["replica"]
+        assert (again["live"], again["problem"]) == (live, "")
+    with Load(url, "apart", clients=1) as load:
+        time.sleep(0.3)
+    load.check(store, [live])
