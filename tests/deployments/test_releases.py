@@ -60,7 +60,8 @@ class Running:
             await self.follower.ready()
 
         self.front = Front([Served(describe(self.follower.spec), self.follower.predict, ready)], settings)
-        self.app = HttpApp(self.front, None, Admin({"mix": Controls(store, NAME, tell)}, settings).routes())
+        self.routes = Admin({"mix": Controls(store, NAME, tell)}, settings).routes()
+        self.app = HttpApp(self.front, None, self.routes)
 
     def _renew(self, spec: Spec) -> None:
         self.front.renew(describe(spec))
