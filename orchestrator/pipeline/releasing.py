@@ -19,6 +19,7 @@ from orchestrator.config.release import Canary, Promote, Reweight, Rollback
 from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.pipeline.context import store_root
 from orchestrator.store import releases
+from orchestrator.store.names import is_digest
 from orchestrator.store.store import Store
 
 KEY_VARIABLE = "ORCHESTRATOR_KEY"
@@ -113,13 +114,11 @@ def try_out(
     name: str, release: str, options: Mapping[str, Any], *, store: str | None, url: str | None
 ) -> dict[str, Any]:
     """Start a canary of a release, or of what a ref of an ensemble names now."""
-    opened = Store(store_root(store), create=False)
-    is_ref = bool(opened.ref_history(release)) if "/" in release else False
-    body = Promote(spec=release) if is_ref else Promote(release=release)
-    settings = Canary(release=controls.resolve(opened, name, body), **options)
+    digest = release if is_digest(release) else _resolved(name, release, store)
+    settings = Canary(release=digest, **options)
     if url is not None:
         return _through(url, name, "canary", settings)
-    releases.set_canary(opened, name, settings)
+    releases.set_canary(Store(store_root(store), create=False), name, settings)
     return settings.plain()
 
 
@@ -157,6 +156,13 @@ def status(url: str) -> dict[str, Any]:
             for one in found["models"]
         ],
     }
+
+
+def _resolved(name: str, text: str, store: str | None) -> str:
+    """The release that a ref of an ensemble, or the beginning of a digest, means."""
+    opened = Store(store_root(store), create=False)
+    is_ref = opened.ref_entry(text) is not None
+    return controls.resolve(opened, name, Promote(spec=text) if is_ref else Promote(release=text))
 
 
 def _move(store: Store, name: str, digest: str) -> dict[str, Any]:

@@ -256,6 +256,38 @@ def test_refusals_say_why(store: Store, what: str, body: Any, status: int, says:
     serving(store, test)
 
 
+def test_no_body_whatever_is_a_defect(store: Store) -> None:
+    random = np.random.default_rng(0)
+    known = [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 50_000,
+        b'{"labels":{}}',
+        b'{"labels":{"a":[[[1]]]}}',
+        b"\xff",
+    ]
+    known += [b'{"weights":[NaN,1]}', b'{"weights":[1e999,0]}', b'{"release":1}', b'{"release":"../../x"}']
+    known += [b'{"spec":"../x"}', b'{"labels":{"0":NaN}}', b'{"labels":{"0":[]}}', b'{"share":-1}']
+    known += [random.bytes(size) for size in range(20)]
+
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        base = "/admin/models/mix/"
+        paths = [base + what for what in ("promote", "rollback", "weights", "canary")]
+        for path in (*paths, "/v2/models/mix/feedback", "/admin/models/none/promote"):
+            for body in known:
+                got = await send(running.app, "POST", path, body)
+                assert got.status in (200, 400, 404), (path, body[:40], got.body)
+                assert got.status == 200 or set(got.json()) == {"error"}
+        too_long = await send(running.app, "POST", paths[0], b" " * (4 * 2**20 + 1))
+        assert too_long.status == 413
+        assert len(releases.history(store, NAME)) == 1
+
+    serving(store, test, feedback={"every_s": 3600})
+
+
 def test_a_release_is_the_same_model_for_clients(store: Store) -> None:
     releases.first(store, NAME)
     spec = store.spec(NAME)
