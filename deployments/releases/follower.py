@@ -25,7 +25,13 @@ from deployments.releases.trial import Trial, agreement, drawn
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import ConfigError, NotFoundError, OrchestratorError, RefConflictError
+from orchestrator.errors import (
+    ConfigError,
+    NotFoundError,
+    OrchestratorError,
+    OverloadedError,
+    RefConflictError,
+)
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -100,9 +106,7 @@ class Follower:
         try:
             answer = await candidate.ask(question)
         except OrchestratorError as error:
-            logger.warning("the canary of %s failed: %s", self._name, error)
-            trial.failed()
-            self._judge(trial)
+            self._failed(trial, error)
             return await self._ask_live(question)
         self._compare(trial, live, question, answer, is_live=False)
         return answer
@@ -297,15 +301,21 @@ class Follower:
                 second = await other.ask(question)
             except OrchestratorError as error:
                 if is_live:
-                    logger.warning("the canary of %s failed: %s", self._name, error)
-                    trial.failed()
+                    self._failed(trial, error)
             else:
                 trial.saw(agreement(answer, second))
-            self._judge(trial)
+                self._judge(trial)
 
         task = asyncio.create_task(compare())
         self._comparing.add(task)
         task.add_done_callback(self._comparing.discard)
+
+    def _failed(self, trial: Trial, error: OrchestratorError) -> None:
+        if isinstance(error, OverloadedError):
+            return  # no fault of the candidate: there are too many requests
+        logger.warning("the canary of %s failed: %s", self._name, error)
+        trial.failed()
+        self._judge(trial)
 
     def _judge(self, trial: Trial) -> None:
         if self._trial is trial and (why := trial.verdict):

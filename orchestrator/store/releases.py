@@ -139,17 +139,9 @@ def promote(store: Store, name: str, digest: str, *, expect: int | None = None) 
         ConfigError: it is another model than the name serves.
         RefConflictError: another one was promoted meanwhile.
     """
-    spec = read(store, digest).spec
-    for other, release in _known(store, name).items():
-        _check_same(spec, release.spec)
-        if other != digest and release.spec.weight_epoch == spec.weight_epoch:
-            raise RefConflictError(
-                "another release took the weight epoch", spec.weight_epoch, "make it again"
-            )
-    for member in leaves(spec.tree):
-        store.manifest(member.digest)
+    _check_answers(store, name, digest)
     sequence = store.set_ref(f"{name}/{LIVE}", digest, expect=expect)
-    with suppress(RefConflictError):
+    with suppress(RefConflictError, CorruptArtifactError):
         position, tried = canary(store, name)
         if tried is not None and not tried.stopped and tried.release == digest:
             over = tried.model_copy(update={"stopped": "promoted"})
@@ -211,11 +203,26 @@ def set_canary(store: Store, name: str, settings: Canary, *, expect: int | None 
     """Start a canary, or end it: with `stopped`.
 
     Raises:
-        NotFoundError: no such release.
+        NotFoundError: no such release, or it lacks a member.
+        ConfigError: it is another model than the name serves.
         RefConflictError: another one was set meanwhile.
     """
-    read(store, settings.release)
+    if not settings.stopped:
+        _check_answers(store, name, settings.release)
     store.set_ref(f"{name}/{CANARY}", canonical(settings.plain()).decode(), expect=expect)
+
+
+def _check_answers(store: Store, name: str, digest: str) -> None:
+    """A release may answer under a name: the same model for clients, and a weight epoch of its own."""
+    spec = read(store, digest).spec
+    for other, release in _known(store, name).items():
+        _check_same(spec, release.spec)
+        if other != digest and release.spec.weight_epoch == spec.weight_epoch:
+            raise RefConflictError(
+                "another release took the weight epoch", spec.weight_epoch, "make it again"
+            )
+    for member in leaves(spec.tree):
+        store.manifest(member.digest)
 
 
 def _known(store: Store, name: str) -> dict[str, Release]:

@@ -91,6 +91,11 @@ def test_a_release_needs_its_members_and_keeps_what_clients_see(store: Store) ->
     fewer = spec.model_copy(update={"signature": DIGITS.model_copy(update={"classes": ()})})
     with pytest.raises(ConfigError, match="must keep its classes"):
         releases.put(store, NAME, fewer)
+    elsewhere = releases.put(store, "toys/elsewhere", fewer.model_copy(update={"weight_epoch": 9}))
+    with pytest.raises(ConfigError, match="must keep its classes"):
+        releases.promote(store, NAME, elsewhere)
+    with pytest.raises(ConfigError, match="must keep its classes"):
+        releases.set_canary(store, NAME, Canary(release=elsewhere))
 
 
 def test_a_release_is_found_by_its_beginning(store: Store) -> None:
