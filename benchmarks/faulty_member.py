@@ -44,10 +44,15 @@ class FaultyIngress(Ingress):
     """An ingress that may hold members."""
 
     def __init__(
-        self, specs: Sequence[Spec], places: Sequence[Any], serving: ServingSettings, *more: Any
+        self,
+        specs: Sequence[Spec],
+        places: Sequence[Any],
+        serving: ServingSettings,
+        *more: Any,
+        **options: Any,
     ) -> None:
         with _told([member for spec in specs for member in distinct(spec.tree)]):
-            super().__init__(specs, places, serving, *more)
+            super().__init__(specs, places, serving, *more, **options)
 
 
 @contextmanager

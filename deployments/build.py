@@ -40,6 +40,8 @@ COMPOSED: Mapping[str, type[Composed]] = {
 """The deployment of each kind of ensemble; one model alone is passed on to."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
+NODE_SHARE = 0.001
+"""Of a node's own resource, which exists to be asked for in small parts."""
 LIGHT = {"num_cpus": 0}
 """Ingress and ensembles only wait: they reserve no core."""
 
@@ -65,8 +67,13 @@ def app(args: dict[str, Any]) -> Application:
     return build_app(settings)
 
 
-def build_app(settings: AppSettings) -> Application:
+def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Application:
     """Bind the deployments of all specs.
+
+    Args:
+        settings: what is served.
+        direct_on: the resource of a node (`node:ADDRESS`) on which the ingress shall run and listen itself;
+            Serve's proxies take the requests when not given.
 
     Raises:
         ConfigError: the path of the store or of the keys is relative, two specs have one name, or a spec and
@@ -100,8 +107,13 @@ def build_app(settings: AppSettings) -> Application:
         # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
-        ray_actor_options=_share(settings.serving, here),
-    )(serve.ingress()(Ingress)).bind(specs, places, settings.serving, refs, settings.store)
+        ray_actor_options={
+            **_share(settings.serving, here),
+            "resources": {} if direct_on is None else {direct_on: NODE_SHARE},
+        },
+    )(serve.ingress()(Ingress)).bind(
+        specs, places, settings.serving, refs, settings.store, direct=direct_on is not None
+    )
     return ingress
 
 

@@ -17,7 +17,8 @@ from deployments.fused import Fused
 from deployments.grpc_server import GrpcServer
 from deployments.http.access import Access
 from deployments.http.admin import Admin
-from deployments.http.app import HttpApp
+from deployments.http.app import Companion, HttpApp
+from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
@@ -41,8 +42,9 @@ class Ingress:
         specs: the served ensembles.
         places: the deployment of each, or what runs in this process.
         serving: limits, keys and logs.
-        names: the refs whose live releases they are; empty for a spec that was given whole.
+        refs: whose live releases they are; empty for a spec that was given whole.
         store: with the releases.
+        direct: listen on the settings' host and port, beside whatever Serve does.
 
     Raises:
         ConfigError: the file of keys cannot be read.
@@ -53,8 +55,10 @@ class Ingress:
         specs: Sequence[Spec],
         places: Sequence[DeploymentHandle[Any] | Here],
         serving: ServingSettings,
-        names: Sequence[str],
+        refs: Sequence[str],
         store: str,
+        *,
+        direct: bool = False,
     ) -> None:
         self._here: dict[str, Fused | Mixed | Follower] = {}
         self._behind = {
@@ -70,17 +74,21 @@ class Ingress:
         meter = Meter(this_replica())
         self._front = front = Front(counted(served, meter), serving)
         access = Access(serving.access)
-        port = serving.grpc_port
-        grpc = None if port is None else GrpcServer(front, serving.host, port, access)
         self._site = Site(live, served, meter, self._snapshots)
         controls = {
-            spec.name: Controls(Store(store, create=False), name, self._tell(spec.name))
-            for spec, name in zip(specs, names, strict=True)
-            if name
+            spec.name: Controls(Store(store, create=False), ref, self._tell(spec.name))
+            for spec, ref in zip(specs, refs, strict=True)
+            if ref
         }
-        protocol = HttpApp(front, grpc, self._site.routes() | Admin(controls, serving).routes())
+        beside: list[Companion] = []
+        protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, serving).routes())
+        names = list(front.entries)
+        if serving.grpc_port is not None:
+            beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
+        if direct:
+            beside.append(Listener(server_app(protocol, names, access, serving, meter), serving))
         # Serve's own HTTP server sends the request's id back.
-        self._app = server_app(protocol, list(front.entries), access, serving, meter, echo=False)
+        self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
         here = [await ensemble.snapshots() for ensemble in self._here.values()]

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import http.client
 import logging
-import os
 import signal
 import socket
 import ssl
@@ -64,7 +63,7 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
     if not ray.is_initialized():
         raise ClusterError("Ray is not connected", None, "connect before serving")
     _check_files(settings.serving)
-    application = build_app(settings)
+    application = build_app(settings, direct_on=_this_node())
     host, port = settings.serving.host, settings.serving.port
     with _only_one():
         _clear(host, port)
@@ -72,7 +71,7 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
         if settings.serving.grpc_port is not None:
             check_port(host, settings.serving.grpc_port)
         try:
-            _start(application, settings.serving)
+            _start(application)
             address = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host
             scheme = "http" if settings.serving.tls is None else "https"
             _wait_ready(scheme, address, port, ready_s)
@@ -124,6 +123,13 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
+def _this_node() -> str:
+    """The resource that only this program's node has."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = [one for one in ray.nodes() if one["NodeID"] == here]
+    return next(str(name) for name in node["Resources"] if name.startswith("node:") and "__" not in name)
+
+
 class _Lease:
     """An actor without work, whose name says that the program which made it lives: it dies with it."""
 
@@ -164,12 +170,6 @@ def _check_files(serving: ServingSettings) -> None:
         keys.read(Path(serving.access.keys))
     if serving.tls is None:
         return
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
-        raise ConfigError(
-            "Ray Serve's HAProxy cannot serve TLS",
-            None,
-            "start with RAY_SERVE_ENABLE_HA_PROXY=0, or end TLS in front of it",
-        )
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
             serving.tls.certificate, serving.tls.key
@@ -180,15 +180,12 @@ def _check_files(serving: ServingSettings) -> None:
         raise ConfigError(f"the TLS files cannot be used ({reason})", files) from error
 
 
-def _start(application: Application, serving: ServingSettings) -> None:
-    options: dict[str, Any] = {"host": serving.host, "port": serving.port}
-    if serving.tls is not None:
-        options |= {"ssl_certfile": serving.tls.certificate, "ssl_keyfile": serving.tls.key}
+def _start(application: Application) -> None:
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+            serve.start(proxy_location="Disabled", logging_config=quiet)
             break
         except ActorDiedError as error:
             # Of an earlier Serve that was told to stop and is still going down.

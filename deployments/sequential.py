@@ -1,4 +1,5 @@
-"""The sequential ensemble: a later stage is asked only for rows that the earlier ones are unsure about."""
+"""The sequential ensembles: a cascade's later stage is asked only for rows that the earlier ones are unsure
+about; the stages of a boosting and the members of a stack are asked together."""
 
 from __future__ import annotations
 
@@ -6,4 +7,4 @@ from deployments.composed import Composed
 
 
 class Sequential(Composed):
-    """Most rows cost the first stage alone; a row that escalates waits for one stage after the other."""
+    """Most rows of a cascade cost the first stage alone; one that escalates waits for stage after stage."""

@@ -13,13 +13,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from orchestrator import haproxy
 from orchestrator.errors import ClusterError, ResourceError, first_line
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -39,6 +37,15 @@ _QUIET = {
     "RAY_worker_niceness": "0",
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
 }
+SERVE = {
+    # A replica's code in its main loop, and calls between replicas by gRPC without the object store.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Its default limit is 4 MiB.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**29),
+    # Our ingress listens itself (`deployments/http/listener.py`); replicas open no ports for HAProxy.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+}
+"""Variables with which a Ray of our own starts."""
 
 
 def inside_job() -> bool:
@@ -72,10 +79,10 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = _join_address()
     # What Ray itself prints goes to standard error: standard output belongs to the command's answer.
-    with redirect_stdout(_RayOutput()), TemporaryDirectory(prefix="orchestrator-") as folder:
+    with redirect_stdout(_RayOutput()):
         try:
             if address is None:
-                _start_local(cpus, Path(folder))
+                _start_local(cpus)
             else:
                 _join(address)
             with _sigterm_as_interrupt():
@@ -126,12 +133,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _start_local(cpus: int | None, folder: Path) -> None:
+def _start_local(cpus: int | None) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray turns token mode on by itself, and would write a token file that a later `ray start` trips over.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        with _environment(haproxy.environment(folder)):
+        with _environment(SERVE):
             ray.init(
                 address="local",
                 num_cpus=cpus or os.cpu_count(),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
 from orchestrator import haproxy
 from orchestrator.errors import ServingError
+
+PROGRAM = (sys.executable, "-m", "orchestrator.haproxy")
 
 
 class Values(dict[str, object]):
@@ -70,19 +72,15 @@ def test_another_template_is_refused(old: str, new: str) -> None:
 
 
 def test_the_program_that_ray_starts_refuses_too_and_starts_nothing(tmp_path: Path) -> None:
-    values = haproxy.environment(tmp_path)
-    program = values[haproxy.BINARY]
-    assert os.access(program, os.X_OK)
     path = tmp_path / "haproxy.cfg"
     path.write_text("frontend other\n    bind *:1\n", encoding="utf-8")
-    done = subprocess.run([program, "-db", "-f", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*PROGRAM, "-db", "-f", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "in another way than is known: frontend other: bind *:1" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_the_program_becomes_haproxy(tmp_path: Path) -> None:
-    program = haproxy.environment(tmp_path)[haproxy.BINARY]
     path = tmp_path / "haproxy.cfg"
     lines = (
         "global",
@@ -98,6 +96,6 @@ def test_the_program_becomes_haproxy(tmp_path: Path) -> None:
         "    bind *:2",
     )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    done = subprocess.run([program, "-c", "-f", str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*PROGRAM, "-c", "-f", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert binds(path.read_text(encoding="utf-8")) == ["127.0.0.1:1", "127.0.0.1:2"]

@@ -52,7 +52,7 @@ class HttpApp:
     def __init__(
         self,
         front: Front,
-        beside: Companion | None = None,
+        beside: Sequence[Companion] = (),
         more: Mapping[str, Mapping[str, Handler]] = MappingProxyType({}),
     ) -> None:
         self._front = front
@@ -73,15 +73,15 @@ class HttpApp:
         """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
         await receive()
         try:
-            if self._beside is not None:
-                await self._beside.start()
+            for companion in self._beside:
+                await companion.start()
         except OrchestratorError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        if self._beside is not None:
-            await self._beside.stop()
+        for companion in self._beside:
+            await companion.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,6 +22,7 @@ from orchestrator.config.calibration import (
     Survivors,
     Trend,
 )
+from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.config.measure import Execution
 from orchestrator.config.signature import Signature
 
@@ -53,7 +54,7 @@ class Combined(Child):
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
-        count = len(getattr(self, self.below or "", ()))
+        count = self._most()
         if self.quorum is not None and self.quorum > count:
             raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
         if self.fallback is not None and self.quorum is None:
@@ -62,6 +63,10 @@ class Combined(Child):
             if isinstance(child, Combined) and child.fallback is not None:
                 raise ValueError("only the outermost ensemble can have a fallback")
         return self
+
+    def _most(self) -> int:
+        """How many members or stages it may come to have."""
+        return len(getattr(self, self.below or "", ()))
 
 
 class Pooled(Combined):
@@ -134,30 +139,6 @@ Criterion = Literal["confidence", "margin", "entropy", "agreement"]
 """What makes an answer sure: `orchestrator.ensemble.certainty`."""
 
 
-class Guarantee(Settings):
-    """What a cascade promises beside its last stage, on rows that nothing was fitted on.
-
-    With probability `confidence` over the calibration rows, at most the share `max_loss` of all rows loses
-    the right answer of the last stage by leaving early. Accuracy then falls by at most `max_loss`, too.
-    """
-
-    max_loss: float = Field(0.005, gt=0, lt=1)
-    confidence: float = Field(0.9, gt=0, lt=1)
-
-
-class Certificate(Settings):
-    """What the calibration rows said about a guarantee."""
-
-    granted: bool
-    """Whether early exits keep the guarantee; if not, no row leaves early."""
-    rows: int = Field(ge=1)
-    lost: int = Field(ge=0)
-    """Of these rows, how many lost the last stage's right answer: at the granted thresholds, or else at the
-    most careful ones that let a row leave."""
-    p_value: float = Field(ge=0, le=1)
-    """Of "more than `max_loss` is lost" at those thresholds; at most 1 - `confidence` when granted."""
-
-
 class Cascade(Combined):
     """Cascade: a row goes to the next stage only while the answer so far is less sure than the threshold.
 
@@ -208,14 +189,17 @@ class Stacking(Pooled):
 
     kind: Literal["sequential"] = "sequential"
     policy: Literal["stacking"]
+    folds: int | None = Field(None, ge=2, le=20, exclude_if=lambda value: value is None)
+    """Fit the meta-learner on train rows: each member is trained so many times more, without the rows of one
+    fold, and says of these what the meta-learner sees. On validation rows when not given."""
     strength: float | None = Field(None, gt=0)
-    """L2 penalty on what is added to the members' mean; chosen by cross-validation on
-    validation data when not given."""
+    """L2 penalty on what is added to the members' mean; chosen by cross-validation on the same rows when not
+    given."""
     coefficients: tuple[Numbers, ...] | None = None
     """[members * classes + 1, classes], the last row the intercept; filled in when fitted."""
     out_of_fold: float | None = None
-    """The run's metric on validation rows, each answered by a meta-learner fitted without its fold; filled in
-    when fitted."""
+    """The run's metric on the rows that it is fitted on, each answered by a meta-learner fitted without its
+    fold; filled in when fitted."""
 
     @model_validator(mode="after")
     def _coefficients(self) -> Stacking:
@@ -232,6 +216,50 @@ class Stacking(Pooled):
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
         return "stacking has no coefficients" if self.coefficients is None else None
+
+
+class Boosting(Combined):
+    """Boosting: stages one after the other, each trained on what the sum of those before it got wrong.
+
+    The answer is the sum of the stages' logits (regression: values), each times its factor. (Friedman 2001,
+    https://doi.org/10.1214/aos/1013203451.) All stages are asked together. A stage corrects those before it,
+    so without one those after it count as missing, too: a quorum is one of the first stages.
+    """
+
+    below: ClassVar[str | None] = "members"
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["boosting"]
+    base: str
+    """A model of the run that is trained here: the first stage. The others are trained by its settings."""
+    rounds: int = Field(4, ge=2, le=100)
+    """Stages at most, the first among them."""
+    shrinkage: float | None = Field(None, gt=0, le=1)
+    """Share of the step of least training loss that is taken; when not given, each step is the one of least
+    validation loss, but no longer than that."""
+    members: tuple[Member, ...] = ()
+    """The stages; filled in when they are trained."""
+    factors: Numbers | None = None
+    """One for each stage; filled in when they are trained."""
+    train_losses: Numbers | None = None
+    """On train rows, of the sum up to each stage: negative log-likelihood, or squared error in units of the
+    targets' deviations; filled in when they are trained."""
+    survivors: tuple[Survivors, ...] = ()
+    """Filled in when it is fitted with a quorum and a calibration: for each number of first stages."""
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        for key in ("factors", "train_losses"):
+            found: Numbers | None = getattr(self, key)
+            if found is not None and len(found) != len(self.members):
+                raise ValueError(f"{len(self.members)} stages need as many {key}, got {len(found)}")
+        return self
+
+    def _most(self) -> int:
+        return len(self.members) or self.rounds
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return "boosting has no trained stages" if not self.members or self.factors is None else None
 
 
 class WeightedMix(Pooled):
@@ -304,7 +332,10 @@ def _policy(value: Any) -> Any:
 
 
 Sequential = Annotated[
-    Annotated[Cascade, Tag("cascade")] | Annotated[Stacking, Tag("stacking")], Discriminator(_policy)
+    Annotated[Cascade, Tag("cascade")]
+    | Annotated[Boosting, Tag("boosting")]
+    | Annotated[Stacking, Tag("stacking")],
+    Discriminator(_policy),
 ]
 """Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
@@ -313,7 +344,7 @@ PooledNode = Parallel | Stacking | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Pooled, Parallel, Cascade, Stacking, WeightedMix):
+for _class in (Pooled, Parallel, Cascade, Stacking, Boosting, WeightedMix):
     _class.model_rebuild()
 
 

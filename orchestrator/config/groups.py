@@ -19,6 +19,16 @@ def name_of(group: str, number: int) -> str:
     return f"{group}-{number}"
 
 
+def stage_names(ensemble: str, base: str, rounds: int) -> list[str]:
+    """Names of the models that a boosting ensemble of this name is made of, in their order."""
+    return [base, *(name_of(ensemble, number) for number in range(2, rounds + 1))]
+
+
+def fold_name(model: str, fold: int, folds: int) -> str:
+    """Name of a model's training without one fold of its train rows; folds are counted from 0."""
+    return f"{model}-fold-{fold + 1}-of-{folds}"
+
+
 def named_by(name: str, models: Collection[str]) -> list[str]:
     """Models `<name>-1`, `<name>-2`, ... as far as they go; empty when there are none."""
     numbered = (name_of(name, number) for number in itertools.count(1))

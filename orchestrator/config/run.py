@@ -16,19 +16,16 @@ from pydantic import (
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
-    VALUE_RULES,
-    AnyNode,
-    Cascade,
-    Combined,
+    Boosting,
     Ensemble,
     Member,
-    Parallel,
-    PooledNode,
+    Stacking,
     leaves,
     walk_nodes,
 )
+from orchestrator.config.ensemble_checks import complaint_of
 from orchestrator.config.free import first_complaint, probes
-from orchestrator.config.groups import name_of, nth_seed, with_groups
+from orchestrator.config.groups import name_of, nth_seed, stage_names, with_groups
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     CLASSIFICATION_METRICS,
@@ -258,10 +255,11 @@ class RunConfig(Settings):
                 if isinstance(node, Member) and node.name not in known:
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
-                complaint = self._needs_classifier(node) if self.data.task == "regression" else None
-                complaint = complaint or self._sets_complaint(node, root=node is tree)
-                if isinstance(node, Cascade):
-                    complaint = complaint or self._cascade_complaint(node)
+                complaint = complaint_of(node, self.data.task, self.ensembles, root=node is tree)
+                if isinstance(node, Stacking) and node.folds is not None:
+                    complaint = complaint or self._folds_complaint(ensemble, node)
+                if isinstance(node, Boosting):
+                    complaint = complaint or self._boosting_complaint(ensemble, node)
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
@@ -287,49 +285,32 @@ class RunConfig(Settings):
             if reached(name, frozenset()):
                 raise ValueError(f"variants.{name}: it learns from an ensemble that it is itself a part of")
 
-    @staticmethod
-    def _needs_classifier(node: AnyNode) -> str | None:
-        """What a regression's ensembles cannot have."""
-        if isinstance(node, Parallel) and node.rule not in VALUE_RULES:
-            return f"rule {node.rule} needs a classifier; a regression takes {', '.join(VALUE_RULES)}"
-        if isinstance(node, Cascade):
-            return "a cascade needs a classifier: a regression's values are not sure or unsure"
-        if isinstance(node, Combined) and node.calibration is not None:
-            return f"calibration {node.calibration.kind} needs a classifier; leave it out"
-        return None
+    def _boosting_complaint(self, ensemble: str, node: Boosting) -> str | None:
+        """Stages are trained as models of the run, under names that start with the ensemble's."""
+        base = self.models.get(node.base)
+        if base is None:
+            return f"base: no model is named '{node.base}'; models: {', '.join(self.models)}"
+        if base.ref is not None or base.teacher is not None:
+            return f"base: '{node.base}' must be trained here and from labels, without 'ref' and 'teacher'"
+        if base.number is not None:
+            return f"base: '{node.base}' is one of several models of a training"
+        if self.ensembles[ensemble] is not node:
+            return "boosting stands in an ensemble of its own, which this one may name as a member"
+        stages = set(stage_names(ensemble, node.base, node.rounds)[1:])
+        taken = {*self.models, *self.variants, *self.ensembles} & stages
+        return f"the name '{min(taken)}' is that of a stage; choose another" if taken else None
 
-    def _sets_complaint(self, node: AnyNode, *, root: bool) -> str | None:
-        """Sets of classes are a classifier's, intervals a regression's, and both the whole ensemble's."""
-        if not isinstance(node, Combined):
-            return None
-        regression = self.data.task == "regression"
-        for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
-            found = getattr(node, key)
-            if found is None:
-                continue
-            if not fits:
-                other = "intervals" if regression else "prediction_sets"
-                return f"{key} are not for a {self.data.task}: use {other}"
-            if not root:
-                return f"{key} belong to the whole ensemble: give them at its top"
-            if found.fitted:
-                return f"{key} are fitted on the calibration part: leave out its fitted number"
-        return None
-
-    def _cascade_complaint(self, node: Cascade) -> str | None:
-        """What would be ignored or fail once the cascade is fitted. Names are those of ensembles above."""
-        aims = [key for key in ("tolerance", "max_cost", "guarantee") if getattr(node, key) is not None]
-        if node.thresholds is not None and aims:
-            return f"given thresholds are kept, so {' and '.join(aims)} would do nothing; leave out either"
-        if node.criterion == "agreement":
-            for stage in node.stages[:-1]:
-                found = self.ensembles.get(stage.name, stage) if isinstance(stage, Member) else stage
-                if not isinstance(found, PooledNode):
-                    name = stage.name if isinstance(stage, Member) else stage.kind
-                    return (
-                        f"criterion agreement: stage {name} has no members that could agree; let every "
-                        "stage but the last be parallel, weighted_mix or stacking, or use confidence"
-                    )
+    def _folds_complaint(self, ensemble: str, node: Stacking) -> str | None:
+        """Members are trained again without some rows, so they must be models that are trained here."""
+        if self.ensembles[ensemble] is not node:
+            return "a stack with folds stands in an ensemble of its own, which this one may name as a member"
+        for member in node.members:
+            name = member.name if isinstance(member, Member) else member.kind
+            entry = self.models.get(name) if isinstance(member, Member) else None
+            if entry is None or entry.ref is not None or entry.teacher is not None:
+                return f"folds: member '{name}' must be a model that is trained here, without 'teacher'"
+            if entry.number is not None:
+                return f"folds: member '{name}' is one of several models of a training"
         return None
 
     def _tuned_models(self) -> None:

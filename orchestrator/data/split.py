@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -77,6 +78,16 @@ def shuffled(rows: int, seed: int) -> Array:
     may change between NumPy releases.
     """
     return np.argsort(np.random.Generator(np.random.PCG64(seed)).random(rows), kind="stable")
+
+
+def fold_of(rows: int, folds: int) -> Array:
+    """`int64` [rows]: the fold of each row, of nearly equal sizes; depends on the two numbers alone."""
+    return np.random.default_rng(0).permutation(rows) % folds
+
+
+def rows_digest(ids: Array) -> str:
+    """Hex sha256 of which rows these are, in whatever order."""
+    return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()
 
 
 def apportion(rows: int, shares: Sequence[float], owed: Sequence[float] | None = None) -> list[int]:

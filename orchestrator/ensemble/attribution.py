@@ -9,7 +9,15 @@ from functools import singledispatch
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Cascade, Member, Node, PooledNode, WeightedMix, children
+from orchestrator.config.ensemble import (
+    Boosting,
+    Cascade,
+    Member,
+    Node,
+    PooledNode,
+    WeightedMix,
+    children,
+)
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, scores_of
 from orchestrator.ensemble.contributions import shares_of
@@ -34,8 +42,8 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
     """[N, M] how much each distinct member counted in the answer to each row; a row's sum is 1.
 
     Through nested ensembles weights multiply. Of a cascade those stages count that the row's answer was made
-    of. Class weights are those of the row's top class. Where a node's rule has no weights (votes, a median,
-    a stack's meta-learner), its members count alike.
+    of, and of a boosting those that were summed. Class weights are those of the row's top class. Where a
+    node's rule has no weights (votes, a median, a stack's meta-learner, a sum), its members count alike.
     """
     weights = _weights(tree, _Said(prediction.said, prediction.missing, len(prediction.outputs), task))
     keys = [identity(member) for member in prediction.members]
@@ -112,6 +120,17 @@ def _of_cascade(node: Cascade, said: _Said) -> Weights:
         rows = np.flatnonzero(share)  # a stage was not asked for the others
         for member, own in _weights(node.stages[place], said.cut(rows)).items() if len(rows) else ():
             found.setdefault(member, np.zeros(said.rows))[rows] += share[rows] * own
+    return found
+
+
+@_weights.register
+def _of_boosting(node: Boosting, said: _Said) -> Weights:
+    alive = said.alive(node)
+    leading = [place for place, found in enumerate(alive) if place == found]
+    found: Weights = {}
+    for place in leading:
+        for member, own in _weights(node.members[place], said).items():
+            found[member] = found.get(member, 0.0) + own / len(leading)
     return found
 
 

@@ -11,7 +11,8 @@ from itertools import takewhile
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Cascade, Certificate, Member, Node, leaves, walk_nodes
+from orchestrator.config.ensemble import Cascade, Member, Node, leaves, walk_nodes
+from orchestrator.config.guarantee import Certificate
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.certainty import certainty

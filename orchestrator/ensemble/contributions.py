@@ -2,10 +2,10 @@
 
 A coalition is a set of the root's members. Its worth is that of the tree restricted to it: a mean, vote or
 mix with the weights of these members renormalised, a cascade of these stages with their thresholds, whose
-last stage answers all that reach it. Class weights, a gate and a meta-learner are for all members together:
-without some, weights that are alike for all rows, or the mean, stand in, as when members are missing. Nothing
-is fitted again. The empty coalition knows nothing: it says every class with the same probability and so is
-right in one row of K, or says the mean of the targets.
+last stage answers all that reach it, a boosting's sum of these stages. Class weights, a gate and a
+meta-learner are for all members together: without some, weights that are alike for all rows, or the mean,
+stand in, as when members are missing. Nothing is fitted again. The empty coalition knows nothing: it says
+every class with the same probability and so is right in one row of K, or says the mean of the targets.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.ensemble import (
+    Boosting,
     Cascade,
     Member,
     Node,
@@ -31,6 +32,7 @@ from orchestrator.config.ensemble import (
     children,
 )
 from orchestrator.config.signature import Task
+from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.ensemble.tree import replay
@@ -89,11 +91,28 @@ def _of_cascade(tree: Cascade, kept: Coalition) -> Node | None:
     )
 
 
+@restricted.register
+def _of_boosting(tree: Boosting, kept: Coalition) -> Node:
+    factors = tuple((tree.factors or ())[position] for position in kept)
+    members = tuple(tree.members[position] for position in kept)
+    update = {"members": members, "factors": factors, "train_losses": None, "survivors": (), "quorum": None}
+    return tree.model_copy(update=update)
+
+
 def shares_of(tree: Node) -> tuple[float, ...]:
     """Weights of the root's members; alike where the tree has none."""
     weights: tuple[float, ...] | None = getattr(tree, "weights", None)
     count = len(children(tree))
     return (1 / count,) * count if weights is None else weights
+
+
+def member_scores(tree: Node, outputs: Mapping[Member, Output], task: Task) -> list[Floats]:
+    """Scores [N, K] of each of the root's members; of a boosting's stage, which alone says nothing, those of
+    the sum up to it."""
+    if isinstance(tree, Boosting):
+        sums = [_of_boosting(tree, tuple(range(count + 1))) for count in range(len(tree.members))]
+        return [replay(first, outputs, task).scores for first in sums]
+    return [replay(child, outputs, task).scores for child in children(tree)]
 
 
 def contributions(

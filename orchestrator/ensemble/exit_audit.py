@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Cascade, Guarantee, Node
+from orchestrator.config.ensemble import Cascade, Node
+from orchestrator.config.guarantee import Guarantee
 from orchestrator.ensemble.betting import NOTHING, Evidence, grown, log_capital
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.thresholds import NONE_LEAVES

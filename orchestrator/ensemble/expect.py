@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Expectations, Expected, ExpectedWithout
-from orchestrator.config.ensemble import Combined, Ensemble, Member, Node, children, walk_nodes
+from orchestrator.config.ensemble import Boosting, Combined, Ensemble, Member, Node, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
-from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import QuorumError
 from orchestrator.measure.intervals import percentile_interval, resamples, wilson
@@ -83,10 +83,15 @@ def _alone(
     task: Task,
     allowed: Collection[str],
 ) -> tuple[ExpectedWithout, ...]:
-    """Each member without all others, the best first."""
+    """Each member without all others, the best first; without a boosting's later stages, which say nothing
+    alone."""
     members = distinct(tree)
+    sums = [node for node in walk_nodes(tree) if isinstance(node, Boosting)]
+    corrections = {identity(stage) for node in sums for stage in node.members[1:]}
     found = []
     for position, member in enumerate(members):
+        if identity(member) in corrections:
+            continue
         expected = _measured(
             metric, replay(member, {member: outputs[member]}, task).outputs, targets, allowed
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.config.ensemble import Cascade, Member, Node, WeightedMix, children
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, WeightedMix, children
 from orchestrator.config.signature import Signature, Task
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.contributions import MOST, Coalition, all_coalitions, restricted, shares_of
@@ -97,6 +97,8 @@ def _said(
 
 def _weights(node: Node, outputs: Mapping[Member, Output], top: int, task: Task) -> Sequence[float | None]:
     """What the node's members count in this row, of class weights those of its class."""
+    if isinstance(node, Boosting):
+        return node.factors or ()
     if node.kind == "sequential":
         return [None] * len(children(node))
     if isinstance(node, WeightedMix) and node.gate is not None:

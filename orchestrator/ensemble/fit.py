@@ -59,6 +59,7 @@ def fit(
     allowed: Collection[str] = (),
     cost: Callable[[Member], float] | None = None,
     calibration: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
+    folded: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
 ) -> Node:
     """The tree with temperatures, weights, thresholds and calibrations fitted bottom-up; values already set
     are kept. With a quorum anywhere it also gets members' records and what it is worth without some.
@@ -77,13 +78,16 @@ def fit(
         cost: What one row costs a member (multiply-accumulates): a cascade's `max_cost` needs it.
         calibration: Outputs and targets of the calibration rows: a cascade's `guarantee`, prediction sets and
             intervals need them, and nothing else is fitted on them.
+        folded: Outputs and targets of the train rows, each row by members trained without its fold: a stack
+            with `folds` needs them.
 
     Raises:
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
     """
     ground = _ground(tree, outputs, targets, metric, task, allowed)
     unseen = None if calibration is None else _ground(tree, *calibration, metric, task, allowed)
-    fitted = fit_node(tree, replace(ground, cost=cost, unseen=unseen))
+    apart = None if folded is None else _ground(tree, *folded, metric, task, allowed)
+    fitted = fit_node(tree, replace(ground, cost=cost, unseen=unseen, folded=apart))
     if isinstance(fitted, Combined) and has_quorum(fitted):
         found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
         expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)

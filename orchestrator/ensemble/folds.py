@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from orchestrator.data.split import fold_of
 from orchestrator.ensemble.combine import Floats, Rows
 
 FOLDS = 5
@@ -18,11 +19,11 @@ def cross_validated(count: int, held_out: Callable[[Rows, Rows], Floats]) -> Flo
         count: Rows, at least 2.
         held_out: (rows to fit on, other rows) -> scores [n, K] of the other rows.
     """
-    fold_of = np.random.default_rng(0).permutation(count) % min(FOLDS, count)
+    fold = fold_of(count, min(FOLDS, count))
     parts = [
-        (others, held_out(np.flatnonzero(fold_of != fold), others))
-        for fold in range(fold_of.max() + 1)
-        for others in [np.flatnonzero(fold_of == fold)]
+        (others, held_out(np.flatnonzero(fold != number), others))
+        for number in range(fold.max() + 1)
+        for others in [np.flatnonzero(fold == number)]
     ]
     found = np.zeros((count, parts[0][1].shape[1]))
     for others, scores in parts:

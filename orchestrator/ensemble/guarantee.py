@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from scipy.special import bdtr
 
-from orchestrator.config.ensemble import Certificate, Guarantee
+from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.ensemble.thresholds import Stages, Thresholds
 
 

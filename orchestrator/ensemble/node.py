@@ -123,6 +123,8 @@ class Ground:
     """What one row costs a member, in any unit; None where it is not known."""
     unseen: Ground | None = None
     """The calibration part: rows that nothing is fitted on. Guarantees alone look at them."""
+    folded: Ground | None = None
+    """The train part, each row answered by members that were trained without its fold."""
 
 
 @singledispatch

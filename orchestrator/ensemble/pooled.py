@@ -9,7 +9,7 @@ from functools import singledispatch
 import numpy as np
 
 from orchestrator.config.calibration import Survivors, TemperatureScaling
-from orchestrator.config.ensemble import Node, PooledNode
+from orchestrator.config.ensemble import Combined, Node, PooledNode
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import COARSE, calibrated, fit_temperature
@@ -116,7 +116,7 @@ def _fit_survivors(fitted: PooledNode, given: PooledNode, ground: Ground) -> Nod
     def survivors(missing: Missing, refit: bool) -> Survivors:
         left = [member for position, member in enumerate(scores) if position not in missing]
         weights = fit_weights(fitted, left, ground) if refit else renormalized(_given(fitted), missing)
-        temperature = _temperature(fitted, pooled(fitted, left, weights, ground.task), ground)
+        temperature = temperature_before(fitted, pooled(fitted, left, weights, ground.task), ground)
         return Survivors(without=missing, weights=weights, temperature=temperature)
 
     if count <= MOST:
@@ -133,7 +133,7 @@ def _fit_survivors(fitted: PooledNode, given: PooledNode, ground: Ground) -> Nod
     return fitted.model_copy(update={"trend": fit_trend(count, count - least, change)})
 
 
-def _temperature(node: PooledNode, scores: Floats, ground: Ground) -> float:
+def temperature_before(node: Combined, scores: Floats, ground: Ground) -> float:
     """The temperature that members' scores need before the node's calibration; 1 if it has none."""
     scaling = node.calibration
     if scaling is None:

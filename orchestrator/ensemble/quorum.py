@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from orchestrator.config.calibration import Record
-from orchestrator.config.ensemble import Child, Combined, Member, Node, children
+from orchestrator.config.ensemble import Boosting, Child, Combined, Member, Node, children
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.errors import QuorumError
 
@@ -31,6 +31,8 @@ def answers_without(tree: Node, missing: Collection[Member]) -> bool:
         return identity(tree) not in map(identity, missing)
     below = children(tree)
     lost = [place for place, child in enumerate(below) if not answers_without(child, missing)]
+    if isinstance(tree, Boosting) and lost:
+        lost = list(range(lost[0], len(below)))
     return tolerates(below, tree.quorum, lost)
 
 

@@ -13,6 +13,7 @@ from orchestrator.ensemble.meta import best_strength, fit_meta, mean_answer, met
 from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
 from orchestrator.ensemble.pooled import pooled
 from orchestrator.ensemble.weights import Weights
+from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import score
 
 
@@ -30,14 +31,21 @@ def _fit(node: Stacking, ground: Ground) -> Node:
     fitted = node.model_copy(update={"members": fit_all(node.members, ground)})
     if fitted.coefficients is not None:
         return fitted
-    parts = [ground.scores(member) for member in fitted.members]
-    strength = node.strength or best_strength(parts, ground.targets, ground.task)
-    unseen = out_of_fold(parts, ground.targets, ground.task, strength)
-    found = fit_meta(parts, ground.targets, ground.task, strength)
+    seen = ground if node.folds is None else ground.folded
+    if seen is None:
+        raise EnsembleError(
+            "a stack with folds needs what members trained without them say of them",
+            node.folds,
+            "let it stand in the run file under a name of its own",
+        )
+    parts = [seen.scores(member) for member in fitted.members]
+    strength = node.strength or best_strength(parts, seen.targets, seen.task)
+    unseen = out_of_fold(parts, seen.targets, seen.task, strength)
+    found = fit_meta(parts, seen.targets, seen.task, strength)
     return fitted.model_copy(
         update={
             "strength": strength,
             "coefficients": tuple(tuple(row) for row in found.tolist()),
-            "out_of_fold": score(ground.metric, unseen, ground.targets, allowed=ground.allowed),
+            "out_of_fold": score(seen.metric, unseen, seen.targets, allowed=seen.allowed),
         }
     )

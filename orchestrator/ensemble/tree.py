@@ -28,7 +28,7 @@ from orchestrator.config.ensemble import Cascade, Combined, Member, Node, childr
 from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer_uncalibrated`.
-from orchestrator.ensemble import cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
+from orchestrator.ensemble import boost, cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
 from orchestrator.ensemble.combine import Floats, probabilities, scores_of
 from orchestrator.ensemble.missing import expected_without
 from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, at_once, identity

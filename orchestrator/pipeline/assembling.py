@@ -19,7 +19,13 @@ class Assembly:
     """
 
     def __init__(
-        self, run: Run, models: Mapping[str, str], variants: Mapping[str, Member], found: Found | None
+        self,
+        run: Run,
+        models: Mapping[str, str],
+        variants: Mapping[str, Member],
+        found: Found | None,
+        *,
+        fresh: bool = False,
     ) -> None:
         """Take what is there already.
 
@@ -28,8 +34,9 @@ class Assembly:
             models: name -> digest.
             variants: those that need no ensemble.
             found: what the search found.
+            fresh: forget the settings of what ensembles train: stages, and members without a fold.
         """
-        self._run = run
+        self._run, self._fresh = run, fresh
         self._members = {name: Member(name=name, digest=digest) for name, digest in models.items()}
         self._members |= variants
         self._known: dict[str, Node] = dict(self._members)
@@ -42,6 +49,7 @@ class Assembly:
 
         Raises:
             EnsembleError: an ensemble cannot be fitted for this task.
+            TrainingError: a stage of a boosting, or a member without a fold, cannot be trained.
             CompressionError: a student cannot be trained; the sentence names it.
         """
         for name in self._run.config.ensembles:
@@ -70,7 +78,8 @@ class Assembly:
         if name in self._run.config.ensembles:
             for leaf in leaves(self._run.config.ensembles[name]):
                 self._make(leaf.name)
-            self._specs[name], self._digests[name] = fit_ensemble(self._run, name, self._known)
+            made = fit_ensemble(self._run, name, self._known, fresh=self._fresh)
+            self._specs[name], self._digests[name] = made
             self._known[name] = self._specs[name].tree
         elif name in self._run.config.variants:
             for other in self._run.config.variants[name].needs():

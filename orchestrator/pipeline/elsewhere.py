@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.base import fingerprint
-from orchestrator.config.ensemble import Member, Node, children
+from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Signature
 from orchestrator.data.elsewhere import images_from_elsewhere
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
-from orchestrator.ensemble.contributions import shares_of
+from orchestrator.ensemble.contributions import member_scores, shares_of
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.ensemble.uncertainty import detection_auroc, uncertainty
@@ -87,8 +87,7 @@ def _doubts(tree: Node, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
     prediction = replay(tree, outputs, "classification")
     if isinstance(tree, Member):
         return {"confidence": unsure(prediction), "total": entropy(prediction.scores)}
-    scores = [replay(child, outputs, "classification").scores for child in children(tree)]
-    doubt = uncertainty(scores, shares_of(tree))
+    doubt = uncertainty(member_scores(tree, outputs, "classification"), shares_of(tree))
     return {"confidence": unsure(prediction), "total": doubt.total, "epistemic": doubt.epistemic}
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import (
+    Boosting,
     Cascade,
     Combined,
     Ensemble,
@@ -27,26 +28,36 @@ from orchestrator.ensemble.guarantee import least_rows
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.thresholds import NONE_LEAVES
 from orchestrator.ensemble.tree import distinct
+from orchestrator.pipeline.boosting import train_stages
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import cost_of
+from orchestrator.pipeline.folding import out_of_fold_outputs
 
 
-def fit_ensemble(run: Run, name: str, known: Mapping[str, Node]) -> tuple[Spec, str]:
+def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool = False) -> tuple[Spec, str]:
     """Fit one ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
+
+    What a boosting or a stack with folds lacks is trained first.
 
     Args:
         run: whose.
         name: of the ensemble.
-        known: what its members' names stand for.
+        known: what its members' names, or that of a boosting's base, stand for.
+        fresh: forget the settings of what is trained.
 
     Returns:
         The spec and its digest.
 
     Raises:
         EnsembleError: the ensemble cannot be fitted for this task.
+        TrainingError: what it lacks cannot be trained.
     """
-    tree = run.config.ensembles[name]
+    tree, folded = run.config.ensembles[name], None
+    if isinstance(tree, Boosting):
+        tree = train_stages(run, name, tree, known, fresh=fresh)
     bound = bind(tree, known)
+    if isinstance(bound, Stacking) and bound.folds is not None:
+        folded = out_of_fold_outputs(run, bound, fresh=fresh)
     promises = any(map(_promises, walk_nodes(bound)))
     fitted = fit(
         bound,
@@ -56,6 +67,7 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node]) -> tuple[Spec, 
         allowed=run.allowed,
         cost=lambda member: float(cost_of(run, member.digest).macs),
         calibration=_rows(run, bound, "calibration") if promises else None,
+        folded=folded,
     )
     spec = Spec(
         name=name,
@@ -93,6 +105,9 @@ def describe(tree: Node) -> str:
             if threshold < NONE_LEAVES
         ]
         return ", else ".join([*early, label(tree.stages[-1])]) + promise(tree)
+    if isinstance(tree, Boosting):
+        stages = zip(tree.members, tree.factors or (), strict=True)
+        return "sum of " + ", ".join(f"{factor:g} {label(stage)}" for stage, factor in stages)
     if isinstance(tree, Stacking):
         return "stack of " + ", ".join(map(label, tree.members))
     if isinstance(tree, Member):

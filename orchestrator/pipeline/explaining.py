@@ -18,11 +18,10 @@ from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Member, Node, Spec, children
 from orchestrator.ensemble import diversity
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.contributions import MOST, contributions, shares_of
+from orchestrator.ensemble.contributions import MOST, contributions, member_scores, shares_of
 from orchestrator.ensemble.explain import label, why
-from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.occlusion import occlusion_map
-from orchestrator.ensemble.tree import Prediction, distinct, predict, replay
+from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
 from orchestrator.errors import ConfigError
 from orchestrator.measure.quality import brier_score, score
@@ -45,7 +44,7 @@ def ensemble_figures(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     tree, task = spec.tree, spec.signature.task
     outputs = {member: run.outputs(member, "test") for member in distinct(tree)}
     targets = run.dataset.part("test").targets
-    scores = _members(tree, outputs, spec)
+    scores = member_scores(tree, outputs, task)
     names = [label(child) for child in children(tree)]
     rows = _judged_rows(len(names), len(targets))
     judged = {member: output[:rows] for member, output in outputs.items()}
@@ -73,11 +72,6 @@ def _judged_rows(members: int, rows: int) -> int:
     """How many rows every coalition of so many members answers; a part's first rows are a fair sample."""
     coalitions = 2**members if members <= MOST else 2 * members
     return max(1, min(rows, _MOST_JUDGED // coalitions))
-
-
-def _members(tree: Node, outputs: Mapping[Member, Output], spec: Spec) -> list[Floats]:
-    """Scores [N, K] of each of the root's members."""
-    return [replay(child, outputs, spec.signature.task).scores for child in children(tree)]
 
 
 def _diversity(
@@ -154,7 +148,7 @@ def occlusions(run: Run, specs: Mapping[str, Spec]) -> dict[str, dict[str, Figur
 def example_rows(run: Run, spec: Spec) -> list[int]:
     """The test rows that an ensemble's members contradict each other most about, most first."""
     outputs = {member: run.outputs(member, "test") for member in distinct(spec.tree)}
-    scores, shares = _members(spec.tree, outputs, spec), shares_of(spec.tree)
+    scores, shares = member_scores(spec.tree, outputs, spec.signature.task), shares_of(spec.tree)
     if spec.signature.task == "classification":
         doubt = uncertainty(scores, shares).epistemic
     else:

@@ -69,6 +69,6 @@ def retrain(
         done = train_models(
             [job],
             storage=run.folder / "training",
-            on_event=TrainingWatch(run, [name]),
+            on_event=TrainingWatch(run, {name: entry.training.epochs}),
         )
     return done[name]

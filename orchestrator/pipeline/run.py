@@ -178,7 +178,7 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
         chosen = found.chosen.digest if found and found.chosen else None
         digests = {variant: member.digest for variant, member in variants.items()}
         return {"run": name, "models": models, "variants": digests, "chosen": chosen}
-    members, specs = Assembly(run, models, variants, found).all()
+    members, specs = Assembly(run, models, variants, found, fresh=fresh).all()
     if until == "ensemble":
         refs = {ensemble: run.store.ref(f"{name}/{ensemble}") for ensemble in specs}
         return {"run": name, "models": models, "ensembles": refs}

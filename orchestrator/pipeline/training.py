@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from orchestrator.config.imports import resolve
@@ -38,22 +38,29 @@ def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None)
     for name, digest in imported.items():
         check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)
     jobs = [job_of(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
-    done = {} if fresh else _finished(run, jobs)
+    done = {} if fresh else finished(run, jobs)
     for name in done:
         run.progress("train", f"{name}: finished before")
     if len(done) < len(jobs):
         _check_imports(run)
-        run.cluster()
-        done = train_models(
-            jobs,
-            storage=run.folder / "training",
-            on_event=TrainingWatch(run, [job.name for job in jobs if job.name not in done]),
-            fresh=fresh,
-        )
+        done = trained(run, jobs, fresh=fresh)
     digests = {name: (imported | done)[name] for name in entries}
     for name, digest in digests.items():
         run.name_artifact(name, digest)
     return digests
+
+
+def trained(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[str, str]:
+    """Train on the cluster what the store lacks, and tell of it; name -> digest.
+
+    Args:
+        run: whose.
+        jobs: all of them, finished or not.
+        fresh: forget settings and checkpoints kept under their names.
+    """
+    run.cluster()
+    watch = TrainingWatch(run, {job.name: job.entry.training.epochs for job in jobs})
+    return train_models(jobs, storage=run.folder / "training", on_event=watch, fresh=fresh)
 
 
 def curves(run: Run, models: dict[str, str]) -> dict[str, list[dict[str, float]]]:
@@ -99,7 +106,7 @@ def _check_imports(run: Run) -> None:
             resolve(path, run.allowed)
 
 
-def _finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:
+def finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:
     """Jobs whose artifact is in the store; one with a teacher only once its teacher is known."""
     done: dict[str, str] = {}
     waiting = list(jobs)

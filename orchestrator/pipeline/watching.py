@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from orchestrator.pipeline.context import Run
 from orchestrator.progress import Best, Result, Training, Trials
@@ -19,26 +19,25 @@ TrainingEvent = EpochReport | str
 class TrainingWatch:
     """Tells of trainings that go on side by side."""
 
-    def __init__(self, run: Run, names: Iterable[str]) -> None:
-        self._run = run
-        for name in names:
-            run.progress("train", "", Training(name, "waiting", epochs=self._epochs(name)))
+    def __init__(self, run: Run, epochs: Mapping[str, int]) -> None:
+        """Begin; `epochs` of each training by its name."""
+        self._run, self._epochs = run, epochs
+        for name, count in epochs.items():
+            run.progress("train", "", Training(name, "waiting", epochs=count))
 
     def __call__(self, name: str, event: TrainingEvent) -> None:
         """An epoch of a model, or a line about it."""
-        text = f"{name}: {event_text(self._run, name, event)}"
-        fact = Training(name, "training", epochs=self._epochs(name))
+        epochs = self._epochs[name]
+        text = f"{name}: {event_text(self._run, epochs, event)}"
+        fact = Training(name, "training", epochs=epochs)
         if isinstance(event, EpochReport):
-            fact = epoch_of(self._run, name, event, self._epochs(name))
+            fact = epoch_of(self._run, name, event, epochs)
         elif isinstance(event, Ended | Failed):
             fact = Training(name, "failed" if isinstance(event, Failed) else "trained")
         else:
             self._run.progress("train", text)
             text = ""
         self._run.progress("train", text, fact)
-
-    def _epochs(self, name: str) -> int:
-        return self._run.config.models[name].training.epochs
 
 
 class SearchWatch:
@@ -161,11 +160,10 @@ def epoch_of(run: Run, name: str, report: EpochReport, epochs: int | None = None
     )
 
 
-def event_text(run: Run, name: str, event: TrainingEvent) -> str:
-    """An epoch of a model in one line, with the minutes that the others will take."""
+def event_text(run: Run, epochs: int, event: TrainingEvent) -> str:
+    """One of so many epochs of a model in one line, with the minutes that the others will take."""
     if isinstance(event, str):
         return event
-    epochs = run.config.models[name].training.epochs
     metric = run.config.metric.label
     left = event.seconds * (epochs - event.epoch - 1)
     return (

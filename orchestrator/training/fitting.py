@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from orchestrator.config.data import PartName
 from orchestrator.config.groups import nth_seed
 from orchestrator.config.signature import Signature
+from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
+from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.errors import DataError, StoreLockedError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
@@ -24,10 +27,12 @@ from orchestrator.models.together import Together, weights_of_member
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.batches import Views
 from orchestrator.training.checkpoint import Checkpoint, Stopped
 from orchestrator.training.device import device_of
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
+from orchestrator.training.offset import Offset, StageCaches, of_stage
 from orchestrator.training.state import EpochReport, TrainState
 from orchestrator.training.teacher import TeacherCache
 
@@ -54,22 +59,21 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
     dataset, checkpoint = open_cached(Path(job.data_folder)), Checkpoint(store, job.key())
     device = torch.device(device_of(entry.resources.gpus))
     rows, state = train_rows(job, dataset), checkpoint.load() or TrainState()
-    cache = None if state.finished else teacher_cache(job, store, rows, device)
-    if cache is not None:
-        fill_cache(cache, job, store)
+    said = None if state.finished else said_by_others(job, store, dataset, rows, device)
     for report in state.curve:
         on_epoch(report)
+    signature = signature_of(job, dataset)
     reports = train(
-        module_of(job, dataset.signature),
+        module_of(job, signature),
         rows,
         dataset.part("validation"),
         entry.training,
-        signature=dataset.signature,
+        signature=signature,
         metric=job.metric,
         seed=job.seed,
         threads=threads,
         device=device,
-        teacher=None if cache is None else cache.outputs(),
+        teacher=said,
         state=state,
         allowed=job.allowed,
     )
@@ -86,10 +90,13 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
 
 
 def module_of(job: TrainJob, signature: Signature) -> nn.Module:
-    """What is trained, fresh: the model, or all that are trained together, each from a seed of its own."""
+    """What is trained, fresh: the model, or all that are trained together, each from a seed of its own.
+
+    So have a boosting's stages: a later one would else learn with the features that the first has used up.
+    """
     if job.entry.together is None:
         assert job.entry.model is not None  # checked by TrainJob.settings
-        return build(job.entry.model, signature, allowed=job.allowed, seed=job.seed)
+        return build(job.entry.model, signature, allowed=job.allowed, seed=job.seed + len(job.before))
     members = [
         build(model, signature, allowed=job.allowed, seed=nth_seed(job.seed, number))
         for number, model in enumerate(job.entry.together, 1)
@@ -98,9 +105,14 @@ def module_of(job: TrainJob, signature: Signature) -> nn.Module:
 
 
 def train_rows(job: TrainJob, dataset: Dataset) -> Part:
-    """The rows to learn from; of a transfer set all labels are struck out."""
+    """The rows to learn from, without the job's fold; of a transfer set all labels are struck out."""
     if job.transfer_folder is None:
-        return dataset.part("train")
+        part = dataset.part("train")
+        if job.fold is None:
+            return part
+        number, folds = job.fold
+        kept = np.flatnonzero(fold_of(len(part), folds) != number)
+        return Part(part.inputs[kept], part.targets[kept], part.ids[kept])
     transfer = open_cached(Path(job.transfer_folder))
     if transfer.signature.input_shape != dataset.signature.input_shape:
         raise DataError(
@@ -115,6 +127,29 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
     return Part(part.inputs, targets, part.ids)
 
 
+def said_by_others(
+    job: TrainJob, store: Store, dataset: Dataset, rows: Part, device: torch.device, *, fill: bool = True
+) -> Views | Offset | None:
+    """What a teacher, or the earlier stages of a boosting, say of the rows; None of a model by itself.
+
+    Args:
+        job: names them.
+        store: keeps their outputs.
+        dataset: of the job.
+        rows: that it learns from.
+        device: where outputs are computed.
+        fill: compute those that are missing; else another process does, before they are read.
+    """
+    teacher, stages = teacher_cache(job, store, rows, device), stage_caches(job, store, dataset, device)
+    caches = [] if teacher is None else [teacher]
+    for cache in caches if stages is None else stages.caches():
+        if fill:
+            cache.fill(lambda cache=cache: teacher_of(job, store, cache.digest))  # type: ignore[misc]
+    if stages is not None:
+        return stages.offset()
+    return None if teacher is None else teacher.outputs()
+
+
 def teacher_cache(job: TrainJob, store: Store, rows: Part, device: torch.device) -> TeacherCache | None:
     """Where the teacher's outputs on the rows are, or are to be, in every view; None without a teacher."""
     digest = job.teacher_digest
@@ -127,9 +162,28 @@ def teacher_cache(job: TrainJob, store: Store, rows: Part, device: torch.device)
     return TeacherCache(store, digest, data, rows, task, training, job.seed, threads, str(device))
 
 
-def fill_cache(cache: TeacherCache, job: TrainJob, store: Store) -> None:
-    """Put what is missing into the store."""
-    cache.fill(lambda: teacher_of(job, store, str(job.teacher_digest)))
+def stage_caches(job: TrainJob, store: Store, dataset: Dataset, device: torch.device) -> StageCaches | None:
+    """Where the outputs of a boosting's earlier stages are, or are to be; None of a model by itself."""
+    if not job.before:
+        return None
+    training, task = job.entry.training, dataset.signature.task
+    plain = training.model_copy(update={"augment": Augment()})
+
+    def kept(part: PartName, training: Training) -> list[tuple[TeacherCache, float]]:
+        data = dataset.digest if part == "train" else f"{dataset.digest} {part}"
+        place = (job.entry.resources.cpus, str(device))
+        rows = dataset.part(part)
+        return [
+            (TeacherCache(store, digest, data, rows, task, training, job.seed, *place), factor)
+            for digest, factor in job.before
+        ]
+
+    return StageCaches(kept("train", training), kept("validation", plain))
+
+
+def signature_of(job: TrainJob, dataset: Dataset) -> Signature:
+    """Of the model that is trained."""
+    return of_stage(dataset.signature) if job.before else dataset.signature
 
 
 def teacher_of(job: TrainJob, store: Store, digest: str) -> nn.Module:
@@ -189,13 +243,18 @@ def _store_result(
         "torch": torch.__version__,
         **job.place(),
     }
+    if job.fold is not None:
+        what["fold"] = list(job.fold)
+        what["rows"] = rows_digest(train_rows(job, dataset).ids)
+    if job.before:
+        what["before"] = [[digest, factor] for digest, factor in job.before]
     weights, epochs = _result(job, state)
     draft = Draft(
         model=job.entry.model,
-        signature=dataset.signature,
+        signature=signature_of(job, dataset),
         plan=(),
         decisions=(),
-        parents=() if job.teacher_digest is None else (job.teacher_digest,),
+        parents=tuple(filter(None, (job.teacher_digest, *(digest for digest, _ in job.before)))),
         data=dataset.digest,
         seed=job.seed,
         what=what,

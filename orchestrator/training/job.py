@@ -39,6 +39,10 @@ class TrainJob:
     """An artifact to distil from; not given when the teacher is another job of the same call."""
     transfer_folder: str | None = None
     """Cache folder of the transfer set that `entry.training.transfer` describes."""
+    before: tuple[tuple[str, float], ...] = ()
+    """Of a boosting's stage: digest and factor of each one before it, whose sum its outputs are added to."""
+    fold: tuple[int, int] | None = None
+    """(number, of so many): train rows of this fold are left out (`data.split.fold_of`)."""
 
     def plain(self) -> dict[str, Any]:
         """As plain values; `from_plain` reads them."""
@@ -53,6 +57,8 @@ class TrainJob:
                 "entry": ModelEntry.model_validate(values["entry"]),
                 "metric": Metric.model_validate(values["metric"]),
                 "allowed": tuple(values["allowed"]),
+                "fold": None if values["fold"] is None else tuple(values["fold"]),
+                "before": tuple((digest, factor) for digest, factor in values["before"]),
             }
         )
 
@@ -63,7 +69,7 @@ class TrainJob:
             raise TrainingError("an imported model is not trained", self.name, "leave it out of the jobs")
         teacher = self.teacher_digest or entry.teacher
         transfer = None if self.transfer_folder is None else open_cached(Path(self.transfer_folder)).digest
-        found = {
+        found: dict[str, Any] = {
             "stage": "train",
             "version": VERSION if teacher is None else DISTILLED_VERSION,
             "model": entry.model.plain(),
@@ -77,8 +83,13 @@ class TrainJob:
             "workers": list(resources.span),
             "strategy": resources.strategy,
             "gpu": resources.gpus > 0,
+            **self.place(),
         }
-        return {**found, **self.place()}
+        if self.before:
+            found["before"] = [list(pair) for pair in self.before]
+        if self.fold is not None:
+            found["fold"] = list(self.fold)
+        return found
 
     def place(self) -> dict[str, Any]:
         """Which of the models of its training this is, and what they are; empty for one that stands alone."""

@@ -29,6 +29,7 @@ from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
 from orchestrator.training.lookahead import SlowWeights
 from orchestrator.training.losses import Loss, loss_settings, make_loss
+from orchestrator.training.offset import Offset, added
 from orchestrator.training.optim import make_optimizer, rate, set_rate
 from orchestrator.training.sharding import Strategy
 from orchestrator.training.state import EpochReport, TrainState
@@ -53,7 +54,7 @@ def train(
     seed: int,
     threads: int | None = None,
     device: str | torch.device = "cpu",
-    teacher: Teacher | None = None,
+    teacher: Teacher | Offset | None = None,
     masks: Mapping[str, Tensor] | None = None,
     state: TrainState | None = None,
     first_epoch: int = 0,
@@ -79,7 +80,7 @@ def train(
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
-            [N, K] without augmentation, else [V, N, K].
+            [N, K] without augmentation, else [V, N, K]. For a stage of a boosting: what it adds to.
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
         state: where to start, brought up to date before each report: save it to go on later.
         first_epoch: row order, augmentation and random numbers are those of the epochs from here on, for a
@@ -171,7 +172,11 @@ class _Run:
                 set_memory_format(self.module, torch.contiguous_format)
 
     def prepare(
-        self, train: Part, signature: Signature, teacher: Teacher | None, masks: Mapping[str, Tensor]
+        self,
+        train: Part,
+        signature: Signature,
+        teacher: Teacher | Offset | None,
+        masks: Mapping[str, Tensor],
     ) -> None:
         """Check the request; put module, optimizer and masks where they belong, and load the state."""
         settings, place = self.settings, self.place
@@ -180,6 +185,9 @@ class _Run:
         if isinstance(chosen, DistillationLoss) and teacher is None and not self.state.finished:
             raise ConfigError("a distillation loss needs a teacher", fix="name a teacher")
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
+        self.offset: Offset | None = None
+        if isinstance(teacher, Offset):
+            self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
         self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, settings.sample)
         self._check_rows(len(self.rows.drawn))
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
@@ -220,7 +228,10 @@ class _Run:
         started = time.perf_counter()
         number = self.state.epoch
         loss, lr = self._learn(number)
-        value = score(self.metric, self._evaluate(), self.validation.targets, allowed=self.allowed)
+        outputs = self._evaluate()
+        if self.offset is not None:
+            outputs = outputs + self.offset.validation.read(0)
+        value = score(self.metric, outputs, self.validation.targets, allowed=self.allowed)
         report = EpochReport(number, loss, float(value), lr, time.perf_counter() - started)
         self._advance(report)
         return report

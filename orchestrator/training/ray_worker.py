@@ -22,9 +22,16 @@ from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.store.store import Store
 from orchestrator.training import sharding
 from orchestrator.training.batches import Views
-from orchestrator.training.fitting import fill_cache, module_of, store_results, teacher_cache, train_rows
+from orchestrator.training.fitting import (
+    module_of,
+    said_by_others,
+    signature_of,
+    store_results,
+    train_rows,
+)
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
+from orchestrator.training.offset import Offset
 from orchestrator.training.state import EpochReport, TrainState
 
 log = logging.getLogger(__name__)
@@ -60,7 +67,7 @@ class _Ready:
     rows: Part
     state: TrainState
     module: nn.Module
-    teacher: Views | None
+    others: Views | Offset | None
 
 
 def _train(job: TrainJob, mailbox: Mailbox) -> str:
@@ -76,12 +83,12 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
         ready.rows,
         ready.dataset.part("validation"),
         training,
-        signature=ready.dataset.signature,
+        signature=signature_of(job, ready.dataset),
         metric=job.metric,
         seed=job.seed,
         threads=resources.cpus,
         device=device,
-        teacher=ready.teacher,
+        teacher=ready.others,
         state=ready.state,
         rank=rank,
         world=world,
@@ -94,17 +101,16 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
 
 
 def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
-    """Open what the training needs; rank 0 also computes the teacher's outputs that are missing."""
+    """Open what the training needs; rank 0 also computes the outputs of others that are missing."""
     dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
     rows = train_rows(job, dataset)
     state = _last_state()
     if rank == 0:
         _announce(job, state, len(rows.ids), world, device, mailbox)
-    module = module_of(job, dataset.signature)
-    cache = None if state.finished else teacher_cache(job, store, rows, device)
-    if cache is not None and rank == 0:
-        fill_cache(cache, job, store)
-    return _Ready(dataset, store, rows, state, module, None if cache is None else cache.outputs())
+    module, others = module_of(job, signature_of(job, dataset)), None
+    if not state.finished:
+        others = said_by_others(job, store, dataset, rows, device, fill=rank == 0)
+    return _Ready(dataset, store, rows, state, module, others)
 
 
 def _last_state() -> TrainState:

@@ -17,7 +17,16 @@ from orchestrator.compression.ensembles import as_other
 from orchestrator.compression.plan import apply_plan
 from orchestrator.compression.step import Context
 from orchestrator.config.calibration import TemperatureScaling
-from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, Stacking, WeightedMix
+from orchestrator.config.ensemble import (
+    Boosting,
+    Cascade,
+    Member,
+    Node,
+    Parallel,
+    Spec,
+    Stacking,
+    WeightedMix,
+)
 from orchestrator.config.measure import Metric
 from orchestrator.config.steps import Distill, Merge, Plan
 from orchestrator.config.training import Training
@@ -72,6 +81,9 @@ TREES: dict[str, Callable[[Member, Member, Member], Node]] = {
     ),
     "cascade": lambda a, b, c: Cascade(stages=(a, WeightedMix(members=(b, c))), tolerance=0.5),
     "stack": lambda a, b, c: Stacking(policy="stacking", members=(a, b, c)),
+    "boosting": lambda a, b, c: Boosting(
+        policy="boosting", base="m0", members=(a, b, c), factors=(1.0, 0.5, 0.25)
+    ),
     "vote": lambda a, b, c: Parallel(members=(a, b, c), rule="vote"),
 }
 

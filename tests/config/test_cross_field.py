@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Guarantee
+from orchestrator.config.ensemble import Cascade
+from orchestrator.config.guarantee import Guarantee
 from tests.config.toys import DISTILLED, model, refused, run, student
 
 
@@ -128,6 +129,90 @@ def test_an_ensemble_may_use_only_those_before_it() -> None:
 )
 def test_weights_and_thresholds_fit_the_members(more: dict[str, Any], said: str) -> None:
     assert said in refused(ensembles={"x": more})
+
+
+BOOSTING = {"kind": "sequential", "policy": "boosting", "base": "small"}
+TOGETHER = {
+    "big": model("cnn"),
+    "pair": {**model("mlp"), "copies": 2, "training": {"loss": {"kind": "mutual"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "huge"}}},
+            "base: no model is named 'huge'; models: big, small",
+        ),
+        (
+            {
+                "ensembles": {"x": BOOSTING},
+                "models": {"big": model("cnn"), "small": student("big")},
+            },
+            "base: 'small' must be trained here and from labels",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "pair"}}, "models": TOGETHER},
+            "base: no model is named 'pair'; models: big, pair-1, pair-2",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"base": "pair-1"}}, "models": TOGETHER},
+            "base: 'pair-1' is one of several models of a training",
+        ),
+        (
+            {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},
+            "ensembles.x: boosting stands in an ensemble of its own",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING, "x-3": pair("big", "small")}},
+            "ensembles.x: the name 'x-3' is that of a stage",
+        ),
+        (
+            {
+                "ensembles": {
+                    "x": BOOSTING,
+                    "y": pair("x", "big", kind="sequential") | {"criterion": "agreement"},
+                }
+            },
+            "stage x has no members that could agree",
+        ),
+    ],
+)
+def test_boosting_needs_a_model_to_train_and_names_for_its_stages(changed: dict[str, Any], said: str) -> None:
+    assert run(ensembles={"x": BOOSTING, "y": pair("x", "big")})
+    assert said in refused(**changed)
+
+
+STACK = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"], "folds": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"ensembles": {"x": {"kind": "parallel", "members": ["big", STACK]}}},
+            "a stack with folds stands in an ensemble of its own",
+        ),
+        (
+            {"ensembles": {"x": STACK | {"members": ["big", "chosen"]}}},
+            "folds: member 'chosen' must be a model that is trained here",
+        ),
+        (
+            {"ensembles": {"x": STACK}, "models": {"big": model("cnn"), "small": student("big")}},
+            "folds: member 'small' must be a model that is trained here, without 'teacher'",
+        ),
+        (
+            {"ensembles": {"x": STACK | {"members": ["big", "pair"]}}, "models": TOGETHER},
+            "folds: member 'pair-1' is one of several models of a training",
+        ),
+    ],
+)
+def test_folds_need_members_that_can_be_trained_again(changed: dict[str, Any], said: str) -> None:
+    found = run(ensembles={"x": STACK, "y": pair("x", "big")})
+    assert "folds" not in run(ensembles={"x": STACK | {"folds": None}}).ensembles["x"].plain()
+    assert found.ensembles["x"].plain()["folds"] == 3
+    assert said in refused(**changed)
 
 
 @pytest.mark.parametrize(

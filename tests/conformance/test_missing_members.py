@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator.config.ensemble import Ensemble, Member, Node, Parallel, leaves
+from orchestrator.config.ensemble import Boosting, Ensemble, Member, Node, Parallel, leaves
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import VOTE_RULES
@@ -30,6 +30,7 @@ from tests.conformance.trees import (
     TREES,
     TRUTH,
     VALUES,
+    dispensable,
     every,
     lenient,
     stack,
@@ -71,14 +72,23 @@ def check_degraded(tree: Node, table: dict[Member, Output], task: Task, without:
 
 @every(TREES)
 def test_a_missing_or_poisoned_member_is_left_out_where_the_quorum_allows_it(tree: Ensemble) -> None:
-    for member in leaves(tree):
+    for member in dispensable(tree):
         check_degraded(lenient(tree), TABLE, "classification", member)
 
 
 @every(REGRESSION)
 def test_a_missing_or_poisoned_member_of_a_regression(tree: Ensemble) -> None:
-    for member in leaves(tree):
+    for member in dispensable(tree):
         check_degraded(lenient(tree), VALUES, "regression", member)
+
+
+@every(TREES)
+def test_only_the_first_stage_of_a_boosting_is_needed_whatever_the_quorum(tree: Ensemble) -> None:
+    needed = set(leaves(tree)) - set(dispensable(tree))
+    assert needed == ({MEMBERS[0]} if isinstance(tree, Boosting) else set())
+    for member in needed:
+        with pytest.raises(QuorumError, match=rf"{member.name} \("):
+            replay(lenient(tree), missing(TABLE, member), "classification")
 
 
 @every({**RULES, **METHODS, "stacking": stack(3)})
@@ -90,7 +100,7 @@ def test_the_only_member_that_is_left_decides(tree: Ensemble) -> None:
             np.testing.assert_allclose(found, log_softmax(TABLE[member]), atol=1e-12)
 
 
-@every(REGRESSION)
+@every({name: tree for name, tree in REGRESSION.items() if not isinstance(tree, Boosting)})
 def test_the_only_member_of_a_regression_that_is_left_answers(tree: Ensemble) -> None:
     for member in MEMBERS:
         found = replay(lenient(tree), {member: VALUES[member]}, "regression").scores
@@ -121,7 +131,7 @@ def check_fitted(
     found = fit(lenient(unfitted(tree)), table, targets, metric, task)
     again = type(found).model_validate_json(found.model_dump_json())
     assert again == found
-    for member in leaves(tree):
+    for member in dispensable(tree):
         for spoil in (missing, poisoned):
             answers = [replay(node, spoil(table, member), task) for node in (found, again)]
             np.testing.assert_array_equal(answers[0].outputs, answers[1].outputs)

@@ -12,8 +12,10 @@ import pytest
 
 from orchestrator.config.ensemble import (
     VALUE_RULES,
+    Boosting,
     Combined,
     Ensemble,
+    Member,
     Method,
     Node,
     Parallel,
@@ -21,8 +23,10 @@ from orchestrator.config.ensemble import (
     Stacking,
     WeightedMix,
     children,
+    leaves,
     with_children,
 )
+from orchestrator.ensemble.quorum import answers_without
 from tests.ensemble.toys import A, B, C, D, cascade, mix, outputs, parallel, values
 
 TABLE, TARGETS = outputs(rows=80, classes=3)
@@ -40,6 +44,8 @@ def stack(outputs: int) -> Stacking:
     return Stacking(policy="stacking", members=MEMBERS, coefficients=tuple(map(tuple, np.vstack(blocks))))
 
 
+BOOSTING = Boosting(policy="boosting", base="a", rounds=3, members=MEMBERS, factors=(0.5, 0.2, 0.3))
+"""Factors of sum 1, so that values stay between those of the members."""
 RULES: dict[str, Ensemble] = {
     rule: Parallel(members=MEMBERS, rule=rule, weights=WEIGHTS if rule == "weighted_vote" else None)
     for rule in get_args(Rule)
@@ -66,6 +72,8 @@ TREES: dict[str, Ensemble] = {
     ),
     "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
     "stacking": stack(3),
+    "boosting": BOOSTING,
+    "mix_of_boosting": mix(BOOSTING, D, weights=(0.6, 0.4)),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
         cascade(A, C, thresholds=(0.7,)), cascade(B, D, thresholds=(0.6,)), weights=(0.4, 0.6)
@@ -83,6 +91,7 @@ REGRESSION: dict[str, Ensemble] = {
     ),
     "gate": METHODS["gate"].model_copy(update={"gate": tuple(row[:3] for row in GATE)}),
     "stacking": stack(2),
+    "boosting": BOOSTING,
 }
 
 
@@ -102,3 +111,8 @@ def lenient(node: Node) -> Node:
     if not isinstance(node, Combined):
         return node
     return with_children(node, [lenient(child) for child in children(node)]).model_copy(update={"quorum": 1})
+
+
+def dispensable(tree: Node) -> list[Member]:
+    """Members without which the lenient tree answers: all but those that others are nothing without."""
+    return [member for member in leaves(tree) if answers_without(lenient(tree), [member])]

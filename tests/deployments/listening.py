@@ -77,7 +77,7 @@ def front(**limits: float) -> Front:
 def listening(over: Front, access: Access | None = None) -> Iterator[Ports]:
     """Serve in a thread for the length of the block."""
     ports = Ports(free_port(), free_port())
-    app = HttpApp(over, GrpcServer(over, "127.0.0.1", ports.grpc, access))
+    app = HttpApp(over, [GrpcServer(over, "127.0.0.1", ports.grpc, access)])
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=ports.http, lifespan="on", log_level="warning")
     )

@@ -63,9 +63,3 @@ def test_tls_files_that_cannot_be_used_are_told_before_ray_is_asked(tmp_path: Pa
     serving = ServingSettings(tls=TlsSettings(certificate=str(path), key=str(path)))
     with pytest.raises(ConfigError, match="the TLS files cannot be used"):
         local._check_files(serving)
-
-
-def test_tls_is_refused_with_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    with pytest.raises(ConfigError, match="HAProxy cannot serve TLS"):
-        local._check_files(ServingSettings(tls=TlsSettings(certificate="/c.pem", key="/k.pem")))

@@ -25,9 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 FUSED, MIXED, DISTRIBUTED = "table", "cascade", "alone"
 LISTEN = "0A"
-HAPROXY = b"bin/haproxy"
 HTTP_PORTS = range(30_000, 31_001)
-"""Where Serve lets replicas of an ingress listen for HAProxy."""
+"""Where Serve would let replicas of an ingress listen for HAProxy."""
 LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 
 
@@ -55,9 +54,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         patch.setenv("PYTHONPATH", str(ROOT))
         with connected(cpus=2), serve_locally(settings, ready_s=300):
             yield Running(port, store, {spec.name: spec for spec in specs})
-            doors = below(os.getpid(), HAPROXY)
-            assert doors
-    assert not [process for process in doors if HAPROXY in command(process)]
 
 
 @pytest.mark.parametrize("name", [FUSED, MIXED, DISTRIBUTED])
@@ -114,17 +110,12 @@ def listening(process: int) -> list[tuple[str, int]]:
     return found
 
 
-def test_nothing_that_takes_http_listens_beyond_loopback(running: Running) -> None:
-    # One that was replaced is still there until its last connection is closed.
-    doors = [door for process in below(os.getpid(), HAPROXY) for door in listening(process)]
-    assert running.port in [port for _, port in doors]
-    assert len(doors) >= 3
-    assert {address for address, _ in doors} <= set(LOOPBACK), doors
-    replicas = [
-        door
-        for process in below(os.getpid(), b"ServeReplica")
-        for door in listening(process)
-        if door[1] in HTTP_PORTS
-    ]
-    assert replicas
-    assert {address for address, _ in replicas} <= set(LOOPBACK), replicas
+def test_the_ingress_listens_on_loopback_and_nobody_else_takes_http(running: Running) -> None:
+    replicas = below(os.getpid(), b"ServeReplica")
+    doors = [door for process in replicas for door in listening(process)]
+    ours = {address for address, port in doors if port == running.port}
+    assert ours
+    assert ours <= set(LOOPBACK)
+    assert not [door for door in doors if door[1] in HTTP_PORTS]
+    assert not below(os.getpid(), b"bin/haproxy")
+    assert not below(os.getpid(), b"ProxyActor")

@@ -61,7 +61,7 @@ class Running:
 
         self.front = Front([Served(describe(self.follower.spec), self.follower.predict, ready)], settings)
         self.routes = Admin({"mix": Controls(store, NAME, tell)}, settings).routes()
-        self.app = HttpApp(self.front, None, self.routes)
+        self.app = HttpApp(self.front, (), self.routes)
 
     def _renew(self, spec: Spec) -> None:
         self.front.renew(describe(spec))

@@ -39,7 +39,7 @@ from tests.deployments.pictures import png
 from tests.deployments.toys import in_process, open_store, rows_of
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("alone", "average", "cascade", "mix", "table")
+NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -121,7 +121,7 @@ def test_leftovers_are_removed_and_a_start_that_fails_says_why(tmp_path: Path, c
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     settings = AppSettings(store=str(store.root), specs=specs[:1], serving=ServingSettings(port=port))
-    local._start(build_app(settings), settings.serving)  # as a program does that is killed afterwards
+    local._start(build_app(settings))  # as a program does that is killed afterwards
     with (
         pytest.raises(ServingError, match=r"weights\.safetensors of the artifact is damaged"),
         serve_locally(settings, ready_s=300),

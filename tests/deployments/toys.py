@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import Prediction, distinct, predict
@@ -64,6 +64,11 @@ def specs(store: Store) -> tuple[Spec, ...]:
         Spec(name="mix", tree=mix, signature=DIGITS),
         Spec(name="table", tree=WeightedMix(members=tables, weights=(0.9, 0.1)), signature=TABLE),
         Spec(name="alone", tree=cnn, signature=DIGITS),
+        Spec(
+            name="boosted",
+            tree=Boosting(policy="boosting", base="table0", members=tables, factors=(1.0, 0.3)),
+            signature=TABLE,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
 from orchestrator.ensemble.fit import fit
@@ -131,3 +131,12 @@ def test_values_and_their_deviation_of_a_regression() -> None:
     np.testing.assert_allclose((weights[:, :, None] * answers).sum(axis=1), prediction.outputs, rtol=1e-5)
     expected = np.sqrt(0.3 * 0.7) * np.abs(table[A] - table[B])
     np.testing.assert_allclose(disagreement(answers, weights, prediction), expected.mean(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("missing", "counted"), [((), [1, 1, 1]), ((C,), [1, 1, 0]), ((B,), [1, 0, 0])])
+def test_stages_of_a_sum_count_alike_as_far_as_it_goes(
+    missing: tuple[Member, ...], counted: list[int]
+) -> None:
+    tree = fitted(Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 0.5, 0.2), quorum=1))
+    weights = member_weights(tree, answered(tree, missing), "classification")
+    np.testing.assert_allclose(weights, np.tile(np.array(counted) / sum(counted), (len(weights), 1)))

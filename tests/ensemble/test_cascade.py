@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Cascade, Ensemble, Guarantee, Node, Parallel
+from orchestrator.config.ensemble import Cascade, Ensemble, Node, Parallel
+from orchestrator.config.guarantee import Guarantee
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.thresholds import NONE_LEAVES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.config.ensemble import Cascade, Member, Parallel, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import Prediction, distinct, replay
@@ -80,9 +80,23 @@ def test_the_best_of_an_error_metric_has_the_least() -> None:
     np.testing.assert_array_equal(found.outputs, table[B])
 
 
+def test_a_later_stage_of_a_boosting_never_answers_alone() -> None:
+    boosted = Boosting(policy="boosting", base="a", members=(A, B), factors=(1.0, 0.5), quorum=2)
+    tree = fit(
+        Parallel(members=(boosted, C), quorum=2, fallback="best"), TABLE, LABELS, Metric(), "classification"
+    )
+    first, second, other = distinct(tree)
+    assert replay(tree, {first: TABLE[A]}, "classification").members[first].all()
+    assert replay(tree, {second: TABLE[B], other: TABLE[C]}, "classification").members[other].all()
+    with pytest.raises(QuorumError):
+        replay(tree, {second: TABLE[B]}, "classification")
+
+
 def test_it_belongs_to_the_root_and_needs_a_quorum_and_changes_no_digest_where_it_is_not() -> None:
     with pytest.raises(ValidationError, match="needs a quorum"):
         Parallel(members=(A, B), fallback="best")
+    with pytest.raises(ValidationError, match="needs a quorum"):
+        Boosting(policy="boosting", base="a", fallback="best")
     with pytest.raises(ValidationError, match="outermost"):
         Parallel(members=(Parallel(members=(A, B), quorum=1, fallback="best"), C))
     assert "fallback" not in Parallel(members=(A, B)).plain()

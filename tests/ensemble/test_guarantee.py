@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator.config.ensemble import Guarantee
+from orchestrator.config.guarantee import Guarantee
 from orchestrator.ensemble.certainty import certainty
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.guarantee import certify, least_rows, p_value

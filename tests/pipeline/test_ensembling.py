@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.config.ensemble import Parallel, Stacking, WeightedMix
+from orchestrator.config.ensemble import Boosting, Parallel, Stacking, WeightedMix
 from orchestrator.pipeline.ensembling import describe
 from tests.ensemble.toys import A, B, C
 
@@ -15,4 +15,6 @@ def test_the_line_about_members_says_how_they_are_combined() -> None:
     mix = WeightedMix(members=(A, inner), method="greedy", weights=(0.5, 0.5))
     stack = Stacking(policy="stacking", members=(A, mix))
     assert describe(stack) == "stack of a, weighted_mix(a, parallel(b, c))"
+    boosting = Boosting(policy="boosting", base="a", members=(A, B), factors=(1.0, 0.25))
+    assert describe(boosting) == "sum of 1 a, 0.25 b"
     assert describe(mix) == "by greedy: 0.500 a, 0.500 parallel(b, c)"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.ensemble import Member, leaves
+from orchestrator.config.ensemble import leaves
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
+from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.context import Run, open_run
-from orchestrator.pipeline.ensembling import fit_ensembles
 from orchestrator.pipeline.training import curves, job_of, train
 from orchestrator.progress import Progress
 from orchestrator.training.fitting import fit
@@ -57,6 +57,5 @@ def test_all_models_of_a_group_are_named_and_combined(
     assert {name: len(curve) for name, curve in curves(run, digests).items()} == dict(
         zip(NAMES, [2, 2, 4, 4, 2, 2], strict=True)
     )
-    members = {name: Member(name=name, digest=digest, execution="eager") for name, digest in digests.items()}
-    spec = fit_ensembles(run, members, None)["mix"]
-    assert [member.name for member in leaves(spec.tree)] == NAMES
+    _, specs = Assembly(run, digests, {}, None).all()
+    assert [member.name for member in leaves(specs["mix"].tree)] == NAMES

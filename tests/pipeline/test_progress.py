@@ -16,10 +16,10 @@ from tests.search.rows import measured, parent
 
 def test_an_epoch_says_how_long_the_rest_will_take() -> None:
     run: Any = SimpleNamespace(config=config(port=1))
-    first = event_text(run, "teacher", EpochReport(0, 0.5, 0.9, 0.1, 300.0))
+    first = event_text(run, 3, EpochReport(0, 0.5, 0.9, 0.1, 300.0))
     assert first == "epoch 1 of 3, loss 0.5000, validation accuracy 0.9000, 300.0 s, about 10 min left"
-    assert "left" not in event_text(run, "teacher", EpochReport(0, 0.5, 0.9, 0.1, 20.0)), "under a minute"
-    assert "left" not in event_text(run, "teacher", EpochReport(2, 0.5, 0.9, 0.1, 300.0)), "the last one"
+    assert "left" not in event_text(run, 3, EpochReport(0, 0.5, 0.9, 0.1, 20.0)), "under a minute"
+    assert "left" not in event_text(run, 3, EpochReport(2, 0.5, 0.9, 0.1, 300.0)), "the last one"
 
 
 class Told(list[Event]):
@@ -75,7 +75,7 @@ def test_a_search_tells_the_best_so_far_and_how_long_it_will_take() -> None:
 
 def test_a_training_is_followed_from_waiting_to_its_end() -> None:
     run, told = run_told()
-    watch = TrainingWatch(run, ["teacher"])
+    watch = TrainingWatch(run, {"teacher": 3})
     watch("teacher", "starts: 3 epochs of 288 rows, 1 worker x 1 core, cpu")
     watch("teacher", EpochReport(0, 0.5, 0.9, 0.1, 2.0))
     watch("teacher", Ended("trained: abc"))

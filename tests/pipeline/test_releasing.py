@@ -92,7 +92,7 @@ def server(store: Store, file: Path) -> Iterator[str]:
     meter = Meter("test")
     served = [entry.served for entry in serving.front.entries.values()]
     site = Site([serving.follower.spec], served, meter, nobody)
-    app = HttpApp(serving.front, None, {**serving.routes, **site.routes()})
+    app = HttpApp(serving.front, (), {**serving.routes, **site.routes()})
     access = Access(AccessSettings(keys=str(file)))
     with listening(server_app(app, ["mix"], access, serving.front.serving, meter)) as url:
         yield url
