@@ -31,6 +31,7 @@ from orchestrator.errors import (
     OrchestratorError,
     OverloadedError,
     RefConflictError,
+    ServingError,
 )
 from orchestrator.store import releases
 from orchestrator.store.store import Store
@@ -146,6 +147,7 @@ class Follower:
         self._look()
         async with self._changing:
             await self._stage(digest)
+            self._refused = ("", 0.0)
 
     async def follow(self) -> None:
         """Look at the store now; what it says runs here afterwards.
@@ -224,7 +226,13 @@ class Follower:
 
     def _load(self, digest: str) -> Running:
         spec = releases.read(self._store, digest).spec
-        return Running(digest, spec, self._open(spec))
+        try:
+            return Running(digest, spec, self._open(spec))
+        except OrchestratorError:
+            raise
+        except Exception as error:  # whatever a model or a compiler does, what runs goes on
+            logger.exception("release %s of %s", digest[:12], self._name)
+            raise ServingError("a release cannot be loaded", f"{type(error).__name__}: {error}") from error
 
     async def _stage(self, digest: str) -> Running:
         for known in (self._live, self._candidate, self._staged):
@@ -268,6 +276,7 @@ class Follower:
             await self._try(None, None)
             await self._say_stopped(settings, f"it cannot run: {error}"[:300])
         else:
+            self._stopped = ""
             await self._try(candidate, Trial(settings))
 
     async def _take_over(self, found: Running) -> None:

@@ -25,7 +25,7 @@ from orchestrator.config.release import FeedbackSettings
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.tree import distinct
-from orchestrator.errors import MemberFailedError, RefConflictError
+from orchestrator.errors import MemberFailedError, RefConflictError, ServingError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
@@ -193,6 +193,32 @@ def test_a_release_that_cannot_run_changes_nothing(store: Store) -> None:
         await running.follower.follow()
         assert (await running.state())["problem"] == ""
         assert await running.infer(IMAGES[:2]) == before
+
+    serving(store, test)
+
+
+def test_a_defect_while_loading_changes_nothing_and_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        def defect(_spec: Spec) -> Any:
+            raise RuntimeError("/secret/path")
+
+        before = await running.infer(IMAGES[:1])
+        with monkeypatch.context() as patch:
+            patch.setattr(running.follower, "_open", defect)
+            got = await running.admin("promote", {"release": digest})
+            assert (got.status, "secret" in got.json()["error"]) == (409, False)
+            releases.promote(store, NAME, digest)
+            with pytest.raises(ServingError, match="secret"):
+                await running.follower.follow()
+            await running.follower.follow()  # not tried again at once
+            assert await running.infer(IMAGES[:1]) == before
+        assert (await running.admin("promote", {"release": digest})).status == 200
+        state = await running.state()
+        assert (state["live"], state["problem"]) == (digest, "")
 
     serving(store, test)
 
