@@ -177,8 +177,15 @@ def test_pages_of_other_sites_do_not_speak_for_this_machine(headers: dict[str, s
 
 def test_scopes_hold_where_the_application_is_mounted_below_a_path(file: Path) -> None:
     data = keys.add(file, "ann", "data")
-    scope = {"type": "http", "method": "POST", "root_path": "/below", "path": "/below/admin/x"}
-    scope |= {"headers": [(b"x-api-key", data.encode())], "client": REMOTE, "server": REMOTE}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "root_path": "/below",
+        "path": "/below/admin/x",
+        "headers": [(b"x-api-key", data.encode())],
+        "client": REMOTE,
+        "server": REMOTE,
+    }
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
