@@ -178,9 +178,10 @@ class _Service:
 
     async def ModelInfer(self, asked: Any) -> Any:  # noqa: N802
         entry = self._front.find(asked.model_name, asked.model_version)
-        with self._front.gate:
+        with self._front.gate, self._front.bodies.room() as take:
             start = perf_counter_ns()
             try:
+                take(asked.ByteSize())
                 return await self._infer(asked, entry, start)
             except BaseException:
                 entry.statistics.fail(start)

@@ -54,7 +54,7 @@ def test_one_computation_for_all_members_of_a_request() -> None:
     computed.go_on.set()
 
     async def test(group: Group) -> list[np.ndarray]:
-        return await asyncio.gather(group.ask(A, rows(1)), group.ask(B, rows(1)))
+        return list(await asyncio.gather(group.ask(A, rows(1)), group.ask(B, rows(1))))
 
     found = asyncio.run(with_group(computed, test))
     assert computed.calls == [[1.0]]
@@ -70,7 +70,7 @@ def test_rows_that_break_a_member_do_not_take_it_from_other_requests() -> None:
         others = [asyncio.ensure_future(group.ask(B, rows(value))) for value in (9, 1)]
         await asyncio.sleep(0.01)
         computed.go_on.set()
-        return await asyncio.gather(first, *others, return_exceptions=True)
+        return list(await asyncio.gather(first, *others, return_exceptions=True))
 
     _, broken, sound = asyncio.run(with_group(computed, test))
     assert isinstance(broken, MemberFailedError)
