@@ -33,9 +33,9 @@ lint: $(STAMP) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy orchestrator deployments jobs tests examples benchmarks
 
-test: lint ## Lint, types, architecture tests and the whole suite
+test: lint ## Lint, types, architecture tests and the whole suite (QUICK=1: without Ray's slow tests)
 	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "ray or cluster" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "(ray or cluster)$(if $(QUICK), and not slow)" -n 2 --dist loadfile
 
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json

@@ -43,9 +43,16 @@ class FaultyMember(Member):
 class FaultyIngress(Ingress):
     """An ingress that may hold members."""
 
-    def __init__(self, specs: Sequence[Spec], places: Sequence[Any], serving: ServingSettings) -> None:
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        places: Sequence[Any],
+        serving: ServingSettings,
+        *more: Any,
+        **options: Any,
+    ) -> None:
         with _told([member for spec in specs for member in distinct(spec.tree)]):
-            super().__init__(specs, places, serving)
+            super().__init__(specs, places, serving, *more, **options)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def serving(
     variables = {FOLDER: str(folder), "PYTHONPATH": str(Path(__file__).parents[1])}
     with (
         patch.dict(os.environ, variables),
-        patch("deployments.build.Member", FaultyMember),
+        patch("deployments.members.Member", FaultyMember),
         patch("deployments.build.Ingress", FaultyIngress),
         connected(cpus=2),
         serve_locally(settings, ready_s=300) as url,

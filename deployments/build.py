@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,15 +18,17 @@ from ray.serve import Application
 from deployments import placement
 from deployments.composed import Composed
 from deployments.ingress import Ingress
-from deployments.member import Member
+from deployments.members import START_TRIES, Members
 from deployments.parallel import Parallel
 from deployments.placement import Here
+from deployments.releases.followed import Followed
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
-from orchestrator.config.serving import AppSettings, MemberOptions, Placement, ServingSettings
+from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
+from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 COMPOSED: Mapping[str, type[Composed]] = {
@@ -39,8 +40,6 @@ COMPOSED: Mapping[str, type[Composed]] = {
 """The deployment of each kind of ensemble; one model alone is passed on to."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
-START_TRIES = 3
-"""A replica that cannot start is tried so often before the application counts as failed."""
 NODE_SHARE = 0.001
 """Of a node's own resource, which exists to be asked for in small parts."""
 LIGHT = {"num_cpus": 0}
@@ -86,20 +85,25 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
     if settings.serving.access.keys and not PurePath(settings.serving.access.keys).is_absolute():
         raise ConfigError("the file of API keys must be an absolute path", settings.serving.access.keys)
     store = Store(settings.store, create=False)
-    specs = [*settings.specs, *(store.spec(ref) for ref in settings.refs)]
+    # A ref serves its live release, so that what was promoted survives every process.
+    specs = [*settings.specs, *(releases.first(store, ref) for ref in settings.refs)]
+    refs = ["" for _ in settings.specs] + list(settings.refs)
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError("two served ensembles have the same name", name)
     for spec in specs:
         _check(spec, store)
-    members = _Members(settings)
+    members = Members(settings)
     where = [placement.places(spec, settings, store) for spec in specs]
-    places = [_place(spec, found, members, settings) for spec, found in zip(specs, where, strict=True)]
+    places = [_place(*one, members, settings) for one in zip(specs, where, refs, strict=True)]
     here = {member for found in where for member, place in found.items() if place == "fused"}
+    replicas = settings.serving.replicas if here else 1
+    if settings.serving.feedback is not None and replicas > 1:
+        raise ConfigError("feedback needs one replica, which knows all answers; serving.replicas", replicas)
     ingress: Application = serve.deployment(
         name="ingress",
-        num_replicas=settings.serving.replicas if here else 1,
+        num_replicas=replicas,
         # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
@@ -107,7 +111,9 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
             **_share(settings.serving, here),
             "resources": {} if direct_on is None else {direct_on: NODE_SHARE},
         },
-    )(serve.ingress()(Ingress)).bind(specs, places, settings.serving, direct=direct_on is not None)
+    )(serve.ingress()(Ingress)).bind(
+        specs, places, settings.serving, refs, settings.store, direct=direct_on is not None
+    )
     return ingress
 
 
@@ -131,58 +137,28 @@ def _check(spec: tree.Spec, store: Store) -> None:
 
 
 def _place(
-    spec: tree.Spec, where: Mapping[tree.Member, Placement], members: _Members, settings: AppSettings
+    spec: tree.Spec,
+    where: Mapping[tree.Member, Placement],
+    ref: str,
+    members: Members,
+    settings: AppSettings,
 ) -> Application | Here:
     """A deployment of the ensemble over its members, or what the ingress needs to hold some of them."""
     handles = {
         member: members.bind(member, spec) for member, place in where.items() if place == "distributed"
     }
     if len(handles) < len(where):
-        return Here(settings, handles)
-    ensemble: Application = serve.deployment(
-        name=f"{spec.tree.kind}-{spec.name}",
-        max_ongoing_requests=2 * settings.serving.max_requests,
-        max_constructor_retry_count=START_TRIES,
-        ray_actor_options=LIGHT,
-    )(COMPOSED[spec.tree.kind]).bind(spec, list(handles.values()), settings.serving)
+        return Here(settings, handles, ref)
+    options: dict[str, Any] = {
+        "name": f"{spec.tree.kind}-{spec.name}",
+        "max_ongoing_requests": 2 * settings.serving.max_requests,
+        "max_constructor_retry_count": START_TRIES,
+        "ray_actor_options": LIGHT,
+    }
+    ensemble: Application
+    if ref:
+        ensemble = serve.deployment(**options)(Followed).bind(ref, handles, settings)
+    else:
+        kind = COMPOSED[spec.tree.kind]
+        ensemble = serve.deployment(**options)(kind).bind(spec, list(handles.values()), settings.serving)
     return ensemble
-
-
-class _Members:
-    """Binds each artifact once for the same execution, batch and threads, whoever shares it."""
-
-    def __init__(self, settings: AppSettings) -> None:
-        self._settings = settings
-        self._bound: dict[Sequence[object], Application] = {}
-
-    def bind(self, member: tree.Member, spec: tree.Spec) -> Application:
-        key = (member.digest, member.execution, spec.batch, spec.threads)
-        if key not in self._bound:
-            self._bound[key] = self._bind(member, spec)
-        return self._bound[key]
-
-    def _bind(self, member: tree.Member, spec: tree.Spec) -> Application:
-        serving = self._settings.serving
-        options = serving.options(member.name)
-        readable = re.sub(r"[^A-Za-z0-9_.]+", "_", member.name)
-        bound: Application = serve.deployment(
-            name=f"member-{readable}-{member.digest[:8]}-{member.execution}-{spec.batch}x{spec.threads}",
-            **_replicas(options, serving),
-            max_ongoing_requests=options.max_ongoing_requests,
-            max_constructor_retry_count=START_TRIES,
-            ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
-        )(Member).bind(
-            self._settings.store,
-            member,
-            batch=spec.batch,
-            threads=spec.threads,
-            max_queued_rows=options.max_queued_rows,
-            allow=self._settings.allow,
-        )
-        return bound
-
-
-def _replicas(options: MemberOptions, serving: ServingSettings) -> dict[str, Any]:
-    if options.autoscaling is not None:
-        return {"autoscaling_config": options.autoscaling.plain()}
-    return {"num_replicas": options.replicas or serving.replicas}

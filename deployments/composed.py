@@ -91,6 +91,13 @@ class Composed:
         """See `Contract.readmit`."""
         self._contract.readmit(name)
 
+    def check_health(self) -> None:
+        """Called by Serve; the members' deployments answer for themselves."""
+
+    async def close(self) -> None:
+        """Stop what runs in the background; nobody may ask any more."""
+        await self._contract.close()
+
     async def ready(self) -> None:
         """Returns when so many members have loaded their artifacts and can be reached that the tree can
         answer; without a quorum, when all have.

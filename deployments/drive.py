@@ -7,13 +7,15 @@ function in the same process) is the caller's. Whom to ask at all, and how often
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from deployments.member_call import LATE, Call, stop
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
@@ -118,12 +120,33 @@ async def fetch(response: Any) -> Any:
     Raises:
         OrchestratorError: the replica's own, or `MemberFailedError` when Ray could not run the call.
     """
+    with _explained():
+        try:
+            return await response
+        except asyncio.CancelledError:
+            # Serve leaves an accepted call running when only its awaiting is cancelled.
+            response.cancel()
+            raise
+
+
+async def fetch_all(handle: DeploymentHandle[Any], method: str, *args: Any, timeout_s: float) -> list[Any]:
+    """Call a method on all replicas of a deployment.
+
+    Raises:
+        OrchestratorError: a replica's own, or `MemberFailedError` when one could not be reached in time.
+    """
+    with _explained():
+        try:
+            return list(await handle.broadcast(method, *args).results_async(timeout_s=timeout_s))
+        except TimeoutError as error:
+            raise MemberFailedError("not all replicas answered within", f"{timeout_s:g} s") from error
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn Ray's errors into ours."""
     try:
-        return await response
-    except asyncio.CancelledError:
-        # Serve leaves an accepted call running when only its awaiting is cancelled.
-        response.cancel()
-        raise
+        yield
     except RayTaskError as error:
         if isinstance(error.cause, OrchestratorError):
             raise error.cause from error

@@ -45,6 +45,8 @@ class Answer:
     """Names of the members that the guard found wrong; those that the tree cannot do without still answer."""
     expected: tuple[str, float] | None = None
     """Metric, and its value for answers made by exactly these members; None where it is not known."""
+    version: str = ""
+    """Of the model that made it, where releases change; else that of the model that was asked."""
     early_exit: bool = True
     """False: the audit of early exits has switched them off."""
 

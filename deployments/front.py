@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -143,6 +143,11 @@ class Entry:
     def model(self) -> Model:
         return self.served.model
 
+    def model_of(self, answer: Answer) -> Model:
+        """The model, in the version that made an answer."""
+        version = answer.version or self.model.version
+        return self.model if version == self.model.version else replace(self.model, version=version)
+
 
 class Front:
     """The models behind one address.
@@ -156,9 +161,19 @@ class Front:
         self.serving = serving
         self.gate = Gate(serving.max_requests)
         self.bodies = Bodies(serving.max_bodies_bytes)
-        self.entries: Mapping[str, Entry] = {
-            one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served
-        }
+        self._entries = {one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served}
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The models by name, as they are now."""
+        return self._entries
+
+    def renew(self, model: Model) -> None:
+        """A model of the same name, inputs and outputs takes over; statistics go on."""
+        entry = self._entries[model.name]
+        if model != entry.model:
+            served = replace(entry.served, model=model)
+            self._entries[model.name] = replace(entry, served=served, codec=Codec(model))
 
     def find(self, name: str, version: str | None = None) -> Entry:
         """The model of that name, and of that version if one is given.

@@ -91,6 +91,11 @@ class Fused:
         if self._batcher.busy_s > STUCK_S:
             raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
 
+    async def close(self) -> None:
+        """Stop; nobody may ask any more."""
+        await self._batcher.close()
+        self._worker.shutdown(wait=False)
+
     async def _run(self, rows: np.ndarray) -> Prediction:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._walk, rows)
 

@@ -125,6 +125,10 @@ class Group:
         if self._batcher.busy_s > STUCK_S:
             raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
 
+    async def close(self) -> None:
+        """Stop; nobody may ask any more."""
+        await self._batcher.close()
+
     async def _run(self, rows: np.ndarray) -> _Outputs:
         loop = asyncio.get_running_loop()
         return _Outputs(len(rows), await loop.run_in_executor(self._worker, self._joint, rows))

@@ -217,7 +217,7 @@ class _Service:
         answer = await self._front.ask(entry, Question(request.rows, left, wanted, request.id or ""))
         check_given(answer, wanted)
         known = perf_counter_ns()
-        encoded = messages.encode(entry.model, request, answer.outputs, answer.facts())
+        encoded = messages.encode(entry.model_of(answer), request, answer.outputs, answer.facts())
         entry.statistics.succeed(len(request.rows), (start, decoded, known, perf_counter_ns()))
         return encoded
 

@@ -6,15 +6,17 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.drive import fetch
+from deployments.drive import fetch, fetch_all
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
 from deployments.grpc_server import GrpcServer
 from deployments.http.access import Access
+from deployments.http.admin import Admin
 from deployments.http.app import Companion, HttpApp
 from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
@@ -23,8 +25,14 @@ from deployments.observe.replicas import gather, this_replica
 from deployments.page.site import Site
 from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
+from deployments.releases.controls import Controls, Tell
+from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
+from orchestrator.store.store import Store
+
+CHANGE_S = 300.0
+"""Longest time for all replicas to load a release."""
 
 
 class Ingress:
@@ -34,6 +42,8 @@ class Ingress:
         specs: the served ensembles.
         places: the deployment of each, or what runs in this process.
         serving: limits, keys and logs.
+        refs: whose live releases they are; empty for a spec that was given whole.
+        store: with the releases.
         direct: listen on the settings' host and port, beside whatever Serve does.
 
     Raises:
@@ -45,17 +55,33 @@ class Ingress:
         specs: Sequence[Spec],
         places: Sequence[DeploymentHandle[Any] | Here],
         serving: ServingSettings,
+        refs: Sequence[str],
+        store: str,
         *,
         direct: bool = False,
     ) -> None:
-        self._here: list[Fused | Mixed] = []
-        served = [self._served(spec, place) for spec, place in zip(specs, places, strict=True)]
-        self._behind = [place for place in places if isinstance(place, DeploymentHandle)]
+        self._here: dict[str, Fused | Mixed | Follower] = {}
+        self._behind = {
+            spec.name: place
+            for spec, place in zip(specs, places, strict=True)
+            if isinstance(place, DeploymentHandle)
+        }
+        for spec, place in zip(specs, places, strict=True):
+            if isinstance(place, Here):
+                self._here[spec.name] = place.follow(self._renew) if place.name else place.open(spec)
+        live = [self._live(spec) for spec in specs]
+        served = [self._served(spec) for spec in live]
         meter = Meter(this_replica())
-        front = Front(counted(served, meter), serving)
+        self._front = front = Front(counted(served, meter), serving)
         access = Access(serving.access)
+        self._site = Site(live, served, meter, self._snapshots)
+        controls = {
+            spec.name: Controls(Store(store, create=False), ref, self._tell(spec.name))
+            for spec, ref in zip(specs, refs, strict=True)
+            if ref
+        }
         beside: list[Companion] = []
-        protocol = HttpApp(front, beside, Site(specs, served, meter, self._snapshots).routes())
+        protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, serving).routes())
         names = list(front.entries)
         if serving.grpc_port is not None:
             beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
@@ -65,8 +91,8 @@ class Ingress:
         self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
-        here = [await ensemble.snapshots() for ensemble in self._here]
-        return [*itertools.chain(*here), *await gather(self._behind)]
+        here = [await ensemble.snapshots() for ensemble in self._here.values()]
+        return [*itertools.chain(*here), *await gather(self._behind.values())]
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -74,26 +100,67 @@ class Ingress:
         Raises:
             MemberFailedError: an ensemble of this process hangs.
         """
-        for ensemble in self._here:
+        for ensemble in self._here.values():
             ensemble.check_health()
 
-    def _served(self, spec: Spec, place: DeploymentHandle[Any] | Here) -> Served:
-        if not isinstance(place, Here):
-            return _served(spec, place)
-        ensemble = place.open(spec)
-        self._here.append(ensemble)
-        return Served(describe(spec), ensemble.predict, ensemble.ready)
+    async def control(self, model: str, method: str, args: Sequence[Any]) -> Any:
+        """Called by an ingress replica on all: a method of what follows the releases of a model here."""
+        return await getattr(self._here[model], method)(*args)
+
+    async def look(self, model: str) -> None:
+        """Called by an ingress replica on all: see what is live of a model whose deployment is another."""
+        await self._front.ready([self._front.entries[model]])
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
+    def _live(self, spec: Spec) -> Spec:
+        """What is served at first: the live release may be another than when the application was built."""
+        ensemble = self._here.get(spec.name)
+        return ensemble.spec if isinstance(ensemble, Follower) else spec
 
-def _served(spec: Spec, handle: DeploymentHandle[Any]) -> Served:
-    async def predict(question: Question) -> Answer:
-        answer: Answer = await fetch(handle.predict.remote(question))
-        return answer
+    def _renew(self, spec: Spec) -> None:
+        """Another release of a model took over."""
+        model = describe(spec)
+        if model != self._front.entries[spec.name].model:
+            self._front.renew(model)
+            self._site.renew(spec, model)
 
-    async def ready() -> None:
-        await fetch(handle.ready.remote())
+    def _served(self, spec: Spec) -> Served:
+        here = self._here.get(spec.name)
+        if here is not None:
 
-    return Served(describe(spec), predict, ready)
+            async def loaded() -> None:
+                await here.ready()
+
+            return Served(describe(spec), here.predict, loaded)
+        handle = self._behind[spec.name]
+
+        async def predict(question: Question) -> Answer:
+            answer: Answer = await fetch(handle.predict.remote(question))
+            return answer
+
+        async def ready() -> None:
+            # What follows releases says what is live.
+            live: Spec | None = await fetch(handle.ready.remote())
+            if live is not None:
+                self._renew(live)
+
+        return Served(describe(spec), predict, ready)
+
+    def _tell(self, model: str) -> Tell:
+        async def behind(method: str, *args: Any) -> list[Any]:
+            told = await fetch_all(self._behind[model], method, *args, timeout_s=CHANGE_S)
+            await fetch_all(_own(), "look", model, timeout_s=CHANGE_S)
+            return told
+
+        async def here(method: str, *args: Any) -> list[Any]:
+            return await fetch_all(_own(), "control", model, method, args, timeout_s=CHANGE_S)
+
+        return behind if model in self._behind else here
+
+
+def _own() -> DeploymentHandle[Any]:
+    """All replicas of this process's deployment."""
+    context = serve.get_replica_context()
+    return serve.get_deployment_handle(context.deployment, context.app_name)

@@ -24,6 +24,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
 from deployments.build import build_app
+from deployments.members import ADDED
 from orchestrator import keys
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, ConfigError, PortInUseError, ServingError, last_line
@@ -151,7 +152,8 @@ def _only_one() -> Iterator[None]:
 def _clear(host: str, port: int) -> None:
     """Remove an earlier application of ours, whose program is dead; refuse to touch others."""
     status = serve.status()
-    others = sorted(set(status.applications) - {APPLICATION})
+    # With it go members that its releases brought.
+    others = sorted(name for name in status.applications if name.partition(ADDED)[0] != APPLICATION)
     if others:
         raise ServingError(
             "Ray Serve already runs other applications here",

@@ -20,9 +20,11 @@ from deployments.group import Group
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter
 from deployments.observe.replicas import this_replica
+from deployments.releases.follower import Follower
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_nodes
 from orchestrator.config.serving import AppSettings, Placement
+from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.tree import distinct
 from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.machine import machine, machine_fingerprint
@@ -53,19 +55,36 @@ class Here:
     Args:
         settings: of the application.
         handles: of the distinct members that are deployments of their own.
+        name: ref of the ensemble whose live release runs; empty: what is opened stays.
     """
 
-    def __init__(self, settings: AppSettings, handles: dict[Member, Any]) -> None:
-        self._settings, self._handles = settings, handles
+    def __init__(self, settings: AppSettings, handles: dict[Member, Any], name: str = "") -> None:
+        self._settings = settings
+        self._handles = {identity(member): handle for member, handle in handles.items()}
+        self.name = name
 
     def open(self, spec: Spec) -> Fused | Mixed:
         """Load the members of `spec`."""
         serving = self._settings.serving
         most = max(serving.options(member.name).max_queued_rows for member in distinct(spec.tree))
         store, allow = self._settings.store, self._settings.allow
-        if self._handles or not needs_all(spec):
-            return Mixed(spec, self._settings, self._handles, max_queued_rows=most)
+        apart = {
+            member: self._handles[identity(member)]
+            for member in distinct(spec.tree)
+            if identity(member) in self._handles
+        }
+        if apart or not needs_all(spec):
+            return Mixed(spec, self._settings, apart, max_queued_rows=most)
         return Fused(spec, store, allow=allow, compiled=serving.compile, max_queued_rows=most)
+
+    def follow(self, renewed: Callable[[Spec], None]) -> Follower:
+        """Load the live release of the name, and follow it.
+
+        Args:
+            renewed: told the spec of each release that takes over.
+        """
+        store, feedback = Store(self._settings.store, create=False), self._settings.serving.feedback
+        return Follower(store, self.name, self.open, feedback=feedback, renewed=renewed)
 
 
 class Mixed(Composed):
@@ -86,7 +105,7 @@ class Mixed(Composed):
         *,
         max_queued_rows: int,
     ) -> None:
-        worker = ThreadPoolExecutor(1, thread_name_prefix=f"fused-{spec.name}")
+        self._worker = worker = ThreadPoolExecutor(1, thread_name_prefix=f"fused-{spec.name}")
         joints = load_groups(
             worker,
             spec,
@@ -118,6 +137,13 @@ class Mixed(Composed):
         """
         for group in self._groups:
             group.check_health()
+
+    async def close(self) -> None:
+        """Stop; nobody may ask any more."""
+        await super().close()
+        for group in self._groups:
+            await group.close()
+        self._worker.shutdown(wait=False)
 
 
 def needs_all(spec: Spec) -> bool:

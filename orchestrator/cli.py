@@ -12,6 +12,7 @@ from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
+from orchestrator.command_release import canary, release, status, weights
 from orchestrator.command_serve import keys, serve
 from orchestrator.options import (
     AllowOption,
@@ -98,6 +99,8 @@ app.command()(guarded(explain))
 
 app.command()(guarded(serve))
 app.command()(guarded(keys))
+for _command in (status, release, weights, canary):
+    app.command()(guarded(_command))
 
 
 app.command()(guarded(bench))

@@ -108,6 +108,14 @@ class Client:
         found: dict[str, Any] = self._ask("GET", f"/v2/models/{quote(model, safe='')}")
         return found
 
+    def send(self, method: str, path: str, body: bytes = b"") -> Any:
+        """What a route answers to a JSON body, sent once: for those that change something.
+
+        Raises:
+            as `predict`
+        """
+        return self._ask(method, path, body, "application/json" if body else "", retries=0)
+
     def predict(
         self, rows: Iterable[Any], model: str | None = None, *, outputs: Collection[str] = ()
     ) -> Predictions:

@@ -59,15 +59,8 @@ class HttpApp:
         self._front = front
         self._beside = beside
         self._routes = Routes({**more, **Endpoints(front).table()})
-        # The paths of inference are looked up at once: all the load goes there.
-        self._infer = {
-            path: entry
-            for name, entry in front.entries.items()
-            for path in (
-                f"/v2/models/{name}/infer",
-                f"/v2/models/{name}/versions/{entry.model.version}/infer",
-            )
-        }
+        # The paths of inference are looked up at once: all the load goes there. Versions come and go.
+        self._infer = {f"/v2/models/{name}/infer": name for name in front.entries}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -115,9 +108,9 @@ class HttpApp:
 
     async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
         method, path = scope["method"], path_of(scope)
-        entry = self._infer.get(path)
-        if entry is not None and method == "POST":
-            return await infer(self._front, entry, headers, receive)
+        name = self._infer.get(path)
+        if name is not None and method == "POST":
+            return await infer(self._front, self._front.entries[name], headers, receive)
         found = self._routes.find(method, path)
         if isinstance(found, Reply):
             return found

@@ -26,7 +26,7 @@ async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive) 
         return entry.codec.decode(body, length)
 
     def encode(request: Request, answer: Answer) -> Reply:
-        encoded = entry.codec.encode(request, answer.outputs, answer.facts())
+        encoded = entry.codec.encode(request, answer.outputs, answer.facts(), answer.version)
         if encoded.header_length is None:
             return Reply(encoded.body, headers=(JSON,))
         return Reply(encoded.body, headers=(_BINARY, (_HEADER_LENGTH, b"%d" % encoded.header_length)))

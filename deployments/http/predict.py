@@ -32,7 +32,7 @@ async def predict(front: Front, call: Call) -> Reply:
 
     def encode(request: Request, answer: Answer) -> Reply:
         values = {name: answer.outputs[name] for name, _binary in request.outputs}
-        return json_reply(formats.answer(entry.model, values, answer.facts()))
+        return json_reply(formats.answer(entry.model_of(answer), values, answer.facts()))
 
     # Always in a thread: a small file may hold a large image.
     return await respond(front, entry, call.headers, call.receive, decode, encode, large_bytes=0)

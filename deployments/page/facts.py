@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from deployments.exchange import Served
 from deployments.observe import families
 from deployments.observe.families import Family
 from deployments.observe.meter import Labels, Snapshot, histograms, numbers
+from deployments.protocol.model import Model
 from orchestrator import __version__
 from orchestrator.config.ensemble import Cascade, Spec
 from orchestrator.ensemble.explain import label
@@ -17,18 +17,18 @@ from orchestrator.ensemble.tree import distinct
 _ENDPOINT = "infer"
 
 
-def facts(spec: Spec, served: Served) -> dict[str, Any]:
-    """What never changes of a served model."""
+def facts(spec: Spec, model: Model) -> dict[str, Any]:
+    """What never changes of a release of a model."""
     signature = spec.signature
     return {
         "name": spec.name,
-        "version": served.model.version,
+        "version": model.version,
         "kind": spec.tree.kind,
         "description": label(spec.tree),
         "task": signature.task,
         "classes": list(signature.classes),
-        "input": {**served.model.input.plain(), "shape": list(signature.input_shape)},
-        "outputs": list(served.model.tensors),
+        "input": {**model.input.plain(), "shape": list(signature.input_shape)},
+        "outputs": list(model.tensors),
         "stages": [label(stage) for stage in spec.tree.stages] if isinstance(spec.tree, Cascade) else [],
         "members": [
             {"name": member.name, "digest": member.digest[:12], "execution": member.execution}

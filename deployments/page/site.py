@@ -15,6 +15,7 @@ from deployments.http.asgi import Reply, json_reply
 from deployments.http.routes import Call, Handler
 from deployments.observe.meter import CONTENT_TYPE, Meter, Snapshot, exposition
 from deployments.page.facts import facts, status
+from deployments.protocol.model import Model
 from orchestrator.config.ensemble import Spec
 
 SCRIPTS = ("nodes", "history", "chart", "live", "question", "answer", "page")
@@ -38,7 +39,7 @@ class Site:
     """
 
     def __init__(self, specs: Sequence[Spec], served: Sequence[Served], meter: Meter, others: Gather) -> None:
-        self._facts = [facts(spec, one) for spec, one in zip(specs, served, strict=True)]
+        self._facts = [facts(spec, one.model) for spec, one in zip(specs, served, strict=True)]
         self._served = tuple(served)
         self._meter = meter
         self._others = others
@@ -46,6 +47,10 @@ class Site:
         self._gathered = -FRESH_S
         self._gathering = asyncio.Lock()
         self._page = render()
+
+    def renew(self, spec: Spec, model: Model) -> None:
+        """Another release of a model is served."""
+        self._facts = [facts(spec, model) if one["name"] == spec.name else one for one in self._facts]
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Where each handler is."""

@@ -65,7 +65,7 @@ class Codec:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._all_binary = tuple((output.name, True) for output in model.outputs)
-        self._start = to_json({"model_name": model.name, "model_version": model.version})[:-1]
+        self._start = _start(model, model.version)
         self._remembered = lru_cache(REMEMBERED)(self._binary_head)
         self._end = lru_cache(REMEMBERED)(self._binary_end)
 
@@ -99,15 +99,18 @@ class Codec:
         rows = checks.binary_rows(binary, head.datatype, head.shape, expected)
         return Request(rows, head.outputs, head.id, head.timeout_s)
 
-    def encode(self, request: Request, values: Mapping[str, Array], facts: Facts) -> Encoded:
+    def encode(
+        self, request: Request, values: Mapping[str, Array], facts: Facts, version: str = ""
+    ) -> Encoded:
         """Write an answer with the outputs that the request asked for.
 
         Args:
             request: the request that is answered.
             values: array of each output's shape.
             facts: about the answer: its `parameters`.
+            version: that answered; the model's own when empty.
         """
-        start = self._start
+        start = self._start if version in ("", self._model.version) else _start(self._model, version)
         if request.id is not None:
             start += b',"id":' + to_json(request.id)
         shapes = tuple(values[name].shape for name, _binary in request.outputs)
@@ -258,3 +261,8 @@ def _named(value: object, what: str) -> list[dict[str, Any]]:
     found = [_object(item, f"each of {what}") for item in value]
     checks.check_names([item.get("name") for item in found], what)
     return found
+
+
+def _start(model: Model, version: str) -> bytes:
+    """The JSON of an answer up to its id."""
+    return to_json({"model_name": model.name, "model_version": version})[:-1]

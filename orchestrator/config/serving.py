@@ -10,6 +10,7 @@ from orchestrator.config.access import AccessSettings, TlsSettings, is_loopback
 from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.imports import ImportPath
+from orchestrator.config.release import FeedbackSettings
 
 Placement = Literal["fused", "distributed"]
 """In the process that also takes the requests, or as a deployment of its own."""
@@ -121,6 +122,8 @@ class ServingSettings(Settings):
     audit: float = Field(0.01, ge=0, le=1)
     """Share of the rows of a cascade with a guarantee that are held against the whole cascade's answer."""
 
+    feedback: FeedbackSettings | None = None
+    """Learn the weights of mixes from labels that clients send later."""
     access: AccessSettings = AccessSettings()
     tls: TlsSettings | None = None
     """HTTPS instead of HTTP."""

@@ -1,7 +1,5 @@
 """Mix weights learned from labels that arrive while the ensemble serves.
 
-A library so far: neither a run nor the server calls it.
-
 Exponentiated gradient on half the squared error of the mix (Kivinen and Warmuth 1997, Information and
 Computation 132): Brier score, or error in units of `scale`. After each row, weights that fell below floor / M
 are set to it and the others scaled (the projection of Herbster and Warmuth 2001, Tracking the best linear

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.pipeline.context import store_root
+from orchestrator.store import releases
+from orchestrator.store.names import is_digest
 from orchestrator.store.store import Store
 
 _BAD = "the store does not hold all that its refs name"
@@ -22,7 +24,11 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
         What to tell of damaged or missing ones; None when there are none.
     """
     opened = Store(store_root(store), create=False)
-    rows = [_row(opened, ref, verify) for ref in opened.refs(prefix)]
+    rows = [
+        _row(opened, ref, verify)
+        for ref in opened.refs(prefix)
+        if not ref.endswith(f"/{releases.CANARY}") or is_digest(opened.ref(ref))
+    ]
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -35,6 +41,9 @@ def _row(store: Store, ref: str, verify: bool) -> dict[str, Any]:
     digest = store.ref(ref)
     row: dict[str, Any] = {"ref": ref, "digest": digest, "state": "unchecked"}
     try:
+        if ref.endswith(f"/{releases.LIVE}") and releases.exists(store, digest):
+            epoch = releases.read(store, digest).spec.weight_epoch
+            return {**row, "kind": f"release, weight epoch {epoch}", "bytes": None, "state": "ok"}
         if not store.has(digest):
             return {**row, "kind": store.spec(digest).tree.kind, "bytes": None, "state": "ok"}
         if verify:

@@ -23,6 +23,7 @@ from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import distinct, predict, replay
 from orchestrator.errors import DiffersError, NotFoundError, ServingError
 from orchestrator.pipeline.context import Run, store_root
+from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 TOLERANCE = 1e-5
@@ -216,6 +217,8 @@ def serve_refs(
     )
     check_port(settings.serving.host, settings.serving.port)
     out = sys.stdout  # Ray's own output is kept off it below
+    for ref in settings.refs:
+        _say_release(opened, ref)
     print(f"starting {', '.join(refs)} ...", file=sys.stderr, flush=True)
 
     def ready(url: str) -> None:
@@ -230,6 +233,18 @@ def serve_refs(
     with connected():
         serve_until_stopped(settings, ready)
     print("stopped", file=sys.stderr)
+
+
+def _say_release(store: Store, ref: str) -> None:
+    """Tell it where another ensemble is served than the ref names now."""
+    spec = releases.first(store, ref)
+    if spec != store.spec(ref).model_copy(update={"weight_epoch": spec.weight_epoch}):
+        live = releases.live(store, ref).value[: releases.SHORT]
+        print(
+            f"{ref}: the live release {live} is served, not the ensemble of that ref as it is now; "
+            f"'orchestrator release promote {ref}' makes it the live one",
+            file=sys.stderr,
+        )
 
 
 def _spec_refs(store: Store, name: str) -> list[str]:

@@ -57,6 +57,12 @@ def history(blobs: Blobs, name: str) -> list[RefEntry]:
     return [_read(blobs, name, number) for number in _numbers(blobs, check_ref_name(name))]
 
 
+def latest(blobs: Blobs, name: str) -> RefEntry | None:
+    """The newest entry; None when there is no such ref."""
+    numbers = _numbers(blobs, check_ref_name(name))
+    return _read(blobs, name, numbers[-1]) if numbers else None
+
+
 def read_ref(blobs: Blobs, name: str) -> str:
     """The ref's present value.
 

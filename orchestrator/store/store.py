@@ -146,6 +146,10 @@ class Store:
         """A ref's entries, oldest first; none when there is no such ref."""
         return refs.history(self.blobs, name)
 
+    def ref_entry(self, name: str) -> RefEntry | None:
+        """A ref's newest entry; None when there is no such ref."""
+        return refs.latest(self.blobs, name)
+
     def refs(self, prefix: str = "") -> list[str]:
         """Sorted names of the refs that begin with `prefix`."""
         return refs.names(self.blobs, prefix)

@@ -1,0 +1,1 @@
+"""Releases of served names: followed, tried beside each other, learned from labels. No HTTP."""

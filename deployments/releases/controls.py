@@ -1,0 +1,156 @@
+"""Changes of a served name on all its replicas: staged everywhere, committed in the store, then followed.
+
+The commit is one compare-and-set on the name's ref. A replica that cannot load what is promoted refuses to
+stage it, and nothing changes; one that was not asked, because it just started, follows the ref by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from orchestrator.config.ensemble import Spec
+from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
+from orchestrator.ensemble.epochs import reweighted
+from orchestrator.errors import NotFoundError
+from orchestrator.store import releases
+from orchestrator.store.store import Store
+
+Tell = Callable[..., Awaitable[list[Any]]]
+"""Calls a method of `Follower` on all replicas, by name and arguments; raises the first failure."""
+
+
+class Controls:
+    """What an administrator can do with one served name.
+
+    Args:
+        store: with the releases.
+        name: the ref that is served.
+        tell: reaches all replicas.
+    """
+
+    def __init__(self, store: Store, name: str, tell: Tell) -> None:
+        self._store, self._name, self._tell = store, name, tell
+
+    async def state(self) -> dict[str, Any]:
+        """What the store says, and what each replica runs."""
+        live = await asyncio.to_thread(releases.live, self._store, self._name)
+        _, canary = await asyncio.to_thread(releases.canary, self._store, self._name)
+        return {
+            "name": self._name,
+            "live": live.value,
+            "canary": None if canary is None else canary.plain(),
+            "replicas": await self._tell("state"),
+        }
+
+    async def promote(self, body: Promote) -> dict[str, Any]:
+        """Make a release the live one.
+
+        Raises:
+            OrchestratorError: a replica cannot run it, or another was promoted meanwhile; nothing changed.
+        """
+        return await self._commit(lambda: resolve(self._store, self._name, body))
+
+    async def rollback(self, body: Rollback) -> dict[str, Any]:
+        """Go back to the release before, or a named one.
+
+        Raises:
+            as `promote`
+        """
+        if body.release is not None:
+            return await self.promote(Promote(release=body.release))
+        return await self._commit(lambda: releases.before(self._store, self._name))
+
+    async def reweight(self, body: Reweight) -> dict[str, Any]:
+        """A weight epoch with these weights or thresholds.
+
+        Raises:
+            as `promote`
+        """
+        return await self._commit(lambda: reweigh(self._store, self._name, body))
+
+    async def try_out(self, settings: Canary) -> dict[str, Any]:
+        """Start a canary, in place of an earlier one.
+
+        Raises:
+            OrchestratorError: a replica cannot run it; nothing changed.
+        """
+        await self._tell("stage", settings.release)
+        await asyncio.to_thread(releases.set_canary, self._store, self._name, settings)
+        await self._tell("follow")
+        return settings.plain()
+
+    async def stop_trying(self) -> dict[str, Any]:
+        """End the canary.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        await asyncio.to_thread(end_canary, self._store, self._name)
+        await self._tell("follow")
+        return {"stopped": True}
+
+    async def learn(self, body: Labels) -> dict[str, Any]:
+        """Labels of recent answers."""
+        (found,) = await self._tell("learn", body)
+        return dict(found)
+
+    async def _commit(self, choose: Callable[[], str]) -> dict[str, Any]:
+        def chosen() -> tuple[int, str]:
+            return releases.live(self._store, self._name).sequence, choose()
+
+        position, digest = await asyncio.to_thread(chosen)
+        await self._tell("stage", digest)
+        await asyncio.to_thread(releases.promote, self._store, self._name, digest, expect=position)
+        await self._tell("follow")
+        epoch = (await asyncio.to_thread(releases.read, self._store, digest)).spec.weight_epoch
+        return {"release": digest, "weight_epoch": epoch}
+
+
+def resolve(store: Store, name: str, body: Promote) -> str:
+    """The release that a promotion names; one of a spec is made if there is none.
+
+    Raises:
+        NotFoundError: no such release or spec.
+    """
+    if body.release is not None:
+        return releases.find(store, name, body.release)
+    assert body.spec is not None
+    return releases.put(store, name, store.spec(body.spec))
+
+
+def reweigh(store: Store, name: str, body: Reweight) -> str:
+    """The release with other weights or thresholds than the live one.
+
+    Raises:
+        NotFoundError: nothing is live.
+        ConfigError: the numbers do not fit it.
+    """
+    spec = live_spec(store, name)
+    return releases.put(store, name, reweighted(spec, weights=body.weights, thresholds=body.thresholds))
+
+
+def live_spec(store: Store, name: str) -> Spec:
+    """What is live.
+
+    Raises:
+        NotFoundError: nothing.
+    """
+    live = releases.live(store, name)
+    if not live.sequence:
+        raise NotFoundError("the name has no release", name, "serve it once, or promote one")
+    return releases.read(store, live.value).spec
+
+
+def end_canary(store: Store, name: str) -> None:
+    """Say in the store that the canary is over.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    position, settings = releases.canary(store, name)
+    if settings is None or settings.stopped:
+        raise NotFoundError("no canary is running", name)
+    over = settings.model_copy(update={"stopped": "by hand"})
+    releases.set_canary(store, name, over, expect=position.sequence)

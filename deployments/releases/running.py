@@ -1,0 +1,81 @@
+"""A release that is loaded: what asks it, and when it may be closed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from deployments.exchange import Answer, Question
+from deployments.observe.meter import Snapshot
+from deployments.protocol.model import Model, describe
+from orchestrator.config.ensemble import Spec
+from orchestrator.errors import MemberFailedError
+from orchestrator.measure.artifacts import example_inputs
+
+
+class Engine(Protocol):
+    """What answers for a spec: `Fused`, `Mixed` or `Composed`."""
+
+    async def predict(self, question: Question) -> Answer: ...
+
+    async def ready(self) -> None: ...
+
+    async def snapshots(self) -> list[Snapshot]: ...
+
+    def check_health(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+CHECK_S = 30.0
+"""Longest time for the first answer of a release that is loaded."""
+
+
+class Running:
+    """A loaded release; it answers until it is retired and its last answer is given.
+
+    Args:
+        digest: of the release.
+        spec: what it serves.
+        engine: answers.
+    """
+
+    def __init__(self, digest: str, spec: Spec, engine: Engine) -> None:
+        self.digest, self.spec, self.engine = digest, spec, engine
+        self.model: Model = describe(spec)
+        self._asked = 0
+        self._retired = False
+
+    async def ask(self, question: Question) -> Answer:
+        """The engine's answer, which says which version made it.
+
+        Raises:
+            MemberFailedError: it is closed.
+            OrchestratorError: the engine's.
+        """
+        if self._retired:
+            raise MemberFailedError("a release that is closed was asked", self.digest[:12])
+        self._asked += 1
+        try:
+            answer = await self.engine.predict(question)
+        finally:
+            self._asked -= 1
+            if self._retired and not self._asked:
+                await self.engine.close()
+        return replace(answer, version=self.model.version)
+
+    async def check(self) -> None:
+        """It answers.
+
+        Raises:
+            OrchestratorError: it does not.
+        """
+        await self.engine.ready()
+        await self.engine.predict(Question(example_inputs(self.spec.signature, 1), CHECK_S))
+
+    async def retire(self) -> None:
+        """Close it, now or after its last answer; nobody may ask it any more."""
+        if not self._retired:
+            self._retired = True
+            if not self._asked:
+                await self.engine.close()

@@ -1,0 +1,75 @@
+"""A candidate release beside the live one: who answers a request, and whether the two agree."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from typing import Any
+
+import numpy as np
+
+from deployments.exchange import Answer
+from orchestrator.config.release import Canary
+from orchestrator.ensemble.betting import NOTHING, grown, log_capital
+
+EVERY = 10_000.0
+"""Compared requests between wrong ends of a candidate that agrees enough, on average at least."""
+TOLERANCE = 1e-3
+"""Largest difference of two values that agree, absolute or as a share."""
+
+
+def drawn(request_id: str, share: float) -> bool:
+    """Whether a request is one of this share; the same id always is, or never. Without an id, by chance."""
+    if not request_id:
+        return random.random() < share
+    digest = hashlib.sha256(request_id.encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
+def agreement(live: Answer, candidate: Answer) -> float:
+    """Share of the rows on which two answers agree: the same label, or values within `TOLERANCE`."""
+    if "label" in live.outputs:
+        return float((live.outputs["label"] == candidate.outputs["label"]).mean())
+    mine, theirs = live.outputs["values"], candidate.outputs["values"]
+    return float(np.isclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE).all(axis=1).mean())
+
+
+class Trial:
+    """The comparison so far; a bet against "at most 1 - `min_agreement` of the rows differ" (`betting`)."""
+
+    def __init__(self, settings: Canary) -> None:
+        self.settings = settings
+        self._evidence = NOTHING
+        self._compared = 0
+        self._agreed = 0.0
+        self._failed = 0
+
+    def saw(self, share: float) -> None:
+        """Count a request of whose rows this share agrees."""
+        self._compared += 1
+        self._agreed += share
+        self._evidence = grown(self._evidence, (1 - share) / (1 - self.settings.min_agreement))
+
+    def failed(self) -> None:
+        """Count a request that the candidate did not answer."""
+        self._failed += 1
+        self.saw(0.0)
+
+    @property
+    def verdict(self) -> str:
+        """Why it must end; empty while it need not."""
+        if log_capital(self._evidence) < math.log(EVERY):
+            return ""
+        failed = f", {self._failed} failed" if self._failed else ""
+        rate = self._agreed / self._compared
+        return (
+            f"agreement {rate:.3f} in {self._compared} requests{failed}; "
+            f"{self.settings.min_agreement:g} is asked for"
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        rate = self._agreed / self._compared if self._compared else None
+        found = self.settings.plain()
+        return {**found, "compared": self._compared, "failed": self._failed, "agreement": rate}

@@ -1,0 +1,42 @@
+"""Other weights or thresholds for a fitted ensemble: the same members, another weight epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
+from orchestrator.errors import ConfigError
+
+
+def reweighted(
+    spec: Spec, *, weights: Sequence[float] | None = None, thresholds: Sequence[float] | None = None
+) -> Spec:
+    """The spec with other weights of its root's members, or thresholds of its stages.
+
+    What was measured or promised with the old ones does not hold any more and is left out: the expected
+    metric, prediction sets, intervals, and a cascade's guarantee.
+
+    Raises:
+        ConfigError: the root has no such numbers, or they do not fit it.
+    """
+    root = spec.tree
+    update: dict[str, Any] = {"expected": None, "prediction_sets": None, "intervals": None}
+    if weights is not None:
+        if not isinstance(root, Parallel | WeightedMix) or getattr(root, "weights", None) is None:
+            raise ConfigError("the ensemble has no weights to set", f"{spec.name} is {root.kind}")
+        if isinstance(root, WeightedMix) and root.method in ("per_class", "gate"):
+            raise ConfigError(f"weights of method {root.method} are not one for each member", spec.name)
+        update["weights"] = tuple(weights)
+    if thresholds is not None:
+        if not isinstance(root, Cascade):
+            raise ConfigError("the ensemble has no thresholds to set", f"{spec.name} is {root.kind}")
+        update |= {"thresholds": tuple(thresholds), "guarantee": None, "certificate": None}
+    try:
+        tree = type(root).model_validate({**root.plain(), **update})
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ConfigError("these numbers do not fit the ensemble", reason) from error
+    return spec.model_copy(update={"tree": tree})

@@ -1,0 +1,265 @@
+"""Releases of a served name: immutable documents, and two refs that say what runs.
+
+`releases/<digest>.json` holds a release, written once and verified on each read. Ref `<name>/live` says which
+one a served name runs; `<name>/canary` which one is tried beside it. Both histories are append-only: a
+promotion appends, and so does a rollback. Whoever serves the name follows them, so the store alone is the
+truth, also after every process was lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from orchestrator.config.base import canonical, fingerprint
+from orchestrator.config.ensemble import Spec, leaves
+from orchestrator.config.release import Canary, Release
+from orchestrator.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    InputError,
+    NotFoundError,
+    RefConflictError,
+)
+from orchestrator.measure.machine import library_versions
+from orchestrator.store.names import is_digest
+from orchestrator.store.refs import RefEntry
+from orchestrator.store.store import Store
+
+SHORT = 12
+"""Digits of a digest that people read and answers carry."""
+LIVE, CANARY = "live", "canary"
+
+
+@dataclass(frozen=True)
+class Position:
+    """The newest entry of a ref."""
+
+    sequence: int
+    """0: there is none yet."""
+    value: str = ""
+
+
+def put(store: Store, name: str, spec: Spec) -> str:
+    """The release of an ensemble under a served name; returns its digest.
+
+    Its weight epoch is one that no other release of the name has, unless the same release is there already.
+
+    Raises:
+        ConfigError: it is another model than the name serves, or takes or gives something else.
+        NotFoundError: a member's artifact is not in the store.
+        CorruptArtifactError: likewise damaged.
+    """
+    before = _known(store, name)
+    libraries = library_versions()
+    for digest, release in before.items():
+        if (release.spec, release.libraries) == (_at(spec, release.spec.weight_epoch), libraries):
+            return digest
+    if before:
+        _check_same(spec, next(iter(before.values())).spec)
+        spec = _at(spec, 1 + max(release.spec.weight_epoch for release in before.values()))
+    for member in leaves(spec.tree):
+        store.manifest(member.digest)
+    document = Release(spec=spec, libraries=libraries).plain()
+    digest = fingerprint(document)
+    store.blobs.put_if_absent(_key(digest), canonical(document))
+    return digest
+
+
+def exists(store: Store, digest: str) -> bool:
+    """Whether a release of that digest is in the store."""
+    return is_digest(digest) and store.blobs.exists(_key(digest))
+
+
+def read(store: Store, digest: str) -> Release:
+    """A release, verified.
+
+    Raises:
+        NotFoundError: no such release.
+        CorruptArtifactError: it is damaged.
+    """
+    key = _key(digest)
+    if not store.blobs.exists(key):
+        raise NotFoundError("no such release in the store", digest)
+    data = store.blobs.get(key)
+    try:
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CorruptArtifactError("a release is damaged", key, "roll back to another one")
+        return Release.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptArtifactError("a release is not valid", key, "roll back to another one") from error
+
+
+def find(store: Store, name: str, text: str) -> str:
+    """The digest of a release of the name, by itself or its beginning.
+
+    Raises:
+        NotFoundError: none begins so.
+        InputError: several do.
+    """
+    if is_digest(text):
+        read(store, text)
+        return text
+    keys = store.blobs.list("releases", recursive=False)
+    digests = [key.removeprefix("releases/").removesuffix(".json") for key in keys]
+    known = {entry.value for entry in history(store, name)}
+    found = [digest for digest in digests if len(text) >= 4 and digest.startswith(text)]
+    found = [digest for digest in found if digest in known] or found
+    if len(found) != 1:
+        if found:
+            raise InputError(f"{len(found)} releases begin so", text[:80], "give more of the digest")
+        raise NotFoundError("no such release in the store", text[:80], "see 'orchestrator release list'")
+    return found[0]
+
+
+def history(store: Store, name: str) -> list[RefEntry]:
+    """What was live under the name, oldest first."""
+    return store.ref_history(f"{name}/{LIVE}")
+
+
+def live(store: Store, name: str) -> Position:
+    """What is live under the name."""
+    return _position(store.ref_entry(f"{name}/{LIVE}"))
+
+
+def promote(store: Store, name: str, digest: str, *, expect: int | None = None) -> int:
+    """Make a release the live one; the number of its entry.
+
+    Args:
+        store: where.
+        name: the served name's ref, like `digits/mix`.
+        digest: of the release.
+        expect: the entry that was live when this was decided.
+
+    Raises:
+        NotFoundError: no such release, or it lacks a member.
+        ConfigError: it is another model than the name serves.
+        RefConflictError: another one was promoted meanwhile.
+    """
+    _check_answers(store, name, digest)
+    sequence = store.set_ref(f"{name}/{LIVE}", digest, expect=expect)
+    with suppress(RefConflictError, CorruptArtifactError):
+        position, tried = canary(store, name)
+        if tried is not None and not tried.stopped and tried.release == digest:
+            over = tried.model_copy(update={"stopped": "promoted"})
+            set_canary(store, name, over, expect=position.sequence)
+    return sequence
+
+
+def first(store: Store, name: str) -> Spec:
+    """What a server of an ensemble begins with: its live release. Without any, its first one is made.
+
+    While the live one is damaged, the newest before it that is not.
+
+    Raises:
+        NotFoundError: no such ensemble.
+        CorruptArtifactError: no release of the name can be read.
+    """
+    if not live(store, name).sequence:
+        with suppress(RefConflictError):
+            promote(store, name, put(store, name, store.spec(name)), expect=0)
+    failed: CorruptArtifactError | None = None
+    for digest in dict.fromkeys(entry.value for entry in reversed(history(store, name))):
+        try:
+            return read(store, digest).spec
+        except CorruptArtifactError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
+
+
+def before(store: Store, name: str) -> str:
+    """The release that was live before the present one first was: rolling back again goes on from there.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    values = [entry.value for entry in history(store, name)]
+    first = values.index(values[-1]) if values else 0
+    if not first:
+        raise NotFoundError("no release was live before", name, "name one: 'orchestrator release list'")
+    return values[first - 1]
+
+
+def canary(store: Store, name: str) -> tuple[Position, Canary | None]:
+    """The newest canary of the name, also one that is over.
+
+    Raises:
+        CorruptArtifactError: its settings are damaged.
+    """
+    found = _position(store.ref_entry(f"{name}/{CANARY}"))
+    if not found.sequence:
+        return found, None
+    try:
+        return found, Canary.model_validate_json(found.value)
+    except ValidationError as error:
+        raise CorruptArtifactError("a canary's settings are damaged", name, "start another one") from error
+
+
+def set_canary(store: Store, name: str, settings: Canary, *, expect: int | None = None) -> None:
+    """Start a canary, or end it: with `stopped`.
+
+    Raises:
+        NotFoundError: no such release, or it lacks a member.
+        ConfigError: it is another model than the name serves.
+        RefConflictError: another one was set meanwhile.
+    """
+    if not settings.stopped:
+        _check_answers(store, name, settings.release)
+    store.set_ref(f"{name}/{CANARY}", canonical(settings.plain()).decode(), expect=expect)
+
+
+def _check_answers(store: Store, name: str, digest: str) -> None:
+    """A release may answer under a name: the same model for clients, and a weight epoch of its own."""
+    spec = read(store, digest).spec
+    for other, release in _known(store, name).items():
+        _check_same(spec, release.spec)
+        if other != digest and release.spec.weight_epoch == spec.weight_epoch:
+            raise RefConflictError(
+                "another release took the weight epoch", spec.weight_epoch, "make it again"
+            )
+    for member in leaves(spec.tree):
+        store.manifest(member.digest)
+
+
+def _known(store: Store, name: str) -> dict[str, Release]:
+    """Every release that answered under the name, live or as a canary; damaged ones are left out."""
+    digests = [entry.value for entry in history(store, name)]
+    for entry in store.ref_history(f"{name}/{CANARY}"):
+        with suppress(ValidationError):
+            digests.append(Canary.model_validate_json(entry.value).release)
+    found = {}
+    for digest in dict.fromkeys(digests):
+        with suppress(CorruptArtifactError, NotFoundError):
+            found[digest] = read(store, digest)
+    return found
+
+
+def _key(digest: str) -> str:
+    return f"releases/{digest}.json"
+
+
+def _position(entry: RefEntry | None) -> Position:
+    return Position(0) if entry is None else Position(entry.sequence, entry.value)
+
+
+def _at(spec: Spec, epoch: int) -> Spec:
+    return spec.model_copy(update={"weight_epoch": epoch})
+
+
+def _check_same(spec: Spec, served: Spec) -> None:
+    """Clients notice nothing: the same name, and the same inputs and outputs."""
+    for what, mine, theirs in (
+        ("name", spec.name, served.name),
+        *((key, getattr(spec.signature, key), getattr(served.signature, key)) for key in _SEEN),
+    ):
+        if mine != theirs:
+            raise ConfigError(
+                f"a release of {served.name} must keep its {what}", f"{mine} instead of {theirs}"
+            )
+
+
+_SEEN = ("task", "input_shape", "input_dtype", "outputs", "classes")

@@ -1,0 +1,519 @@
+"""Releases that change while requests are answered: real artifacts and the whole HTTP application, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.exchange import Answer, Question, Served
+from deployments.front import Front
+from deployments.http.admin import Admin
+from deployments.http.app import HttpApp
+from deployments.placement import Here
+from deployments.protocol.model import describe
+from deployments.releases.controls import Controls
+from deployments.releases.follower import Follower
+from deployments.releases.trial import agreement, drawn
+from orchestrator.config.ensemble import Member, Spec, WeightedMix
+from orchestrator.config.release import FeedbackSettings
+from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.ensemble.epochs import reweighted
+from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import MemberFailedError, RefConflictError, ServingError
+from orchestrator.store import releases
+from orchestrator.store.store import Store
+from tests.deployments.calling import Got, send
+from tests.deployments.toys import DIGITS, IMAGES, SMALL_MLP, in_process, put
+
+NAME = "toys/mix"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store with a mix of two models, under a ref."""
+    opened = Store(tmp_path / "store")
+    members = tuple(put(opened, f"mlp{seed}", SMALL_MLP, DIGITS, seed) for seed in (0, 1))
+    spec = Spec(name="mix", tree=WeightedMix(members=members, weights=(0.5, 0.5)), signature=DIGITS)
+    opened.set_ref(NAME, opened.put_spec(spec))
+    return opened
+
+
+class Running:
+    """A served name in this process, asked as clients ask."""
+
+    def __init__(self, store: Store, **serving: Any) -> None:
+        settings = ServingSettings.model_validate({"placement": "fused", "compile": False, **serving})
+        releases.first(store, NAME)
+        app = AppSettings(store=str(store.root), refs=(NAME,), serving=settings)
+        self.follower: Follower = Here(app, {}, NAME).follow(self._renew)
+
+        async def tell(method: str, *args: Any) -> list[Any]:
+            return [await getattr(self.follower, method)(*args)]
+
+        async def ready() -> None:
+            await self.follower.ready()
+
+        self.front = Front([Served(describe(self.follower.spec), self.follower.predict, ready)], settings)
+        self.routes = Admin({"mix": Controls(store, NAME, tell)}, settings).routes()
+        self.app = HttpApp(self.front, (), self.routes)
+
+    def _renew(self, spec: Spec) -> None:
+        self.front.renew(describe(spec))
+
+    async def admin(self, what: str, body: Any = None, method: str = "POST") -> Got:
+        path = "/admin/models/mix" + (f"/{what}" if what else "")
+        return await send(self.app, method, path, b"" if body is None else json.dumps(body).encode())
+
+    async def infer(self, rows: np.ndarray, request_id: str = "") -> dict[str, Any]:
+        tensor = {"name": "input", "shape": rows.shape, "datatype": "UINT8", "data": rows.ravel().tolist()}
+        body = {"inputs": [tensor]} | ({"id": request_id} if request_id else {})
+        got = await send(self.app, "POST", "/v2/models/mix/infer", json.dumps(body).encode())
+        assert got.status == 200, got.body
+        found: dict[str, Any] = got.json()
+        return found
+
+    async def state(self) -> dict[str, Any]:
+        (replica,) = (await self.admin("", method="GET")).json()["replicas"]
+        return dict(replica)
+
+
+def serving(store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
+    """Run a test against a running server, which is closed afterwards."""
+
+    async def whole() -> None:
+        running = Running(store, **settings)
+        try:
+            await test(running)
+        finally:
+            await running.follower.close()
+
+    asyncio.run(whole())
+
+
+def probabilities(reply: dict[str, Any]) -> np.ndarray:
+    (found,) = [one["data"] for one in reply["outputs"] if one["name"] == "probabilities"]
+    return np.reshape(found, (-1, 10))
+
+
+def oracle(store: Store, digest: str, rows: np.ndarray) -> np.ndarray:
+    found = in_process(store, releases.read(store, digest).spec, rows).probs
+    assert found is not None
+    return found
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await true():
+            await asyncio.sleep(0.01)
+
+
+def candidate(store: Store) -> str:
+    """A release of one other model: it answers otherwise."""
+    releases.first(store, NAME)
+    other = put(store, "other", SMALL_MLP, DIGITS, 7)
+    return releases.put(store, NAME, store.spec(NAME).model_copy(update={"tree": other}))
+
+
+def spoil(store: Store, member: Member) -> None:
+    (weights,) = (store.root / "artifacts" / member.digest).glob("*.safetensors")
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+def test_no_reply_mixes_two_epochs_while_releases_change_under_load(store: Store) -> None:
+    rows = IMAGES[:1]
+
+    async def test(running: Running) -> None:
+        replies: list[dict[str, Any]] = []
+        over = asyncio.Event()
+
+        async def load() -> None:
+            while not over.is_set():
+                replies.append(await running.infer(rows))
+
+        clients = [asyncio.create_task(load()) for _ in range(4)]
+        digests = [releases.live(store, NAME).value]
+        for weights in ((0.9, 0.1), (0.2, 0.8)):
+            got = await running.admin("weights", {"weights": weights})
+            assert got.status == 200, got.body
+            digests.append(got.json()["release"])
+            await asyncio.sleep(0.05)
+        got = await running.admin("promote", {"release": candidate(store)})
+        digests.append(got.json()["release"])
+        await asyncio.sleep(0.05)
+        assert (await running.admin("rollback")).json() == {"release": digests[2], "weight_epoch": 2}
+        await asyncio.sleep(0.05)
+        over.set()
+        await asyncio.gather(*clients)  # no request failed
+        truth = {
+            releases.read(store, digest).spec.weight_epoch: oracle(store, digest, rows) for digest in digests
+        }
+        epochs = [reply["parameters"]["weight_epoch"] for reply in replies]
+        assert set(epochs) == {0, 1, 2, 3}
+        assert epochs[-1] == 2
+        versions: dict[int, set[str]] = {}
+        for epoch, reply in zip(epochs, replies, strict=True):
+            np.testing.assert_allclose(probabilities(reply), truth[epoch], atol=1e-5)
+            versions.setdefault(epoch, set()).add(reply["model_version"])
+        assert all(len(found) == 1 for found in versions.values())
+        metadata = (await send(running.app, "GET", "/v2/models/mix")).json()
+        assert set(metadata["versions"]) == versions[2]
+
+    serving(store, test)
+
+
+def test_a_release_that_cannot_run_changes_nothing(store: Store) -> None:
+    digest = candidate(store)
+    member = releases.read(store, digest).spec.tree
+    assert isinstance(member, Member)
+    spoil(store, member)
+
+    async def test(running: Running) -> None:
+        before = await running.infer(IMAGES[:2])
+        got = await running.admin("promote", {"release": digest})
+        assert got.status == 409
+        assert "is damaged" in got.json()["error"]
+        assert str(store.root) not in got.json()["error"]
+        assert len(releases.history(store, NAME)) == 1
+        # Moved past the server, as by a command without it: it serves on, and says why.
+        releases.promote(store, NAME, digest)
+
+        async def refused() -> bool:
+            return "cannot run" in (await running.state())["problem"]
+
+        await until(refused)
+        assert await running.infer(IMAGES[:2]) == before
+        assert (await running.admin("rollback")).status == 200
+        await running.follower.follow()
+        assert (await running.state())["problem"] == ""
+        assert await running.infer(IMAGES[:2]) == before
+
+    serving(store, test)
+
+
+def test_a_defect_while_loading_changes_nothing_and_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        def defect(_spec: Spec) -> Any:
+            raise RuntimeError("/secret/path")
+
+        before = await running.infer(IMAGES[:1])
+        with monkeypatch.context() as patch:
+            patch.setattr(running.follower, "_open", defect)
+            got = await running.admin("promote", {"release": digest})
+            assert (got.status, "secret" in got.json()["error"]) == (409, False)
+            releases.promote(store, NAME, digest)
+            with pytest.raises(ServingError, match="secret"):
+                await running.follower.follow()
+            await running.follower.follow()  # not tried again at once
+            assert await running.infer(IMAGES[:1]) == before
+        assert (await running.admin("promote", {"release": digest})).status == 200
+        state = await running.state()
+        assert (state["live"], state["problem"]) == (digest, "")
+
+    serving(store, test)
+
+
+def test_a_start_takes_the_live_release_or_the_one_before_it(store: Store) -> None:
+    first = releases.first(store, NAME)
+    digest = candidate(store)
+    releases.promote(store, NAME, digest)
+
+    async def serves_it(running: Running) -> None:
+        assert running.follower.spec == releases.read(store, digest).spec
+
+    serving(store, serves_it)
+    assert releases.first(store, NAME).weight_epoch == 1
+    member = releases.read(store, digest).spec.tree
+    assert isinstance(member, Member)
+    spoil(store, member)
+
+    async def serves_the_one_before(running: Running) -> None:
+        assert running.follower.spec == first
+        assert "cannot run" in (await running.state())["problem"]
+        await running.infer(IMAGES[:1])
+
+    serving(store, serves_the_one_before)
+
+
+def test_one_of_two_promotions_wins(store: Store) -> None:
+    async def test(running: Running) -> None:
+        bodies = [{"weights": (0.9, 0.1)}, {"weights": (0.1, 0.9)}]
+        got = await asyncio.gather(*(running.admin("weights", body) for body in bodies))
+        assert sorted(one.status for one in got) == [200, 409]
+        (won,) = [one.json()["release"] for one in got if one.status == 200]
+        assert releases.live(store, NAME).value == won
+        assert (await running.state())["live"] == won
+        assert len(releases.history(store, NAME)) == 2
+
+    serving(store, test)
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "status", "says"),
+    [
+        ("weights", {"weights": [0.5, 0.6]}, 400, "sum to 1"),
+        ("weights", {"weights": [0.5]}, 400, "as many weights"),
+        ("weights", {"thresholds": [0.5]}, 400, "no thresholds"),
+        ("weights", {}, 400, "give either"),
+        ("promote", {"release": "0" * 64}, 404, "no such release"),
+        ("promote", {"spec": "no/such"}, 404, "no such ref"),
+        ("rollback", {}, 404, "no release was live before"),
+        ("canary", {"release": "0" * 64}, 404, "no such release"),
+        ("canary", {"release": "x"}, 400, "release"),
+        ("promote", {"unknown": 1}, 400, "unknown"),
+    ],
+)
+def test_refusals_say_why(store: Store, what: str, body: Any, status: int, says: str) -> None:
+    async def test(running: Running) -> None:
+        got = await running.admin(what, body)
+        assert (got.status, says in got.json()["error"]) == (status, True), got.body
+        assert len(releases.history(store, NAME)) == 1
+
+    serving(store, test)
+
+
+def test_no_body_whatever_is_a_defect(store: Store) -> None:
+    random = np.random.default_rng(0)
+    known = [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 50_000,
+        b'{"labels":{}}',
+        b'{"labels":{"a":[[[1]]]}}',
+        b"\xff",
+    ]
+    known += [b'{"weights":[NaN,1]}', b'{"weights":[1e999,0]}', b'{"release":1}', b'{"release":"../../x"}']
+    known += [b'{"spec":"../x"}', b'{"labels":{"0":NaN}}', b'{"labels":{"0":[]}}', b'{"share":-1}']
+    known += [random.bytes(size) for size in range(20)]
+
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        base = "/admin/models/mix/"
+        paths = [base + what for what in ("promote", "rollback", "weights", "canary")]
+        for path in (*paths, "/v2/models/mix/feedback", "/admin/models/none/promote"):
+            for body in known:
+                got = await send(running.app, "POST", path, body)
+                assert got.status in (200, 400, 404), (path, body[:40], got.body)
+                assert got.status == 200 or set(got.json()) == {"error"}
+        too_long = await send(running.app, "POST", paths[0], b" " * (4 * 2**20 + 1))
+        assert too_long.status == 413
+        assert len(releases.history(store, NAME)) == 1
+
+    serving(store, test, feedback={"every_s": 3600})
+
+
+def test_a_release_is_the_same_model_for_clients(store: Store) -> None:
+    releases.first(store, NAME)
+    spec = store.spec(NAME)
+    store.set_ref("toys/renamed", store.put_spec(spec.model_copy(update={"name": "renamed"})))
+
+    async def test(running: Running) -> None:
+        got = await running.admin("promote", {"spec": "toys/renamed"})
+        assert got.status == 400
+        assert "must keep its name" in got.json()["error"]
+
+    serving(store, test)
+
+
+def test_a_canary_answers_its_share_and_the_same_ids_again(store: Store) -> None:
+    digest = candidate(store)
+    ids = [f"request-{number}" for number in range(200)]
+
+    async def test(running: Running) -> None:
+        got = await running.admin("canary", {"release": digest, "share": 0.3, "min_agreement": 0})
+        assert got.status == 200, got.body
+        epochs = {}
+        for request_id in ids:
+            reply = await running.infer(IMAGES[:1], request_id)
+            epochs[request_id] = reply["parameters"]["weight_epoch"]
+            truth = oracle(store, digest, IMAGES[:1])
+            assert np.allclose(probabilities(reply), truth, atol=1e-5) == (epochs[request_id] == 1)
+        assert 35 < sum(epochs.values()) < 85  # 60 of 200 on average
+        assert epochs == {one: int(drawn(one, 0.3)) for one in ids}
+        assert (await running.admin("canary", method="DELETE")).status == 200
+        assert (await running.infer(IMAGES[:1], next(one for one in ids if epochs[one])))["parameters"][
+            "weight_epoch"
+        ] == 0
+        assert (await running.admin("canary", method="DELETE")).status == 404
+
+    serving(store, test)
+
+
+def test_a_shadow_that_disagrees_is_switched_off_and_never_answers(store: Store) -> None:
+    digest = candidate(store)
+    truth = oracle(store, releases.live(store, NAME).value, IMAGES)
+
+    async def test(running: Running) -> None:
+        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
+        assert (await running.admin("canary", body)).status == 200
+        assert (await running.state())["canary"]["compared"] == 0
+
+        async def off() -> bool:
+            np.testing.assert_allclose(probabilities(await running.infer(IMAGES)), truth, atol=1e-5)
+            return (await running.state())["canary"] is None
+
+        await until(off)
+        assert "0.9 is asked for" in (await running.state())["canary_stopped"]
+
+        async def said() -> bool:
+            _, settings = releases.canary(store, NAME)
+            return settings is not None and "agreement" in settings.stopped
+
+        await until(said)
+
+    serving(store, test)
+
+
+def test_a_shadow_that_agrees_stays(store: Store) -> None:
+    releases.first(store, NAME)
+    digest = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.501, 0.499)))
+
+    async def test(running: Running) -> None:
+        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
+        assert (await running.admin("canary", body)).status == 200
+        for _ in range(50):
+            await running.infer(IMAGES)
+        await asyncio.gather(*running.follower._comparing)
+        trial = (await running.state())["canary"]
+        assert (trial["compared"], trial["agreement"], trial["failed"]) == (50, 1.0, 0)
+        # Promoted, it is no canary any more.
+        assert (await running.admin("promote", {"release": digest})).status == 200
+        state = await running.state()
+        assert (state["live"], state["canary"]) == (digest, None)
+
+    serving(store, test)
+
+
+def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        sick = running.follower._candidate
+        assert sick is not None
+
+        async def fail(_question: Question) -> Answer:
+            raise MemberFailedError("gone")
+
+        monkeypatch.setattr(sick.engine, "predict", fail)
+        for _ in range(20):
+            assert (await running.infer(IMAGES[:1]))["parameters"]["weight_epoch"] == 0
+        state = await running.state()
+        assert state["canary"] is None
+        assert "failed" in state["canary_stopped"]
+
+    serving(store, test)
+
+
+def test_agreement_of_values() -> None:
+    def values(*rows: float) -> Answer:
+        return Answer({"values": np.array(rows)[:, None]}, (), 0, False)
+
+    assert agreement(values(1, 2, 1000, 4), values(1.0005, 2.1, 1000.5, 4)) == 0.75
+
+
+def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_floor(store: Store) -> None:
+    feedback = FeedbackSettings(rate=1.0, floor=0.1, every_s=0, min_rows=20)
+    first = releases.first(store, NAME).tree
+    assert isinstance(first, WeightedMix)
+    (good, _) = distinct(first)
+    truth = oracle_labels(store, good)
+
+    async def test(running: Running) -> None:
+        assert (await running.state())["feedback"]["weights"] == [0.5, 0.5]
+        for number in range(40):
+            await running.infer(IMAGES, f"{number}")
+            got = await feed(running, {f"{number}": truth})
+            assert got.json()["accepted"] == len(IMAGES)
+            assert got.json()["unknown"] == []
+        tree = running.follower.spec.tree
+        assert isinstance(tree, WeightedMix)
+        assert tree.weights == pytest.approx((0.95, 0.05), abs=1e-6)
+        assert running.follower.spec.weight_epoch >= 1  # of the last batches that moved them
+        live = releases.live(store, NAME).value
+        (record,) = store.records(live)
+        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights or ()))
+        assert record["from"] == releases.before(store, NAME)
+        reply = await running.infer(IMAGES)
+        np.testing.assert_allclose(probabilities(reply), oracle(store, live, IMAGES), atol=1e-5)
+        # A label counts once, and must be one.
+        assert (await feed(running, {"0": truth, "never": 1})).json()["unknown"] == ["0", "never"]
+        await running.infer(IMAGES[:1], "new")
+        assert (await feed(running, {"new": 10})).status == 400
+        assert (await feed(running, {"new": [1, 2]})).status == 400
+        assert (await feed(running, {"new": 1.5})).status == 400
+        assert (await feed(running, {"new": 1})).json()["accepted"] == 1
+
+    serving(store, test, feedback=feedback.plain())
+
+
+def test_labels_wait_for_the_next_weight_epoch_and_the_newest_answers_are_kept(store: Store) -> None:
+    async def test(running: Running) -> None:
+        for number in range(5):
+            await running.infer(IMAGES[:1], f"{number}")
+        got = await feed(running, {f"{number}": 3 for number in range(5)})
+        assert got.json() | {"weights": 0} == {
+            "accepted": 3,
+            "unknown": ["0", "1"],
+            "weights": 0,
+            "rows": 3,
+            "kept_answers": 0,
+        }
+        assert running.follower.spec.weight_epoch == 1
+        await running.infer(IMAGES[:1], "5")
+        assert (await feed(running, {"5": 3})).json()["accepted"] == 1
+        assert running.follower.spec.weight_epoch == 1
+
+    serving(store, test, feedback={"answers": 3, "every_s": 3600})
+
+
+def test_without_the_setting_nothing_is_learned(store: Store) -> None:
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        got = await feed(running, {"0": 1})
+        assert got.status == 400
+        assert "no weights are learned" in got.json()["error"]
+
+    serving(store, test)
+
+
+def test_a_promotion_by_the_store_alone_is_followed(store: Store) -> None:
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1])
+        digest = candidate(store)
+        position = releases.live(store, NAME)
+        releases.promote(store, NAME, digest, expect=position.sequence)
+        with pytest.raises(RefConflictError):
+            releases.promote(store, NAME, position.value, expect=position.sequence)
+
+        async def followed() -> bool:
+            return bool((await running.state())["live"] == digest)
+
+        await until(followed)
+
+    serving(store, test)
+
+
+def oracle_labels(store: Store, member: Member) -> list[int]:
+    """What one member says."""
+    spec = store.spec(NAME).model_copy(update={"tree": member})
+    found = in_process(store, spec, IMAGES).probs
+    assert found is not None
+    return [int(label) for label in found.argmax(axis=1)]
+
+
+async def feed(running: Running, labels: dict[str, Any]) -> Got:
+    body = json.dumps({"labels": labels}).encode()
+    return await send(running.app, "POST", "/v2/models/mix/feedback", body)

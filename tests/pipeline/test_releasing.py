@@ -1,0 +1,122 @@
+"""The commands for releases: through the store alone, and through a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deployments.http.access import Access
+from deployments.http.app import HttpApp
+from deployments.http.server import server_app
+from deployments.observe.meter import Meter
+from deployments.page.site import Site
+from orchestrator import keys
+from orchestrator.config.access import AccessSettings
+from orchestrator.config.ensemble import Spec, WeightedMix
+from orchestrator.store import releases
+from orchestrator.store.store import Store
+from tests.deployments.served import running as listening
+from tests.deployments.test_releases import Running
+from tests.deployments.toys import DIGITS, SMALL_MLP, put
+from tests.pipeline.command import command
+
+NAME = "toys/mix"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = Store(tmp_path / "store")
+    members = tuple(put(opened, f"mlp{seed}", SMALL_MLP, DIGITS, seed) for seed in (0, 1))
+    spec = Spec(name="mix", tree=WeightedMix(members=members, weights=(0.5, 0.5)), signature=DIGITS)
+    opened.set_ref(NAME, opened.put_spec(spec))
+    return opened
+
+
+def live(store: Store) -> str:
+    return releases.live(store, NAME).value
+
+
+def test_the_store_alone(store: Store) -> None:
+    at = ("--store", str(store.root))
+    command("release", "list", NAME, *at).sentence(2)
+    made = command("release", "promote", NAME, *at, "--json").document
+    assert made == {"release": live(store), "weight_epoch": 0}
+    changed = command("weights", "set", NAME, "0.7", "0.3", *at, "--json").document
+    assert changed == {"release": live(store), "weight_epoch": 1}
+    rows = command("release", "list", NAME, *at, "--json").document
+    assert [(row["weight_epoch"], row["live"]) for row in rows] == [(0, False), (1, True)]
+    assert "live" in command("release", "list", NAME, *at).out.splitlines()[-1]
+    found = command("release", "diff", NAME, made["release"][:12], *at, "--json").document
+    assert found["changed"] == {
+        "spec.tree.weights.0": [0.5, 0.7],
+        "spec.tree.weights.1": [0.5, 0.3],
+        "spec.weight_epoch": [0, 1],
+    }
+    assert command("weights", "rollback", NAME, *at, "--json").document == made
+    assert command("release", "rollback", NAME, changed["release"][:12], *at, "--json").document == changed
+    assert "sum to 1" in command("weights", "set", NAME, "0.7", "0.7", *at).sentence(2)
+    # What `models` lists stays sound with the refs of releases and canaries.
+    assert command("canary", NAME, made["release"], "--share", "0.5", *at).code == 0
+    (row,) = [one for one in command("models", *at, "--json").document if one["ref"] == f"{NAME}/live"]
+    assert (row["kind"], row["state"]) == ("release, weight epoch 1", "ok")
+    assert command("canary", NAME, "--stop", *at).code == 0
+    assert "no canary is running" in command("canary", NAME, "--stop", *at).sentence(2)
+
+
+def test_what_goes_together(store: Store) -> None:
+    at = ("--store", str(store.root))
+    for wrong in (
+        ("release", "diff", NAME),
+        ("release", "list", NAME, "a", "b"),
+        ("release", "rollback", NAME, "--spec", NAME),
+        ("weights", "set", NAME),
+        ("weights", "rollback", NAME, "0.5"),
+        ("canary", NAME),
+        ("canary", NAME, "a", "--stop"),
+    ):
+        assert command(*wrong, *at).code == 2
+    assert releases.history(store, NAME) == []
+
+
+@contextmanager
+def server(store: Store, file: Path) -> Iterator[str]:
+    """The name behind the whole application, with keys."""
+    serving = Running(store)
+
+    async def nobody() -> tuple[()]:
+        return ()
+
+    meter = Meter("test")
+    served = [entry.served for entry in serving.front.entries.values()]
+    site = Site([serving.follower.spec], served, meter, nobody)
+    app = HttpApp(serving.front, (), {**serving.routes, **site.routes()})
+    access = Access(AccessSettings(keys=str(file)))
+    with listening(server_app(app, ["mix"], access, serving.front.serving, meter)) as url:
+        yield url
+
+
+def test_through_a_server(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    tokens = {scope: keys.add(file, scope, scope) for scope in ("data", "admin")}
+    with server(store, file) as url:
+        through = ("--url", url, "--json")
+        monkeypatch.setenv("ORCHESTRATOR_KEY", tokens["data"])
+        assert "scope admin" in command("weights", "set", NAME, "0.7", "0.3", *through[:2]).sentence(2)
+        monkeypatch.setenv("ORCHESTRATOR_KEY", tokens["admin"])
+        first = live(store)
+        changed = command("weights", "set", NAME, "0.7", "0.3", *through).document
+        assert changed == {"release": live(store), "weight_epoch": 1}
+        (model,) = command("status", url, "--json").document["models"]
+        assert (model["name"], model["ready"]) == ("mix", True)
+        assert model["releases"]["replicas"][0]["live"] == changed["release"]
+        assert "mix" in command("status", url).out
+        at = ("--store", str(store.root))
+        assert command("canary", NAME, first, "--shadow", *at, *through).document["shadow"]
+        assert command("canary", NAME, "--stop", *through).document == {"stopped": True}
+        assert command("release", "rollback", NAME, *through).document["release"] == first
+        assert "no release was live before" in command("release", "rollback", NAME, *through[:2]).sentence(2)
+        again = command("release", "promote", NAME, changed["release"], *through).document
+        assert again == changed
