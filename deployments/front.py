@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -45,6 +46,32 @@ class Gate:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self._inside -= 1
+
+
+class Bodies:
+    """Counts the bytes of all bodies in work."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def room(self) -> Iterator[Callable[[int], None]]:
+        """For one request: what to call with the bytes of each part that it has; they are given back at the
+        end. The call raises `OverloadedError` when there are too many."""
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            if self._held + size > self._most:
+                raise OverloadedError("too many bytes of bodies are in work", self._held, "try again later")
+            self._held += size
+            mine += size
+
+        try:
+            yield take
+        finally:
+            self._held -= mine
 
 
 @dataclass
@@ -133,6 +160,7 @@ class Front:
     def __init__(self, served: Sequence[Served], serving: ServingSettings) -> None:
         self.serving = serving
         self.gate = Gate(serving.max_requests)
+        self.bodies = Bodies(serving.max_bodies_bytes)
         self._entries = {one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served}
 
     @property

@@ -37,6 +37,17 @@ class _Outputs:
         }
         return _Outputs(rows.stop - rows.start, found)
 
+    def has_failures(self) -> bool:
+        return any(isinstance(output, Exception) for output in self.found.values())
+
+
+@dataclass
+class _Asked:
+    """A computation that several members' callers wait for."""
+
+    outputs: asyncio.Task[_Outputs]
+    waiting: int = 0
+
 
 class Group:
     """Members that are asked for the same rows at the same time: computed once for all of them, together with
@@ -60,8 +71,14 @@ class Group:
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
         self._joint, self._worker = joint, worker
-        self._batcher = Batcher(self._run, max_rows=max_rows, max_queued=max_queued_rows, timed=timed)
-        self._asked: dict[tuple[tuple[int, ...], bytes], asyncio.Task[_Outputs]] = {}
+        self._batcher = Batcher(
+            self._run,
+            max_rows=max_rows,
+            max_queued=max_queued_rows,
+            spoilt=_Outputs.has_failures,
+            timed=timed,
+        )
+        self._asked: dict[tuple[tuple[int, ...], bytes], _Asked] = {}
 
     def handles(self) -> dict[Member, Handle]:
         """One for each member."""
@@ -75,17 +92,29 @@ class Group:
             MemberFailedError: it failed on these rows.
         """
         key = (rows.shape, rows.tobytes())
-        task = self._asked.get(key)
-        if task is None:
-            task = self._asked[key] = asyncio.ensure_future(self._batcher.submit(rows))
-            task.add_done_callback(lambda _: self._asked.pop(key))
-        # Another member's caller may wait for it, too.
-        output = (await asyncio.shield(task)).found[member]
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = _Asked(asyncio.ensure_future(self._batcher.submit(rows)))
+            asked.outputs.add_done_callback(lambda _: self._forget(key, asked))
+        asked.waiting += 1
+        try:
+            # Another member's caller may wait for it, too.
+            output = (await asyncio.shield(asked.outputs)).found[member]
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting:
+                # Of no use to anyone if it still waits; nothing happens if it is done.
+                asked.outputs.cancel()
+                self._forget(key, asked)
         if isinstance(output, OrchestratorError):
             raise output
         if isinstance(output, Exception):
             raise MemberFailedError("computing a batch failed", f"{type(output).__name__}: {output}")
         return output
+
+    def _forget(self, key: tuple[tuple[int, ...], bytes], asked: _Asked) -> None:
+        if self._asked.get(key) is asked:
+            del self._asked[key]
 
     def check_health(self) -> None:
         """Called by Serve.

@@ -64,9 +64,13 @@ class GrpcServer:
         limit = self._front.serving.max_body_bytes + OVERHEAD_BYTES
         guards = [] if self._access is None else [Keys(self._access)]
         self._server = grpc.aio.server(
-            interceptors=guards, options=[("grpc.max_receive_message_length", limit)]
+            interceptors=guards,
+            options=[("grpc.max_receive_message_length", limit)],
+            # A message is received whole before anyone is asked whether it may be; calls that wait for
+            # nothing (liveness, metadata) need room beside those of inference.
+            maximum_concurrent_rpcs=2 * self._front.serving.max_requests,
         )
-        service = _Service(self._front)
+        service = _Service(self._front, self._access)
         handlers = {name: service.handler(name) for name in messages.METHODS}
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(messages.SERVICE, handlers)]
@@ -103,11 +107,14 @@ class Keys(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         method = details.method.rpartition("/")[2]
         if method not in ("ServerLive", "ServerReady"):
-            token = token_of(dict(details.invocation_metadata))
-            refused = self._access.refusal(token, admin=False, here=True)
+            refused = _refusal(self._access, details.invocation_metadata)
             if refused is not None:
                 return _refusing(await continuation(details), refused)
         return await continuation(details)
+
+
+def _refusal(access: Access, metadata: Any) -> Refusal | None:
+    return access.refusal(token_of(dict(metadata)), admin=False, here=True)
 
 
 _CODES = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED}
@@ -134,8 +141,9 @@ def _refusing(handler: Any, refused: Refusal) -> Any:
 class _Service:
     """The methods, each named as in the protocol."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, access: Access | None) -> None:
         self._front = front
+        self._access = access
 
     def handler(self, name: str) -> Any:
         """The method as gRPC wants it: messages in and out, errors as status codes."""
@@ -170,23 +178,33 @@ class _Service:
 
     async def ModelInfer(self, asked: Any) -> Any:  # noqa: N802
         entry = self._front.find(asked.model_name, asked.model_version)
-        with self._front.gate:
+        with self._front.gate, self._front.bodies.room() as take:
             start = perf_counter_ns()
             try:
+                take(asked.ByteSize())
                 return await self._infer(asked, entry, start)
             except BaseException:
                 entry.statistics.fail(start)
                 raise
 
-    async def ModelStreamInfer(self, stream: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Answers the requests of a stream one after the other."""
+    async def ModelStreamInfer(self, stream: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Answers the requests of a stream one after the other; each counts for the key's rate."""
         answer = messages.message("ModelStreamInferResponse")
+        first = True
         async for asked in stream:
+            # The interceptor let the stream in, which is the first request.
+            if not first and (refused := self._refused(context)) is not None:
+                yield answer(error_message=refused.sentence, infer_response={"id": asked.id})
+                continue
+            first = False
             try:
                 yield answer(infer_response=await self.ModelInfer(asked))
-            except OrchestratorError as error:
+            except Exception as error:
                 _code, sentence = _status(error)
                 yield answer(error_message=sentence, infer_response={"id": asked.id})
+
+    def _refused(self, context: Any) -> Refusal | None:
+        return None if self._access is None else _refusal(self._access, context.invocation_metadata())
 
     async def _infer(self, asked: Any, entry: Entry, start: int) -> Any:
         loop = asyncio.get_running_loop()
@@ -215,18 +233,15 @@ def _checked(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Aw
     async def call(asked: Any, context: Any) -> Any:
         try:
             return await method(asked)
-        except OrchestratorError as error:
+        except Exception as error:
             code, sentence = _status(error)
-        except Exception:
-            logger.exception("a gRPC call failed by a defect")
-            code, sentence = grpc.StatusCode.INTERNAL, "internal error; see the server's log"
         await context.abort(code, sentence)
 
     return call
 
 
-def _status(error: OrchestratorError) -> tuple[Any, str]:
-    """The status code and the sentence for an error."""
+def _status(error: Exception) -> tuple[Any, str]:
+    """The status code and the sentence for an error; what went wrong inside is for the log."""
     if isinstance(error, UnknownModelError):
         return grpc.StatusCode.NOT_FOUND, str(error)
     if isinstance(error, TooLargeError | OverloadedError):
@@ -237,5 +252,5 @@ def _status(error: OrchestratorError) -> tuple[Any, str]:
         return grpc.StatusCode.DEADLINE_EXCEEDED, str(error)
     if isinstance(error, QuorumError | MemberFailedError):
         return grpc.StatusCode.UNAVAILABLE, str(error)
-    logger.error("a gRPC call failed: %s", error)
+    logger.error("a gRPC call failed", exc_info=error)
     return grpc.StatusCode.INTERNAL, "internal error; see the server's log"

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.http.asgi import Reply, json_reply, send_reply
+from deployments.http.asgi import Reply, json_reply, path_of, send_reply
 from deployments.observe.requests import CURRENT
 from orchestrator import keys as stored
 from orchestrator.config.access import AccessSettings
@@ -88,8 +90,8 @@ class Guarded:
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            admin = scope["path"].startswith(ADMIN)
+        if scope["type"] == "http" and (path := path_of(scope)) not in OPEN:
+            admin = path.startswith(ADMIN)
             token = token_of(Headers(scope=scope))
             refused = self._access.refusal(token, admin=admin, here=from_here(scope))
             if refused is not None:
@@ -103,8 +105,8 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._seen = self._stamp()  # before reading: a change meanwhile is then seen later
         self._keys = stored.read(path)
-        self._seen = self._stamp()
         self._looked = time.monotonic()
 
     def find(self, token: str) -> Key | None:
@@ -169,12 +171,13 @@ def token_of(headers: Mapping[str, str]) -> str:
 
 
 def from_here(scope: Scope) -> bool:
-    """Whether a request comes from this machine and from nobody behind it.
+    """Whether a request comes from this machine, from nobody behind it and from no web page of elsewhere.
 
     Settings refuse to listen on other addresses without keys; where they are not asked, as when a Serve
     config file opens the port, this is what holds.
     """
-    if "x-forwarded-for" in Headers(scope=scope):
+    headers = Headers(scope=scope)
+    if "x-forwarded-for" in headers or not _is_asked_by_name_of_this_machine(headers):
         return False
     client, server = scope.get("client"), scope.get("server")
     if client is None or server is None:
@@ -183,11 +186,34 @@ def from_here(scope: Scope) -> bool:
     return client[0] == server[0] or _is_loopback(client[0])
 
 
+def _is_asked_by_name_of_this_machine(headers: Headers) -> bool:
+    """Browsers here also send what pages of other sites tell them to: with the site's `Origin`, or, once its
+    name leads to this machine (DNS rebinding), with its name as `Host`."""
+    host = headers.get("host")
+    if host is None:  # no browser
+        return True
+    try:
+        origin = urlsplit(headers.get("origin", f"//{host}")).netloc
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    ours = name in ("localhost", socket.gethostname().lower()) or _is_address(name)
+    return ours and origin.lower() == host.lower()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _reply(refused: Refusal) -> Reply:

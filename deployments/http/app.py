@@ -18,6 +18,7 @@ from deployments.http.asgi import (
     Scope,
     Send,
     header_text,
+    path_of,
     send_reply,
 )
 from deployments.http.endpoints import Endpoints
@@ -106,7 +107,7 @@ class HttpApp:
         await send_reply(send, reply, with_body=method != "HEAD")
 
     async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
-        method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
+        method, path = scope["method"], path_of(scope)
         name = self._infer.get(path)
         if name is not None and method == "POST":
             return await infer(self._front, self._front.entries[name], headers, receive)

@@ -38,6 +38,12 @@ def json_reply(value: object, status: int = 200, headers: tuple[Header, ...] = (
     return Reply(to_json(value), status, (JSON, *headers))
 
 
+def path_of(scope: Scope) -> str:
+    """The path within the application, wherever it is mounted: keys, routes and labels go by the same one."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
+
+
 def header_text(headers: Headers, name: bytes) -> str | None:
     """A header as text, if it was sent."""
     value = headers.get(name)

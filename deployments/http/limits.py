@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from deployments.http.asgi import DisconnectedError, Headers, Receive, header_text
 from deployments.http.encoding import decompress
 from deployments.protocol.errors import TooLargeError
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+async def read_body(
+    headers: Headers, receive: Receive, limit: int, take: Callable[[int], None] = lambda _size: None
+) -> bytes:
     """The body, decompressed; refused as soon as it is longer than `limit` bytes.
+
+    Args:
+        headers: of the request.
+        receive: its parts.
+        limit: in bytes.
+        take: told the bytes of each part; may refuse it.
 
     Raises:
         TooLargeError: it is longer, or would be.
@@ -20,15 +29,17 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     stated = headers.get(b"content-length", b"0")
     if stated.isdigit() and len(stated) < 20 and int(stated) > limit:
         raise TooLargeError(f"the body may have at most {limit} bytes", stated.decode())
-    body = await _parts(receive, limit)
+    body = await _parts(receive, limit, take)
     encoding = header_text(headers, b"content-encoding")
     if encoding is None or encoding == "identity":
         return body
     # A small body may become a large one.
-    return await asyncio.to_thread(decompress, body, encoding, limit)
+    plain = await asyncio.to_thread(decompress, body, encoding, limit)
+    take(len(plain))
+    return plain
 
 
-async def _parts(receive: Receive, limit: int) -> bytes:
+async def _parts(receive: Receive, limit: int, take: Callable[[int], None]) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -39,6 +50,7 @@ async def _parts(receive: Receive, limit: int) -> bytes:
         size += len(part)
         if size > limit:
             raise TooLargeError(f"the body may have at most {limit} bytes")
+        take(len(part))
         if not message.get("more_body", False) and not parts:
             return part
         parts.append(part)

@@ -34,14 +34,14 @@ async def respond(
         OrchestratorError: the request, or what became of it.
         DisconnectedError: the client is gone.
     """
-    with front.gate:
+    with front.gate, front.bodies.room() as take:
         start = perf_counter_ns()
         body = None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + front.serving.deadline_s
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                body = await read_body(headers, receive, front.serving.max_body_bytes)
+                body = await read_body(headers, receive, front.serving.max_body_bytes, take)
                 threaded = len(body) >= large_bytes
                 request = await maybe_threaded(threaded, decode, body)
                 if request.timeout_s is not None:

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.exchange import Answer, Question
+from deployments.http.asgi import path_of
 from deployments.observe import families
 from deployments.observe.meter import Meter
 from orchestrator.errors import OrchestratorError
@@ -106,7 +107,7 @@ class Observed:
         self._meter.set(families.WORKING, to=self._working)
 
     def _ended(self, scope: Scope, record: Record, seconds: float) -> None:
-        model, endpoint = self._named(scope["path"])
+        model, endpoint = self._named(path_of(scope))
         model = record.model or model
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         self._meter.add(families.REQUESTS, model, endpoint, method, str(record.status))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
@@ -44,6 +45,7 @@ class Site:
         self._others = others
         self._figures: Sequence[Snapshot] = ()
         self._gathered = -FRESH_S
+        self._gathering = asyncio.Lock()
         self._page = render()
 
     def renew(self, spec: Spec, model: Model) -> None:
@@ -67,10 +69,11 @@ class Site:
         return Reply(text.encode(), headers=((b"content-type", CONTENT_TYPE.encode()), NO_STORE))
 
     async def _snapshots(self) -> Sequence[Snapshot]:
-        if time.monotonic() - self._gathered >= FRESH_S:
-            self._figures = [self._meter.snapshot(), *await self._others()]
-            self._gathered = time.monotonic()
-        return self._figures
+        async with self._gathering:
+            if time.monotonic() - self._gathered >= FRESH_S:
+                self._figures = [self._meter.snapshot(), *await self._others()]
+                self._gathered = time.monotonic()
+            return self._figures
 
 
 NO_STORE = (b"cache-control", b"no-store")

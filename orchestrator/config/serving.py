@@ -113,6 +113,8 @@ class ServingSettings(Settings):
     max_requests: int = Field(256, ge=1)
     """Inference requests in work at once; more are refused (503)."""
     max_body_bytes: int = Field(64 * 2**20, ge=1024)
+    max_bodies_bytes: int = Field(2**30, ge=1024)
+    """Of all bodies in work at once; what would be more is refused (503)."""
     deadline_s: float = Field(30.0, gt=0)
     """Longest time for one answer; past it the reply is 504."""
     guard: GuardSettings | None = GuardSettings()

@@ -97,12 +97,14 @@ def _library_in(path: Path) -> ctypes.CDLL | None:
     with zipfile.ZipFile(path) as package:
         names = [PurePosixPath(name) for name in package.namelist()]
         libraries = [name for name in names if name.suffix == ".so"]
+        if sys.platform != "linux" or len(libraries) != 1:
+            return None
         called_back = any(
             name.suffix == ".json" and not name.stem.endswith("_metadata")
             for name in names
             if name.parent == libraries[0].parent
         )
-        if sys.platform != "linux" or len(libraries) != 1 or called_back:
+        if called_back:
             return None
         with tempfile.TemporaryDirectory() as scratch:
             # Once it is mapped it needs no name.

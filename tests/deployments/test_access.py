@@ -154,6 +154,47 @@ def test_who_is_this_machine(client: Any, server: Any, here: bool) -> None:
     assert from_here({"type": "http", "headers": [], "client": client, "server": server}) is here
 
 
+@pytest.mark.parametrize(
+    ("headers", "here"),
+    [
+        ({}, True),
+        ({"host": "127.0.0.1:8000"}, True),
+        ({"host": "[::1]:8000"}, True),
+        ({"host": "localhost:8000", "origin": "http://localhost:8000"}, True),
+        ({"host": "127.0.0.1:8000", "origin": "https://elsewhere.example"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9000"}, False),
+        ({"host": "127.0.0.1:8000", "origin": "null"}, False),
+        ({"host": "rebound.example:8000"}, False),
+        ({"host": "rebound.example:8000", "origin": "http://rebound.example:8000"}, False),
+        ({"host": "[::1"}, False),
+    ],
+)
+def test_pages_of_other_sites_do_not_speak_for_this_machine(headers: dict[str, str], here: bool) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    found = {"type": "http", "headers": raw, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2)}
+    assert from_here(found) is here
+
+
+def test_scopes_hold_where_the_application_is_mounted_below_a_path(file: Path) -> None:
+    data = keys.add(file, "ann", "data")
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "root_path": "/below",
+        "path": "/below/admin/x",
+        "headers": [(b"x-api-key", data.encode())],
+        "client": REMOTE,
+        "server": REMOTE,
+    }
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(keys=str(file))(scope, None, send))
+    assert sent[0]["status"] == 403
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_other_hosts_need_keys(host: str) -> None:
     with pytest.raises(ValidationError, match="a file of API keys"):

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from deployments.front import SERVER_NAME
+from deployments.exchange import Answer, Question
+from deployments.front import SERVER_NAME, Front
 from deployments.grpc_server import GrpcServer
 from deployments.http.access import Access
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings
+from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError
-from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, expected, front, listening
+from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, expected, front, listening, served
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 1, 2, 3), dtype=np.uint8)
 NUMBERS = np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32)
@@ -269,3 +272,34 @@ def test_calls_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
             ask({"authorization": f"Bearer {token}"})
         with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*too many requests"):
             asks[0]({"x-api-key": token})
+
+
+def streamed(port: int, count: int, headers: dict[str, str]) -> list[tuple[Any, Any]]:
+    """Results and errors of so many requests of one stream."""
+    found: queue.Queue[Any] = queue.Queue()
+    with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+        client.start_stream(lambda result, error: found.put((result, error)), headers=headers)
+        for _ in range(count):
+            client.async_stream_infer("images", [tensor(PIXELS)])
+        return [found.get(timeout=20) for _ in range(count)]
+
+
+def test_each_request_of_a_stream_counts_for_the_keys_rate(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    token = keys.add(file, "ann", "data")
+    access = Access(AccessSettings(keys=str(file), rate_per_s=0.01, burst=2))
+    with listening(front(), access) as ports:
+        errors = [error for _, error in streamed(ports.grpc, 4, {"authorization": f"Bearer {token}"})]
+    assert errors[:2] == [None, None]
+    assert all("too many requests" in str(error) for error in errors[2:])
+
+
+def test_a_defect_within_a_stream_tells_nothing_of_the_inside() -> None:
+    async def predict(_question: Question) -> Answer:
+        raise RuntimeError("secret of the inside")
+
+    broken = Front([replace(served(IMAGE_MODEL), predict=predict)], ServingSettings())
+    with listening(broken) as ports:
+        errors = [str(error) for _, error in streamed(ports.grpc, 2, {})]
+    assert ["internal error" in error for error in errors] == [True, True]
+    assert "secret" not in "".join(errors)

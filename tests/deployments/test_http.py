@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -238,3 +239,30 @@ def test_too_many_requests_are_refused_and_the_rest_answered() -> None:
             return [*statuses, (await http.post(INFER, json=BODY)).status_code]
 
     assert asyncio.run(test()) == [200, 200, 503, 503, 200]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bodies_that_are_too_large_together_are_refused_and_the_rest_answered(packed: bool) -> None:
+    body = json.dumps(BODY).encode().ljust(1500)
+    headers = {"content-encoding": "gzip"} if packed else {}
+    content = gzip.compress(body) if packed else body
+    limits = ServingSettings(max_bodies_bytes=2500)
+
+    async def test() -> list[int]:
+        gate = asyncio.Event()
+
+        async def waits(question: Question) -> Answer:
+            await gate.wait()
+            return await answers(question)
+
+        app = http_app([Served(MODEL, waits, is_ready)], limits)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            first = asyncio.create_task(http.post(INFER, content=content, headers=headers))
+            await asyncio.wait([first], timeout=0.2)
+            second = await http.post(INFER, content=content, headers=headers)
+            gate.set()
+            third = await http.post(INFER, content=body) if (await first).status_code == 200 else second
+            return [(await first).status_code, second.status_code, third.status_code]
+
+    assert asyncio.run(test()) == [200, 503, 200]

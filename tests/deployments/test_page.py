@@ -17,7 +17,9 @@ from PIL import Image
 
 from deployments.front import Front
 from deployments.http.app import HttpApp
-from deployments.observe.meter import Meter
+from deployments.http.asgi import Message
+from deployments.http.routes import Call
+from deployments.observe.meter import Meter, Snapshot
 from deployments.page import site
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings
@@ -61,6 +63,26 @@ def test_the_page_may_run_its_own_parts_and_nothing_else() -> None:
     assert "https:" not in reply.text
     markup = re.sub(r"<(script|style)>.*?</\1>", "", reply.text, flags=re.DOTALL)
     assert not re.search(r"""\s(on\w+|style|src)\s*=\s*["']""", markup)
+
+
+def test_figures_are_gathered_once_for_all_who_look_at_the_same_time() -> None:
+    gathered = 0
+
+    async def others() -> list[Snapshot]:
+        nonlocal gathered
+        gathered += 1
+        await asyncio.sleep(0.05)
+        return []
+
+    async def test() -> None:
+        found = site.Site([], [], Meter("here"), others)
+        await asyncio.gather(*(found.metrics(Call({}, receive, {})) for _ in range(10)))
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    asyncio.run(test())
+    assert gathered == 1
 
 
 def test_status_says_what_is_served() -> None:

@@ -1,0 +1,111 @@
+"""Members of one process that are computed together, over plain functions."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.group import Group
+from orchestrator.config.ensemble import Member
+from orchestrator.errors import MemberFailedError
+from orchestrator.runtime.joint import Joint
+
+A, B = (Member(name=name, digest=digit * 64) for name, digit in (("a", "1"), ("b", "2")))
+
+
+class Computed:
+    """What two members give; rows of nines break the second."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[float]] = []
+        self.go_on = threading.Event()
+
+    def of(self, member: Member) -> Callable[[np.ndarray], np.ndarray]:
+        def call(rows: np.ndarray) -> np.ndarray:
+            assert self.go_on.wait(10)
+            if member is A:
+                self.calls.append(rows[:, 0].tolist())
+            elif (rows == 9).any():
+                raise ValueError("nines")
+            return rows * 2
+
+        return call
+
+
+async def with_group(computed: Computed, test: Callable[[Group], Any]) -> Any:
+    alone: dict[Member, Any] = {member: computed.of(member) for member in (A, B)}
+    with ThreadPoolExecutor(1) as worker:
+        group = Group(Joint((A, B), None, (), alone, None), worker, max_rows=8, max_queued_rows=100)
+        return await test(group)
+
+
+def rows(value: float) -> np.ndarray:
+    return np.full((1, 2), value, np.float32)
+
+
+def test_one_computation_for_all_members_of_a_request() -> None:
+    computed = Computed()
+    computed.go_on.set()
+
+    async def test(group: Group) -> list[np.ndarray]:
+        return list(await asyncio.gather(group.ask(A, rows(1)), group.ask(B, rows(1))))
+
+    found = asyncio.run(with_group(computed, test))
+    assert computed.calls == [[1.0]]
+    assert [one[0, 0] for one in found] == [2.0, 2.0]
+
+
+def test_rows_that_break_a_member_do_not_take_it_from_other_requests() -> None:
+    computed = Computed()
+
+    async def test(group: Group) -> list[Any]:
+        first = asyncio.ensure_future(group.ask(B, rows(0)))
+        await asyncio.sleep(0.01)  # the worker is busy: the next two are one batch
+        others = [asyncio.ensure_future(group.ask(B, rows(value))) for value in (9, 1)]
+        await asyncio.sleep(0.01)
+        computed.go_on.set()
+        return list(await asyncio.gather(first, *others, return_exceptions=True))
+
+    _, broken, sound = asyncio.run(with_group(computed, test))
+    assert isinstance(broken, MemberFailedError)
+    assert sound[0, 0] == 2.0
+
+
+@pytest.mark.parametrize("members", [(A,), (A, B)])
+def test_what_nobody_waits_for_any_more_is_not_computed(members: tuple[Member, ...]) -> None:
+    computed = Computed()
+
+    async def test(group: Group) -> None:
+        first = asyncio.ensure_future(group.ask(A, rows(0)))
+        await asyncio.sleep(0.01)
+        given_up = [asyncio.ensure_future(group.ask(member, rows(1))) for member in members]
+        last = asyncio.ensure_future(group.ask(A, rows(2)))
+        await asyncio.sleep(0.01)
+        for task in given_up:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        computed.go_on.set()
+        await asyncio.gather(first, last)
+
+    asyncio.run(with_group(computed, test))
+    assert computed.calls == [[0.0], [2.0]]
+
+
+def test_a_caller_that_gives_up_leaves_the_others_their_answer() -> None:
+    computed = Computed()
+
+    async def test(group: Group) -> np.ndarray:
+        one, other = (asyncio.ensure_future(group.ask(member, rows(1))) for member in (A, B))
+        await asyncio.sleep(0.01)
+        one.cancel()
+        await asyncio.sleep(0.01)
+        computed.go_on.set()
+        return await other
+
+    assert asyncio.run(with_group(computed, test))[0, 0] == 2.0
