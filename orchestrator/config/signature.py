@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
+from orchestrator.config.encoding import Encoding
 
 Task = Literal["classification", "regression"]
 
@@ -14,22 +15,26 @@ Task = Literal["classification", "regression"]
 class Signature(Settings):
     """Input and output of a model.
 
-    Images are `uint8` [B, C, H, W]; feature rows `float32` [B, F]. Scaling is the first layer of the
-    model, so clients send raw values: `(x - mean) / std` per channel (pixels on their 0..255 scale) or
-    per feature. A regression model gives raw units: `out * target_std + target_mean` is its last layer.
+    Images are `uint8` [B, C, H, W]; feature rows `float32` [B, F]; numbers of tokens `int32` [B, L]; sound `int16`
+    [B, T]. Scaling is the first layer of the model, so clients send raw values: `(x - mean) / std` per channel (pixels
+    on their 0..255 scale) or per feature. A regression model gives raw units: `out * target_std + target_mean` is its
+    last layer.
     """
 
     task: Task
     input_shape: tuple[int, ...] = Field(min_length=1)
     """Shape of one row, without the batch."""
-    input_dtype: Literal["uint8", "float32"]
+    input_dtype: Literal["uint8", "float32", "int32", "int16"]
     outputs: int = Field(ge=1)
     """Number of classes, or of regression targets."""
     classes: tuple[str, ...] = ()
     """Class names in label order; empty for regression."""
     mean: tuple[float, ...]
-    """Per channel (images) or per feature (rows), from the training part."""
+    """Per channel (images) or per feature (rows), from the training part; one value counts for all, and without any
+    the network gets its rows unscaled and in their own type."""
     std: tuple[float, ...]
     target_mean: tuple[float, ...] = ()
     """Per target, from the training part; regression only."""
     target_std: tuple[float, ...] = ()
+    encoding: Encoding | None = Field(None, exclude_if=absent)
+    """How raw values (text, sound, named columns) become such rows; without it rows are sent as they are."""

@@ -23,9 +23,9 @@ class Preprocess(nn.Module):
         super().__init__()
         wanted = signature.input_shape[0]
         for name, values in (("mean", signature.mean), ("std", signature.std)):
-            if len(values) != wanted:
+            if len(values) not in (1, wanted):
                 raise ModelError(
-                    f"the signature's {name} must have {wanted} values, one a channel or feature; it has",
+                    f"the signature's {name} must have {wanted} values, one a channel or feature, or one for all; it has",
                     len(values),
                 )
         shape = (-1, *(1 for _ in signature.input_shape[1:]))
@@ -74,7 +74,7 @@ class Served(nn.Module):
 
     def __init__(self, signature: Signature, body: nn.Module) -> None:
         super().__init__()
-        self.preprocess = Preprocess(signature)
+        self.preprocess = Preprocess(signature) if signature.mean else nn.Identity()
         self.body = split_attention(body)
         self.rescale = Rescale(signature) if signature.task == "regression" else nn.Identity()
 
