@@ -127,7 +127,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="FOLDER",
-        help="keep models and finished parts there, and go on from them",
+        help="keeps models and finished parts; goes on from them",
     )
 
 

@@ -41,7 +41,7 @@ def figure(rows: Rows, server: str, case: Case, name: str = "per_s") -> float:
 
 
 def split(rows: Rows) -> list[dict[str, Any]]:
-    """Factors from Ray's documented composition to ours at 16 connections, whose product is the whole gain."""
+    """Factors from Ray's documented composition to ours at 16 connections; multiplied, the whole gain."""
     found = []
     for step, before, after in STEPS:
         factor = figure(rows, after, MANY) / figure(rows, before, MANY)

@@ -106,7 +106,7 @@ def test_a_server_with_other_answers_is_not_measured(tmp_path: Path) -> None:
     other: Any = SimpleNamespace(
         folder=models.folder, images=models.images, expected=lambda *_: np.zeros((len(models.images), 10))
     )
-    arm = arms(models.folder, str(models.store.root), compiled=False)[FASTAPI]
+    arm = baselines(models.folder)[FASTAPI].sent(ONE)
     servers: list[Server] = []
     with running(servers):
         servers.append(Server(FASTAPI, arm.command, free_port(), tmp_path / "server", {}))
