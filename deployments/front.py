@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,6 +27,9 @@ T = TypeVar("T")
 SERVER_NAME = "orchestrator"
 LARGE_BYTES = 256 * 1024
 """Bodies above this are decoded in a thread, so that the event loop goes on."""
+
+MOST_THREADS = 4
+"""That read and write bodies."""
 
 
 class Gate:
@@ -249,7 +255,13 @@ def check_given(answer: Answer, wanted: frozenset[str]) -> None:
 
 
 async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function, in a thread if it may take long."""
+    """Call a function, in one of a few threads if it may take long."""
     if threaded:
-        return await asyncio.to_thread(function, *args, **kwargs)
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_threads(), call)
     return function(*args, **kwargs)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="bodies")

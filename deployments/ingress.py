@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -81,13 +82,14 @@ class Ingress:
             for spec, ref in zip(specs, refs, strict=True)
             if ref
         }
-        beside: list[Companion] = []
+        self._beside = beside = list[Companion]()
         protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, serving).routes())
         names = list(front.entries)
         if serving.grpc_port is not None:
             beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
         if direct:
-            beside.append(Listener(server_app(protocol, names, access, serving, meter), serving))
+            app = server_app(protocol, names, access, serving, meter)
+            beside.append(Listener(app, serving, _owner()))
         # Serve's own HTTP server sends the request's id back.
         self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
@@ -100,7 +102,10 @@ class Ingress:
 
         Raises:
             MemberFailedError: an ensemble of this process hangs.
+            ServingError: a server of this process has stopped.
         """
+        for companion in self._beside:
+            companion.check_health()
         for ensemble in self._here.values():
             ensemble.check_health()
 
@@ -169,3 +174,9 @@ def _own() -> DeploymentHandle[Any]:
     """All replicas of this process's deployment."""
     context = serve.get_replica_context()
     return serve.get_deployment_handle(context.deployment, context.app_name)
+
+
+def _owner() -> str:
+    """The application, whose replicas share its port."""
+    context = serve.get_replica_context()
+    return f"{ray.get_runtime_context().gcs_address} {context.app_name}"

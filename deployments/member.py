@@ -13,13 +13,11 @@ from deployments.observe import families
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
+from deployments.worker import STUCK_S
 from orchestrator.config import ensemble as tree
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime import execute
 from orchestrator.store.store import Store
-
-STUCK_S = 120.0
-"""A batch that runs longer marks the replica unhealthy, so that Serve replaces it."""
 
 
 class Member:

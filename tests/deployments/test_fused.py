@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 
 from deployments import fused as module
+from deployments import worker
 from deployments.exchange import Answer, Question
 from deployments.fused import Fused
 from deployments.placement import Here, Mixed
+from deployments.worker import HangingError
 from orchestrator.config.ensemble import Cascade, Parallel, Spec
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.tree import distinct
@@ -155,15 +158,51 @@ def test_no_time_and_no_room(served: tuple[Store, dict[str, Spec]]) -> None:
     assert len(refused) == 3
 
 
-def test_a_hanging_worker_is_unhealthy(
+def test_after_a_call_that_hangs_the_members_are_loaded_anew(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, specs = served
-    engine = opened(store, specs["mix"])
-    engine.check_health()
-    monkeypatch.setattr(module, "STUCK_S", -1.0)
-    with pytest.raises(MemberFailedError, match="still running"):
+    spec, go_on = specs["mix"], threading.Event()
+    rows = rows_of(spec)[:1]
+    engine = opened(store, spec)
+    assert isinstance(engine, Fused)
+    engine._hang_s = 0.1
+    member = distinct(spec.tree)[1]
+    monkeypatch.setitem(engine._groups[0]._alone, member, lambda _: go_on.wait(20))
+
+    async def test() -> Answer:
+        with pytest.raises(HangingError, match="a call hangs"):
+            await engine.predict(Question(rows, TIME_S))
+        assert engine._worker.hanging == {member}
         engine.check_health()
+        monkeypatch.setattr(worker, "STUCK_S", -1.0)
+        with pytest.raises(MemberFailedError, match="still running"):
+            engine.check_health()
+        engine._hang_s = TIME_S
+        return await engine.predict(Question(rows, TIME_S))
+
+    try:
+        same(asyncio.run(test()), store, spec, rows)
+    finally:
+        go_on.set()
+
+
+def test_a_quorum_answers_without_a_member_that_hangs(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec, go_on = specs["quorum"], threading.Event()
+    engine = opened(store, spec)
+    assert isinstance(engine, Mixed)
+    engine._groups[0]._hang_s = 0.1
+    hanging = distinct(spec.tree)[0]
+    monkeypatch.setitem(engine._groups[0]._joint._alone, hanging, lambda _: go_on.wait(20))
+    try:
+        (answer,) = ask(engine, rows_of(spec)[:1])
+    finally:
+        go_on.set()
+    assert answer.degraded
+    assert answer.missing == (hanging.name,)
 
 
 @pytest.mark.slow
