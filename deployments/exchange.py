@@ -52,6 +52,20 @@ class Answer:
     early_exit: bool = True
     """False: the audit of early exits has switched them off."""
 
+    def with_outputs(self, outputs: dict[str, np.ndarray]) -> Answer:
+        """The same with other outputs; `replace` takes three times as long."""
+        return Answer(
+            outputs,
+            self.members,
+            self.weight_epoch,
+            self.degraded,
+            self.missing,
+            self.ejected,
+            self.expected,
+            self.version,
+            self.early_exit,
+        )
+
     def facts(self) -> dict[str, str | int | float | bool]:
         """How it was made: the protocol's response parameters."""
         found: dict[str, str | int | float | bool] = {

@@ -7,7 +7,6 @@ alone. Nothing is sent anywhere; what is lost is isolation, since a crash takes 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -21,12 +20,13 @@ from deployments.observe import families
 from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
-from deployments.outputs import answer
+from deployments.outputs import Part, shared
+from deployments.protocol.model import describe
 from deployments.worker import STUCK_S, HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member, Spec
+from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
-from orchestrator.errors import DeadlineError
 from orchestrator.runtime import joint
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
@@ -58,12 +58,15 @@ class Fused:
         self._worker = Worker(f"fused-{spec.name}")
         self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
         self._hang_s = hang_s
+        self._version = describe(spec).version
+        self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
         self._groups = self._worker.load(self._load)
         self._meter = Meter(f"{this_replica()}:{spec.name}")
         for group in self._groups:
             note_fallback(self._meter, group)
         timed = batches(self._meter, spec.name)
         self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
+        self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -78,20 +81,14 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
-        try:
-            async with asyncio.timeout(question.timeout_s):
-                prediction = await self._batcher.submit(question.rows, question.timeout_s)
-        except TimeoutError as error:
-            raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
-        note_walk(self._spec.name, prediction, (), self._meter)
-        return answer(prediction, self._spec, question.outputs)
+        part = await self._batcher.submit(question.rows, question.timeout_s)
+        return part.answer(self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""
 
     async def snapshots(self) -> list[Snapshot]:
         """What was counted of this ensemble."""
-        self._meter.set(families.QUEUED_ROWS, self._spec.name, to=self._batcher.queued)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:
@@ -107,15 +104,29 @@ class Fused:
         await self._batcher.close()
         self._worker.close()
 
-    async def _run(self, rows: np.ndarray) -> Prediction:
+    async def _run(self, rows: np.ndarray) -> Part:
         if not self._groups:
             self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
         watch = Watch()
         try:
-            return await self._worker.run(partial(self._walk, rows, watch), watch, self._hang_s)
+            part = await self._worker.run(partial(self._compute, rows, watch), watch, self._hang_s)
         except HangingError:
             self._groups = ()  # they belong to the call that hangs
             raise
+        note_walk(self._spec.name, part.whole, (), self._meter)
+        return part
+
+    def _compute(self, inputs: np.ndarray, watch: Watch) -> Part:
+        """In the worker's thread. Where all is well, nothing has to be decided."""
+        if self._direct is not None:
+            (group,) = self._groups
+            outputs = group.stacked(inputs, watch.begin)
+            if watch.given_up:
+                raise HangingError("nobody waits any more")
+            prediction = None if outputs is None else self._direct(outputs)
+            if prediction is not None:
+                return shared(prediction, self._spec, self._version)
+        return shared(self._walk(inputs, watch), self._spec, self._version)
 
     def _walk(self, inputs: np.ndarray, watch: Watch) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)

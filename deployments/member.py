@@ -54,10 +54,10 @@ class Member:
                 allowed=allow,
             )
         ).result()
-        self._name = member.name
         self._meter = Meter(this_replica())
         timed = batches(self._meter, member.name)
         self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows, timed=timed)
+        self._meter.watch(families.QUEUED_ROWS, member.name, value=lambda: self._batcher.queued)
 
     async def predict(self, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] (logits or values) for rows [n, ...].
@@ -73,7 +73,6 @@ class Member:
 
     def snapshots(self) -> list[Snapshot]:
         """What this replica counted."""
-        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:

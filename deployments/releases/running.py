@@ -65,7 +65,8 @@ class Running:
             self._asked -= 1
             if self._retired and not self._asked:
                 await self.engine.close()
-        return replace(answer, version=self.model.version)
+        version = self.model.version
+        return answer if answer.version == version else replace(answer, version=version)
 
     async def check(self) -> None:
         """It answers.
