@@ -29,7 +29,7 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 ADMIN = ("/admin/", "/v2/repository/models/")
 """What changes what is served. Listing it is `POST /v2/repository/index`, a data route."""
 REMEMBERED = 256
-"""Most clients, and pairs of `Host` and `Origin`, whose verdict is kept: clients send the same all the time."""
+"""Most clients, and pairs of `Host` and `Origin`, whose verdict is kept: clients send the same again."""
 FRESH_S = 1.0
 """A change of the key file is seen after this time at the latest."""
 

@@ -1,7 +1,7 @@
-"""The common case of a walk in one go: every member answered every row, and no node decides who is asked next.
+"""The common case of a walk in one go: every member answered every row, and no node decides who is next.
 
-The answer is the walk's to the last bit: the same functions on the same numbers, without its bookkeeping. What
-this does not know (a cascade, a member without a sound answer) is left to the walk.
+The answer is the walk's to the last bit: the same functions on the same numbers, without its bookkeeping.
+What this does not know (a cascade, a member without a sound answer) is left to the walk.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ class Direct:
 def _divisors(found: Sequence[Member]) -> Floats | None:
     """The leaves' temperatures [leaves, 1, 1]; None where none has one."""
     given = [leaf.temperature for leaf in found]
-    return None if all(one is None for one in given) else np.array([one or 1.0 for one in given])[:, None, None]
+    return (
+        None if all(one is None for one in given) else np.array([one or 1.0 for one in given])[:, None, None]
+    )
 
 
 def _pool_of(node: Node, places: Mapping[Member, int]) -> _Pool | int:
