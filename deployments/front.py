@@ -271,10 +271,13 @@ def check_given(answer: Answer, wanted: frozenset[str]) -> None:
 
 async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function, in one of a few threads if it may take long."""
-    if threaded:
-        call = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(_threads(), call)
-    return function(*args, **kwargs)
+    return await in_thread(function, *args, **kwargs) if threaded else function(*args, **kwargs)
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that takes long in one of a few threads."""
+    call = partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
 
 
 @lru_cache(maxsize=1)
