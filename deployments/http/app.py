@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from deployments.http.asgi import (
     Scope,
     Send,
     header_text,
+    headers_of,
     path_of,
     send_reply,
 )
@@ -39,6 +41,13 @@ class Companion(Protocol):
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            ServingError: it has stopped by itself.
+        """
 
 
 class HttpApp:
@@ -73,20 +82,22 @@ class HttpApp:
     async def _live(self, receive: Receive, send: Send) -> None:
         """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
         await receive()
+        started: list[Companion] = []
         try:
             for companion in self._beside:
                 await companion.start()
+                started.append(companion)
         except OrchestratorError as error:
+            await _stopped(started)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        for companion in self._beside:
-            await companion.stop()
+        await _stopped(started)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: Headers = dict(scope["headers"])
+        headers = headers_of(scope)
         method = scope["method"]
         try:
             reply = await self._reply(scope, headers, receive)
@@ -122,6 +133,14 @@ class HttpApp:
 def http_app(served: Sequence[Served], serving: ServingSettings) -> HttpApp:
     """The protocol as an ASGI application over models that can be asked."""
     return HttpApp(Front(served, serving))
+
+
+async def _stopped(started: Sequence[Companion]) -> None:
+    """Stop all at once, so that each has the whole time for its requests in work."""
+    results = await asyncio.gather(*(one.stop() for one in started), return_exceptions=True)
+    for error in results:
+        if error is not None:
+            logger.error("a server did not stop as it should", exc_info=error)
 
 
 async def _compressed(reply: Reply, headers: Headers) -> Reply:
