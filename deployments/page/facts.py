@@ -78,6 +78,7 @@ class _Figures:
             "latency": self._histogram(families.REQUEST_SECONDS, name, _ENDPOINT),
             "answers": answers,
             "degraded": self._number(families.DEGRADED, name),
+            "rejected": self._number(families.REJECTED, name),
             "weight_epoch": epochs.get((name,)),
             "exits": {
                 stage: rows
