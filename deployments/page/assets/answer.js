@@ -87,6 +87,10 @@ const showAnswer = (model, reply, seconds) => {
   if (reply.parameters.degraded) {
     parts.unshift(make("p", { class: "notice warn" }, "Degraded: made without a member that should have answered."));
   }
+  if (tensor(reply, "rejected")?.data.flat(Infinity)[0]) {
+    const words = "Rejected: the ensemble is less sure than its threshold. This is its best guess.";
+    parts.unshift(make("p", { class: "notice warn" }, words));
+  }
   parts.push(make("h3", {}, "What the members said"));
   parts.push(
     votes
