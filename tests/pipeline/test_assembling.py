@@ -150,7 +150,7 @@ def test_a_fitted_reject_is_held_against_test_rows(
     validation = {leaf: run.outputs(leaf, "validation") for leaf in distinct(tree)}
     kept = rejected(tree, replay(tree, validation, "classification"))
     assert kept is not None
-    assert kept.mean() == pytest.approx(0.1, abs=0.01)
+    assert 0 < kept.mean() <= 0.1
     assert "reject" not in evaluation.ensembles["mix"]
 
 

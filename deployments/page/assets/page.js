@@ -72,7 +72,7 @@ const preparePlayground = () => {
   for (const name of ["text", "audio", "table", "row"]) byId(`${name}-part`).hidden = name !== kind;
   byId("image-part").hidden = !image;
   byId("random").hidden = kind === "text" || kind === "audio";
-  byId("record-line").hidden = !canRecord();
+  byId("record").hidden = kind !== "audio" || !canRecord();
   for (const canvas of ["preview", "wave"]) byId(canvas).hidden = true;
   byId("drop-text").textContent = "Drop an image here, or choose one";
   byId("sound-text").textContent = "Drop a sound here, or choose a file";
