@@ -216,7 +216,7 @@ class RawFuzz(Fuzz):
     """The same for models that take text, sound and columns."""
 
     models = ("text", "audio", "table")
-    kinds = (*KINDS, "audio/wav", "audio/x-wav", "text/csv", "application/json")
+    kinds = (*KINDS, None, None, None, "audio/wav", "audio/x-wav", "text/csv", "application/json")
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
