@@ -236,7 +236,7 @@ _SCHEMAS: Json = {
             {
                 "type": "array",
                 "minItems": 1,
-                "description": "Rows of numbers, texts, waveforms, or objects by column name, as the model takes",
+                "description": "Rows of numbers, texts, waveforms, or objects by column name",
             },
             _object(["rows"], rows={"type": "array", "minItems": 1}),
         ]

@@ -3,6 +3,7 @@ of the same rows encoded and walked in this process, whatever the placement."""
 
 from __future__ import annotations
 
+import http.client
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from orchestrator.data.encode import encode
 from orchestrator.ensemble.reject import fit_reject, rejected
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.errors import InputError
+from orchestrator.pipeline.serving import _infer
 from orchestrator.store.store import Store
 from tests.deployments.raws import COLUMNS, ROWS, SIGNATURES, TONE, signature, wav
 from tests.deployments.toys import in_process, put
@@ -151,6 +153,18 @@ def test_a_stock_client_sends_what_it_has(running: Running, name: str) -> None:
     assert 0 < wanted.sum() < len(wanted)
     np.testing.assert_array_equal(found.as_numpy("rejected"), wanted)
     assert found.as_numpy("member_probs").shape == (len(wanted), 2, 2)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_run_compares_encoded_rows(running: Running, name: str) -> None:
+    """As every run does with what it serves."""
+    spec = running.specs[name]
+    assert spec.signature.encoding is not None
+    connection = http.client.HTTPConnection("127.0.0.1", running.port)
+    rows = encode(spec.signature.encoding, VALUES[name])
+    found = np.stack([_infer(connection, spec, rows[at : at + 1]) for at in range(len(rows))])
+    connection.close()
+    np.testing.assert_allclose(found, running.expected(name).probs, atol=1e-5)
 
 
 def test_predict_answers_the_same(running: Running) -> None:
