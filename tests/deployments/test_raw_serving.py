@@ -1,5 +1,5 @@
-"""Trees over real artifacts for text, sound and tables behind Ray Serve: what clients send raw gets the answer
-of the same rows encoded and walked in this process, whatever the placement."""
+"""Trees over real artifacts for text, sound and tables behind Ray Serve: what clients send raw gets the
+answer of the same rows encoded and walked in this process, whatever the placement."""
 
 from __future__ import annotations
 
