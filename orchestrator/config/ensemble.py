@@ -22,6 +22,7 @@ from orchestrator.config.calibration import (
     Reject,
     Survivors,
     Trend,
+    on_simplex,
 )
 from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.config.measure import Execution
@@ -129,7 +130,7 @@ class Parallel(Pooled):
                 raise ValueError(
                     f"rule {self.rule} takes no weights: use weighted_vote, or kind weighted_mix"
                 )
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -309,9 +310,9 @@ class WeightedMix(Pooled):
     @model_validator(mode="after")
     def _weights(self) -> WeightedMix:
         if self.weights is not None:
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         for column in zip(*(self.class_weights or ()), strict=True):
-            _on_simplex(column, len(self.members))
+            on_simplex(column, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -321,14 +322,6 @@ class WeightedMix(Pooled):
             if getattr(self, key) is None:
                 return f"weighted_mix has no {key}"
         return None
-
-
-def _on_simplex(weights: Sequence[float], members: int) -> None:
-    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
-    if len(weights) != members:
-        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
-    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
 
 
 def _member_of_name(value: Any) -> Any:
