@@ -38,6 +38,9 @@ class DataBase(Settings):
 
     task: Task = "classification"
     shares: Shares = Shares()
+    small_classes: Literal["refuse", "spread"] | None = Field(None, exclude_if=absent)
+    """What to do about a class with fewer rows than there are parts: refuse the data (the default), or spread
+    its rows: the first to train, the next to test, validation, contract and calibration."""
     limit: int | None = Field(None, ge=20)
     """Use only the first rows of each file: for quick trials."""
     transform: ImportPath | None = None

@@ -148,6 +148,7 @@ def _plan(
         seed=seed,
         origin=train.name,
         classes=classes,
+        spread=settings.small_classes == "spread",
     )
     rows: dict[PartName, tuple[PartName, Array]] = {name: ("train", part) for name, part in parts.items()}
     for key in named:

@@ -90,6 +90,11 @@ def _columns(encoding: TableEncoding) -> Decode:
     return FeaturesDecode(categories=categories)
 
 
+def columns_of(encoding: Encoding | None) -> tuple[str, ...]:
+    """Names of a table's columns; none of other encodings."""
+    return tuple(column.name for column in encoding.columns) if isinstance(encoding, TableEncoding) else ()
+
+
 @fit.register
 def _text(decode: TextDecode, blocks: Iterable[Sequence[Any]], origin: str) -> Encoding:
     texts = read_texts(list(chain.from_iterable(blocks)), 0, f"the train rows of {origin}")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.config.data import ParquetData
 from orchestrator.config.decode import AudioDecode, Decode, FeaturesDecode, TextDecode
+from orchestrator.config.encoding import Encoding
 from orchestrator.data.columns import (
     IMAGE_NAMES,
     Kind,
@@ -28,6 +29,8 @@ from orchestrator.data.columns import (
     text_rows,
 )
 from orchestrator.data.dataset import Array, as_float32
+from orchestrator.data.encode import encode
+from orchestrator.data.fit import decode_of
 from orchestrator.data.images import Decoder
 from orchestrator.data.source import nearest
 from orchestrator.errors import DataError
@@ -108,6 +111,17 @@ class ParquetInputs:
                 )
             else:
                 yield {name: self._values(batch.column(name), name in categories) for name in self.names}
+
+    def encoded(self, encoding: Encoding | None) -> Iterator[Array]:
+        """All rows, decoded or encoded, some at a time; raw values need an encoding."""
+        if encoding is None:
+            yield from self.blocks(self.rows)
+            return
+        decode, done = decode_of(encoding), 0
+        for block in self.raw(self.rows, decode.categories if isinstance(decode, FeaturesDecode) else ()):
+            rows = encode(encoding, block, first_row=done, origin=self.name)
+            done += len(rows)
+            yield rows
 
     def incomplete(self, rows: int) -> bool:
         """Whether a number is missing in the first rows of numeric columns."""
