@@ -48,9 +48,9 @@ class Columns:
     input: str | None = None
     """Of images, sound, text or tensors; found from the schema when there is one."""
     features: tuple[str, ...] = ()
-    """Numeric columns that make a row, in the order of training. Without them, and without a column of images
-    or tensors: all numeric ones that are not named below, in file order. An ensemble that was trained on named
-    columns knows them."""
+    """Columns that make a row, in the order of training. An ensemble that was trained on named columns knows
+    them. Others, without them and without a column of images or tensors, take all numeric ones that are not
+    named below, in file order."""
     ignore: tuple[str, ...] = ("label",)
     """No input."""
     keep: tuple[str, ...] = ()
