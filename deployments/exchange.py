@@ -26,6 +26,8 @@ class Question:
     """Names of the wanted outputs; none means those that every answer has."""
     request_id: str = ""
     """The client's or the ingress's, for logs and traces."""
+    encoded_by: str = ""
+    """`Model.encoded_by` of the encoding that made the rows, where the ingress made them."""
 
 
 @dataclass(frozen=True)

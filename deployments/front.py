@@ -14,7 +14,7 @@ from deployments.drive import everyone
 from deployments.exchange import Answer, Question, Served
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.protocol.model import Model
-from deployments.protocol.rest import Codec
+from deployments.protocol.rest import Codec, codec_of
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedError
 
@@ -143,6 +143,12 @@ class Entry:
     def model(self) -> Model:
         return self.served.model
 
+    @property
+    def large_bytes(self) -> int:
+        """Bodies of that size are decoded in a thread."""
+        encoder = self.codec.encoder
+        return LARGE_BYTES if encoder is None else encoder.large_bytes
+
     def model_of(self, answer: Answer) -> Model:
         """The model, in the version that made an answer."""
         version = answer.version or self.model.version
@@ -161,7 +167,9 @@ class Front:
         self.serving = serving
         self.gate = Gate(serving.max_requests)
         self.bodies = Bodies(serving.max_bodies_bytes)
-        self._entries = {one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served}
+        self._entries = {
+            one.model.name: Entry(one, codec_of(one.model, serving), Statistics()) for one in served
+        }
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -173,7 +181,7 @@ class Front:
         entry = self._entries[model.name]
         if model != entry.model:
             served = replace(entry.served, model=model)
-            self._entries[model.name] = replace(entry, served=served, codec=Codec(model))
+            self._entries[model.name] = replace(entry, served=served, codec=codec_of(model, self.serving))
 
     def find(self, name: str, version: str | None = None) -> Entry:
         """The model of that name, and of that version if one is given.

@@ -29,6 +29,7 @@ from deployments.releases.controls import Controls, Tell
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import ReleaseChangedError
 from orchestrator.store.store import Store
 
 CHANGE_S = 300.0
@@ -136,15 +137,19 @@ class Ingress:
             return Served(describe(spec), here.predict, loaded)
         handle = self._behind[spec.name]
 
-        async def predict(question: Question) -> Answer:
-            answer: Answer = await fetch(handle.predict.remote(question))
-            return answer
-
         async def ready() -> None:
             # What follows releases says what is live.
             live: Spec | None = await fetch(handle.ready.remote())
             if live is not None:
                 self._renew(live)
+
+        async def predict(question: Question) -> Answer:
+            try:
+                answer: Answer = await fetch(handle.predict.remote(question))
+            except ReleaseChangedError:
+                await ready()  # the next request is encoded as the new one wants it
+                raise
+            return answer
 
         return Served(describe(spec), predict, ready)
 

@@ -69,6 +69,5 @@ async def respond(
 
 def _question(request: Request, headers: Headers, timeout_s: float) -> Question:
     wanted = frozenset([name for name, _binary in request.outputs])
-    return Question(
-        request.rows, timeout_s, wanted, request.id or header_text(headers, b"x-request-id") or ""
-    )
+    identity = request.id or header_text(headers, b"x-request-id") or ""
+    return Question(request.rows, timeout_s, wanted, identity, request.encoded_by)

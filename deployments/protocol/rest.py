@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from deployments.protocol import raw
 from deployments.protocol import request as checks
 from deployments.protocol.datatypes import Array, short, to_bytes
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.model import Model
+from deployments.protocol.raw import Encoder, Given
 from deployments.protocol.request import Request
+from orchestrator.config.serving import ServingSettings
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -59,8 +62,25 @@ def to_json(value: object) -> bytes:
     return _compact(value).encode("ascii")
 
 
+@dataclass(frozen=True)
+class _About:
+    """A request but for its inputs."""
+
+    outputs: Outputs
+    id: str | None
+    timeout_s: float | None
+
+
+def codec_of(model: Model, serving: ServingSettings) -> Codec:
+    """The codec for a model's inputs."""
+    return Codec(model) if model.encoding is None else EncodedCodec(model, Encoder(model, serving))
+
+
 class Codec:
     """Reads the requests for a model and writes its answers."""
+
+    encoder: Encoder | None = None
+    """Makes rows of what clients send, where that is not rows already."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -158,31 +178,22 @@ class Codec:
     def _head(self, text: bytes) -> tuple[_Head, object]:
         """A request and, if they are JSON, its values."""
         request = _object(parse(text), "the request")
-        parameters = _object(request.get("parameters", {}), "parameters")
-        identity = request.get("id")
-        if identity is not None and not isinstance(identity, str):
-            raise ProtocolError("id must be a string", short(identity))
+        about = self._about(request)
         tensor = self._input(request.get("inputs"))
         expected = self._model.input
         datatype = checks.check_datatype(tensor.get("datatype"), expected)
         shape = checks.check_shape(tensor.get("shape"), datatype, expected)
-        size = _object(tensor.get("parameters", {}), "parameters of an input").get("binary_data_size")
-        if size is None and "data" not in tensor:
-            raise ProtocolError("the input has no data", expected.name)
-        if size is not None and "data" in tensor:
-            raise ProtocolError("the input has both data and binary_data_size", expected.name)
-        if size is not None and (type(size) is not int or size < 0):
-            raise ProtocolError("binary_data_size must be a whole number", short(size))
-        binary = _flag(parameters, "binary_data_output", False)
-        head = _Head(
-            datatype,
-            shape,
-            size,
-            self._outputs(request.get("outputs"), binary),
-            identity,
-            _timeout(parameters),
-        )
+        size = _binary_size(tensor, expected.name)
+        head = _Head(datatype, shape, size, about.outputs, about.id, about.timeout_s)
         return head, tensor.get("data")
+
+    def _about(self, request: Mapping[str, Any]) -> _About:
+        parameters = _object(request.get("parameters", {}), "parameters")
+        identity = request.get("id")
+        if identity is not None and not isinstance(identity, str):
+            raise ProtocolError("id must be a string", short(identity))
+        binary = _flag(parameters, "binary_data_output", False)
+        return _About(self._outputs(request.get("outputs"), binary), identity, _timeout(parameters))
 
     def _input(self, value: object) -> dict[str, Any]:
         inputs = _named(value, "inputs")
@@ -203,6 +214,57 @@ class Codec:
                 raise ProtocolError("output parameter is not supported", short(unknown[0]))
             wanted.append((name, _flag(parameters, "binary_data", binary)))
         return tuple(wanted)
+
+
+class EncodedCodec(Codec):
+    """The same for a model whose clients send text, sound or named columns.
+
+    Args:
+        model: with an encoding.
+        encoder: of the model.
+    """
+
+    encoder: Encoder
+
+    def __init__(self, model: Model, encoder: Encoder) -> None:
+        super().__init__(model)
+        self.encoder = encoder
+
+    def decode(self, body: bytes, header_length: str | None) -> Request:
+        """As `Codec.decode`; a bare body is one text or one file.
+
+        Raises:
+            ProtocolError: anything that does not match the protocol or the model.
+            DeadlineError: encoding takes longer than an answer may.
+        """
+        split = _header_length(header_length, len(body))
+        if split == 0 and header_length is not None:
+            return Request(self.encoder.bare(body), self._all_binary, encoded_by=self._model.encoded_by)
+        request = _object(parse(body[:split]), "the request")
+        about = self._about(request)
+        tensors = _named(request.get("inputs"), "inputs")
+        self.encoder.check_inputs([tensor["name"] for tensor in tensors])
+        rest = memoryview(body)[split:]
+        given = []
+        for tensor in tensors:
+            one, size = self._given(tensor, rest)
+            given.append(one)
+            rest = rest[size:]
+        if len(rest):
+            raise ProtocolError("there are bytes after the JSON header that no input claims", len(rest))
+        rows = self.encoder.rows(given)
+        return Request(rows, about.outputs, about.id, about.timeout_s, self._model.encoded_by)
+
+    def _given(self, tensor: Mapping[str, Any], rest: memoryview) -> tuple[Given, int]:
+        """An input, and how many of the bytes behind the header are its own."""
+        name = tensor["name"]
+        datatype, shape = self.encoder.check(name, tensor.get("datatype"), tensor.get("shape"))
+        size = _binary_size(tensor, name)
+        if size is None:
+            return raw.from_json(name, datatype, shape, tensor["data"]), 0
+        if size > len(rest):
+            raise ProtocolError(f"binary_data_size of '{name}' is more than the bytes that are left", size)
+        return raw.from_bytes(name, datatype, shape, rest[:size]), size
 
 
 def parse(text: bytes) -> object:
@@ -245,6 +307,18 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ProtocolError(f"{name} must be true or false", short(value))
     return value
+
+
+def _binary_size(tensor: Mapping[str, Any], name: str) -> int | None:
+    """Bytes of an input behind the header; None when its data is JSON."""
+    size = _object(tensor.get("parameters", {}), "parameters of an input").get("binary_data_size")
+    if size is None and "data" not in tensor:
+        raise ProtocolError("the input has no data", name)
+    if size is not None and "data" in tensor:
+        raise ProtocolError("the input has both data and binary_data_size", name)
+    if size is not None and (type(size) is not int or size < 0):
+        raise ProtocolError("binary_data_size must be a whole number", short(size))
+    return size
 
 
 def _timeout(parameters: Mapping[str, Any]) -> float | None:

@@ -159,6 +159,25 @@ class PredictionSets(Settings):
         return self.threshold is not None
 
 
+class Reject(Settings):
+    """Rows are marked as rejected that the ensemble is less sure of than a threshold."""
+
+    by: Literal["confidence", "margin", "entropy", "agreement"] = "confidence"
+    """How sure an answer is, from 0 to 1: as a cascade's `criterion`; `agreement` is the share of members, by
+    weight, that say what the ensemble says."""
+    keep: float = Field(0.95, gt=0, lt=1)
+    """Least share of the validation rows that is not rejected."""
+    recall: float | None = Field(None, gt=0, lt=1)
+    """Instead of `keep`: least share of the validation rows of the run's `elsewhere` that is rejected."""
+    threshold: float | None = None
+    """Fitted when not given: a row is rejected that is less sure."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.threshold is not None
+
+
 class Band(Settings):
     """Intervals around regression values that hold the true one with a chosen probability."""
 

@@ -19,6 +19,7 @@ from orchestrator.config.calibration import (
     Numbers,
     PredictionSets,
     Record,
+    Reject,
     Survivors,
     Trend,
 )
@@ -49,6 +50,8 @@ class Combined(Child):
     """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
     intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
     """Of the root: intervals around its values, fitted on the calibration part. Regression."""
+    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
@@ -370,9 +373,9 @@ class Spec(Settings):
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         if isinstance(self.tree, Combined):
-            for sets in (self.tree.prediction_sets, self.tree.intervals):
-                if sets is not None and not sets.fitted:
-                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
+            for found in (self.tree.prediction_sets, self.tree.intervals, self.tree.reject):
+                if found is not None and not found.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets or reject: fit the ensemble first")
         return self
 
 

@@ -49,6 +49,7 @@ def build(
     classes: tuple[str, ...],
     transform: Callable[[Array], Array],
     encoding: Encoding | None = None,
+    labelled: bool = True,
 ) -> dict[str, Any]:
     """Write all parts into `folder` and return what `meta.json` is to say.
 
@@ -64,11 +65,12 @@ def build(
         classes: their names, where they are given.
         transform: of decoded rows.
         encoding: in place of one that is fitted.
+        labelled: whether labels are read.
 
     Raises:
         DataError: the data is not usable; one sentence says where.
     """
-    plan = _plan(sources, settings, seed, classes)
+    plan = _plan(sources, settings, seed, classes, labelled)
     offsets = dict(zip(sources, np.cumsum([0, *(source.total for source in sources.values())]), strict=False))
     for name, (key, rows) in plan.rows.items():
         np.save(folder / f"{name}.targets.npy", plan.targets[key][rows])
@@ -126,14 +128,21 @@ def _mapped(folder: Path, name: str, kind: str) -> Array:
 
 
 def _plan(
-    sources: Mapping[PartName, Source], settings: DataSettings, seed: int, classes: tuple[str, ...]
+    sources: Mapping[PartName, Source],
+    settings: DataSettings,
+    seed: int,
+    classes: tuple[str, ...],
+    labelled: bool,
 ) -> Plan:
     for source in sources.values():
         if source.rows == 0:
             raise DataError("the source has no rows", source.name)
     train = sources["train"]
     targets: dict[PartName, Array] = {}
-    if settings.task == "classification":
+    if not labelled:
+        classes = ()
+        targets = {key: np.zeros(source.rows, dtype=np.int64) for key, source in sources.items()}
+    elif settings.task == "classification":
         raw = {key: source.labels() for key, source in sources.items()}
         classes = class_names(raw["train"], classes, train.name)
         targets = {key: encode(labels, classes, sources[key].name) for key, labels in raw.items()}
@@ -316,15 +325,14 @@ def _describe(
 def _signature(
     train: Part, settings: DataSettings, classes: tuple[str, ...], encoding: Encoding | None
 ) -> Signature:
-    regression = settings.task == "regression"
-    target_mean, target_std = _moments(train.targets) if regression else ((), ())
+    target_mean, target_std = _moments(train.targets) if train.targets.ndim == 2 else ((), ())
     mean, std = _scale(train.inputs, encoding)
     return Signature.model_validate(
         {
             "task": settings.task,
             "input_shape": train.inputs.shape[1:],
             "input_dtype": train.inputs.dtype.name,
-            "outputs": train.targets.shape[1] if regression else len(classes),
+            "outputs": train.targets.shape[1] if train.targets.ndim == 2 else max(1, len(classes)),
             "classes": classes,
             "mean": mean,
             "std": std,

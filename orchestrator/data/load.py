@@ -42,6 +42,7 @@ def load(
     cache: Path,
     allowed: Collection[str] = (),
     encoding: Encoding | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """The data set, decoded at most once per node and then memory-mapped from `cache`.
 
@@ -54,6 +55,7 @@ def load(
         cache: folder of decoded data sets, see `default_cache`.
         allowed: import paths that may be called.
         encoding: another data set's, that raw values are to be encoded by in place of one fitted to them.
+        labelled: False for rows whose labels are not looked at: all are 0, of one class.
 
     Raises:
         DataError: the data is missing, unreadable or not what `settings` say.
@@ -65,13 +67,13 @@ def load(
             shipped = ParquetData(
                 train=str(path), task=settings.task, shares=settings.shares, limit=settings.limit
             )
-            return _load(settings, _parquet(shipped), (), seed, cache, allowed, encoding)
+            return _load(settings, _parquet(shipped), (), seed, cache, allowed, encoding, labelled)
     if isinstance(settings, ParquetData):
-        return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed, encoding)
+        return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed, encoding, labelled)
     if isinstance(settings, FolderData):
-        return _load(settings, _folder(settings), (), seed, cache, allowed, encoding)
+        return _load(settings, _folder(settings), (), seed, cache, allowed, encoding, labelled)
     source = CustomSource(settings, allowed)
-    return _load(settings, {"train": source}, source.classes, seed, cache, allowed, encoding)
+    return _load(settings, {"train": source}, source.classes, seed, cache, allowed, encoding, labelled)
 
 
 def _load(
@@ -82,6 +84,7 @@ def _load(
     cache: Path,
     allowed: Collection[str],
     encoding: Encoding | None,
+    labelled: bool,
 ) -> Dataset:
     transform = transformer(settings.transform, allowed)
     facts: dict[str, object] = {
@@ -97,6 +100,8 @@ def _load(
         encoding = None
     if encoding is not None:
         facts["encoding"] = encoding.plain()
+    if not labelled:
+        facts["labelled"] = False
     if train.decode is not None:
         facts["made_by"] = [tokenizers.__version__, scipy.__version__]
     key = fingerprint(facts)
@@ -108,6 +113,7 @@ def _load(
         classes=classes,
         transform=transform,
         encoding=encoding,
+        labelled=labelled,
     )
     return get_or_build(cache, key[:32], write)
 

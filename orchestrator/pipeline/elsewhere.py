@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.base import fingerprint
-from orchestrator.config.data import ParquetData
+from orchestrator.config.data import DataSettings, ParquetData
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Signature
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.elsewhere import images_from_elsewhere, rows_from_elsewhere
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
@@ -74,7 +75,9 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
         found[name] = {}
         for kind, inputs in rows.items():
             theirs = _doubts(tree, {leaf: said[identity(leaf)][kind] for leaf in leaves})
-            found[name][kind] = _figures(len(inputs), all_ if kind in _named(run) else few, theirs)
+            found[name][kind] = _figures(
+                len(inputs), all_ if kind == NAMED or kind in _files(run) else few, theirs
+            )
     return found
 
 
@@ -85,10 +88,34 @@ def _figures(rows: int, own: Mapping[str, Floats], theirs: Mapping[str, Floats])
     return found | {"fpr95": {"epistemic": None} | rates}
 
 
-def _named(run: Run) -> Collection[str]:
+def _files(run: Run) -> Collection[str]:
     """Names of the files that the data names."""
     data = run.config.data
     return data.elsewhere if isinstance(data, ParquetData) else ()
+
+
+def out_of_scope(run: Run, members: Sequence[Member]) -> dict[Member, Output]:
+    """What members say of the validation part of the run file's `elsewhere`.
+
+    Raises:
+        ConfigError: there is none, or its rows have another shape than the data's.
+    """
+    if run.config.elsewhere is None:
+        raise ConfigError("a reject by recall needs rows that are out of scope", None, "name 'elsewhere'")
+    other = _named(run, run.config.elsewhere)
+    rows, source = {NAMED: other.part("validation").inputs}, f"{other.digest}, validation"
+    return {
+        member: foreign_outputs(
+            run.store,
+            member.digest,
+            member.execution,
+            rows,
+            run.config.latency,
+            source=source,
+            allowed=run.allowed,
+        )[NAMED]
+        for member in members
+    }
 
 
 def unsure(prediction: Prediction) -> Floats:
@@ -110,23 +137,30 @@ def _doubts(tree: Node, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
     return {"confidence": unsure(prediction), "total": doubt.total, "epistemic": doubt.epistemic}
 
 
+def _named(run: Run, settings: DataSettings) -> Dataset:
+    """The data set from elsewhere."""
+    own = run.dataset.signature
+    other = load(
+        settings,
+        seed=run.config.seed,
+        cache=default_cache(),
+        allowed=run.allowed,
+        encoding=own.encoding,
+        labelled=False,
+    )
+    takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
+    if takes != gives:
+        raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
+    return other
+
+
 def _foreign(run: Run) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Foreign rows by kind, and a name for all that decides them."""
     found: dict[str, npt.NDArray[Any]] = {}
     source: dict[str, Any] = {"data": run.dataset.digest, "seed": run.config.seed, "rows": ROWS}
     if run.config.elsewhere is not None:
-        own = run.dataset.signature
-        other = load(
-            run.config.elsewhere,
-            seed=run.config.seed,
-            cache=default_cache(),
-            allowed=run.allowed,
-            encoding=own.encoding,
-        )
-        takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
-        if takes != gives:
-            raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
-        found[NAMED] = other.part("test").inputs[:ROWS]
+        other = _named(run, run.config.elsewhere)
+        found[NAMED] = other.part("test").inputs
         source[NAMED] = other.digest
     if sees_images(run.dataset.signature):
         found |= images_from_elsewhere(run.dataset.part("test").inputs[:ROWS], run.config.seed)

@@ -229,6 +229,15 @@ def test_another_data_set_is_encoded_alike(tmp_path: Path) -> None:
     assert alike.part("train").inputs[0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
+def test_rows_of_one_label_load_when_labels_are_not_looked_at(tmp_path: Path) -> None:
+    path = toy.write(tmp_path / "a.parquet", text=["a b"] * 30, label=[150] * 30)
+    with pytest.raises(DataError, match=r"all labels of .* are the same"):
+        read(toy.settings(path), tmp_path)
+    dataset = read(toy.settings(path), tmp_path, labelled=False)
+    assert dataset.facts["rows"] == {"train": 18, "validation": 2, "calibration": 1, "contract": 3, "test": 6}
+    assert not dataset.part("test").targets.any()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
