@@ -51,10 +51,18 @@ class DataBase(Settings):
 
 
 class EmbeddedData(DataBase):
-    """A data set inside the package: `digits`, 1,797 images of 1x8x8."""
+    """A data set inside the package: `digits`, 1,797 images of 1x8x8; `breast_cancer`, 569 rows of 30 numbers
+    with two classes; `gapminder`, 1,704 rows of three numbers and a category with life expectancy in years."""
 
     kind: Literal["embedded"] = "embedded"
-    name: Literal["digits"] = "digits"
+    name: Literal["digits", "breast_cancer", "gapminder"] = "digits"
+
+    @model_validator(mode="after")
+    def _own_task(self) -> EmbeddedData:
+        own: Task = "regression" if self.name == "gapminder" else "classification"
+        if self.task != own:
+            raise ValueError(f"'{self.name}' is a table for {own}: set 'task: {own}'")
+        return self
 
 
 class Image(Settings):

@@ -34,6 +34,16 @@ from orchestrator.data.source import Source
 
 __all__ = ["default_cache", "load", "open_cached"]
 
+_SHIPPED: dict[str, dict[str, object]] = {
+    "breast_cancer": {"decode": "features"},
+    "gapminder": {
+        "decode": "features",
+        "features": ("continent", "year", "population", "gdp_per_capita"),
+        "target": "life_expectancy",
+    },
+}
+"""How embedded tables are read; images need nothing said."""
+
 
 def load(
     settings: DataSettings,
@@ -64,8 +74,15 @@ def load(
     """
     if isinstance(settings, EmbeddedData):
         with as_file(files("orchestrator.data.embedded") / f"{settings.name}.parquet") as path:
-            shipped = ParquetData(
-                train=str(path), task=settings.task, shares=settings.shares, limit=settings.limit
+            shipped = ParquetData.model_validate(
+                {
+                    "train": str(path),
+                    "task": settings.task,
+                    "shares": settings.shares,
+                    "limit": settings.limit,
+                    "small_classes": settings.small_classes,
+                    **_SHIPPED.get(settings.name, {}),
+                }
             )
             return _load(settings, _parquet(shipped), (), seed, cache, allowed, encoding, labelled)
     if isinstance(settings, ParquetData):
