@@ -78,7 +78,13 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
     transfer = entry.training.transfer
     folder = None
     if transfer is not None:
-        rows = load(transfer, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
+        rows = load(
+            transfer,
+            seed=run.config.seed,
+            cache=default_cache(),
+            allowed=run.allowed,
+            encoding=run.dataset.signature.encoding,
+        )
         folder = str(rows.folder)
     return TrainJob(
         name=name,

@@ -28,7 +28,7 @@ from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
 from orchestrator.training.lookahead import SlowWeights
-from orchestrator.training.losses import Loss, loss_settings, make_loss
+from orchestrator.training.losses import Loss, loss_settings, make_loss, weighed
 from orchestrator.training.offset import Offset, added
 from orchestrator.training.optim import make_optimizer, rate, set_rate
 from orchestrator.training.sharding import Strategy
@@ -181,7 +181,7 @@ class _Run:
         """Check the request; put module, optimizer and masks where they belong, and load the state."""
         settings, place = self.settings, self.place
         check_augment(settings.augment, signature)
-        chosen = loss_settings(settings, signature)
+        chosen = weighed(loss_settings(settings, signature), train.targets, signature.outputs)
         if isinstance(chosen, DistillationLoss) and teacher is None and not self.state.finished:
             raise ConfigError("a distillation loss needs a teacher", fix="name a teacher")
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
