@@ -26,6 +26,8 @@ class Question:
     """Names of the wanted outputs; none means those that every answer has."""
     request_id: str = ""
     """The client's or the ingress's, for logs and traces."""
+    told: Callable[[Answer], None] | None = None
+    """Called with what each stage of a cascade says while later ones are asked; stays in this process."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from deployments.outputs import answer
 from deployments.worker import STUCK_S, HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
 from orchestrator.errors import DeadlineError
 from orchestrator.runtime import joint
@@ -80,7 +81,7 @@ class Fused:
         """
         try:
             async with asyncio.timeout(question.timeout_s):
-                prediction = await self._batcher.submit(question.rows, question.timeout_s)
+                prediction = await self._asked(question)
         except TimeoutError as error:
             raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
         note_walk(self._spec.name, prediction, (), self._meter)
@@ -107,25 +108,45 @@ class Fused:
         await self._batcher.close()
         self._worker.close()
 
-    async def _run(self, rows: np.ndarray) -> Prediction:
+    async def _asked(self, question: Question) -> Prediction:
+        if question.told is None:
+            return await self._batcher.submit(question.rows, question.timeout_s)
+        # A walk of its own, whose stages are told.
+        loop, told = asyncio.get_running_loop(), question.told
+
+        def tell(stage: Prediction) -> None:
+            loop.call_soon_threadsafe(told, answer(stage, self._spec))
+
+        return await self._run(question.rows, tell)
+
+    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Prediction:
         if not self._groups:
             self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
         watch = Watch()
         try:
-            return await self._worker.run(partial(self._walk, rows, watch), watch, self._hang_s)
+            return await self._worker.run(partial(self._walk, rows, watch, told), watch, self._hang_s)
         except HangingError:
             self._groups = ()  # they belong to the call that hangs
             raise
 
-    def _walk(self, inputs: np.ndarray, watch: Watch) -> Prediction:
+    def _walk(
+        self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
+    ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
         asks, groups = next(steps), self._groups
+        progress = None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task)
         while True:
+            asked, outcomes = asks, _answers(groups, asks, inputs, watch)
             try:
-                asks = steps.send(_answers(groups, asks, inputs, watch))
+                asks = steps.send(outcomes)
             except StopIteration as done:
                 prediction: Prediction = done.value
                 return prediction
+            if told is not None and progress is not None:
+                for ask, outcome in zip(asked, outcomes, strict=True):
+                    progress.note(ask, outcome)
+                if (stage := progress.stage()) is not None:
+                    told(stage)
 
 
 def load_groups(worker: Worker, spec: Spec, store: str, **options: Any) -> tuple[Joint, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,7 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.drive import fetch, fetch_all
+from deployments.drive import fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
@@ -30,6 +31,7 @@ from deployments.releases.controls import Controls, Tell
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import MemberFailedError
 from orchestrator.store.store import Store
 
 CHANGE_S = 300.0
@@ -142,8 +144,15 @@ class Ingress:
         handle = self._behind[spec.name]
 
         async def predict(question: Question) -> Answer:
-            answer: Answer = await fetch(handle.predict.remote(question))
-            return answer
+            if question.told is None:
+                answer: Answer = await fetch(handle.predict.remote(question))
+                return answer
+            plain = replace(question, told=None)
+            async for last, found in fetch_stream(handle.options(stream=True).stream.remote(plain)):
+                if last:
+                    return found
+                question.told(found)
+            raise MemberFailedError("a stream of answers has no end", spec.name)
 
         async def ready() -> None:
             # What follows releases says what is live.

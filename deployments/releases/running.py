@@ -56,6 +56,8 @@ class Running:
         if self._retired:
             raise MemberFailedError("a release that is closed was asked", self.digest[:12])
         self._asked += 1
+        if (told := question.told) is not None:
+            question = replace(question, told=lambda stage: told(replace(stage, version=self.model.version)))
         try:
             answer = await self.engine.predict(question)
         finally:
