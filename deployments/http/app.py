@@ -31,6 +31,9 @@ from deployments.http.routes import Call, Handler, Routes
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import OrchestratorError, OverloadedError
 
+ADMIN = "/admin/models"
+"""Among `more`: releases can be changed."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,7 @@ class HttpApp:
     ) -> None:
         self._front = front
         self._beside = beside
-        self._routes = Routes({**more, **Endpoints(front).table()})
+        self._routes = Routes({**more, **Endpoints(front, releases=ADMIN in more).table()})
         # The paths of inference are looked up at once: all the load goes there. Versions come and go.
         self._infer = {f"/v2/models/{name}/infer": name for name in front.entries}
 

@@ -14,12 +14,12 @@ from orchestrator import __version__
 
 
 class Endpoints:
-    """The handlers, over the models of a front."""
+    """The handlers, over the models of a front; the document describes the routes of `releases`, too."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, *, releases: bool = False) -> None:
         self._front = front
         models = [entry.model for entry in front.entries.values()]
-        self._openapi = json_reply(openapi.document(models, __version__))
+        self._openapi = json_reply(openapi.document(models, __version__, releases=releases))
 
     def table(self) -> dict[str, dict[str, Handler]]:
         """The handler of each path and method."""

@@ -30,8 +30,9 @@ async def respond(
     large_bytes: int,
     told: Callable[[Answer], None] | None = None,
 ) -> Reply:
-    """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread. `told` is told what
-    the stages of a cascade say.
+    """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
+
+    `told` is called with what the stages of a cascade say.
 
     Raises:
         OrchestratorError: the request, or what became of it.

@@ -104,13 +104,7 @@ def test_rows_that_all_leave_early_have_no_later_stages(stored: tuple[Store, Spe
     store, spec = stored
     tree = spec.tree.model_copy(update={"thresholds": (0.0, 0.0)})
     early = spec.model_copy(update={"tree": tree})
-    found = asyncio.run(
-        collected(
-            streamed(
-                fused((store, spec.model_copy(update={"tree": eager}))).predict, Question(IMAGES, TIME_S)
-            )
-        )
-    )
+    found = asyncio.run(collected(streamed(fused((store, early)).predict, Question(IMAGES, TIME_S))))
     assert [last for last, _ in found] == [True]
 
 
