@@ -19,20 +19,18 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import urlsplit
 
 import numpy as np
 from scipy.stats import beta
 
 from benchmarks.faulty_member import FOLDER, KINDS, FaultyIngress, FaultyMember
-from benchmarks.open_loop import Client, Response, poisson
 from benchmarks.output import Ratio, Result, main
 from deployments.local import serve_locally
 from orchestrator.cluster import connected
@@ -43,6 +41,9 @@ from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.load.connection import Reply
+from orchestrator.load.generate import open_loop
+from orchestrator.load.request import post
 from orchestrator.models.build import build
 from orchestrator.runtime import execute
 from orchestrator.runtime.rebuild import tensors_of
@@ -177,24 +178,41 @@ async def phase(
     url: str, offline: Offline, folder: Path, faults: Faults | None, every_s: float, load: argparse.Namespace
 ) -> dict[str, Any]:
     """One row of the result: load with one kind of faults."""
-    address = urlsplit(url)
-    client = Client(str(address.hostname), address.port or 0, "/v2/models/mix/infer", PATIENCE_S)
-    bodies = [_body(row) for row in offline.rows]
+    targets = [post(f"{url}/v2/models/mix/infer", _body(row), {}) for row in offline.rows]
     injecting, made = None, list[str]()
     if faults is not None:
         injecting = asyncio.ensure_future(faults(folder, every_s, np.random.default_rng(load.seed), made))
+    found: list[Sent] = []
 
-    async def send(number: int) -> Response:
-        return await client.post(bodies[number % ROWS])
+    def seen(number: int, reply: Reply | None, latency_s: float) -> None:
+        found.append(Sent(number % ROWS, reply, latency_s))
 
     try:
-        found = await poisson(send, load.rate, load.seconds, load.seed)
+        report = await asyncio.to_thread(
+            open_loop,
+            targets,
+            rate=load.rate,
+            seconds=load.seconds,
+            seed=load.seed,
+            timeout_s=PATIENCE_S,
+            seen=seen,
+        )
     finally:
         if injecting is not None:
             injecting.cancel()
             await asyncio.wait([injecting])
-        await client.close()
-    return {"made": dict(Counter(made)), **_judged(found, offline, load.deadline_ms / 1e3)}
+    late = report.plain()["late_p99_ms"]
+    judged = _judged(found, offline, load.deadline_ms / 1e3)
+    return {"made": dict(Counter(made)), **judged, "generator_late_p99_ms": late}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request and what came of it; no reply is a connection that broke, or silence."""
+
+    row: int
+    reply: Reply | None
+    seconds: float
 
 
 def _body(row: np.ndarray) -> bytes:
@@ -202,25 +220,25 @@ def _body(row: np.ndarray) -> bytes:
     return json.dumps({"inputs": [tensor], "outputs": [{"name": "probabilities"}]}).encode()
 
 
-def _judged(found: list[tuple[Response, float]], offline: Offline, deadline_s: float) -> dict[str, Any]:
-    statuses: dict[str, int] = {}
+def _judged(found: Sequence[Sent], offline: Offline, deadline_s: float) -> dict[str, Any]:
+    statuses = Counter("none" if one.reply is None else str(one.reply.status) for one in found)
     in_time = degraded = wrong = 0
-    for number, (response, seconds) in enumerate(found):
-        statuses[str(response.status)] = statuses.get(str(response.status), 0) + 1
-        if response.status != 200:
+    for one in found:
+        if one.reply is None or one.reply.status != 200:
             continue
-        in_time += seconds <= deadline_s
-        reply = json.loads(response.body)
+        in_time += one.seconds <= deadline_s
+        reply = json.loads(one.reply.body)
         facts = reply["parameters"]
         degraded += facts["degraded"]
-        wrong += not _right(reply, facts, offline, number % ROWS)
-    answered = statuses.get("200", 0)
-    times = sorted(seconds for _, seconds in found)
+        wrong += not _right(reply, facts, offline, one.row)
+    answered = statuses["200"]
+    times = sorted(one.seconds for one in found)
     return {
         "requests": len(found),
         "answered_in_time": in_time / len(found),
+        "late_or_failed_at_most": upper_bound(len(found) - in_time, len(found)),
         "answered": answered / len(found),
-        "statuses": statuses,
+        "statuses": dict(statuses),
         "degraded": degraded / max(answered, 1),
         "wrong": wrong,
         "wrong_at_most": upper_bound(wrong, answered),

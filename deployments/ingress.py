@@ -144,13 +144,15 @@ class Ingress:
         handle = self._behind[spec.name]
 
         async def predict(question: Question) -> Answer:
+            answer: Answer
             if question.told is None:
-                answer: Answer = await fetch(handle.predict.remote(question))
+                answer = await fetch(handle.predict.remote(question))
                 return answer
             plain = replace(question, told=None)
             async for last, found in fetch_stream(handle.options(stream=True).stream.remote(plain)):
                 if last:
-                    return found
+                    answer = found
+                    return answer
                 question.told(found)
             raise MemberFailedError("a stream of answers has no end", spec.name)
 
