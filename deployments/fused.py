@@ -93,6 +93,7 @@ class Fused:
     async def snapshots(self) -> list[Snapshot]:
         """What was counted of this ensemble."""
         self._meter.set(families.QUEUED_ROWS, self._spec.name, to=self._batcher.queued)
+        self._meter.set(families.HANGING, self._spec.name, to=self._worker.calls_that_hang)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from deployments.http.admin import Admin
 from deployments.http.app import Companion, HttpApp
 from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
+from deployments.observe import families
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
 from deployments.page.site import Site
@@ -74,7 +76,7 @@ class Ingress:
                 self._here[spec.name] = place.follow(self._renew) if place.name else place.open(spec)
         live = [self._live(spec) for spec in specs]
         served = [self._served(spec) for spec in live]
-        meter = Meter(this_replica())
+        self._meter = meter = Meter(this_replica())
         self._front = front = Front(counted(served, meter), serving)
         access = Access(serving.access)
         self._site = Site(live, served, meter, self._snapshots)
@@ -95,6 +97,7 @@ class Ingress:
         self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
+        self._meter.set(families.TASKS, to=len(asyncio.all_tasks()))
         here = [await ensemble.snapshots() for ensemble in self._here.values()]
         return [*itertools.chain(*here), *await gather(self._behind.values())]
 
