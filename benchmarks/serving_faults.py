@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -41,6 +43,7 @@ from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.errors import OrchestratorError
 from orchestrator.load.connection import Reply
 from orchestrator.load.generate import open_loop
 from orchestrator.load.request import post
@@ -261,13 +264,22 @@ def upper_bound(wrong: int, of: int, confidence: float = 0.95) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """For each placement all phases one after the other on one server."""
-    rows = [row for placement in arguments.placements for row in _measured(placement, arguments)]
+    """For each placement all phases one after the other on one server; what breaks off is said in a row."""
+    rows: list[dict[str, Any]] = []
+    for placement in arguments.placements:
+        try:
+            for row in _measured(placement, arguments):
+                print(json.dumps(row), file=sys.stderr)
+                rows.append(row)
+        except (OrchestratorError, OSError) as error:
+            rows.append({"placement": placement, "failed": f"{type(error).__name__}: {error}"})
+    known = [row for row in rows if "failed" not in row]
     ratios = {
         f"{row['placement']}, faults {row['faults']}": Ratio(row["answered_in_time"], _goal(row))
-        for row in rows
+        for row in known
     }
-    return rows, ratios | {"wrong": Ratio(sum(row["wrong"] for row in rows), 0, at_most=True)}
+    wrong = sum(row["wrong"] for row in known) if len(known) == len(rows) else math.nan
+    return rows, ratios | {"wrong": Ratio(wrong, 0, at_most=True)}
 
 
 def _goal(row: Mapping[str, Any]) -> float:
@@ -275,13 +287,12 @@ def _goal(row: Mapping[str, Any]) -> float:
     return 0.99 if (row["placement"], row["faults"]) == ("fused", "of processes") else GOAL
 
 
-def _measured(placement: Placement, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _measured(placement: Placement, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     phases: dict[str, tuple[Faults | None, float]] = {
         "none": (None, 0.0),
         "inside members": (inside, arguments.every_s),
         "of processes": (processes, arguments.process_every_s),
     }
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "faults"
         folder.mkdir()
@@ -290,8 +301,7 @@ def _measured(placement: Placement, arguments: argparse.Namespace) -> list[dict[
         with serving(store, offline, folder, placement, arguments.deadline_ms / 1e3) as url:
             for name, (faults, every_s) in phases.items():
                 found = asyncio.run(phase(url, offline, folder, faults, every_s, arguments))
-                rows.append({"placement": placement, "faults": name, **found})
-    return rows
+                yield {"placement": placement, "faults": name, **found}
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

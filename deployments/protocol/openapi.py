@@ -185,6 +185,16 @@ _SHAPE: Json = {"type": "array", "items": {"type": "integer"}}
 _DATA: Json = {"type": "array", "description": "Flat in row-major order, or nested"}
 
 
+_TENSOR = _object(
+    ["name", "datatype", "shape"],
+    name=_TEXT,
+    datatype=_DATATYPE,
+    shape=_SHAPE,
+    parameters=_PARAMETERS,
+    data=_DATA,
+)
+
+
 def _list_of(schema: str) -> Json:
     return {"type": "array", "items": {"$ref": f"#/components/schemas/{schema}"}}
 
@@ -208,14 +218,7 @@ _SCHEMAS: Json = {
         inputs=_list_of("TensorMetadata"),
         outputs=_list_of("TensorMetadata"),
     ),
-    "RequestInput": _object(
-        ["name", "datatype", "shape"],
-        name=_TEXT,
-        datatype=_DATATYPE,
-        shape=_SHAPE,
-        parameters=_PARAMETERS,
-        data=_DATA,
-    ),
+    "RequestInput": _TENSOR,
     "RequestOutput": _object(["name"], name=_TEXT, parameters=_PARAMETERS),
     "InferenceRequest": _object(
         ["inputs"],
@@ -224,14 +227,7 @@ _SCHEMAS: Json = {
         inputs=_list_of("RequestInput"),
         outputs=_list_of("RequestOutput"),
     ),
-    "ResponseOutput": _object(
-        ["name", "datatype", "shape"],
-        name=_TEXT,
-        datatype=_DATATYPE,
-        shape=_SHAPE,
-        parameters=_PARAMETERS,
-        data=_DATA,
-    ),
+    "ResponseOutput": _TENSOR,
     "InferenceResponse": _object(
         ["model_name", "outputs"],
         model_name=_TEXT,
