@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.calibration import (
     Band,
     Calibration,
@@ -267,6 +267,9 @@ class WeightedMix(Pooled):
 
     kind: Literal["weighted_mix"] = "weighted_mix"
     method: Method = "likelihood"
+    prior: int | None = Field(None, ge=1, exclude_if=absent)
+    """`likelihood` of a classification only: rows added for each member that it alone answers rightly. Where
+    validation rows are few or nearly all right, it keeps weights from being decided by one or two of them."""
     objective: Literal["nll", "metric"] = "nll"
     """What `greedy` selects by, and what the strength of `per_class` and `gate` is chosen by: the negative
     log-likelihood (regression: squared error), or the run's metric."""
@@ -286,6 +289,8 @@ class WeightedMix(Pooled):
 
     @model_validator(mode="after")
     def _fitting(self) -> WeightedMix:
+        if self.prior is not None and self.method != "likelihood":
+            raise ValueError(f"prior belongs to method likelihood, not {self.method}")
         if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
             raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
         for method, key in (("per_class", "class_weights"), ("gate", "gate")):
