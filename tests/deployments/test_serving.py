@@ -38,7 +38,6 @@ from tests.deployments.pictures import png
 from tests.deployments.rays import local_ray
 from tests.deployments.toys import in_process, open_store, rows_of
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
