@@ -73,7 +73,7 @@ async def drive(
     patient = has_quorum(spec.tree)
     until = now() + (PATIENCE if patient else 1.0) * timeout_s
     left = _rounds(spec.tree) if patient else 1
-    progress = None if told is None else Progress(spec.tree, len(inputs), spec.signature.task)
+    progress = told and Progress(spec.tree, len(inputs), spec.signature.task, told)
     while True:
         asked = [ask for ask in asks if ask.member not in without]
         waits = [_ask(ask, calls, inputs) for ask in asked]
@@ -88,17 +88,14 @@ async def drive(
             outcomes[ask.member] = _outcome(result)
         if not patient and any(isinstance(result, TimeoutError) for result in results):
             raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s")
-        asked_before = asks
+        before, said = asks, tuple(outcomes[ask.member] for ask in asks)
         try:
-            asks = steps.send(tuple(outcomes[ask.member] for ask in asks))
+            asks = steps.send(said)
         except StopIteration as done:
             prediction: Prediction = done.value
             return prediction
-        if told is not None and progress is not None:
-            for ask in asked_before:
-                progress.note(ask, outcomes[ask.member])
-            if (stage := progress.stage()) is not None:
-                told(stage)
+        if progress is not None:
+            progress.after(before, said)
 
 
 def _rounds(node: Node) -> int:

@@ -135,7 +135,7 @@ class Fused:
     ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
         asks, groups = next(steps), self._groups
-        progress = None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task)
+        progress = told and Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
         while True:
             asked, outcomes = asks, _answers(groups, asks, inputs, watch)
             try:
@@ -143,11 +143,8 @@ class Fused:
             except StopIteration as done:
                 prediction: Prediction = done.value
                 return prediction
-            if told is not None and progress is not None:
-                for ask, outcome in zip(asked, outcomes, strict=True):
-                    progress.note(ask, outcome)
-                if (stage := progress.stage()) is not None:
-                    told(stage)
+            if progress is not None:
+                progress.after(asked, outcomes)
 
 
 def load_groups(worker: Worker, spec: Spec, store: str, **options: Any) -> tuple[Joint, ...]:

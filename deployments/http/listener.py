@@ -68,7 +68,7 @@ class Listener:
                 timeout_graceful_shutdown=math.ceil(serving.drain_s),
                 ssl_certfile=None if tls is None else tls.certificate,
                 ssl_keyfile=None if tls is None else tls.key,
-            )
+            ),
         )
         self._serving: asyncio.Task[None] | None = None
 

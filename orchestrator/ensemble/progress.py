@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,22 @@ class Progress:
         tree: that is walked.
         rows: of the request.
         task: as for `walk`.
+        told: called with the answer of all stages that are known, without the later ones.
     """
 
-    def __init__(self, tree: Node, rows: int, task: Task) -> None:
-        self._tree, self._rows, self._task = tree, rows, task
+    def __init__(self, tree: Node, rows: int, task: Task, told: Callable[[Prediction], None]) -> None:
+        self._tree, self._rows, self._task, self._told = tree, rows, task, told
         self._known: dict[tuple[str, str], tuple[npt.NDArray[np.bool_], Output | None]] = {}
         self._stages = 0
 
-    def note(self, ask: Ask, outcome: Outcome) -> None:
-        """What a member said."""
+    def after(self, asks: Sequence[Ask], outcomes: Sequence[Outcome]) -> None:
+        """A round of asks is over and another one follows."""
+        for ask, outcome in zip(asks, outcomes, strict=True):
+            self._note(ask, outcome)
+        if (stage := self._stage()) is not None:
+            self._told(stage)
+
+    def _note(self, ask: Ask, outcome: Outcome) -> None:
         mask, outputs = self._known.get(identity(ask.member), (np.zeros(self._rows, dtype=bool), None))
         mask[ask.rows] = True
         if outcome.output is not None:
@@ -38,9 +45,8 @@ class Progress:
             outputs[ask.rows] = outcome.output
         self._known[identity(ask.member)] = mask, outputs
 
-    def stage(self) -> Prediction | None:
-        """The answer of all stages that are known by now, without the later ones; None when that is known
-        already, or there is none."""
+    def _stage(self) -> Prediction | None:
+        """The answer of the stages that are known by now; None when it was told already, or there is none."""
         found = None
         if isinstance(self._tree, Cascade):
             for stages in range(self._stages + 1, len(self._tree.stages)):

@@ -23,7 +23,7 @@ from orchestrator.config.ensemble import Cascade, Spec
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.progress import Progress
-from orchestrator.ensemble.tree import Outcome, distinct, predict
+from orchestrator.ensemble.tree import Outcome, Prediction, distinct, predict
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime import execute
 from orchestrator.store.store import Store
@@ -111,18 +111,15 @@ def test_rows_that_all_leave_early_have_no_later_stages(stored: tuple[Store, Spe
 def test_a_stage_whose_members_are_not_all_known_is_not_told(stored: tuple[Store, Spec]) -> None:
     _, spec = stored
     first, *others = distinct(spec.tree)
-    progress = Progress(spec.tree, 4, "classification")
-    assert progress.stage() is None
+    told: list[Prediction] = []
+    progress = Progress(spec.tree, 4, "classification", told.append)
     sure = np.zeros((2, 10), np.float32)
-    progress.note(Ask(first, np.arange(2)), Outcome(output=sure))
-    assert progress.stage() is None
-    progress.note(Ask(first, np.arange(2, 4)), Outcome(output=sure))
-    found = progress.stage()
-    assert found is not None
-    assert len(found) == 4
-    assert progress.stage() is None
-    progress.note(Ask(others[0], np.arange(2)), Outcome(output=sure))
-    assert progress.stage() is None
+    progress.after([Ask(first, np.arange(2))], [Outcome(output=sure)])
+    assert not told
+    progress.after([Ask(first, np.arange(2, 4))], [Outcome(output=sure)])
+    assert [len(one) for one in told] == [4]
+    progress.after([Ask(others[0], np.arange(2))], [Outcome(output=sure)])
+    assert len(told) == 1
 
 
 def test_giving_up_cancels_what_is_asked() -> None:
