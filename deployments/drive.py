@@ -73,7 +73,7 @@ async def drive(
     patient = has_quorum(spec.tree)
     until = now() + (PATIENCE if patient else 1.0) * timeout_s
     left = _rounds(spec.tree) if patient else 1
-    progress = told and Progress(spec.tree, len(inputs), spec.signature.task, told)
+    progress = None if told is None else Progress(spec.tree, len(inputs), spec.signature.task, told)
     while True:
         asked = [ask for ask in asks if ask.member not in without]
         waits = [_ask(ask, calls, inputs) for ask in asked]

@@ -135,7 +135,9 @@ class Fused:
     ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
         asks, groups = next(steps), self._groups
-        progress = told and Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
+        progress = (
+            None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
+        )
         while True:
             asked, outcomes = asks, _answers(groups, asks, inputs, watch)
             try:
