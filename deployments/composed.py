@@ -10,9 +10,11 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from deployments import drive
+from deployments.bundle import Bundler, answer_each
 from deployments.contract import Contract
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
+from deployments.member import split
 from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
@@ -30,7 +32,18 @@ def _call(handle: DeploymentHandle[Any]) -> Call:
         outputs: np.ndarray = await fetch(handle.predict.remote(rows))
         return outputs
 
-    return call
+    if not isinstance(handle, DeploymentHandle):
+        return call  # a member of this process
+
+    async def send(parts: list[np.ndarray]) -> Sequence[np.ndarray | OrchestratorError]:
+        if len(parts) == 1:
+            return [await call(parts[0])]
+        sizes = [len(part) for part in parts]
+        found = await fetch(handle.predict_many.remote(np.concatenate(parts), sizes))
+        return split(found, sizes) if isinstance(found, np.ndarray) else found
+
+    bundler: Bundler[np.ndarray, np.ndarray] = Bundler(send, lambda rows: rows.nbytes)
+    return bundler.ask
 
 
 async def _ready(name: str, handle: DeploymentHandle[Any]) -> None:
@@ -80,6 +93,10 @@ class Composed:
         """See `streamed`."""
         async for found in streamed(self.predict, question):
             yield found
+
+    async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
+        """The answer to each question, or why there is none."""
+        return await answer_each(self.predict, questions)
 
     async def snapshots(self) -> list[Snapshot]:
         """What this replica and its members' counted."""

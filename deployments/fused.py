@@ -21,9 +21,11 @@ from deployments.observe import families
 from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
-from deployments.outputs import answer
+from deployments.outputs import Part, answer, shared
+from deployments.protocol.model import describe
 from deployments.worker import STUCK_S, HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member, Spec
+from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
@@ -59,12 +61,16 @@ class Fused:
         self._worker = Worker(f"fused-{spec.name}")
         self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
         self._hang_s = hang_s
+        self._version = describe(spec).version
+        self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
         self._groups = self._worker.load(self._load)
         self._meter = Meter(f"{this_replica()}:{spec.name}")
         for group in self._groups:
             note_fallback(self._meter, group)
         timed = batches(self._meter, spec.name)
         self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
+        self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
+        self._meter.watch(families.HANGING, spec.name, value=lambda: self._worker.calls_that_hang)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -79,21 +85,18 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
-        try:
-            async with asyncio.timeout(question.timeout_s):
-                prediction = await self._asked(question)
-        except TimeoutError as error:
-            raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
-        note_walk(self._spec.name, prediction, (), self._meter)
-        return answer(prediction, self._spec, question.outputs)
+        part = await (
+            self._batcher.submit(question.rows, question.timeout_s)
+            if question.told is None
+            else self._in_stages(question, question.told)
+        )
+        return part.answer(self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""
 
     async def snapshots(self) -> list[Snapshot]:
         """What was counted of this ensemble."""
-        self._meter.set(families.QUEUED_ROWS, self._spec.name, to=self._batcher.queued)
-        self._meter.set(families.HANGING, self._spec.name, to=self._worker.calls_that_hang)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:
@@ -109,26 +112,42 @@ class Fused:
         await self._batcher.close()
         self._worker.close()
 
-    async def _asked(self, question: Question) -> Prediction:
-        if question.told is None:
-            return await self._batcher.submit(question.rows, question.timeout_s)
-        # A walk of its own, whose stages are told.
-        loop, told = asyncio.get_running_loop(), question.told
+    async def _in_stages(self, question: Question, told: Callable[[Answer], None]) -> Part:
+        """A walk of its own, whose stages are told."""
+        loop = asyncio.get_running_loop()
 
         def tell(stage: Prediction) -> None:
             loop.call_soon_threadsafe(told, answer(stage, self._spec))
 
-        return await self._run(question.rows, tell)
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await self._run(question.rows, tell)
+        except TimeoutError as error:
+            raise DeadlineError("no answer in time", f"{question.timeout_s:g} s") from error
 
-    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Prediction:
+    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Part:
         if not self._groups:
             self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
         watch = Watch()
         try:
-            return await self._worker.run(partial(self._walk, rows, watch, told), watch, self._hang_s)
+            part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
         except HangingError:
             self._groups = ()  # they belong to the call that hangs
             raise
+        note_walk(self._spec.name, part.whole, (), self._meter)
+        return part
+
+    def _compute(self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None) -> Part:
+        """In the worker's thread. Where all is well, nothing has to be decided."""
+        if self._direct is not None:
+            (group,) = self._groups
+            outputs = group.stacked(inputs, watch.begin)
+            if watch.given_up:
+                raise HangingError("nobody waits any more")
+            prediction = None if outputs is None else self._direct(outputs)
+            if prediction is not None:
+                return shared(prediction, self._spec, self._version)
+        return shared(self._walk(inputs, watch, told), self._spec, self._version)
 
     def _walk(
         self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None

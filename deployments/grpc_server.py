@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from deployments.exchange import Question
-from deployments.front import LARGE_BYTES, SERVER_NAME, Entry, Front, check_given, maybe_threaded
+from deployments.front import SERVER_NAME, Entry, Front, check_given, maybe_threaded
 from deployments.http.access import Access, Refusal, token_of
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError, TooLargeError, UnknownModelError
@@ -218,12 +218,13 @@ class _Service:
     async def _infer(self, asked: Any, entry: Entry, start: int, time_s: float) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(self._front.serving.deadline_s, time_s)
-        threaded = asked.ByteSize() >= LARGE_BYTES
-        request = await maybe_threaded(threaded, messages.decode, asked, entry.model)
+        threaded = asked.ByteSize() >= entry.large_bytes
+        request = await maybe_threaded(threaded, messages.decode, asked, entry.model, entry.codec.encoder)
         decoded = perf_counter_ns()
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
         wanted = frozenset(name for name, _binary in request.outputs)
-        answer = await self._front.ask(entry, Question(request.rows, left, wanted, request.id or ""))
+        question = Question(request.rows, left, wanted, request.id or "", request.encoded_by)
+        answer = await self._front.ask(entry, question)
         check_given(answer, wanted)
         known = perf_counter_ns()
         encoded = messages.encode(entry.model_of(answer), request, answer.outputs, answer.facts())

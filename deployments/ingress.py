@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from deployments.bundle import Bundler
 from deployments.drive import fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
@@ -31,11 +32,15 @@ from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
 from deployments.releases.controls import Controls, Tell
 from deployments.releases.follower import Follower
-from orchestrator.config.ensemble import Spec
+from orchestrator.config.ensemble import Cascade, Spec, walk_nodes
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import MemberFailedError
+from orchestrator.errors import MemberFailedError, OrchestratorError, ReleaseChangedError
 from orchestrator.store.store import Store
 
+SLOTS = 2
+"""Calls of an ensemble's deployment that run at once before questions wait to go together."""
+LINGER_S = 0.01
+"""Longest such wait: what waits for a member that hangs must not hold up what comes after it."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
 
@@ -146,24 +151,24 @@ class Ingress:
             return Served(describe(spec), here.predict, loaded)
         handle = self._behind[spec.name]
 
-        async def predict(question: Question) -> Answer:
-            answer: Answer
-            if question.told is None:
-                answer = await fetch(handle.predict.remote(question))
-                return answer
-            plain = replace(question, told=None)
-            async for last, found in fetch_stream(handle.options(stream=True).stream.remote(plain)):
-                if last:
-                    answer = found
-                    return answer
-                question.told(found)
-            raise MemberFailedError("a stream of answers has no end", spec.name)
-
         async def ready() -> None:
             # What follows releases says what is live.
             live: Spec | None = await fetch(handle.ready.remote())
             if live is not None:
                 self._renew(live)
+
+        ask = _asks(spec, handle)
+
+        async def predict(question: Question) -> Answer:
+            try:
+                if question.told is None:
+                    answer = await ask(question)
+                else:
+                    answer = await _ask_in_stages(spec, handle, question, question.told)
+            except ReleaseChangedError:
+                await ready()  # the next request is encoded as the new one wants it
+                raise
+            return answer
 
         return Served(describe(spec), predict, ready)
 
@@ -177,6 +182,51 @@ class Ingress:
             return await fetch_all(_own(), "control", model, method, args, timeout_s=CHANGE_S)
 
         return behind if model in self._behind else here
+
+
+async def _ask_in_stages(
+    spec: Spec, handle: DeploymentHandle[Any], question: Question, told: Callable[[Answer], None]
+) -> Answer:
+    """Asks an ensemble's deployment, which tells what each stage of a cascade says."""
+    responses = handle.options(stream=True).stream.remote(replace(question, told=None))
+    last: bool
+    answer: Answer
+    async for last, answer in fetch_stream(responses):
+        if last:
+            return answer
+        told(answer)
+    raise MemberFailedError("a stream of answers has no end", spec.name)
+
+
+def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:
+    """Asks an ensemble's deployment; what waits at the same time goes as one call.
+
+    But not to cascades: a bundle is as slow as its slowest, and rows that leave early would wait for others.
+    """
+
+    async def one(question: Question) -> Answer:
+        answer: Answer = await fetch(handle.predict.remote(question))
+        return answer
+
+    async def send(questions: list[tuple[Question, float]]) -> Sequence[Answer | OrchestratorError]:
+        now = asyncio.get_running_loop().time()
+        left = [replace(question, timeout_s=until - now) for question, until in questions]
+        if len(left) == 1:
+            return [await one(left[0])]
+        found: list[Answer | OrchestratorError] = await fetch(handle.predict_many.remote(left))
+        return found
+
+    if any(isinstance(node, Cascade) for node in walk_nodes(spec.tree)):
+        return one
+    bundler: Bundler[tuple[Question, float], Answer] = Bundler(
+        send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
+    )
+
+    async def together(question: Question) -> Answer:
+        until = asyncio.get_running_loop().time() + question.timeout_s
+        return await bundler.ask((question, until))
+
+    return together
 
 
 def _own() -> DeploymentHandle[Any]:

@@ -20,6 +20,7 @@ from deployments.http.asgi import (
     Scope,
     Send,
     header_text,
+    headers_of,
     path_of,
     send_events,
     send_reply,
@@ -99,7 +100,7 @@ class HttpApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: Headers = dict(scope["headers"])
+        headers = headers_of(scope)
         method = scope["method"]
         reply: Reply | EventStream
         try:

@@ -17,6 +17,8 @@ Headers = Mapping[bytes, bytes]
 """Names in lower case."""
 
 JSON = (b"content-type", b"application/json")
+_HEADERS = "orchestrator.headers"
+"""Key of a scope."""
 
 
 class DisconnectedError(Exception):
@@ -49,6 +51,14 @@ def path_of(scope: Scope) -> str:
     """The path within the application, wherever it is mounted: keys, routes and labels go by the same one."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path
+
+
+def headers_of(scope: Scope) -> Headers:
+    """The headers of a request; of several of one name the last counts. Made once for all who ask."""
+    found: Headers | None = scope.get(_HEADERS)
+    if found is None:
+        found = scope[_HEADERS] = dict(scope["headers"])
+    return found
 
 
 def header_text(headers: Headers, name: bytes) -> str | None:

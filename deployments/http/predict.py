@@ -11,6 +11,7 @@ from deployments.http.asgi import EventStream, Reply, header_text, json_reply
 from deployments.http.respond import respond
 from deployments.http.routes import Call
 from deployments.protocol import predict as formats
+from deployments.protocol import raw_predict
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.request import Request, check_names, check_output
 
@@ -31,7 +32,12 @@ async def predict(front: Front, call: Call) -> Reply | EventStream:
     media_type = header_text(call.headers, b"content-type") or ""
 
     def decode(body: bytes) -> Request:
-        return Request(formats.read(body, media_type, entry.model.input), outputs, timeout_s=timeout_s)
+        encoder = entry.codec.encoder
+        if encoder is None:
+            rows = formats.read(body, media_type, entry.model.input)
+        else:
+            rows = raw_predict.read(body, media_type, encoder)
+        return Request(rows, outputs, timeout_s=timeout_s, encoded_by=entry.model.encoded_by)
 
     streaming = stream.wanted(call.headers)
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from deployments.bundle import answer_each
 from deployments.exchange import Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
@@ -120,6 +121,10 @@ class Follower:
         """See `streamed`."""
         async for found in streamed(self.predict, question):
             yield found
+
+    async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
+        """The answer to each question, or why there is none."""
+        return await answer_each(self.predict, questions)
 
     async def _ask_live(self, question: Question) -> Answer:
         learner = self._learner

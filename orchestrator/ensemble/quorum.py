@@ -50,6 +50,12 @@ def check(below: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumE
     raise QuorumError("too few sound answers", names, f"{quorum} of {len(below)} members must answer")
 
 
+def far(least: float, largest: float, record: Record) -> bool:
+    """Whether outputs from `least` to `largest` are further outside of the recorded range than it is wide."""
+    span = record.high - record.low
+    return least < record.low - span or largest > record.high + span
+
+
 def problem(output: Output | None, rows: int, width: int | None, record: Record | None) -> str | None:
     """What is wrong with a member's output, or None: NaN, a wrong shape or dtype, or wild values.
 
@@ -70,8 +76,7 @@ def problem(output: Output | None, rows: int, width: int | None, record: Record 
         return "output is not finite"
     if record is None:
         return None
-    span = record.high - record.low
     least, largest = float(output.min()), float(output.max())
-    if least < record.low - span or largest > record.high + span:
+    if far(least, largest, record):
         return f"output {least:.4g} to {largest:.4g}, far outside of {record.low:.4g} to {record.high:.4g}"
     return None

@@ -224,7 +224,6 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
     keys = {member: identity(member) for member in memory.members}
     lost = {member: memory.lost[key] for member, key in keys.items() if key in memory.lost}
     positions = tuple(number for number, member in enumerate(memory.members) if member in lost)
-    known = tree.expected if isinstance(tree, Combined) else None
     return Prediction(
         outputs=found.scores.astype(np.float32),
         probs=probs,
@@ -234,7 +233,36 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
         said={member: memory.outputs[key] for member, key in keys.items() if key in memory.outputs},
         missing=lost,
         degraded=memory.degraded,
-        expected=None if known is None else expected_without(known, positions),
+        expected=_expected_without(tree, positions),
+    )
+
+
+def _expected_without(tree: Node, positions: tuple[int, ...]) -> Expected | None:
+    known = tree.expected if isinstance(tree, Combined) else None
+    return None if known is None else expected_without(known, positions)
+
+
+def whole_prediction(tree: Node, scores: Floats, said: dict[Member, Output], task: Task) -> Prediction:
+    """The prediction with these scores [N, K] of a tree without stages whose members all answered all rows.
+
+    Args:
+        tree: a fitted tree.
+        scores: its own.
+        said: raw outputs [N, K] of each distinct member.
+        task: as for `walk`.
+    """
+    rows = len(scores)
+    everyone = np.ones(rows, dtype=bool)
+    return Prediction(
+        outputs=scores.astype(np.float32),
+        probs=probabilities(scores).astype(np.float32) if task == "classification" else None,
+        scores=scores,
+        members=dict.fromkeys(said, everyone),
+        stages=np.zeros(rows, dtype=np.int64),
+        said=said,
+        missing={},
+        degraded=np.zeros(rows, dtype=bool),
+        expected=_expected_without(tree, ()),
     )
 
 

@@ -55,6 +55,24 @@ class Joint:
         """Why members that should be compiled run eagerly; None when none does."""
         self._graph, self._joined, self._alone = graph, tuple(joined), alone
 
+    def stacked(
+        self, inputs: NDArray[np.generic], begin: Callable[[Collection[Member]], bool]
+    ) -> NDArray[np.float32] | None:
+        """Outputs [B, M, K] of all members in their order, for rows [B, *input_shape]; None where one failed.
+
+        Args:
+            inputs: the rows.
+            begin: as for a call.
+        """
+        if self._graph is not None and not self._alone:
+            outputs = _tried(self._graph, inputs) if begin(self._joined) else None
+            return outputs if isinstance(outputs, np.ndarray) else None
+        found = self(inputs, begin)
+        parts = [found.get(member) for member in self.members]
+        arrays = [part for part in parts if isinstance(part, np.ndarray)]
+        alike = len(arrays) == len(parts) and len({part.shape for part in arrays}) == 1
+        return np.stack(arrays, axis=1) if alike else None
+
     def __call__(
         self,
         inputs: NDArray[np.generic],

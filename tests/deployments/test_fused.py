@@ -79,22 +79,30 @@ def test_each_of_many_requests_gets_its_own_answer(served: tuple[Store, dict[str
         same(answer, store, spec, part)
 
 
-def test_requests_that_wait_share_one_walk(
-    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "walks"), [("mix", 0), ("cascade", 1)])
+def test_requests_that_wait_share_one_computation(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch, name: str, walks: int
 ) -> None:
     store, specs = served
-    walks: list[int] = []
+    walked: list[int] = []
+    asked: list[int] = []
+    walk, answers = module.walk, joint._tried  # type: ignore[attr-defined]
 
     def counted(tree: object, rows: int, task: object) -> object:
-        walks.append(rows)
+        walked.append(rows)
         return walk(tree, rows, task)  # type: ignore[arg-type]
 
-    walk = module.walk  # type: ignore[attr-defined]
+    def tried(executable: execute.Executable, inputs: np.ndarray) -> object:
+        asked.append(len(inputs))
+        return answers(executable, inputs)
+
     monkeypatch.setattr(module, "walk", counted)
-    rows = rows_of(specs["mix"])
-    ask(opened(store, specs["mix"]), *(rows[i : i + 1] for i in range(20)))
-    assert sum(walks) == 20
-    assert len(walks) == 1
+    monkeypatch.setattr(joint, "_tried", tried)
+    rows = rows_of(specs[name])
+    ask(opened(store, specs[name]), *(rows[i : i + 1] for i in range(20)))
+    assert walked == [20] * walks
+    assert asked[0] == 20
+    assert len(asked) == len(distinct(specs[name].tree))  # not compiled: each is called once
 
 
 def test_a_model_that_fails_fails_its_own_request_alone(
