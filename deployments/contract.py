@@ -97,6 +97,7 @@ class Contract:
             without=without,
             late=self._late,
             rounds=rounds.append,
+            told=None if question.told is None else self._tell(question.told),
         )
         self._saw(prediction, rounds)
         if self._watchman is not None:
@@ -105,6 +106,9 @@ class Contract:
             self._draw(question, prediction)
         wanted, early_exit = question.outputs, not self._audit.broken
         return answer(prediction, spec, wanted, ejected=self._ejected(), early_exit=early_exit)
+
+    def _tell(self, told: Callable[[Answer], None]) -> Callable[[Prediction], None]:
+        return lambda stage: told(answer(stage, self.spec))
 
     def health(self) -> dict[str, Any]:
         """What is known about the members and early exits, as plain values."""
