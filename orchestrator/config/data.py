@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
+from orchestrator.config.decode import Decode
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.signature import Task
 
@@ -63,7 +64,7 @@ class Image(Settings):
 
 
 class ParquetData(DataBase):
-    """Parquet files: encoded images, tensors, or numeric columns."""
+    """Parquet files: encoded images, sound, text, tensors, or columns of numbers and categories."""
 
     kind: Literal["parquet"] = "parquet"
     root: str = "."
@@ -74,9 +75,14 @@ class ParquetData(DataBase):
     contract: str | None = None
     test: str | None = None
     input: str | None = None
-    """Column of images or tensors; found from the schema when neither this nor `features` is given."""
+    """Column of images, sound, text or tensors; found from the schema when neither this nor `features` is
+    given."""
     features: tuple[str, ...] = ()
-    """Numeric columns that form a feature row."""
+    """Columns that form a feature row: numbers, and text as categories."""
+    decode: Decode | None = Field(None, exclude_if=absent)
+    """What the input holds; found from the schema when not given."""
+    elsewhere: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Files by name whose rows no class fits: only for evaluation, their labels are not read."""
     target: str | tuple[str, ...] = "label"
     """Label column, or the target columns of a regression."""
     classes: tuple[str, ...] = ()
@@ -89,6 +95,13 @@ class ParquetData(DataBase):
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
         if self.task == "classification" and not isinstance(self.target, str):
             raise ValueError("classification has one target column; for several targets set task: regression")
+        kind = None if self.decode is None else self.decode.kind
+        if self.features and kind not in (None, "features"):
+            raise ValueError(f"'features' are decoded as features, not as {kind}: name one column by 'input'")
+        if self.transform is not None and kind in ("text", "audio", "features"):
+            raise ValueError(f"clients send raw {kind}, which a 'transform' would not see: leave it out")
+        if self.elsewhere and self.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron, for feature rows and for flattened images."""
+"""Multi-layer perceptron, for feature rows, tables and flattened images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from orchestrator.config.model import Mlp
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import make_body
 from orchestrator.models.subspace import FeatureSubset
+from orchestrator.models.table import Columns, Embedded
 
 
 @make_body.register
 def mlp(settings: Mlp, signature: Signature) -> nn.Module:
-    """Linear and ReLU for each hidden width, then a linear head."""
+    """Linear and ReLU for each hidden width, then a linear head; categories of a table are embedded first."""
     layers: list[nn.Module] = [nn.Flatten()]
     if settings.kwargs.features is not None:
         layers.append(FeatureSubset(signature, settings.kwargs.features))
     features = math.prod(signature.input_shape)
+    if (columns := Columns(signature)).sizes:
+        layers.append(embedded := Embedded(columns))
+        features = embedded.width
     for width in settings.kwargs.widths:
         layers += [nn.Linear(features, width), nn.ReLU()]
         if settings.kwargs.dropout:
