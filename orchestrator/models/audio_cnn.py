@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from orchestrator.config.model import AudioCnn, AudioCnnKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import make_body
-from orchestrator.models.logmel import LogMel, sound
+from orchestrator.models.logmel import Cast, LogMel, sound
 
 
 class SpectrogramCnn(nn.Module):
@@ -17,7 +17,7 @@ class SpectrogramCnn(nn.Module):
 
     def __init__(self, kwargs: AudioCnnKwargs, rate: int, length: int, outputs: int) -> None:
         super().__init__()
-        self.front = LogMel(kwargs, rate, length)
+        self.front, self.cast = LogMel(kwargs, rate, length), Cast()
         layers: list[nn.Module] = []
         inputs, bands, frames = 1, kwargs.mels, self.front.frames
         for width in kwargs.widths:
@@ -40,7 +40,7 @@ class SpectrogramCnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, samples] -> [B, outputs]."""
-        image = self.front(x)[:, None].to(self.head.weight.dtype)
+        image = self.cast(self.front(x))[:, None]
         found = self.relu(self.norm(self.mix(self.convolutions(image))))
         out: Tensor = self.head(self.dropout(found.mean((2, 3))))
         return out

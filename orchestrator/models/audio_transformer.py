@@ -9,7 +9,7 @@ from orchestrator.config.model import AudioTransformer, AudioTransformerKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ModelError
 from orchestrator.models.base import make_body
-from orchestrator.models.logmel import LogMel, sound
+from orchestrator.models.logmel import Cast, LogMel, sound
 from orchestrator.models.vit import Blocks
 
 
@@ -20,7 +20,7 @@ class SpectrogramTransformer(nn.Module):
 
     def __init__(self, kwargs: AudioTransformerKwargs, rate: int, length: int, outputs: int) -> None:
         super().__init__()
-        self.front = LogMel(kwargs, rate, length)
+        self.front, self.cast = LogMel(kwargs, rate, length), Cast()
         self.stretch = max(1, round(kwargs.patch_ms * rate / 1000 / self.front.hop))
         tokens = self.front.frames // self.stretch
         if tokens == 0:
@@ -34,7 +34,7 @@ class SpectrogramTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, samples] -> [B, outputs]."""
-        image = self.front(x)[:, None].to(self.head.weight.dtype)
+        image = self.cast(self.front(x))[:, None]
         tokens = self.patches(image).flatten(2).transpose(1, 2) + self.positions
         out: Tensor = self.head(self.dropout(self.encoder(self.dropout(tokens))))
         return out

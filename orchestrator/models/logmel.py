@@ -71,6 +71,20 @@ class LogMel(nn.Module):
         return self.mask(out)
 
 
+class Cast(nn.Module):
+    """To the type of the network around it: bfloat16 where that was rounded."""
+
+    like: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape and type -> the same shape."""
+        return x.to(self.like.dtype)
+
+
 class Shift(nn.Module):
     """In training each sound moves by up to so many samples; silence comes in."""
 

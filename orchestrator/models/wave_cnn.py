@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from orchestrator.config.model import WaveCnn, WaveCnnKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import make_body
-from orchestrator.models.logmel import Shift, loudness, sound
+from orchestrator.models.logmel import Cast, Shift, loudness, sound
 
 
 class WaveformCnn(nn.Module):
@@ -21,7 +21,7 @@ class WaveformCnn(nn.Module):
     def __init__(self, kwargs: WaveCnnKwargs, rate: int, length: int, outputs: int) -> None:
         super().__init__()
         first = max(4, round(kwargs.window_ms * rate / 1000))
-        self.shift = Shift(round(kwargs.shift_ms * rate / 1000))
+        self.shift, self.cast = Shift(round(kwargs.shift_ms * rate / 1000)), Cast()
         layers: list[nn.Module] = []
         inputs = 1
         for number, width in enumerate(kwargs.widths):
@@ -42,7 +42,7 @@ class WaveformCnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, samples] -> [B, outputs]."""
-        wave = self.shift(loudness(x))[:, None, None, :].to(self.head.weight.dtype)
+        wave = self.cast(self.shift(loudness(x)))[:, None, None, :]
         out: Tensor = self.head(self.dropout(self.convolutions(wave).mean((2, 3))))
         return out
 
