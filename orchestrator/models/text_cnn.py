@@ -30,6 +30,10 @@ class Convolutions(nn.Module):
         self.dropout = nn.Dropout(kwargs.dropout)
         self.head = nn.Linear(kwargs.channels * len(kwargs.widths), outputs)
 
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, UNKNOWN
+
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""
         ids = self.token_dropout(self.view(x))

@@ -57,6 +57,10 @@ class Ngrams(nn.Module):
             layers.append(nn.Linear(kwargs.hidden or kwargs.dim, outputs))
         self.head = nn.Sequential(*layers)
 
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, PADDING
+
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""
         ids = self.token_dropout(self.view(x))

@@ -29,6 +29,10 @@ class TextEncoder(nn.Module):
         self.encoder = Blocks(kwargs)
         self.head = nn.Linear(kwargs.dim, outputs)
 
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, UNKNOWN
+
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""
         ids = self.token_dropout(self.view(x))

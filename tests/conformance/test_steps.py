@@ -33,6 +33,7 @@ from orchestrator.config.steps import (
     StaticInt8,
     Step,
     WeightOnlyInt4,
+    VocabularyPruning,
     WeightOnlyInt8,
 )
 from orchestrator.config.training import DistillationLoss, Training
@@ -55,6 +56,7 @@ STEPS: dict[str, Step] = {
     "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
     "prune_channels_macs": ChannelPruning(macs=0.6),
     "prune_heads": HeadPruning(amount=0.5),
+    "prune_vocabulary": VocabularyPruning(least=5),
     "prune_magnitude": MagnitudePruning(amount=0.5),
     "prune_magnitude_layer": MagnitudePruning(amount=0.5, scope="layer"),
     "prune_n_of_m": MagnitudePruning(n_of_m=(2, 4)),
