@@ -13,7 +13,8 @@ from orchestrator.runtime.lowrank import split
 
 @apply_step.register
 def factorize(step: Factorization, state: State, context: Context) -> State:  # noqa: ARG001
-    """Truncated SVD of linears, of convolutions as matrices [out, in * k * k] and of embeddings [tokens, features].
+    """Truncated SVD of linears, of convolutions as matrices [out, in * k * k] and of embeddings [tokens,
+    features].
 
     Denton et al. 2014 (https://arxiv.org/abs/1404.0736); the convolution's form is that of Zhang et al. 2015
     (https://arxiv.org/abs/1505.06798), the embedding's that of Lan et al. 2019 (https://arxiv.org/abs/1909.11942),
@@ -82,6 +83,8 @@ def _unfit(layer: nn.Linear | nn.Conv2d | nn.Embedding, shared: set[int]) -> str
     """Why a layer has no product form here; None when it has one."""
     if type(layer) not in (nn.Linear, nn.Conv2d, nn.Embedding):
         return f"a {type(layer).__name__} may be read by its owner in another way"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "it limits its vectors' length"
     if id(layer.weight) in shared:
         return "its weight is shared with another layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:

@@ -21,7 +21,8 @@ def prune_vocabulary(step: VocabularyPruning, state: State, context: Context) ->
     """Keep the tokens that at least `step.least` train rows have, padding and the substitute.
 
     Raises:
-        CompressionError: the model has no embedding of tokens, there are no train rows, or all tokens would stay.
+        CompressionError: the model has no embedding of tokens, there are no train rows, or all tokens
+        would stay.
     """
     module = copy_of(state.module)
     found = [(name, tokens, other) for name, tokens, other in vocabularies(module) if _plain(module, name)]
@@ -47,7 +48,9 @@ def prune_vocabulary(step: VocabularyPruning, state: State, context: Context) ->
             smaller.places.copy_(places)
             smaller.table.weight.copy_(whole.weight[stay])
     if not kept:
-        raise CompressionError(f"all tokens are in {step.least} train rows at least", step.least, "raise least")
+        raise CompressionError(
+            f"all tokens are in {step.least} train rows at least", step.least, "raise least"
+        )
     return state.after(step, module.eval(), {"kept": kept})
 
 

@@ -53,7 +53,9 @@ def groups_of(module: nn.Module, group: int | None, bits: int) -> dict[str, int]
         if packed < columns * layer.weight.element_size():
             found[name] = own
     if not found:
-        raise CompressionError("no convolution, linear or embedding would become smaller", type(module).__name__)
+        raise CompressionError(
+            "no convolution, linear or embedding would become smaller", type(module).__name__
+        )
     return found
 
 

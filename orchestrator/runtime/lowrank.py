@@ -10,8 +10,8 @@ from torch import nn
 def split(module: nn.Module, ranks: Mapping[str, int]) -> None:
     """Replace the named layers, in place, by two of their rank; the new weights are not set.
 
-    A linear becomes linear -> linear, a convolution k x k to `rank` channels -> 1 x 1, an embedding one of `rank`
-    features -> linear.
+    A linear becomes linear -> linear, a convolution k x k to `rank` channels -> 1 x 1, an embedding one
+    of `rank` features -> linear.
 
     Raises:
         AttributeError: there is no such layer.

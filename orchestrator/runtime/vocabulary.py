@@ -46,8 +46,8 @@ def forget(module: nn.Module, name: str, kept: int) -> KeptTokens:
 
 
 def vocabularies(module: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """Embeddings by token anywhere in `module`: its name, what gives the tokens of preprocessed rows, and the token
-    that may stand for others.
+    """Embeddings by token anywhere in `module`: its name, what gives the tokens of preprocessed rows,
+    and the token that may stand for others.
 
     An architecture names them in a method `vocabulary() -> (embedding, tokens, substitute)`.
 

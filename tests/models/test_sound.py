@@ -90,5 +90,5 @@ def test_training_moves_sound_and_hides_bands_and_frames() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ModelError, match=r"audio_cnn needs sound"):
         build(AudioCnn(), toys.signature((6,)))
-    with pytest.raises(ModelError, match=r"window of 500\.0 ms is longer than the sound of 1600 samples"):
+    with pytest.raises(ModelError, match=r"window of 500\.0 ms is longer than the sound: 1600 samples"):
         build(AudioCnn(kwargs=AudioCnnKwargs(window_ms=500.0)), SIGNATURE)

@@ -49,7 +49,7 @@ def test_plain_feature_rows_are_numbers_alone() -> None:
     assert not [part for part in network.modules() if isinstance(part, nn.Embedding)]
     assert network(torch.randn(3, 6)).shape == (3, toys.CLASSES)
     plain = build(Mlp(), toys.signature((6,)), seed=0)
-    assert list(plain.state_dict())[0] == "body.1.weight"
+    assert next(iter(plain.state_dict())) == "body.1.weight"
 
 
 def test_images_are_refused() -> None:
