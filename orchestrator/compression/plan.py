@@ -67,8 +67,8 @@ __all__ = [
 ]
 
 ORDER = (
-    "distill or merge, prune_channels, prune_heads, prune_vocabulary, factorize, prune_magnitude,
-    recover, clip, qat, " "a number type"
+    "distill or merge, prune_channels, prune_heads, prune_vocabulary, factorize, prune_magnitude, recover, "
+    "clip, qat, a number type"
 )
 
 _VERSION = 4
