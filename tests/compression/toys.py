@@ -111,7 +111,8 @@ MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
 
 
 def signature(shape: tuple[int, ...], task: str = "classification") -> Signature:
-    """Images where `shape` has three sizes; text, sound or a table where it is one of `ENCODINGS`; else features."""
+    """Images where `shape` has three sizes; text, sound or a table where it is one of `ENCODINGS`; else
+    features."""
     encoding, dtype = ENCODINGS.get(shape), _dtype(shape)
     scale: dict[str, Any] = {"mean": (120.0,) * shape[0], "std": (60.0,) * shape[0]}
     if isinstance(encoding, TableEncoding):
