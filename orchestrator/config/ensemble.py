@@ -36,6 +36,10 @@ class Child(Settings):
     """The node above cannot answer without it, whatever that node's quorum."""
 
 
+def _member_of_name(value: Any) -> Any:
+    return Member(name=value) if isinstance(value, str) else value
+
+
 class Combined(Child):
     """What every ensemble has: its answer is made from those of the members or stages below it."""
 
@@ -236,7 +240,7 @@ class Boosting(Combined):
     shrinkage: float | None = Field(None, gt=0, le=1)
     """Share of the step of least training loss that is taken; when not given, each step is the one of least
     validation loss, but no longer than that."""
-    members: tuple[Member, ...] = ()
+    members: tuple[Annotated[Member, BeforeValidator(_member_of_name)], ...] = ()
     """The stages; filled in when they are trained."""
     factors: Numbers | None = None
     """One for each stage; filled in when they are trained."""
@@ -321,10 +325,6 @@ def _on_simplex(weights: Sequence[float], members: int) -> None:
         raise ValueError(f"{members} members need as many weights, got {len(weights)}")
     if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
         raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
-
-
-def _member_of_name(value: Any) -> Any:
-    return Member(name=value) if isinstance(value, str) else value
 
 
 def _policy(value: Any) -> Any:

@@ -128,6 +128,10 @@ class ModelEntry(Settings):
             raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
         if self.ref is not None and (self.copies > 1 or self.seed is not None):
             raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        if self.number is not None and self.yields == 1:
+            raise ValueError(
+                "'number' tells apart the models of one training, here there is one: leave it out"
+            )
         if self.number is not None and self.number > self.yields:
             raise ValueError(f"'number' is at most {self.yields} here")
 

@@ -71,6 +71,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         signature=signature,
         metric=job.metric,
         seed=job.seed,
+        sample_seed=job.sample_seed,
         threads=threads,
         device=device,
         teacher=said,
@@ -248,6 +249,8 @@ def _store_result(
         what["rows"] = rows_digest(train_rows(job, dataset).ids)
     if job.before:
         what["before"] = [[digest, factor] for digest, factor in job.before]
+        if training.sample is not None:
+            what["sample_seed"] = job.sample_seed
     weights, epochs = _result(job, state)
     draft = Draft(
         model=job.entry.model,

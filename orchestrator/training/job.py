@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim as keep_name
-from orchestrator.config.groups import name_of
+from orchestrator.config.groups import name_of, nth_seed
 from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.load import open_cached
@@ -87,9 +87,16 @@ class TrainJob:
         }
         if self.before:
             found["before"] = [list(pair) for pair in self.before]
+            if self.entry.training.sample is not None:
+                found["sample_seed"] = self.sample_seed
         if self.fold is not None:
             found["fold"] = list(self.fold)
         return found
+
+    @property
+    def sample_seed(self) -> int:
+        """Of the rows that `entry.training.sample` draws: each stage of a boosting draws others."""
+        return nth_seed(self.seed, len(self.before) + 1)
 
     def place(self) -> dict[str, Any]:
         """Which of the models of its training this is, and what they are; empty for one that stands alone."""
