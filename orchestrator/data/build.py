@@ -225,9 +225,9 @@ def _describe(
 
 def _signature(train: Part, settings: DataSettings, classes: tuple[str, ...]) -> Signature:
     images = train.inputs.dtype == np.uint8
-    mean, std = _moments(train.inputs)
+    mean, std = moments(train.inputs)
     regression = settings.task == "regression"
-    target_mean, target_std = _moments(train.targets) if regression else ((), ())
+    target_mean, target_std = moments(train.targets) if regression else ((), ())
     return Signature(
         task=settings.task,
         input_shape=train.inputs.shape[1:],
@@ -241,7 +241,7 @@ def _signature(train: Part, settings: DataSettings, classes: tuple[str, ...]) ->
     )
 
 
-def _moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel or feature; the deviation of a constant one counts as 1.
 
     Two passes in float64 over chunks of fixed size: the same numbers on every machine.

@@ -52,8 +52,7 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         values) had it been missing, None where there would be no answer. A boosting's stage takes those
         after it with it, and without the first one there is none. `flips`: the fewest members whose absence
         changes the class, all such sets with the `answer` that they lead to. Both are None for a single
-        model and for an ensemble that cannot be restricted (see `contributions`), `flips` also for
-        regression and with more than `MOST` members.
+        model, `flips` also for regression and with more than `MOST` members.
     """
     task, classes = signature.task, signature.classes
     prediction = replay(tree, outputs, task)
@@ -65,9 +64,8 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         found["differ"] = [member["name"] for member in asked if member["answer"] != found["answer"]]
     names = [label(child) for child in children(tree)]
     top = int(prediction.scores[0].argmax())
-    restrictable = bool(names) and restricted(tree, tuple(range(1, len(names)))) is not None
-    found["without"] = _without(tree, outputs, task, top) if restrictable else None
-    flippable = restrictable and task == "classification"
+    found["without"] = _without(tree, outputs, task, top) if names else None
+    flippable = bool(names) and task == "classification"
     found["flips"] = _flips(tree, outputs, top, names, classes) if flippable else None
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.ensemble.contributions import member_scores, shares_of
 from orchestrator.ensemble.node import Output, identity
+from orchestrator.ensemble.sight import beside, told
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.ensemble.uncertainty import detection_auroc, uncertainty
 from orchestrator.errors import ConfigError
@@ -48,18 +49,19 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
         return {}
     rows, source = _foreign(run)
     members = {identity(leaf): leaf for tree in trees.values() for leaf in distinct(tree)}
-    said = {
-        key: foreign_outputs(
+    said: dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]] = {}
+    for key, member in members.items():
+        # Those that it sees stand before it.
+        seen = [said[identity(one)] for one in member.sees]
+        said[key] = foreign_outputs(
             run.store,
             member.digest,
             member.execution,
-            rows,
+            {kind: _seen_rows(inputs, [one[kind] for one in seen]) for kind, inputs in rows.items()},
             run.config.latency,
             source=source,
             allowed=run.allowed,
         )
-        for key, member in members.items()
-    }
     found: dict[str, Figures] = {}
     for name, tree in trees.items():
         own = _doubts(tree, {leaf: run.outputs(leaf, "test")[:ROWS] for leaf in distinct(tree)})
@@ -70,6 +72,11 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
                 measure: detection_auroc(own[measure], theirs[measure]) for measure in own
             }
     return found
+
+
+def _seen_rows(inputs: npt.NDArray[Any], said: Sequence[Output]) -> npt.NDArray[Any]:
+    """Inputs, for a member that sees others beside what these say of them."""
+    return beside(inputs, told(said, "classification")) if said else inputs
 
 
 def unsure(prediction: Prediction) -> Floats:

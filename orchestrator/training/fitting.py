@@ -247,6 +247,8 @@ def _store_result(
     if job.fold is not None:
         what["fold"] = list(job.fold)
         what["rows"] = rows_digest(train_rows(job, dataset).ids)
+    if job.sees:
+        what["sees"] = list(job.sees)
     if job.before:
         what["before"] = [[digest, factor] for digest, factor in job.before]
         if training.sample is not None:
@@ -257,7 +259,7 @@ def _store_result(
         signature=signature_of(job, dataset),
         plan=(),
         decisions=(),
-        parents=tuple(filter(None, (job.teacher_digest, *(digest for digest, _ in job.before)))),
+        parents=tuple(filter(None, (job.teacher_digest, *job.sees, *(digest for digest, _ in job.before)))),
         data=dataset.digest,
         seed=job.seed,
         what=what,

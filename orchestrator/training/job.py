@@ -41,6 +41,8 @@ class TrainJob:
     """Cache folder of the transfer set that `entry.training.transfer` describes."""
     before: tuple[tuple[str, float], ...] = ()
     """Of a boosting's stage: digest and factor of each one before it, whose sum its outputs are added to."""
+    sees: tuple[str, ...] = ()
+    """Of a chain's later model: artifacts whose outputs stand in its rows, which decide them."""
     fold: tuple[int, int] | None = None
     """(number, of so many): train rows of this fold are left out (`data.split.fold_of`)."""
 
@@ -58,6 +60,7 @@ class TrainJob:
                 "metric": Metric.model_validate(values["metric"]),
                 "allowed": tuple(values["allowed"]),
                 "fold": None if values["fold"] is None else tuple(values["fold"]),
+                "sees": tuple(values["sees"]),
                 "before": tuple((digest, factor) for digest, factor in values["before"]),
             }
         )
