@@ -100,7 +100,7 @@ class Member(Child):
     record: Record | None = None
     """Filled in when the ensemble is fitted and has a quorum."""
     sees: tuple[Member, ...] = Field((), exclude_if=lambda value: not value)
-    """Of a chain's later model, filled in when it is trained: its rows are the inputs beside what these say."""
+    """Of a chain's later model, filled in when it is trained: it gets the inputs beside what these say."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""

@@ -15,7 +15,7 @@ from orchestrator.data.dataset import Array, Dataset
 
 
 def with_inputs(base: Dataset, inputs: Mapping[PartName, Array], *, key: str, cache: Path) -> Dataset:
-    """The data set with feature rows `float32` [N, F] in place of its inputs, from the cache or written there.
+    """The data set with other inputs, feature rows `float32` [N, F]; from the cache, or written there.
 
     Args:
         base: whose targets and ids, in its order.

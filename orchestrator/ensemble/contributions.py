@@ -4,8 +4,9 @@ A coalition is a set of the root's members. Its worth is that of the tree restri
 mix with the weights of these members renormalised, a cascade of these stages with their thresholds, whose
 last stage answers all that reach it, a boosting's sum of these stages. Class weights, a gate and a
 meta-learner are for all members together: without some, weights that are alike for all rows, or the mean,
-stand in, as when members are missing. A chain's later model answers only where all that it sees are there. Nothing is fitted again. The empty coalition knows nothing: it says
-every class with the same probability and so is right in one row of K, or says the mean of the targets.
+stand in, as when members are missing. A chain's later model answers only where all that it sees are there.
+Nothing is fitted again. The empty coalition knows nothing: it says every class with the same probability and
+so is right in one row of K, or says the mean of the targets.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.config.calibration import TemperatureScaling
 from orchestrator.config.ensemble import (
+    Chain,
     Combined,
     Ensemble,
     Member,
