@@ -126,9 +126,11 @@ def _keys(loc: tuple[str | int, ...], *, unknown_key: bool) -> Iterator[str]:
 
 
 def _literals(cls: type[BaseModel]) -> set[object]:
-    """The literal `kind` or `factory` values that select this class in a union."""
+    """The literal `kind`, `policy` or `factory` values that select this class in a union."""
     annotations = [
-        cls.model_fields[name].annotation for name in ("kind", "factory") if name in cls.model_fields
+        cls.model_fields[name].annotation
+        for name in ("kind", "policy", "factory")
+        if name in cls.model_fields
     ]
     return {value for annotation in annotations for value in get_args(annotation)}
 

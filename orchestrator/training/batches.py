@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.config.training import Augment, Sample
+from orchestrator.config.training import Augment
 from orchestrator.data.dataset import Part
 from orchestrator.errors import TrainingError
 from orchestrator.training.augment import augment, views
-from orchestrator.training.sampling import drawn_rows
 
 TEACHER_BATCH = 256
 RESIDENT_SHARE = 0.25
@@ -80,13 +79,13 @@ class Rows:
         seed: int,
         batch_size: int,
         teacher: Teacher | None,
-        sample: Sample | None = None,
+        drawn: NDArray[np.int64] | None = None,
     ) -> None:
         self.inputs = wrap_array(part.inputs)
         self.targets = wrap_array(part.targets)
         self.ids = np.asarray(part.ids, dtype=np.int64)
         self.settings, self.seed = settings, seed
-        self.drawn = drawn_rows(len(part.ids), sample, seed)
+        self.drawn = np.arange(len(part.ids)) if drawn is None else drawn
         self.steps = steps_of(len(self.drawn), batch_size)
         self._teacher = teacher
         self._resident: Tensor | None = None

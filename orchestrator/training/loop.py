@@ -31,6 +31,7 @@ from orchestrator.training.lookahead import SlowWeights
 from orchestrator.training.losses import Loss, loss_settings, make_loss, weighed
 from orchestrator.training.offset import Offset, added
 from orchestrator.training.optim import make_optimizer, rate, set_rate
+from orchestrator.training.sampling import drawn_rows
 from orchestrator.training.sharding import Strategy
 from orchestrator.training.state import EpochReport, TrainState
 
@@ -52,6 +53,7 @@ def train(
     signature: Signature,
     metric: Metric,
     seed: int,
+    sample_seed: int | None = None,
     threads: int | None = None,
     device: str | torch.device = "cpu",
     teacher: Teacher | Offset | None = None,
@@ -77,6 +79,7 @@ def train(
         signature: of the model.
         metric: what early stopping follows.
         seed: decides row order, augmentation and dropout.
+        sample_seed: decides which rows `settings.sample` draws; `seed` when not given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
@@ -94,7 +97,8 @@ def train(
         TrainingError: the loss is not finite, or the rows cannot be cut as asked.
         ConfigError: loss or augmentation does not fit the data.
     """
-    place = _Place(torch.device(device), threads, seed, rank, world, strategy, first_epoch)
+    drawn = seed if sample_seed is None else sample_seed
+    place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
     run.prepare(train, signature, teacher, masks or {})
     with run.borrowed_module():
@@ -112,6 +116,7 @@ class _Place:
     device: torch.device
     threads: int | None
     seed: int
+    sample_seed: int
     rank: int
     world: int
     strategy: Strategy
@@ -188,8 +193,9 @@ class _Run:
         self.offset: Offset | None = None
         if isinstance(teacher, Offset):
             self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
-        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, settings.sample)
-        self._check_rows(len(self.rows.drawn))
+        drawn = drawn_rows(len(train), settings.sample, place.sample_seed)
+        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, drawn)
+        self._check_rows(len(drawn))
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
         if whole and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(

@@ -86,6 +86,7 @@ def _train(job: TrainJob, mailbox: Mailbox) -> str:
         signature=signature_of(job, ready.dataset),
         metric=job.metric,
         seed=job.seed,
+        sample_seed=job.sample_seed,
         threads=resources.cpus,
         device=device,
         teacher=ready.others,
