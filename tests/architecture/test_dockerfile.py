@@ -1,4 +1,4 @@
-"""The image: a pinned base, no root, versions of `constraints.txt`, and files that exist. Built by nobody here."""
+"""The image: pinned base, no root, versions of `constraints.txt`, files that exist. Not built here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Kubernetes files: kinds, versions and fields of KubeRay v1.7, equal to the project's own, and closed by default.
+"""The Kubernetes files: kinds and fields of KubeRay v1.7, the project's own versions, closed by default.
 
 The field names are those of KubeRay's API reference (`ray.io/v1`); no API server is at hand here.
 """

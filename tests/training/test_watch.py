@@ -150,7 +150,8 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, how: str) -> None:
 
 def test_the_thread_that_trains_is_told(tmp_path: Path) -> None:
     trace_file(tmp_path, 1).write_text(
-        'Timeout (0:00:03)!\nThread 0x01 (most recent call first):\n  File "/x/ray/worker.py", line 5 in wait\n\n'
+        "Timeout (0:00:03)!\nThread 0x01 (most recent call first):\n"
+        '  File "/x/ray/worker.py", line 5 in wait\n\n'
         'Thread 0x02 (most recent call first):\n  File "/x/own/loss.py", line 7 in forward\n'
         '  File "/x/orchestrator/training/loop.py", line 230 in _learn\n',
         encoding="utf-8",
