@@ -32,10 +32,12 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 POLL_S = 1.0
 POLL_BYTES = 2**20
 """A log is fetched whole: for each of so many bytes the next look waits one interval longer."""
-FOLLOW_TRIES = 30
+FOLLOW_TRIES = 120
 """Times in a row that the dashboard may fail to answer before following ends; the job goes on."""
-AWAY_TRIES = 10
-"""The same before the job is there: a head that starts again answers after some seconds."""
+CONNECT_TRIES = 10
+"""The same at the beginning: a head that starts again answers after some seconds."""
+AWAY_TRIES = 30
+"""The same of a dashboard that answered once, while the job is sent."""
 AWAY_S = 2.0
 STOP_S = 60
 """Between SIGTERM and SIGKILL of a job that is stopped; Ray's own 3 s do not do for a run with actors."""
@@ -224,14 +226,14 @@ def _client(address: str | None) -> JobSubmissionClient:
 
 def _connected(address: str | None) -> JobSubmissionClient:
     """A client, once the dashboard answers; a head that starts again takes some seconds."""
-    for left in reversed(range(AWAY_TRIES)):
+    for left in reversed(range(CONNECT_TRIES)):
         try:
             return JobSubmissionClient(address)
         except ConnectionError:
             if not left:
                 raise
-            if left == AWAY_TRIES - 1:
-                _say(f"no dashboard answers yet; trying for {AWAY_TRIES * AWAY_S:.0f} s")
+            if left == CONNECT_TRIES - 1:
+                _say(f"no dashboard answers yet; trying for {CONNECT_TRIES * AWAY_S:.0f} s")
             time.sleep(AWAY_S)
     raise AssertionError("the last try returns or raises")
 

@@ -1,4 +1,4 @@
-"""The alerts watch metrics that exist, fire when their fault is there, and have a page each in the runbook."""
+"""The alerts watch metrics that exist, fire when their fault is there, and have a page in the runbook."""
 
 from __future__ import annotations
 
