@@ -1,4 +1,4 @@
-"""The head is lost, and nothing remembered it: a new cluster continues from the store, unasked while we follow."""
+"""The head is lost, and nothing remembers it: a new cluster continues from the store, unasked."""
 
 from __future__ import annotations
 

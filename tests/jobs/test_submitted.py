@@ -16,8 +16,8 @@ from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
 from orchestrator.store.store import Store
-from tests.deployments.toys import IMAGES, in_process, open_store
 from tests.cluster.submitted import Submitted
+from tests.deployments.toys import IMAGES, in_process, open_store
 from tests.jobs.files import column, image_file
 from tests.jobs.heads import Head, environment
 from tests.pipeline import toys
@@ -140,11 +140,8 @@ def test_parquet_files_are_answered_on_the_cluster(dashboard: str, tmp_path: Pat
         np.testing.assert_allclose(answers, expected[number:], atol=1e-6)
 
 
-def test_a_stopped_job_says_how_to_go_on_and_does(
-    dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By `orchestrator submit`: followed twice, stopped by `ray job stop`, and sent once more with own code."""
-    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+def test_a_stopped_job_says_how_to_go_on_and_does(dashboard: str, tmp_path: Path) -> None:
+    """By `orchestrator submit` with own code: followed twice, stopped as `ray job stop` does, sent again."""
     client, store = connect(dashboard), tmp_path / "store"
     code = tmp_path / "code"
     code.mkdir()
