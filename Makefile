@@ -56,7 +56,7 @@ mlflow: ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py 
 	.venv-audit/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
 
 audit: .venv-audit ## Compare the pinned versions with known weaknesses (needs the network)
-	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 sbom: $(STAMP) .venv-audit ## Write dist/sbom.json, what is installed in .venv (CycloneDX)
 	mkdir -p dist

@@ -111,7 +111,9 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
             watch=watch,
         )
         for report in reports:
+            watch.alive()
             _report(job.name, report, ready.state, rank, mailbox)
+            watch.alive()
     return store_results(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
@@ -147,6 +149,10 @@ class _Watch:
             return False
         self._looked = time.monotonic()
         return _v2.get_preemption_info() is not None
+
+    def alive(self) -> None:
+        """Something other than a step went on."""
+        self._guard.step()
 
     def save(self, state: TrainState) -> None:
         """A checkpoint within the epoch."""

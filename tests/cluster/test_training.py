@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster, pytest.mar
 
 HERE = "tests.cluster.losses"
 ROWS, BATCH = 300, 16
+TIMEOUT_S = 8.0
+"""For a step that takes milliseconds, on a machine that is busy."""
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_a_lost_node_costs_at_most_an_epoch(work: Work, cluster: Nodes) -> None:
 
 def test_a_node_that_is_taken_away_is_saved_before(work: Work, cluster: Nodes) -> None:
     """One long epoch: without the notice all of it would be lost."""
-    kwargs = {"folder": str(work.folder), "pause_s": 0.4}
+    kwargs = {"folder": str(work.folder), "pause_s": 1.0}
     job = work.job("noted", epochs=1, kwargs=kwargs)
     quick = work.job("noted", "calm", epochs=1, kwargs=kwargs)
     steps = -(-len(work.data.part("train").ids) // BATCH)
@@ -170,7 +172,7 @@ def test_a_node_that_is_taken_away_is_saved_before(work: Work, cluster: Nodes) -
 def test_a_training_that_hangs(work: Work, times: int) -> None:
     """Ended, told, and tried again; given up in a sentence when it always hangs."""
     kwargs = {"folder": str(work.folder), "times": times}
-    job = work.job("hangs", epochs=2, kwargs=kwargs, step_timeout_s=3.0, max_failures=1)
+    job = work.job("hangs", epochs=2, kwargs=kwargs, step_timeout_s=TIMEOUT_S, max_failures=1)
     if times == 1:
         work.train(job)
         assert work.says("the last attempt hung at cluster/losses.py:"), work.told
@@ -179,7 +181,7 @@ def test_a_training_that_hangs(work: Work, times: int) -> None:
     with pytest.raises(TrainingError) as caught:
         work.train(job)
     told = str(caught.value)
-    assert "no step ended within 3 s; its workers were ended 2 times, at last in: cluster/losses.py:" in told
+    assert "no step ended within 8 s; its workers were ended 2 times, at last in: cluster/losses.py:" in told
     assert "raise resources.step_timeout_s" in told
     assert "\n" not in told
 
