@@ -92,9 +92,9 @@ class Rows:
         self._outputs: dict[int, Tensor] = {}
 
     def epoch(
-        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int
+        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int, first: int = 0
     ) -> Iterator[Batch]:
-        """This rank's batches of an epoch.
+        """This rank's batches of an epoch, from step `first` on.
 
         The epoch is cut into steps of nearly equal size, so that no row is dropped and no tiny last batch
         disturbs the batch statistics; each step is dealt to the ranks row by row.
@@ -102,7 +102,7 @@ class Rows:
         view = epoch % views(self.settings)
         teacher, everything = self._teacher_outputs(view, device, channels_last), self._inputs_near(device)
         shuffled = self.drawn[order(len(self.drawn), self.seed, epoch)]
-        for step in np.array_split(shuffled, self.steps):
+        for step in np.array_split(shuffled, self.steps)[first:]:
             mine = step[rank::world]
             index = torch.from_numpy(mine)
             inputs = everything.index_select(0, index.to(everything.device))
