@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     try:
         with place as work:
             models = make(Path(work), "eager" if arguments.quick else "aoti")
-            everything = arms(models.folder, str(models.store.root), compiled=not arguments.quick)
+            everything = arms(models.folder, models.store.location, compiled=not arguments.quick)
             table = _measure(everything, models, Path(sockets), rounds, seconds)
             start_s = cold_start_s(models, 1 if arguments.quick else 5)
     finally:

@@ -96,7 +96,7 @@ def make(folder: Path, execution: Execution) -> Models:
             execute.load(store, digest, "aoti", batch=BATCH)
         for name in IMAGE_MODELS:
             joint.load(store, distinct(specs[name].tree), batch=BATCH)
-    (folder / "facts.json").write_text(json.dumps({"store": str(store.root), "digests": plain}))
+    (folder / "facts.json").write_text(json.dumps({"store": store.location, "digests": plain}))
     images = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, 32, 32), dtype=np.uint8)
     return Models(store, specs, folder, images)
 

@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.store.blobs import local_root
+from orchestrator.store.opening import is_remote, local_root
 from orchestrator.store.store import Store
 
 LAPTOP_STORE = Path("runs/store")
@@ -99,8 +99,11 @@ def store_root(given: str | None) -> str:
 
 
 def run_folder(name: str, store: str | None) -> Path:
-    """Where a run's summary and report are: beside the store."""
-    root = local_root(store_root(store))
+    """Where a run's summary and report are: beside the store; on this machine where that is remote."""
+    chosen = store_root(store)
+    if is_remote(chosen):
+        return local_root((JOB_STORE if inside_job() else LAPTOP_STORE).parent / name)
+    root = local_root(chosen)
     if root.name == name:
         raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
     return root.parent / name

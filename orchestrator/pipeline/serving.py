@@ -48,7 +48,7 @@ def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
         return {}
     run.cluster()
     settings = AppSettings(
-        store=str(run.store.root),
+        store=run.store.location,
         specs=tuple(specs.values()),
         allow=tuple(sorted(run.allowed)),
         serving=serving.local(),

@@ -1,8 +1,15 @@
-"""Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256."""
+"""Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256.
+
+They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a form
+whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is run, whose
+files are held against the entry each time.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,13 +54,14 @@ def publish(blobs: Blobs, digest: str, target: str, source: Path, facts: Mapping
     entry = Entry(
         facts=dict(facts), files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     )
-    if not blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())}):
+    data = canonical(entry.plain())
+    if not blobs.put_folder(key, {**files, ENTRY: data}):
         try:
             find(blobs, digest, target)
         except CorruptArtifactError:
-            blobs.delete_folder(key)
-            blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())})
-    return blobs.path(key)
+            blobs.delete_folder(key, marker=ENTRY)
+            blobs.put_folder(key, {**files, ENTRY: data})
+    return find(blobs, digest, target) or source
 
 
 def find(blobs: Blobs, digest: str, target: str) -> Path | None:
@@ -75,9 +83,35 @@ def find(blobs: Blobs, digest: str, target: str) -> Path | None:
     for name in sorted(present ^ set(entry.files)):
         raise _corrupt(key, name)
     for name in sorted(present):
-        if hashlib.sha256(blobs.get(f"{key}/{name}")).hexdigest() != entry.files[name]:
+        if not blobs.local and _is(blobs.path(f"{key}/{name}"), entry.files[name]):
+            continue
+        data = blobs.get(f"{key}/{name}")
+        if hashlib.sha256(data).hexdigest() != entry.files[name]:
             raise _corrupt(key, name)
+        if not blobs.local:
+            _copy(blobs.path(f"{key}/{name}"), data)
     return blobs.path(key)
+
+
+def _is(path: Path, digest: str) -> bool:
+    """Whether a file on this machine has this sha256."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _copy(path: Path, data: bytes) -> None:
+    """Write a file of this user's, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise StoreError(
+            f"cannot copy a compiled form to this machine ({error.strerror})", path, "free space there"
+        ) from error
 
 
 def _corrupt(key: str, name: str) -> CorruptArtifactError:

@@ -42,7 +42,7 @@ def result(blobs: Blobs, key: str) -> str | None:
         raise CorruptArtifactError(
             "a stage's result is damaged", name, "remove that file and run again"
         ) from error
-    if found.artifact and not (is_digest(found.value) and artifacts.exists(blobs, found.value)):
+    if found.artifact and not (is_digest(found.value) and artifacts.renew(blobs, found.value)):
         return None
     return found.value
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -28,8 +27,9 @@ from orchestrator.errors import (
 )
 from orchestrator.store import artifacts, compiled, leases, predictions, refs, stages
 from orchestrator.store.artifacts import Draft, Manifest
-from orchestrator.store.blobs import TEMPORARY, Blobs, local_root
+from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import check_digest, is_digest, is_prefix
+from orchestrator.store.opening import local_root, open_blobs, split_location, with_keys
 from orchestrator.store.refs import RefEntry
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, *, create: bool = True) -> None:
-        """Open the store at a local path or `file://` URI.
+        """Open the store at a path, `s3://` or other URI, as `opening.py` reads it.
 
         Args:
             root: its folder.
@@ -55,15 +55,29 @@ class Store:
             ForeignStoreError: the folder holds other things, or a store of another schema.
             StoreError: the scheme is not supported, or the file system refuses.
         """
-        self.root = local_root(root)
-        self.blobs = Blobs(self.root)
+        place, self.signed_by = split_location(root)
+        self.blobs = open_blobs(place)
         _open(self.blobs, create=create)
 
+    @property
+    def location(self) -> str:
+        """An absolute path or URI that opens the same store elsewhere, with the keys that it asks for."""
+        return with_keys(self.blobs.location, self.signed_by)
+
+    @property
+    def root(self) -> Path:
+        """The store's folder.
+
+        Raises:
+            StoreError: it is in none of this machine.
+        """
+        return local_root(self.blobs.location)
+
     def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
-        return _reopen, (str(self.root),)
+        return _reopen, (self.location,)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.location!r})"
 
     # Artifacts
 
@@ -298,7 +312,7 @@ def _open(blobs: Blobs, *, create: bool) -> None:
         return
     _refuse_foreign(blobs)
     if not create:
-        raise NotFoundError("there is no store", blobs.root, "check --store; it must be reachable from here")
+        raise NotFoundError("there is no store", blobs.location, "check --store; it must be reachable from here")
     blobs.put_if_absent(_MARKER, canonical({"schema": SCHEMA}))
     _marked(blobs)
 
@@ -311,30 +325,24 @@ def _marked(blobs: Blobs) -> bool:
         schema = json.loads(blobs.get(_MARKER))["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ForeignStoreError(
-            "the folder's store.json is not of a store", blobs.root, "choose another --store"
+            "the folder's store.json is not of a store", blobs.location, "choose another --store"
         ) from error
     if schema != SCHEMA:
         raise ForeignStoreError(
             f"the store has schema {schema!r:.20}, this version reads {SCHEMA}",
-            blobs.root,
+            blobs.location,
             "use the version that wrote it, or choose another --store",
         )
     return True
 
 
 def _refuse_foreign(blobs: Blobs) -> None:
-    try:
-        others = set(os.listdir(blobs.root)) - {TEMPORARY}
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ForeignStoreError(
-            f"the path is no usable folder ({error.strerror})", blobs.root, "choose another --store"
-        ) from error
     # A second look: another process may have made the store just now.
-    if others and not _marked(blobs):
+    if blobs.top() and not _marked(blobs):
         raise ForeignStoreError(
-            "the folder is not a store and not empty", blobs.root, "choose an empty or new folder for --store"
+            "the folder is not a store and not empty",
+            blobs.location,
+            "choose an empty or new folder for --store",
         )
 
 
