@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.store.opening import is_remote, local_root
+from orchestrator.store.opening import is_remote, local_root, with_keys
 from orchestrator.store.store import Store
 
 LAPTOP_STORE = Path("runs/store")
@@ -130,6 +130,8 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
         StoreError: the store cannot be opened.
     """
     root = store_root(store)
+    if config.require_signatures:
+        root = with_keys(root, config.require_signatures)
     if inside_job():
         refuse_relative_data(config)
     opened = Store(root)

@@ -136,9 +136,7 @@ class ArrowBlobs(Blobs):
     def _info(self, key: str) -> fs.FileInfo:
         check_key(key)
         try:
-            return patiently(
-                lambda: self._files.get_file_info(key), _passes, patience_s=self._patience_s
-            )
+            return patiently(lambda: self._files.get_file_info(key), _passes, patience_s=self._patience_s)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"cannot read ({first_line(error)})", self.shown(key)) from error
 

@@ -33,6 +33,11 @@ def split_location(location: str | Path) -> tuple[str, tuple[str, ...]]:
     named = tuple(key for key in keys.split(",") if key)
     if found and not named:
         raise InputError("no key stands after #signed-by=", str(location), "name one, or leave it out")
+    for key in named:
+        if re.fullmatch("[0-9a-f]{64}", key) is None:
+            raise InputError(
+                "not a public key", key[:100], "'orchestrator keys signing' prints 64 hex digits"
+            )
     return text, named
 
 

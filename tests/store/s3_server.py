@@ -51,7 +51,9 @@ class Faulty:
     def _once(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
         environ["wsgi.input"].rewind()
         found: list[Any] = []
-        body = b"".join(self._inner(dict(environ), lambda status, headers, *_: found.append((status, headers))))
+        body = b"".join(
+            self._inner(dict(environ), lambda status, headers, *_: found.append((status, headers)))
+        )
         return *found[-1], body
 
     def _next(self, method: str) -> str:
