@@ -12,6 +12,7 @@ from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
 from orchestrator.command_guard import complain, guarded, print_json
+from orchestrator.command_models import models
 from orchestrator.command_release import canary, release, status, weights
 from orchestrator.command_serve import keys, serve
 from orchestrator.command_submit import submit
@@ -101,7 +102,7 @@ app.command()(guarded(explain))
 
 app.command()(guarded(serve))
 app.command()(guarded(keys))
-for _command in (status, release, weights, canary):
+for _command in (models, status, release, weights, canary):
     app.command()(guarded(_command))
 
 
@@ -249,22 +250,6 @@ def export_command(
         print_json(document)
     else:
         typer.echo(f"wrote {document['file']} ({document['format']}): {document['bytes']:,} bytes")
-
-
-@app.command()
-@guarded
-def models(
-    prefix: Annotated[str, typer.Argument(help="Show refs that begin with this.")] = "",
-    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its digest.")] = False,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List what the store holds."""
-    from orchestrator.pipeline.listing import list_models
-
-    problem = list_models(prefix, store=store, verify=verify, as_json=as_json)
-    if problem is not None:
-        raise complain(problem, as_json=False)  # the list is the one JSON document
 
 
 app.command()(guarded(submit))

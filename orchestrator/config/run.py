@@ -46,6 +46,8 @@ from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 """Becomes part of refs, file names and URLs."""
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""Of Ed25519, as `orchestrator keys signing` prints it."""
 FRONT_NAMES = ("chosen", "fastest")
 """Names that the search gives to points of its front."""
 _PATH_KEYS = ("factory", "loss", "dataset", "transform", "name")
@@ -177,6 +179,8 @@ class RunConfig(Settings):
     latency: LatencySettings = LatencySettings()
     """How models and ensembles are measured for the final table."""
     serving: ServingSettings | None = ServingSettings()
+    require_signatures: tuple[PublicKey, ...] = Field((), exclude_if=lambda keys: not keys)
+    """Public keys: artifacts and compiled forms of the store are loaded only if one of them signed them."""
     tracking: MlflowTracking | None = None
     """A server that is told of the run, besides the files that TensorBoard reads."""
 

@@ -23,7 +23,7 @@ from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.store.blobs import local_root
+from orchestrator.store.opening import is_remote, local_root, with_keys
 from orchestrator.store.store import Store
 
 LAPTOP_STORE = Path("runs/store")
@@ -115,8 +115,11 @@ def store_root(given: str | None) -> str:
 
 
 def run_folder(name: str, store: str | None) -> Path:
-    """Where a run's summary and report are: beside the store."""
-    root = local_root(store_root(store))
+    """Where a run's summary and report are: beside the store; on this machine where that is remote."""
+    chosen = store_root(store)
+    if is_remote(chosen):
+        return local_root((JOB_STORE if inside_job() else LAPTOP_STORE).parent / name)
+    root = local_root(chosen)
     if root.name == name:
         raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
     return root.parent / name
@@ -143,6 +146,8 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
         StoreError: the store cannot be opened.
     """
     root = store_root(store)
+    if config.require_signatures:
+        root = with_keys(root, config.require_signatures)
     if inside_job():
         refuse_relative_data(config)
     opened = Store(root)

@@ -79,7 +79,7 @@ class Measurer:
             place.connect()
             # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
             self._actor = bench_actor.start(
-                str(place.store.root), cpus=0, allowed=place.allowed, target=self._target
+                place.store.location, cpus=0, allowed=place.allowed, target=self._target
             )
             facts: dict[str, Any] = _got(self._actor.machine.remote())
             claim(

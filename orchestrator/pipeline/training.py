@@ -93,7 +93,7 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
         name=name,
         entry=entry,
         data_folder=str(run.dataset.folder),
-        store=str(run.store.root),
+        store=run.store.location,
         seed=run.config.seed_of(entry),
         metric=run.config.metric,
         allowed=tuple(sorted(run.allowed)),

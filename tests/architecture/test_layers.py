@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.command_choose", 6),
     ("orchestrator.command_explain", 6),
     ("orchestrator.command_guard", 6),
+    ("orchestrator.command_models", 6),
     ("orchestrator.command_release", 6),
     ("orchestrator.command_serve", 6),
     ("orchestrator.command_submit", 6),
@@ -150,6 +151,7 @@ LAZY = {
     "orchestrator.command_bench",
     "orchestrator.command_choose",
     "orchestrator.command_explain",
+    "orchestrator.command_models",
     "orchestrator.command_release",
     "orchestrator.command_serve",
     "orchestrator.command_submit",
@@ -158,6 +160,7 @@ LAZY = {
     "orchestrator.runtime.execute",
     "orchestrator.runtime.joint",
     "orchestrator.runtime.rebuild",
+    "orchestrator.store.s3",
     "orchestrator.tracking.mlflow",
 }
 
