@@ -53,6 +53,7 @@ WORKING = _gauge("working_requests", "HTTP requests that are being answered now"
 TASKS = _gauge("tasks", "Tasks of the ingress's event loop: more and more of them is a leak")
 ANSWERS = _counter("answers", "Answered questions, whatever the protocol", "model")
 DEGRADED = _counter("degraded_answers", "Answers made without a member that should have answered", "model")
+REJECTED = _counter("rejected_rows", "Rows that the ensemble would rather not answer", "model")
 FAILURES = _counter("failures", "Questions without an answer, by the kind of error", "model", "error")
 WEIGHT_EPOCH = _gauge("weight_epoch", "Version of weights and thresholds of the last answer", "model")
 STAGE_SECONDS = _histogram(
@@ -94,6 +95,7 @@ FAMILIES = (
         TASKS,
         ANSWERS,
         DEGRADED,
+        REJECTED,
         FAILURES,
         WEIGHT_EPOCH,
         STAGE_SECONDS,

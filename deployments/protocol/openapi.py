@@ -167,6 +167,8 @@ def _predict(name: str, extras: Sequence[str], where: Sequence[Json]) -> Json:
             "application/vnd.apache.arrow.stream": _ANY_BYTES,
             "image/png": _ANY_BYTES,
             "image/jpeg": _ANY_BYTES,
+            "text/plain": {"schema": {"type": "string"}},
+            "audio/wav": _ANY_BYTES,
         },
     }
     # With `Accept: text/event-stream`: an event for each stage of a cascade.
@@ -238,7 +240,11 @@ _SCHEMAS: Json = {
     ),
     "Rows": {
         "anyOf": [
-            {"type": "array", "minItems": 1},
+            {
+                "type": "array",
+                "minItems": 1,
+                "description": "Rows of numbers, texts, waveforms, or objects by column name",
+            },
             _object(["rows"], rows={"type": "array", "minItems": 1}),
         ]
     },

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from orchestrator.compression.step import Other
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.training import Training
-from orchestrator.ensemble.fit import with_records
+from orchestrator.ensemble.guard import with_records
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import CompressionError
 from orchestrator.training.batches import Views

@@ -19,8 +19,10 @@ from orchestrator.config.calibration import (
     Numbers,
     PredictionSets,
     Record,
+    Reject,
     Survivors,
     Trend,
+    on_simplex,
 )
 from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.config.measure import Execution
@@ -49,6 +51,8 @@ class Combined(Child):
     """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
     intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
     """Of the root: intervals around its values, fitted on the calibration part. Regression."""
+    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
@@ -126,7 +130,7 @@ class Parallel(Pooled):
                 raise ValueError(
                     f"rule {self.rule} takes no weights: use weighted_vote, or kind weighted_mix"
                 )
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -306,9 +310,9 @@ class WeightedMix(Pooled):
     @model_validator(mode="after")
     def _weights(self) -> WeightedMix:
         if self.weights is not None:
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         for column in zip(*(self.class_weights or ()), strict=True):
-            _on_simplex(column, len(self.members))
+            on_simplex(column, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -318,14 +322,6 @@ class WeightedMix(Pooled):
             if getattr(self, key) is None:
                 return f"weighted_mix has no {key}"
         return None
-
-
-def _on_simplex(weights: Sequence[float], members: int) -> None:
-    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
-    if len(weights) != members:
-        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
-    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
 
 
 def _member_of_name(value: Any) -> Any:
@@ -375,9 +371,9 @@ class Spec(Settings):
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         if isinstance(self.tree, Combined):
-            for sets in (self.tree.prediction_sets, self.tree.intervals):
-                if sets is not None and not sets.fitted:
-                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
+            for found in (self.tree.prediction_sets, self.tree.intervals, self.tree.reject):
+                if found is not None and not found.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets or reject: fit the ensemble first")
         return self
 
 

@@ -17,6 +17,7 @@ from orchestrator.config.base import Settings, absent
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     Boosting,
+    Combined,
     Ensemble,
     Member,
     Stacking,
@@ -256,6 +257,9 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
                 complaint = complaint_of(node, self.data.task, self.ensembles, root=node is tree)
+                if isinstance(node, Combined) and node.reject is not None and self.elsewhere is None:
+                    lacking = "reject.recall needs rows that are out of scope: name 'elsewhere'"
+                    complaint = complaint or (lacking if node.reject.recall is not None else None)
                 if isinstance(node, Stacking) and node.folds is not None:
                     complaint = complaint or self._folds_complaint(ensemble, node)
                 if isinstance(node, Boosting):

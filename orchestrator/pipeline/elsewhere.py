@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.base import fingerprint
+from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Signature
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.elsewhere import images_from_elsewhere
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
@@ -72,6 +74,30 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
     return found
 
 
+def out_of_scope(run: Run, members: Sequence[Member]) -> dict[Member, Output]:
+    """What members say of the validation part of the run file's `elsewhere`.
+
+    Raises:
+        ConfigError: there is none, or its rows have another shape than the data's.
+    """
+    if run.config.elsewhere is None:
+        raise ConfigError("a reject by recall needs rows that are out of scope", None, "name 'elsewhere'")
+    other = _named(run, run.config.elsewhere)
+    rows, source = {NAMED: other.part("validation").inputs}, f"{other.digest}, validation"
+    return {
+        member: foreign_outputs(
+            run.store,
+            member.digest,
+            member.execution,
+            rows,
+            run.config.latency,
+            source=source,
+            allowed=run.allowed,
+        )[NAMED]
+        for member in members
+    }
+
+
 def unsure(prediction: Prediction) -> Floats:
     """1 less the top probability [N]: the baseline of Hendrycks and Gimpel."""
     return np.asarray(-np.expm1(prediction.scores.max(axis=1)))
@@ -91,16 +117,22 @@ def _doubts(tree: Node, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
     return {"confidence": unsure(prediction), "total": doubt.total, "epistemic": doubt.epistemic}
 
 
+def _named(run: Run, settings: DataSettings) -> Dataset:
+    """The data set from elsewhere."""
+    own = run.dataset.signature
+    other = load(settings, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
+    takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
+    if takes != gives:
+        raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
+    return other
+
+
 def _foreign(run: Run) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Foreign rows by kind, and a name for all that decides them."""
     found: dict[str, npt.NDArray[Any]] = {}
     source: dict[str, Any] = {"data": run.dataset.digest, "seed": run.config.seed, "rows": ROWS}
     if run.config.elsewhere is not None:
-        own = run.dataset.signature
-        other = load(run.config.elsewhere, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
-        takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
-        if takes != gives:
-            raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
+        other = _named(run, run.config.elsewhere)
         found[NAMED] = other.part("test").inputs[:ROWS]
         source[NAMED] = other.digest
     if sees_images(run.dataset.signature):

@@ -30,6 +30,7 @@ from orchestrator.ensemble.thresholds import NONE_LEAVES
 from orchestrator.ensemble.tree import distinct
 from orchestrator.pipeline.boosting import train_stages
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.elsewhere import out_of_scope
 from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.folding import out_of_fold_outputs
 
@@ -68,6 +69,7 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool 
         cost=lambda member: float(cost_of(run, member.digest).macs),
         calibration=_rows(run, bound, "calibration") if promises else None,
         folded=folded,
+        outside=_out_of_scope(run, bound),
     )
     spec = Spec(
         name=name,
@@ -87,6 +89,13 @@ def _promises(node: Node) -> bool:
     if isinstance(node, Cascade) and node.guarantee is not None:
         return True
     return isinstance(node, Combined) and (node.prediction_sets is not None or node.intervals is not None)
+
+
+def _out_of_scope(run: Run, tree: Node) -> dict[Member, Output] | None:
+    """What members say of validation rows from elsewhere, where a reject asks for their recall."""
+    if not isinstance(tree, Combined) or tree.reject is None or tree.reject.recall is None:
+        return None
+    return out_of_scope(run, distinct(tree))
 
 
 def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], Output]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.local import check_port, serve_locally, serve_until_stopped
+from deployments.protocol.model import DATATYPE, INPUT
 from orchestrator.cluster import connected
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, children, walk_nodes
 from orchestrator.config.load import validate
@@ -104,8 +105,8 @@ def _drive(run: Run, spec: Spec, url: str, serving: ServingSettings) -> dict[str
 
 def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray) -> np.ndarray:
     """One inference request with JSON tensors; float32 [K] probabilities or values."""
-    datatype = "UINT8" if spec.signature.input_dtype == "uint8" else "FP32"
-    tensor = {"name": "input", "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
+    datatype = DATATYPE[spec.signature.input_dtype]
+    tensor = {"name": INPUT, "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
     body = json.dumps({"inputs": [tensor]})
     try:
         connection.request(

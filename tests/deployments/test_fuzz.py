@@ -11,10 +11,12 @@ import os
 import random
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from deployments.front import Front
@@ -26,6 +28,7 @@ from orchestrator.config.serving import ServingSettings
 from tests.deployments.calling import Got, send
 from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front, served
 from tests.deployments.pictures import encoded, png
+from tests.deployments.raws import COLUMNS, ROWS, SOUNDS, TONE, raw_front, wav
 from tests.deployments.released import NAME, Running, make_store
 from tests.deployments.test_predict import lists, stream
 
@@ -80,6 +83,10 @@ QUERIES = (
 
 class Fuzz:
     """Makes requests from a seed: mostly good ones, with one or more things broken."""
+
+    models: tuple[str, ...] = ("images", "features")
+    kinds: tuple[str | None, ...] = KINDS
+    queries: tuple[str, ...] = QUERIES
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -147,17 +154,15 @@ class Fuzz:
             path = rng.choice(["/v2/models/{model}/infer", "/predict", "/v2/models/{model}/predict"])
         model = rng.choice(["images", "features", "other", "é", "..", "%00", "stats", "a" * 3000])
         version = rng.choice([IMAGE_MODEL.version, FEATURE_MODEL.version, "1", ""])
-        path = path.replace("{model}", rng.choice(["images", "features", model])).replace(
-            "{version}", version
-        )
+        path = path.replace("{model}", rng.choice([*self.models, model])).replace("{version}", version)
         return path + rng.choice(["/", "//", "\0", "\n", "?"]) if rng.random() < 0.05 else path
 
     def _query(self) -> str:
         rng = self._random
-        return rng.choice(["model=images", "model=features"] if rng.random() < 0.5 else QUERIES)
+        return rng.choice([f"model={name}" for name in self.models] if rng.random() < 0.5 else self.queries)
 
     def _plain(self) -> tuple[bytes, dict[str, str]]:
-        kind = self._random.choice(KINDS)
+        kind = self._random.choice(self.kinds)
         return self._random.choice(self._seeds), {} if kind is None else {"Content-Type": kind}
 
     def _infer(self) -> tuple[bytes, dict[str, str]]:
@@ -175,6 +180,11 @@ class Fuzz:
         else:
             numbers = [0, 1, 255, 1.5, -3, 2**40, True]
             tensor["data"] = rng.choices(numbers[: rng.randrange(1, 8)], k=rows * rng.choice([3, 6]))
+        return self._sent(request, raw)
+
+    def _sent(self, request: dict[str, Any], raw: bytes) -> tuple[bytes, dict[str, str]]:
+        """A request with some of it broken, as body and headers."""
+        rng = self._random
         if rng.random() < 0.3:
             request["outputs"] = [
                 {
@@ -229,6 +239,71 @@ class Fuzz:
         return bytes(data)
 
 
+class RawFuzz(Fuzz):
+    """The same for models that take text, sound and columns."""
+
+    models = ("text", "audio", "table")
+    kinds = (*KINDS, None, None, None, "audio/wav", "audio/x-wav", "text/csv", "application/json")
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        words = ["book a flight", "", "é", "\0", "x" * 300, "  ", "\u202e", "[1]"]
+        self._words = words
+        self._last = ""
+        self._seeds = (
+            *(word.encode() for word in words),
+            json.dumps(words).encode(),
+            *SOUNDS,
+            wav(TONE, rate=44100, channels=2),
+            wav()[:50],
+            json.dumps(TONE.tolist()).encode(),
+            json.dumps([[0.5, -0.5], [0.1]]).encode(),
+            json.dumps(ROWS).encode(),
+            json.dumps({"rows": [{**ROWS[0], "age": 10**400}, ROWS[1]]}).encode(),
+            json.dumps([dict.fromkeys(ROWS[0], rng_value) for rng_value in (None, True, "3", [1])]).encode(),
+            stream(pa.array(words)),
+            stream(pa.array(SOUNDS)),
+            stream(pa.array([TONE, TONE[:3]])),
+            stream(*(pa.array(COLUMNS[name]) for name in COLUMNS), names=list(COLUMNS)),
+            stream(pa.nulls(5), pa.nulls(5), pa.nulls(5), names=list(COLUMNS)),
+        )
+
+    def _path(self) -> str:
+        self._last = super()._path()
+        return self._last
+
+    def _infer(self) -> tuple[bytes, dict[str, str]]:
+        rng = self._random
+        rows = rng.randrange(1, 4)
+        raw, inputs = b"", []
+        wanted = list(COLUMNS) if "/table/" in self._last else ["input"]
+        for name in wanted if rng.random() < 0.9 else rng.choice([["input"], [*COLUMNS, "x"], ["age"]]):
+            datatype = "BYTES" if name in ("input", "color") else "FP32"
+            shape = [rows, 1]
+            if rng.random() < 0.3:
+                datatype = rng.choice(["INT16", "INT32", rng.choice(DATATYPES)])
+                shape = rng.choice([[rows], [rows, 10], [2**31 - 1, 1], [0], [1, 2**40]])
+            tensor: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
+            if rng.random() < 0.5:
+                some = SOUNDS if "/audio/" in self._last else [*self._seeds, b"red", b""]
+                found = [rng.choice(some) for _ in range(rows)]
+                data = b"".join(len(one).to_bytes(4, "little") + one for one in found)
+                if datatype != "BYTES":
+                    data = rng.randbytes(rows * rng.choice([4, 4, 4, 1, 2, 8, 20, 40]))
+                if rng.random() < 0.2:
+                    data = self._mutated(data)
+                tensor["parameters"] = {"binary_data_size": len(data) + rng.choice([0] * 9 + [1])}
+                raw += data
+            else:
+                values = (
+                    [0, 1, 9, 1.5, None, -3, 2**40, True] if datatype != "BYTES" else [*self._words, None]
+                )
+                count = rows * rng.choice([1, 1, 1, 10])
+                tensor["data"] = rng.choices(values[: rng.randrange(1, 9)], k=count)
+            inputs.append(tensor)
+        return self._sent({"id": "7", "inputs": inputs, "parameters": {}}, raw)
+
+
 def check(got: Got, asked: Any) -> None:
     assert got.status in ALLOWED, (got, asked)
     assert int(got.headers["content-length"]) == len(got.body) or asked[0] == "HEAD", asked
@@ -258,11 +333,19 @@ def application(folder: Path) -> HttpApp:
     return HttpApp(Front([*models, mix], limits), (), running.routes)
 
 
-def test_no_request_is_answered_by_a_defect_and_nothing_leaks(tmp_path: Path) -> None:
-    app = application(tmp_path)
+def raw_application(_folder: Path) -> HttpApp:
+    """Models that take text, sound and columns."""
+    return HttpApp(raw_front(max_body_bytes=4096))
+
+
+@pytest.mark.parametrize(("make", "over"), [(Fuzz, application), (RawFuzz, raw_application)])
+def test_no_request_is_answered_by_a_defect_and_nothing_leaks(
+    make: type[Fuzz], over: Callable[[Path], HttpApp], tmp_path: Path
+) -> None:
+    app = over(tmp_path)
 
     async def test() -> tuple[dict[int, int], int]:
-        fuzz = Fuzz(seed=1)
+        fuzz = make(seed=1)
         await run(fuzz, app, REQUESTS // 2)  # caches fill
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]

@@ -12,15 +12,20 @@ import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question
+from deployments.protocol.model import describe
 from deployments.releases.trial import agreement, drawn
+from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec, WeightedMix
+from orchestrator.config.model import TextNgrams
 from orchestrator.config.release import FeedbackSettings
+from orchestrator.data.encode import encode
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import MemberFailedError, RefConflictError, ServingError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
+from tests.deployments.raws import signature
 from tests.deployments.released import NAME, Running, make_store
 from tests.deployments.toys import DIGITS, IMAGES, SMALL_MLP, in_process, put
 
@@ -142,6 +147,56 @@ def test_a_release_that_cannot_run_changes_nothing(store: Store) -> None:
         assert await running.infer(IMAGES[:2]) == before
 
     serving(store, test)
+
+
+class Late(Running):
+    """What follows releases in another process: the front does not know at once."""
+
+    def _renew(self, spec: Spec) -> None:
+        pass
+
+
+def test_rows_that_an_earlier_release_encoded_are_refused(tmp_path: Path) -> None:
+    """The two give rows of one shape for the same text, but other numbers."""
+    store = Store(tmp_path / "store")
+    encodings = [
+        TextEncoding(segments=(NgramHashes(name="grams", length=6, size=64, lowercase=lowercase),))
+        for lowercase in (True, False)
+    ]
+    specs = [
+        Spec(name="mix", tree=put(store, "grams", TextNgrams(), signature(one), 1), signature=signature(one))
+        for one in encodings
+    ]
+    store.set_ref(NAME, store.put_spec(specs[0]))
+    text = "Book A Flight"
+
+    async def ask(running: Running) -> Got:
+        return await send(running.app, "POST", "/predict", text.encode(), {"Content-Type": "text/plain"})
+
+    def truth(place: int) -> list[float]:
+        probs = in_process(store, specs[place], encode(encodings[place], [text])).probs
+        assert probs is not None
+        found: list[float] = probs[0].tolist()
+        return found
+
+    async def test() -> None:
+        running = Late(store)
+        try:
+            (row,) = (await ask(running)).json()["predictions"]
+            assert row["probabilities"] == pytest.approx(truth(0), abs=1e-5)
+            promoted = await running.admin("promote", {"release": releases.put(store, NAME, specs[1])})
+            assert promoted.status == 200
+            got = await ask(running)
+            assert got.status == 503
+            assert "another release took over: mix. ask again" in got.json()["error"]
+            running.front.renew(describe(running.follower.spec))
+            (row,) = (await ask(running)).json()["predictions"]
+            assert row["probabilities"] == pytest.approx(truth(1), abs=1e-5)
+            assert truth(0) != pytest.approx(truth(1), abs=1e-5)
+        finally:
+            await running.follower.close()
+
+    asyncio.run(test())
 
 
 def test_a_defect_while_loading_changes_nothing_and_is_tried_again(
