@@ -334,6 +334,7 @@ def application(folder: Path) -> HttpApp:
 
 
 def raw_application(_folder: Path) -> HttpApp:
+    """Models that take text, sound and columns."""
     return HttpApp(raw_front(max_body_bytes=4096))
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question
+from deployments.protocol.model import describe
 from deployments.releases.trial import agreement, drawn
 from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec, WeightedMix
 from orchestrator.config.model import TextNgrams
 from orchestrator.config.release import FeedbackSettings
-from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.data.encode import encode
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.tree import distinct
