@@ -47,6 +47,8 @@ class Ngrams(nn.Module):
         self.view = view
         self.token_dropout = TokenDropout(kwargs.word_dropout, PADDING)
         self.weights = TokenWeights(view)
+        if kwargs.weights == "none":
+            self.weights.initialized.fill_(1)
         self.embedding = nn.Embedding(view.size, kwargs.dim or outputs, PADDING)
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.dropout = nn.Dropout(kwargs.dropout)

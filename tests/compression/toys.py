@@ -434,7 +434,7 @@ class _HuggingFaceText(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         ids = self.view(x)
-        seen = ids.ne(0).to(torch.float32)
+        seen = ids.ne(0).to(self.head.weight.dtype)
         hidden = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
         out: Tensor = self.head((hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True))
         return out
