@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator.config.ensemble import Boosting, Ensemble, Member, Node, Parallel, leaves
+from orchestrator.config.ensemble import Boosting, Chain, Ensemble, Member, Node, Parallel, leaves
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import VOTE_RULES
