@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, walk_nodes
+from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, leaves, walk_nodes
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import calibrated
@@ -33,7 +33,9 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
     known = all(
         isinstance(node, Member | PooledNode) and node.unfitted() is None for node in walk_nodes(tree)
     )
-    return Direct(tree, task, width) if known else None
+    # Who sees others is asked after them.
+    blind = not any(member.sees for member in leaves(tree))
+    return Direct(tree, task, width) if known and blind else None
 
 
 @dataclass(frozen=True, eq=False)
