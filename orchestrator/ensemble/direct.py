@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, leaves, walk_nodes
+from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, walk_nodes
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import calibrated
