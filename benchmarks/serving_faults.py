@@ -121,7 +121,7 @@ def serving(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     settings = AppSettings(
-        store=str(store.root),
+        store=store.location,
         specs=(offline.spec,),
         serving=ServingSettings(
             port=port, placement=placement, compile=False, replicas=REPLICAS, deadline_s=deadline_s

@@ -161,7 +161,7 @@ def _plain(models: Models) -> dict[str, Arm]:
 def _ours(models: Models, name: str, *cases: Case) -> dict[str, Arm]:
     placement = "distributed" if name == DISTRIBUTED else "fused"
     refs = [f"serving/{model}" for model in dict.fromkeys(case.model for case in cases)]
-    return {name: ours(str(models.store.root), placement, refs, cases)}
+    return {name: ours(models.store.location, placement, refs, cases)}
 
 
 def _by_key(rows: list[dict[str, Any]]) -> Rows:

@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     servers: list[Server] = []
     try:
         models = make(folder / "models", "eager" if arguments.eager else "aoti", [TRIO])
-        arm = ours(str(models.store.root), arguments.placement, [f"serving/{TRIO}"])
+        arm = ours(models.store.location, arguments.placement, [f"serving/{TRIO}"])
         with running(servers):
             server = Server("soak", arm.command, PORT, folder / "server", {})
             servers.append(server)

@@ -25,6 +25,7 @@ from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble import exit_audit, quorum
 from orchestrator.ensemble.exit_audit import ExitAudit
+from orchestrator.ensemble.sight import beside, nothing_told
 from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import NotFoundError, OrchestratorError
 
@@ -176,7 +177,11 @@ class Contract:
         for member in without:
             call = self._calls[member]
             if call.to_try():
-                self._start(call.attempt(question.rows, PATIENCE * question.timeout_s))
+                rows = question.rows
+                if member.sees:
+                    seen = nothing_told(len(rows), len(member.sees), self._spec.signature.outputs)
+                    rows = beside(rows, seen)
+                self._start(call.attempt(rows, PATIENCE * question.timeout_s))
 
     def _late(self, member: Member) -> None:
         self._calls[member].was_late()

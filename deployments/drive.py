@@ -96,14 +96,16 @@ async def drive(
 
 
 def _rounds(node: Node) -> int:
-    """Most rounds of asks that a walk has: the stages of a cascade one after the other, members together."""
+    """Most rounds of asks that a walk has: the stages of a cascade one after the other, members together but
+    for those who see others."""
+    if isinstance(node, Member):
+        return 1 + max(map(_rounds, node.sees), default=0)
     below = [_rounds(child) for child in children(node)]
     return sum(below) if isinstance(node, Cascade) else max(below, default=1)
 
 
 async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np.ndarray:
-    everything = len(ask.rows) == len(inputs)
-    return await calls[ask.member](inputs if everything else inputs[ask.rows])
+    return await calls[ask.member](ask.of(inputs))
 
 
 def _outcomes(

@@ -200,17 +200,19 @@ def _answers(
     groups: Sequence[Joint], asks: Sequence[Ask], inputs: np.ndarray, watch: Watch
 ) -> tuple[Outcome, ...]:
     """One outcome for each ask; a group is called once, for all rows that any of its members is asked for."""
-    rows: dict[Joint, np.ndarray] = {}
+    wanted: dict[Joint, Ask] = {}
     home = {member: group for group in groups for member in group.members}
     for ask in asks:
         group = home[ask.member]
-        rows[group] = ask.rows if group not in rows else np.union1d(rows[group], ask.rows)
+        # A member that sees others has a group of its own.
+        before = wanted.get(group)
+        wanted[group] = ask if before is None else Ask(ask.member, np.union1d(before.rows, ask.rows))
     found: dict[Member, np.ndarray | Exception] = {}
-    for group, wanted in rows.items():
-        found |= group(inputs if len(wanted) == len(inputs) else inputs[wanted], watch.begin)
+    for group, of_all in wanted.items():
+        found |= group(of_all.of(inputs), watch.begin)
     if watch.given_up:
         raise HangingError("nobody waits any more")
-    return tuple(_outcome(found[ask.member], ask, rows[home[ask.member]]) for ask in asks)
+    return tuple(_outcome(found[ask.member], ask, wanted[home[ask.member]].rows) for ask in asks)
 
 
 def _outcome(found: np.ndarray | Exception, ask: Ask, rows: np.ndarray) -> Outcome:
