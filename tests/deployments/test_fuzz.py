@@ -92,7 +92,7 @@ class Fuzz:
         self._random = random.Random(seed)
         self._paths = list(Endpoints(front()).table())
         self._admin = list(Admin({}, ServingSettings()).routes())
-        self._seeds = (
+        self._seeds: tuple[bytes, ...] = (
             png(PIXELS[0]),
             encoded(PIXELS[0], "JPEG"),
             PIXELS.tobytes(),
