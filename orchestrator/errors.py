@@ -64,6 +64,10 @@ class CorruptArtifactError(StoreError):
     """A stored file does not match its recorded digest."""
 
 
+class UnsignedError(CorruptArtifactError):
+    """No trusted key signed what was to be loaded."""
+
+
 class NotFoundError(StoreError):
     """No artifact, ref or record of that name."""
 
@@ -128,6 +132,10 @@ class OverloadedError(ServingError):
         error = cls(what, value, f"try again in {max(retry_after_s, 0.1):.1f} s")
         error.retry_after_s = retry_after_s
         return error
+
+
+class ReleaseChangedError(OverloadedError):
+    """Another release took over, which encodes what clients send in another way; ask again (HTTP 503)."""
 
 
 class DeadlineError(ServingError):
