@@ -149,7 +149,9 @@ def test_the_target_of_a_compiled_form_tells_what_it_depends_on() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["text_ngrams", "text_cnn", "text_transformer", "audio_cnn", "ft_transformer"])
+@pytest.mark.parametrize(
+    "model", ["text_ngrams", "text_cnn", "text_transformer", "audio_cnn", "ft_transformer"]
+)
 @pytest.mark.parametrize("plan", [(), (Bf16(),)], ids=["fp32", "bf16"])
 def test_models_of_text_sound_and_tables_compile(store: Store, model: str, plan: Plan) -> None:
     digest = made(store, model, plan)
