@@ -5,6 +5,7 @@ The same class holds both: a number that is None is fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -189,3 +190,11 @@ class Band(Settings):
     def fitted(self) -> bool:
         """Whether it can be applied."""
         return self.widths is not None
+
+
+def on_simplex(weights: Sequence[float], members: int) -> None:
+    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
+    if len(weights) != members:
+        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")

@@ -69,11 +69,13 @@ class VitKwargs(Settings):
             raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
         return self
 
+
 class TextNgramsKwargs(Settings):
     view: str | None = None
     """Name of the text segment to read; the first one of hashed n-grams when not given."""
     dim: int | None = Field(None, ge=1)
-    """Width of an n-gram's embedding, before a linear; each n-gram votes for the classes itself when not given."""
+    """Width of an n-gram's embedding, before a linear; each n-gram votes for the classes itself when not
+    given."""
     hidden: int | None = Field(None, ge=1)
     """Width of a ReLU layer between embedding and head; needs `dim`."""
     weights: Literal["idf", "none"] = "idf"

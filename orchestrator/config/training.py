@@ -228,6 +228,10 @@ class Resources(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     max_failures: int = Field(1, ge=0)
     """Restarts from the last checkpoint after a worker died."""
+    step_timeout_s: float | None = Field(None, gt=0, exclude_if=absent)
+    """A worker without a finished step for so long is ended and counts as dead; 1,800 when not given."""
+    labels: dict[str, str] | None = Field(None, exclude_if=absent)
+    """Of the nodes that may train it, by Ray's label selectors (`{market: spot}`)."""
 
     @model_validator(mode="after")
     def _workers(self) -> Resources:

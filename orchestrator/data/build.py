@@ -325,7 +325,7 @@ def _describe(
 def _signature(
     train: Part, settings: DataSettings, classes: tuple[str, ...], encoding: Encoding | None
 ) -> Signature:
-    target_mean, target_std = _moments(train.targets) if train.targets.ndim == 2 else ((), ())
+    target_mean, target_std = moments(train.targets) if train.targets.ndim == 2 else ((), ())
     mean, std = _scale(train.inputs, encoding)
     return Signature.model_validate(
         {
@@ -347,7 +347,7 @@ def _scale(rows: Array, encoding: Encoding | None) -> tuple[tuple[float, ...], t
     """Mean and deviation that rows are scaled by: none of tokens and samples, 0 and 1 of categories."""
     if encoding is not None and rows.dtype != np.float32:
         return (), ()
-    mean, std = _moments(rows)
+    mean, std = moments(rows)
     if isinstance(encoding, TableEncoding):
         codes = [isinstance(column, Category) for column in encoding.columns]
         mean = tuple(0.0 if code else value for value, code in zip(mean, codes, strict=True))
@@ -355,7 +355,7 @@ def _scale(rows: Array, encoding: Encoding | None) -> tuple[tuple[float, ...], t
     return mean, std
 
 
-def _moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel or feature; the deviation of a constant one counts as 1.
 
     Two passes in float64 over chunks of fixed size: the same numbers on every machine.

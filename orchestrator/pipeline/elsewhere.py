@@ -19,6 +19,7 @@ from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.ensemble.contributions import member_scores, shares_of
 from orchestrator.ensemble.node import Output, identity
+from orchestrator.ensemble.sight import beside, told
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.ensemble.uncertainty import detection_auroc, false_positive_rate, uncertainty
 from orchestrator.errors import ConfigError
@@ -53,18 +54,19 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
         return {}
     rows, source = _foreign(run)
     members = {identity(leaf): leaf for tree in trees.values() for leaf in distinct(tree)}
-    said = {
-        key: foreign_outputs(
+    said: dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]] = {}
+    for key, member in members.items():
+        # Those that it sees stand before it.
+        seen = [said[identity(one)] for one in member.sees]
+        said[key] = foreign_outputs(
             run.store,
             member.digest,
             member.execution,
-            rows,
+            {kind: _seen_rows(inputs, [one[kind] for one in seen]) for kind, inputs in rows.items()},
             run.config.latency,
             source=source,
             allowed=run.allowed,
         )
-        for key, member in members.items()
-    }
     found: dict[str, Figures] = {}
     for name, tree in trees.items():
         leaves = distinct(tree)
@@ -116,6 +118,11 @@ def out_of_scope(run: Run, members: Sequence[Member]) -> dict[Member, Output]:
         )[NAMED]
         for member in members
     }
+
+
+def _seen_rows(inputs: npt.NDArray[Any], said: Sequence[Output]) -> npt.NDArray[Any]:
+    """Inputs, for a member that sees others beside what these say of them."""
+    return beside(inputs, told(said, "classification")) if said else inputs
 
 
 def unsure(prediction: Prediction) -> Floats:

@@ -108,7 +108,7 @@ def predict_files(
     root, target = _absolute(input, "--input"), _absolute(output, "--output")
     opened = Store(store_root(store), create=False)
     fitted = opened.spec(spec)
-    job = Job(str(opened.root), opened.resolve(spec), columns, tuple(allow))
+    job = Job(opened.location, opened.resolve(spec), columns, tuple(allow))
     files = _files(root, target)
     pending = [pair for pair in files if not _finished(*pair, job)]
     _tell(f"{len(files)} files, {len(files) - len(pending)} finished before")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.local import check_port, serve_locally, serve_until_stopped
+from deployments.protocol.model import DATATYPE, INPUT
 from orchestrator.cluster import connected
 from orchestrator.config.encoding import Category, TableEncoding
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, children, walk_nodes
@@ -26,6 +27,7 @@ from orchestrator.ensemble.tree import distinct, predict, replay
 from orchestrator.errors import DiffersError, NotFoundError, ServingError
 from orchestrator.pipeline.context import Run, store_root
 from orchestrator.store import releases
+from orchestrator.store.opening import with_keys
 from orchestrator.store.store import Store
 
 TOLERANCE = 1e-5
@@ -50,7 +52,7 @@ def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
         return {}
     run.cluster()
     settings = AppSettings(
-        store=str(run.store.root),
+        store=run.store.location,
         specs=tuple(specs.values()),
         allow=tuple(sorted(run.allowed)),
         serving=serving.local(),
@@ -125,12 +127,11 @@ def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray)
 
 def tensors_of(signature: Signature, rows: np.ndarray) -> list[dict[str, Any]]:
     """Rows [N, ...] as a client would send them: one tensor, or one for each named column."""
-    datatypes = {"uint8": "UINT8", "float32": "FP32", "int32": "INT32", "int16": "INT16"}
     encoding, count = signature.encoding, len(rows)
     if not isinstance(encoding, TableEncoding):
-        datatype = datatypes[signature.input_dtype]
+        datatype = DATATYPE[signature.input_dtype]
         return [
-            {"name": "input", "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
+            {"name": INPUT, "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
         ]
     found = []
     for place, column in enumerate(encoding.columns):
@@ -207,6 +208,7 @@ def serve_refs(
     store: str | None,
     serving: Mapping[str, Any],
     allow: Sequence[str],
+    signers: Sequence[str] = (),
     as_json: bool,
 ) -> None:
     """`orchestrator serve`: serve ensembles by name until Ctrl-C.
@@ -216,18 +218,20 @@ def serve_refs(
         store: root of the store; None for the default.
         serving: `ServingSettings` as plain values.
         allow: import paths that members may be built from.
+        signers: public keys; only what one of them signed is loaded, if any is given.
         as_json: print one JSON document when ready.
 
     Raises:
         NotFoundError: a name is neither a run with ensembles nor a ref of one.
         PortInUseError: another process listens on the port.
     """
-    opened = Store(store_root(store), create=False)
+    root = store_root(store)
+    opened = Store(with_keys(root, tuple(signers)) if signers else root, create=False)
     refs = [ref for name in names for ref in _spec_refs(opened, name)]
     settings = validate(
         AppSettings,
         {
-            "store": str(opened.root),
+            "store": opened.location,
             "refs": list(dict.fromkeys(refs)),
             "allow": list(allow),
             "serving": dict(serving),
