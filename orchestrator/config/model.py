@@ -69,6 +69,7 @@ class VitKwargs(Settings):
             raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
         return self
 
+
 class TextNgramsKwargs(Settings):
     view: str | None = None
     """Name of the text segment to read; the first one of hashed n-grams when not given."""
