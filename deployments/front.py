@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,6 +26,9 @@ T = TypeVar("T")
 SERVER_NAME = "orchestrator"
 LARGE_BYTES = 256 * 1024
 """Bodies above this are decoded in a thread, so that the event loop goes on."""
+
+MOST_THREADS = 4
+"""That read and write bodies."""
 
 
 class Gate:
@@ -55,23 +60,39 @@ class Bodies:
         self._most = most
         self._held = 0
 
-    @contextmanager
-    def room(self) -> Iterator[Callable[[int], None]]:
-        """For one request: what to call with the bytes of each part that it has; they are given back at the
-        end. The call raises `OverloadedError` when there are too many."""
-        mine = 0
+    def room(self) -> Room:
+        """For one request."""
+        return Room(self)
 
-        def take(size: int) -> None:
-            nonlocal mine
-            if self._held + size > self._most:
-                raise OverloadedError("too many bytes of bodies are in work", self._held, "try again later")
-            self._held += size
-            mine += size
+    def change(self, size: int) -> None:
+        """Hold more or fewer bytes.
 
-        try:
-            yield take
-        finally:
-            self._held -= mine
+        Raises:
+            OverloadedError: there are too many.
+        """
+        if size > 0 and self._held + size > self._most:
+            raise OverloadedError("too many bytes of bodies are in work", self._held, "try again later")
+        self._held += size
+
+
+class Room:
+    """What one request's body takes of all `Bodies`; a context manager, whose end gives it back."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self._mine = bodies, 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        """To be called with the bytes of each part; raises `OverloadedError` when there are too many."""
+        return self._take
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._bodies.change(-self._mine)
+
+    def _take(self, size: int) -> None:
+        self._bodies.change(size)
+        self._mine += size
 
 
 @dataclass
@@ -249,7 +270,16 @@ def check_given(answer: Answer, wanted: frozenset[str]) -> None:
 
 
 async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function, in a thread if it may take long."""
-    if threaded:
-        return await asyncio.to_thread(function, *args, **kwargs)
-    return function(*args, **kwargs)
+    """Call a function, in one of a few threads if it may take long."""
+    return await in_thread(function, *args, **kwargs) if threaded else function(*args, **kwargs)
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that takes long in one of a few threads."""
+    call = partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="bodies")

@@ -3,7 +3,8 @@ what it says about itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +40,41 @@ def answer(
         expected=_expected(spec, prediction),
         early_exit=early_exit,
     )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """One request's rows of a prediction that several requests share; use `shared`."""
+
+    whole: Prediction
+    common: Answer | None
+    """The answer to all rows; None where they differ in who answered them."""
+    rows: slice
+
+    def __len__(self) -> int:
+        length: int = self.rows.stop - self.rows.start
+        return length
+
+    def __getitem__(self, rows: slice) -> Part:
+        start = self.rows.start
+        return Part(self.whole, self.common, slice(start + rows.start, start + rows.stop))
+
+    def answer(self, spec: Spec, wanted: Set[str] = frozenset()) -> Answer:
+        """The answer to these rows, with the outputs that are wanted."""
+        common = self.common
+        if common is None or not wanted <= common.outputs.keys():
+            return answer(self.whole[self.rows], spec, wanted)
+        if len(self) == len(self.whole):
+            return common
+        return common.with_outputs({name: values[self.rows] for name, values in common.outputs.items()})
+
+
+def shared(prediction: Prediction, spec: Spec, version: str) -> Part:
+    """A prediction whose rows are several requests': what their answers have in common is made once."""
+    common = None
+    if all(mask.all() for mask in prediction.members.values()) and not prediction.degraded.any():
+        common = replace(answer(prediction, spec), version=version)
+    return Part(prediction, common, slice(0, len(prediction)))
 
 
 def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:

@@ -50,6 +50,7 @@ REQUEST_SECONDS = _histogram(
     "request_seconds", "Whole HTTP requests that name a model", SECONDS, "model", "endpoint"
 )
 WORKING = _gauge("working_requests", "HTTP requests that are being answered now")
+TASKS = _gauge("tasks", "Tasks of the ingress's event loop: more and more of them is a leak")
 ANSWERS = _counter("answers", "Answered questions, whatever the protocol", "model")
 DEGRADED = _counter("degraded_answers", "Answers made without a member that should have answered", "model")
 REJECTED = _counter("rejected_rows", "Rows that the ensemble would rather not answer", "model")
@@ -83,6 +84,7 @@ BATCH_ROWS = _histogram(
 )
 COMPUTE_SECONDS = _histogram("compute_seconds", "Each call of a model, without waiting", SECONDS, "member")
 QUEUED_ROWS = _gauge("queued_rows", "Rows that wait for a model", "member")
+HANGING = _gauge("hanging_calls", "Calls of fused members that were given up and have not returned", "member")
 FALLBACK = _gauge("fallback", "1 where a model runs eagerly because its compiled form could not", "member")
 
 FAMILIES = (
@@ -90,6 +92,7 @@ FAMILIES = (
         REQUESTS,
         REQUEST_SECONDS,
         WORKING,
+        TASKS,
         ANSWERS,
         DEGRADED,
         REJECTED,
@@ -100,5 +103,5 @@ FAMILIES = (
         EARLY_EXIT,
     ),
     *(MEMBER_SECONDS, MEMBER_ROWS, MEMBER_FAILURES, BREAKER, EJECTED, EJECTIONS),
-    *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, FALLBACK),
+    *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, HANGING, FALLBACK),
 )

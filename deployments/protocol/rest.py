@@ -32,6 +32,7 @@ LONGEST_REMEMBERED = 4096
 
 Facts = Mapping[str, str | int | float | bool]
 Outputs = tuple[tuple[str, bool], ...]
+_HOLE = b'"data":null'
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -87,7 +88,7 @@ class Codec:
         self._all_binary = tuple((output.name, True) for output in model.outputs)
         self._start = _start(model, model.version)
         self._remembered = lru_cache(REMEMBERED)(self._binary_head)
-        self._end = lru_cache(REMEMBERED)(self._binary_end)
+        self._ending = lru_cache(REMEMBERED)(self._parts_of_ending)
 
     def decode(self, body: bytes, header_length: str | None) -> Request:
         """Read the body of an inference request.
@@ -133,31 +134,23 @@ class Codec:
         start = self._start if version in ("", self._model.version) else _start(self._model, version)
         if request.id is not None:
             start += b',"id":' + to_json(request.id)
-        shapes = tuple(values[name].shape for name, _binary in request.outputs)
-        if all(binary for _name, binary in request.outputs):
-            end = self._end(request.outputs, shapes, tuple(facts.items()))
-        else:
-            end = self._ending(request.outputs, shapes, facts, values)
+        shapes = tuple([values[name].shape for name, _binary in request.outputs])
+        first, *rest = self._ending(request.outputs, shapes, tuple(facts.items()))
+        header = [start, first]
+        plain = [name for name, binary in request.outputs if not binary]
+        for name, text in zip(plain, rest, strict=True):
+            header += [_json_values(values[name]), text]
         raw = [self._bytes(name, values[name]) for name, binary in request.outputs if binary]
-        header = start + end
-        return Encoded(b"".join([header, *raw]), len(header) if raw else None)
+        length = sum(map(len, header)) if raw else None
+        return Encoded(b"".join([*header, *raw]), length)
 
     def _bytes(self, name: str, values: Array) -> bytes:
         return to_bytes(self._model.tensors[name].datatype, values)
 
-    def _binary_end(
+    def _parts_of_ending(
         self, outputs: Outputs, shapes: tuple[tuple[int, ...], ...], facts: tuple[tuple[str, Any], ...]
-    ) -> bytes:
-        return self._ending(outputs, shapes, dict(facts), {})
-
-    def _ending(
-        self,
-        outputs: Outputs,
-        shapes: tuple[tuple[int, ...], ...],
-        facts: Facts,
-        values: Mapping[str, Array],
-    ) -> bytes:
-        """The JSON of an answer from its parameters on."""
+    ) -> list[bytes]:
+        """The JSON of an answer from its parameters on, cut where the values of each JSON output belong."""
         tensors = []
         for (name, binary), shape in zip(outputs, shapes, strict=True):
             tensor = self._model.tensors[name]
@@ -165,9 +158,12 @@ class Codec:
             if binary:
                 plain["parameters"] = {"binary_data_size": tensor.bytes_of(shape)}
             else:
-                plain["data"] = values[name].ravel().tolist()
+                plain["data"] = None
             tensors.append(plain)
-        return b"," + to_json({"parameters": dict(facts), "outputs": tensors})[1:]
+        text = b"," + to_json({"parameters": dict(facts), "outputs": tensors})[1:]
+        # No text can hold it: quotes within one are escaped.
+        *before, last = text.split(_HOLE)
+        return [*(part + b'"data":' for part in before), last]
 
     def _binary_head(self, text: bytes) -> _Head:
         head, _data = self._head(text)
@@ -278,6 +274,20 @@ def parse(text: bytes) -> object:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError("the body is not valid JSON", reason) from error
+
+
+def _json_values(values: Array) -> bytes:
+    """A flat JSON list of numbers or truth values, as `to_json` writes it.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON has not.
+    """
+    if values.dtype.kind == "b":
+        return to_json(values.ravel().tolist())
+    text = ",".join(map(repr, values.ravel().tolist()))
+    if "n" in text:
+        raise ValueError(text[:80])
+    return f"[{text}]".encode("ascii")
 
 
 def _refuse_constant(name: str) -> None:

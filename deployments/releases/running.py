@@ -59,13 +59,16 @@ class Running:
         if question.encoded_by not in ("", self.model.encoded_by):
             raise ReleaseChangedError("another release took over", self.spec.name, "ask again")
         self._asked += 1
+        if (told := question.told) is not None:
+            question = replace(question, told=lambda stage: told(replace(stage, version=self.model.version)))
         try:
             answer = await self.engine.predict(question)
         finally:
             self._asked -= 1
             if self._retired and not self._asked:
                 await self.engine.close()
-        return replace(answer, version=self.model.version)
+        version = self.model.version
+        return answer if answer.version == version else replace(answer, version=version)
 
     async def check(self) -> None:
         """It answers.

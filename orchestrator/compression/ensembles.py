@@ -29,8 +29,17 @@ def as_other(spec: Spec, kept: Callable[[str, Training], Views]) -> Other:
         spec: A fitted ensemble.
         kept: From a member's digest and a training to its outputs on the train rows in every view, which run
             it only where the store lacks them.
+
+    Raises:
+        CompressionError: a member sees what others say.
     """
     tree = with_records(spec.tree, {})
+    if any(member.sees for member in distinct(tree)):
+        raise CompressionError(
+            "a chain is no teacher: its later models cannot be asked about augmented rows",
+            spec.name,
+            "learn from the models that it begins with",
+        )
 
     def outputs(training: Training) -> Views:
         said = {member: kept(member.digest, training) for member in distinct(tree)}

@@ -26,7 +26,9 @@ from orchestrator.config.calibration import (
 )
 from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.config.measure import Execution
+from orchestrator.config.model import ImportedModel, Mlp, ModelSettings
 from orchestrator.config.signature import Signature
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 
 
 class Child(Settings):
@@ -36,6 +38,10 @@ class Child(Settings):
     """Name of the field that holds the nodes below."""
     required: bool = False
     """The node above cannot answer without it, whatever that node's quorum."""
+
+
+def _member_of_name(value: Any) -> Any:
+    return Member(name=value) if isinstance(value, str) else value
 
 
 class Combined(Child):
@@ -97,6 +103,8 @@ class Member(Child):
     regression has none."""
     record: Record | None = None
     """Filled in when the ensemble is fitted and has a quorum."""
+    sees: tuple[Member, ...] = Field((), exclude_if=lambda value: not value)
+    """Of a chain's later model, filled in when it is trained: it gets the inputs beside what these say."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
@@ -222,6 +230,54 @@ class Stacking(Pooled):
         return "stacking has no coefficients" if self.coefficients is None else None
 
 
+class Later(Settings):
+    """A model of a chain that sees what those before it said, and how it is trained."""
+
+    model: ModelSettings
+    training: Training = Training()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _plain(self) -> Self:
+        if not isinstance(self.model, Mlp | ImportedModel):
+            raise ValueError(
+                f"a later model sees rows of numbers, not images: take mlp or a factory of your own, "
+                f"not {self.model.factory}"
+            )
+        loss = self.training.loss
+        if self.training.snapshots is not None or isinstance(loss, JOINT_LOSSES):
+            raise ValueError("a later model's training yields one model: no snapshots, no loss of several")
+        if isinstance(loss, DistillationLoss) or self.training.transfer is not None:
+            raise ValueError("a later model has no teacher: it learns from labels")
+        return self
+
+
+class Chain(Pooled):
+    """Stacking chain: later models see the inputs and what all models before them said; the last one answers.
+
+    They are trained on what models say of rows that these were not trained on. (Gama and Brazdil 2000,
+    Cascade generalization, https://doi.org/10.1023/A:1007652114878.)
+    """
+
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["chain"]
+    members: tuple[Node, ...] = Field(min_length=1)
+    """Models of the run that are trained here; once trained, the later models stand behind them."""
+    later: tuple[Later, ...] = Field(min_length=1, max_length=10)
+    """In their order; each sees all before it."""
+    folds: int = Field(5, ge=2, le=20)
+    """Each model that others see is trained so many times more, without the rows of one fold."""
+
+    def _most(self) -> int:
+        return len(self.members) + (len(self.later) if self.unfitted() else 0)
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        last = self.members[-1]
+        trained = isinstance(last, Member) and last.sees
+        return None if trained else "chain has no trained later models"
+
+
 class Boosting(Combined):
     """Boosting: stages one after the other, each trained on what the sum of those before it got wrong.
 
@@ -240,7 +296,7 @@ class Boosting(Combined):
     shrinkage: float | None = Field(None, gt=0, le=1)
     """Share of the step of least training loss that is taken; when not given, each step is the one of least
     validation loss, but no longer than that."""
-    members: tuple[Member, ...] = ()
+    members: tuple[Annotated[Member, BeforeValidator(_member_of_name)], ...] = ()
     """The stages; filled in when they are trained."""
     factors: Numbers | None = None
     """One for each stage; filled in when they are trained."""
@@ -335,17 +391,18 @@ def _policy(value: Any) -> Any:
 Sequential = Annotated[
     Annotated[Cascade, Tag("cascade")]
     | Annotated[Boosting, Tag("boosting")]
+    | Annotated[Chain, Tag("chain")]
     | Annotated[Stacking, Tag("stacking")],
     Discriminator(_policy),
 ]
 """Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
-PooledNode = Parallel | Stacking | WeightedMix
+PooledNode = Parallel | Stacking | Chain | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Pooled, Parallel, Cascade, Stacking, Boosting, WeightedMix):
+for _class in (Member, Pooled, Parallel, Cascade, Stacking, Chain, Boosting, WeightedMix):
     _class.model_rebuild()
 
 
@@ -395,5 +452,11 @@ def walk_nodes(node: AnyNode) -> list[Node]:
 
 
 def leaves(node: AnyNode) -> list[Member]:
-    """All distinct leaves in file order."""
-    return list(dict.fromkeys(found for found in walk_nodes(node) if isinstance(found, Member)))
+    """All distinct leaves in file order, each behind those that it sees."""
+    found = [leaf for leaf in walk_nodes(node) if isinstance(leaf, Member)]
+    return list(dict.fromkeys(one for leaf in found for one in (*_seen_by(leaf), leaf)))
+
+
+def _seen_by(member: Member) -> list[Member]:
+    """The members that it sees, and those that these see, before them."""
+    return [one for seen in member.sees for one in (*_seen_by(seen), seen)]

@@ -74,7 +74,8 @@ class TextNgramsKwargs(Settings):
     view: str | None = None
     """Name of the text segment to read; the first one of hashed n-grams when not given."""
     dim: int | None = Field(None, ge=1)
-    """Width of an n-gram's embedding, before a linear; each n-gram votes for the classes itself when not given."""
+    """Width of an n-gram's embedding, before a linear; each n-gram votes for the classes itself when not
+    given."""
     hidden: int | None = Field(None, ge=1)
     """Width of a ReLU layer between embedding and head; needs `dim`."""
     weights: Literal["idf", "none"] = "idf"

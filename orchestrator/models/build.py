@@ -101,7 +101,7 @@ def _try_rows(model: Served, factory: str, signature: Signature) -> None:
             f"the model fails on two rows of shape {list(signature.input_shape)} "
             f"({type(error).__name__}: {error})",
             factory,
-            "it gets scaled float32 rows [B, *signature.input_shape], or unscaled ones where signature.mean is empty",
+            "it gets scaled float32 rows [B, *signature.input_shape]; raw ones where signature.mean is empty",
         ) from error
     wanted = (2, signature.outputs)
     if not isinstance(out, Tensor) or out.shape != wanted or not out.is_floating_point():

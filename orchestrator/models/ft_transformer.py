@@ -14,7 +14,8 @@ from orchestrator.models.vit import Encoder
 
 
 class TableTransformer(nn.Module):
-    """Each number times a vector of its own plus another, each category's embedding, and a token for the answer."""
+    """Each number times a vector of its own plus another, each category's embedding, and a token for the
+    answer."""
 
     takes_float32 = True
 

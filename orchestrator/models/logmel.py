@@ -1,4 +1,5 @@
-"""Log-mel spectrograms as a part of the network: products with fixed matrices, so every engine can run them."""
+"""Log-mel spectrograms as a part of the network: products with fixed matrices, so every engine can run
+them."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class LogMel(nn.Module):
     """Windows, power spectrum, mel bands (Davis and Mermelstein 1980, https://doi.org/10.1109/TASSP.1980.1163420),
     logarithm, and each band normalized by batch statistics.
 
-    Computes in float32 whatever the type of the network behind it. A window is even and odd about its middle, so the
-    transform of N real samples is two products with matrices of N / 2 rows.
+    Computes in float32 whatever the type of the network behind it. A window is even and odd about its
+    middle, so the transform of N real samples is two products with matrices of N / 2 rows.
     """
 
     keeps_float32 = True
@@ -47,7 +48,7 @@ class LogMel(nn.Module):
         self.hop = max(round(kwargs.hop_ms * rate / 1000), 1)
         if self.window > length:
             raise ModelError(
-                f"a window of {kwargs.window_ms} ms is longer than the sound of {length} samples at {rate} Hz",
+                f"a window of {kwargs.window_ms} ms is longer than the sound: {length} samples at {rate} Hz",
                 self.window,
                 "lower kwargs.window_ms",
             )
@@ -143,7 +144,8 @@ def transform(window: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def mel_bands(rate: int, window: int, mels: int) -> NDArray[np.float64]:
-    """Triangles [window / 2 + 1, mels], evenly spaced on the mel scale from 0 Hz to half the rate; each has sum 1."""
+    """Triangles [window / 2 + 1, mels], evenly spaced on the mel scale from 0 Hz to half the rate; each
+    has sum 1."""
     frequency = np.linspace(0, rate / 2, window // 2 + 1)
     top = 2595 * math.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, mels + 2) / 2595) - 1)

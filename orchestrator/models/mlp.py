@@ -23,7 +23,9 @@ def mlp(settings: Mlp, signature: Signature) -> nn.Module:
     """
     if signature.input_dtype not in ("uint8", "float32"):
         raise ModelError(
-            "mlp needs images or columns; the rows are text or sound", signature.input_dtype, "choose another factory"
+            "mlp needs images or columns; the rows are text or sound",
+            signature.input_dtype,
+            "choose another factory",
         )
     layers: list[nn.Module] = [nn.Flatten()]
     if settings.kwargs.features is not None:

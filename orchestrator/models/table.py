@@ -38,21 +38,24 @@ class Columns(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [B, F] -> numbers float32 [B, N], codes int64 [B, C]; no code of its column counts as unknown."""
+        """float32 [B, F] -> numbers float32 [B, N], codes int64 [B, C]; no code of its column counts as
+        unknown."""
         codes = x[:, self.categories].nan_to_num(0.0).round().long()
         return x[:, self.numbers], torch.where((codes < 0) | (codes > self.largest), 0, codes)
 
 
 class Embedded(nn.Module):
-    """Numbers, and beside them each category as a vector of half as many numbers as it has codes (Guo and Berkhahn
-    2016, https://arxiv.org/abs/1604.06737)."""
+    """Numbers, and beside them each category as a vector of half as many numbers as it has codes (Guo
+    and Berkhahn 2016, https://arxiv.org/abs/1604.06737)."""
 
     takes_float32 = True
 
     def __init__(self, columns: Columns) -> None:
         super().__init__()
         self.columns = columns
-        self.tables = nn.ModuleList(nn.Embedding(size, min((size + 1) // 2, WIDEST)) for size in columns.sizes)
+        self.tables = nn.ModuleList(
+            nn.Embedding(size, min((size + 1) // 2, WIDEST)) for size in columns.sizes
+        )
         self.width = len(columns.numbers) + sum(min((size + 1) // 2, WIDEST) for size in columns.sizes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ UNKNOWN = 1
 class TextView(nn.Module):
     """Takes one segment of each row.
 
-    Run eagerly, columns that are padding in every row are left out, so that short texts cost less. A graph that
-    is exported or compiled has the segment's whole length.
+    Run eagerly, columns that are padding in every row are left out, so that short texts cost less. A
+    graph that is exported or compiled has the segment's whole length.
     """
 
     def __init__(self, segment: Segment, start: int, least: int = 1) -> None:

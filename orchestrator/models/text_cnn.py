@@ -15,8 +15,9 @@ from orchestrator.models.text import PADDING, UNKNOWN, TextView, TokenDropout, t
 class Convolutions(nn.Module):
     """Embedding, convolutions of several widths side by side, the largest answer of each, linear head.
 
-    Convolutions are two-dimensional over images of height 1: int8 kernels exist for those alone. So much padding
-    is added that each sees a window of nothing else, so the answer does not depend on how long rows are.
+    Convolutions are two-dimensional over images of height 1: int8 kernels exist for those alone. So much
+    padding is added that each sees a window of nothing else, so the answer does not depend on how long rows
+    are.
     """
 
     def __init__(self, kwargs: TextCnnKwargs, view: TextView, outputs: int) -> None:
@@ -29,6 +30,10 @@ class Convolutions(nn.Module):
         )
         self.dropout = nn.Dropout(kwargs.dropout)
         self.head = nn.Linear(kwargs.channels * len(kwargs.widths), outputs)
+
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, UNKNOWN
 
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""

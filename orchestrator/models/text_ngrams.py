@@ -13,8 +13,8 @@ from orchestrator.models.text import PADDING, TextView, TokenDropout, text_view
 
 
 class TokenWeights(DataInitialized):
-    """A weight for each n-gram: log((1 + N) / (1 + n)) + 1 for one that n of N train rows have (idf, Spaerck Jones
-    1972, https://doi.org/10.1108/eb026526), 0 for padding; 1 each before it is set."""
+    """A weight for each n-gram: log((1 + N) / (1 + n)) + 1 for one that n of N train rows have (idf,
+    Spaerck Jones 1972, https://doi.org/10.1108/eb026526), 0 for padding; 1 each before it is set."""
 
     keeps_float32 = True
     weights: Tensor
@@ -47,6 +47,8 @@ class Ngrams(nn.Module):
         self.view = view
         self.token_dropout = TokenDropout(kwargs.word_dropout, PADDING)
         self.weights = TokenWeights(view)
+        if kwargs.weights == "none":
+            self.weights.initialized.fill_(1)
         self.embedding = nn.Embedding(view.size, kwargs.dim or outputs, PADDING)
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.dropout = nn.Dropout(kwargs.dropout)
@@ -56,6 +58,10 @@ class Ngrams(nn.Module):
                 layers += [nn.Linear(kwargs.dim, kwargs.hidden), nn.ReLU(), nn.Dropout(kwargs.dropout)]
             layers.append(nn.Linear(kwargs.hidden or kwargs.dim, outputs))
         self.head = nn.Sequential(*layers)
+
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, PADDING
 
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""

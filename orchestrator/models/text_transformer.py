@@ -13,7 +13,8 @@ from orchestrator.models.vit import Blocks
 
 
 class TextEncoder(nn.Module):
-    """Token and position embeddings, encoder blocks that do not see padding, mean over tokens, linear head."""
+    """Token and position embeddings, encoder blocks that do not see padding, mean over tokens, linear
+    head."""
 
     def __init__(self, kwargs: TextTransformerKwargs, view: TextView, outputs: int) -> None:
         super().__init__()
@@ -29,6 +30,10 @@ class TextEncoder(nn.Module):
         self.encoder = Blocks(kwargs)
         self.head = nn.Linear(kwargs.dim, outputs)
 
+    def vocabulary(self) -> tuple[nn.Module, nn.Module, int]:
+        """See `orchestrator.runtime.vocabulary`."""
+        return self.embedding, self.view, UNKNOWN
+
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""
         ids = self.token_dropout(self.view(x))
@@ -41,8 +46,8 @@ class TextEncoder(nn.Module):
 
 @make_body.register
 def text_transformer(settings: TextTransformer, signature: Signature) -> nn.Module:
-    """The encoder of Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762) with norms first (Xiong et al. 2020,
-    https://arxiv.org/abs/2002.04745).
+    """The encoder of Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762) with norms first (Xiong et
+    al. 2020, https://arxiv.org/abs/2002.04745).
 
     Raises:
         ModelError: the rows are not text, or have no such segment.

@@ -11,7 +11,8 @@ from orchestrator.models.logmel import Cast, Shift, loudness, sound
 
 
 class WaveformCnn(nn.Module):
-    """A wide convolution that learns its own filters, then narrow ones; the sound gets four times shorter in each.
+    """A wide convolution that learns its own filters, then narrow ones; the sound gets four times
+    shorter in each.
 
     Convolutions are two-dimensional over images of height 1: int8 kernels exist for those alone.
     """

@@ -136,6 +136,7 @@ def _latency(run: Run, row: TrialRow) -> Figures:
         "execution": row.execution,
         "median": row.latency_ms,
         "ci": list(row.latency_ci),
+        "p95": row.p95_ms,
     }
 
 
@@ -153,6 +154,7 @@ def _shown(record: Mapping[str, Any]) -> Figures:
         "execution": record["execution"],
         "median": record["median_ms"],
         "ci": record["ci"],
+        "p95": record.get("p95_ms"),
     }
 
 

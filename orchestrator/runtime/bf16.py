@@ -15,8 +15,8 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Instan
 class Bf16Body(nn.Module):
     """Casts at both ends of a bfloat16 network.
 
-    Integers reach it as they are, and so does the input of a network that says `takes_float32`: it needs exact
-    numbers (codes, sound) and casts what it made of them.
+    Integers reach it as they are, and so does the input of a network that says `takes_float32`: it needs
+    exact numbers (codes, sound) and casts what it made of them.
     """
 
     def __init__(self, network: nn.Module) -> None:

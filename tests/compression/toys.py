@@ -111,7 +111,8 @@ MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
 
 
 def signature(shape: tuple[int, ...], task: str = "classification") -> Signature:
-    """Images where `shape` has three sizes; text, sound or a table where it is one of `ENCODINGS`; else features."""
+    """Images where `shape` has three sizes; text, sound or a table where it is one of `ENCODINGS`; else
+    features."""
     encoding, dtype = ENCODINGS.get(shape), _dtype(shape)
     scale: dict[str, Any] = {"mean": (120.0,) * shape[0], "std": (60.0,) * shape[0]}
     if isinstance(encoding, TableEncoding):
@@ -433,7 +434,7 @@ class _HuggingFaceText(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         ids = self.view(x)
-        seen = ids.ne(0).to(torch.float32)
+        seen = ids.ne(0).to(self.head.weight.dtype)
         hidden = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
         out: Tensor = self.head((hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True))
         return out

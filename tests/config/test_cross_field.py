@@ -176,6 +176,14 @@ TOGETHER = {
             "ensembles.x: members, factors, train_losses and survivors are filled in by the run",
         ),
         (
+            {"ensembles": {"x": BOOSTING | {"members": ["big", "small"]}}},
+            "ensembles.x: members, factors, train_losses and survivors are filled in by the run",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"rounds": 1}}},
+            "ensembles.x.rounds: Input should be greater than or equal to 2",
+        ),
+        (
             {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},
             "ensembles.x: boosting stands in an ensemble of its own",
         ),

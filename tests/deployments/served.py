@@ -30,16 +30,8 @@ from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import MemberFailedError
 from tests.deployments.raws import SIGNATURES
+from tests.deployments.toys import DIGITS
 
-DIGITS = Signature(
-    task="classification",
-    input_shape=(1, 8, 8),
-    input_dtype="uint8",
-    outputs=10,
-    classes=tuple("0123456789"),
-    mean=(78.0,),
-    std=(96.0,),
-)
 TABLE = Signature(
     task="regression",
     input_shape=(4,),

@@ -1,7 +1,4 @@
-"""Thousands of broken requests over every route, in process: none is answered by a defect, nothing leaks.
-
-`FUZZ_REQUESTS=100000` makes it a long one.
-"""
+"""Thousands of broken requests over every route, in process: none is answered by a defect, nothing leaks."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import random
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,17 +20,21 @@ import pyarrow as pa
 import pytest
 
 from deployments.front import Front
+from deployments.http.admin import Admin
 from deployments.http.app import HttpApp
 from deployments.http.endpoints import Endpoints
 from deployments.protocol.datatypes import DATATYPES
+from orchestrator.config.serving import ServingSettings
 from tests.deployments.calling import Got, send
-from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front
+from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front, served
 from tests.deployments.pictures import encoded, png
 from tests.deployments.raws import COLUMNS, ROWS, SOUNDS, TONE, raw_front, wav
+from tests.deployments.released import NAME, Running, make_store
 from tests.deployments.test_predict import lists, stream
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
-ALLOWED = {200, 400, 404, 405, 408, 413, 415, 499}
+REQUESTS, MANY_REQUESTS = 2_000, 100_000
+ALLOWED = {200, 400, 404, 405, 408, 409, 413, 415, 499}
+GROWTH_BYTES = 50 * 2**20
 LEAK_BYTES = 8 * 2**20
 PIXELS = np.arange(18, dtype=np.uint8).reshape(3, 1, 2, 3)
 METHODS = ("GET", "POST", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "", "é")
@@ -89,6 +91,7 @@ class Fuzz:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._paths = list(Endpoints(front()).table())
+        self._admin = list(Admin({}, ServingSettings()).routes())
         self._seeds = (
             png(PIXELS[0]),
             encoded(PIXELS[0], "JPEG"),
@@ -103,6 +106,8 @@ class Fuzz:
     def request(self) -> tuple[str, str, Any, dict[str, str], str]:
         """Method, path, body, headers, query."""
         rng = self._random
+        if rng.random() < 0.05:
+            return self._change()
         path = self._path()
         body, headers = self._infer() if path.endswith("infer") else self._plain()
         if rng.random() < 0.3:
@@ -119,6 +124,28 @@ class Fuzz:
         parts = [body[:3], body[3:]] if rng.random() < 0.2 else body
         method = rng.choice(METHODS) if rng.random() < 0.5 else "POST"
         return method, path, parts, headers, self._query()
+
+    def _change(self) -> tuple[str, str, Any, dict[str, str], str]:
+        """Of a release, or labels."""
+        rng = self._random
+        digest = rng.choice(["0" * 64, "0", "x" * 64, "../..", ""])
+        body: dict[str, Any] = rng.choice(
+            [
+                {"weights": [rng.random(), 0.5]},
+                {"thresholds": [0.5]},
+                {"release": digest},
+                {"spec": rng.choice([NAME, "toys/other", digest])},
+                {"release": digest, "share": 0.1, "shadow": True},
+                {"labels": {"7": rng.choice([1, [1, 2], 99, -1])}},
+                {},
+            ]
+        )
+        if body and rng.random() < 0.5:
+            self._break(body)
+        path = rng.choice(self._admin).replace("{model}", rng.choice(["mix", "mix", "mix", "images", "é"]))
+        data = json.dumps(body).encode()
+        method = rng.choice(["POST", "POST", "POST", "GET", "DELETE", "PUT"])
+        return method, path, self._mutated(data) if rng.random() < 0.2 else data, {}, ""
 
     def _path(self) -> str:
         rng = self._random
@@ -315,11 +342,25 @@ async def run(fuzz: Fuzz, app: HttpApp, count: int) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize(("make", "over"), [(Fuzz, front), (RawFuzz, raw_front)])
+def application(folder: Path) -> HttpApp:
+    """Three models, of one of which the releases can be changed."""
+    running = Running(make_store(folder), feedback={"every_s": 0, "answers": 100})
+    models = [served(IMAGE_MODEL), served(FEATURE_MODEL)]
+    mix = running.front.entries["mix"].served
+    limits = ServingSettings(deadline_s=10, max_body_bytes=4096)
+    return HttpApp(Front([*models, mix], limits), (), running.routes)
+
+
+def raw_application(_folder: Path) -> HttpApp:
+    """Models that take text, sound and columns."""
+    return HttpApp(raw_front(max_body_bytes=4096))
+
+
+@pytest.mark.parametrize(("make", "over"), [(Fuzz, application), (RawFuzz, raw_application)])
 def test_no_request_is_answered_by_a_defect_and_nothing_leaks(
-    make: type[Fuzz], over: Callable[..., Front]
+    make: type[Fuzz], over: Callable[[Path], HttpApp], tmp_path: Path
 ) -> None:
-    app = HttpApp(over(max_body_bytes=4096))
+    app = over(tmp_path)
 
     async def test() -> tuple[dict[int, int], int]:
         fuzz = make(seed=1)
@@ -338,3 +379,25 @@ def test_no_request_is_answered_by_a_defect_and_nothing_leaks(
     assert found[200] > REQUESTS // 50, found  # good ones are among them
     assert {400, 404, 405, 415} <= set(found)
     assert grown < LEAK_BYTES, f"{grown} bytes"
+
+
+@pytest.mark.slow
+def test_after_a_hundred_thousand_requests_the_process_is_as_large_as_before(tmp_path: Path) -> None:
+    app = application(tmp_path)
+
+    async def test() -> int:
+        fuzz = Fuzz(seed=2)
+        await run(fuzz, app, MANY_REQUESTS // 20)
+        before = resident_bytes()
+        await run(fuzz, app, MANY_REQUESTS - MANY_REQUESTS // 20)
+        return resident_bytes() - before
+
+    grown = asyncio.run(test())
+    assert grown < GROWTH_BYTES, f"{grown} bytes"
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -177,6 +177,9 @@ def _of_classes(uncertainty: Mapping[str, Any]) -> list[Fact]:
 def _of_elsewhere(kind: str, found: Mapping[str, Any]) -> Fact:
     by = {"confidence": "confidence", "total": "entropy", "epistemic": "contradiction"}
     figures = ", ".join(f"{text.number(found[key])} by {how}" for key, how in by.items())
+    rate = found.get("fpr95", {}).get("confidence")
+    if rate is not None:
+        figures += f"; {text.metric(rate, 'accuracy')} look as sure as 95 % of test rows"
     return f"AUROC of finding {ELSEWHERE.get(kind, safe(kind))}", f"{figures} ({found['rows']:,} rows)"
 
 
