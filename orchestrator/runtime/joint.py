@@ -27,9 +27,12 @@ from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.forms import cached, random_like
 from orchestrator.runtime.rebuild import rebuild
+from orchestrator.runtime.wide import widened
 from orchestrator.store.store import Store
 
 SAMPLE = "sample.npz"
+_WIDE = "wide"
+"""How networks are joined: stands in the key of what is compiled, which another way would not fit."""
 FP32_TOLERANCE = 1e-5
 """Largest difference to the eager outputs, as a share of the largest of them (or of 1)."""
 BF16_TOLERANCE = 0.02
@@ -167,6 +170,11 @@ class _SideBySide(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
         self._shared = all(_same_scaling(models[0], model) for model in models)
+        wide = widened([getattr(model, "body", model) for model in models]) if self._shared else None
+        if wide is not None:
+            self.models, self.wide = nn.ModuleList(models[:1]), wide
+        else:
+            self.wide = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw rows [B, *input_shape]."""
@@ -174,6 +182,9 @@ class _SideBySide(nn.Module):
             return torch.stack([model(x) for model in self.models], dim=1)
         first: Any = self.models[0]
         scaled = first.preprocess(x)
+        if self.wide is not None:
+            out: Tensor = first.rescale(self.wide(scaled))
+            return out
         served: list[Any] = list(self.models)
         return torch.stack([model.rescale(model.body(scaled)) for model in served], dim=1)
 
@@ -181,8 +192,9 @@ class _SideBySide(nn.Module):
 def _same_scaling(first: nn.Module, other: nn.Module) -> bool:
     if not (isinstance(first, Served) and isinstance(other, Served)):
         return False
-    one, two = first.preprocess, other.preprocess
-    return torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
+    mine = [*first.preprocess.buffers(), *first.rescale.buffers()]
+    theirs = [*other.preprocess.buffers(), *other.rescale.buffers()]
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
 
 
 def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allowed: Collection[str]) -> Any:
@@ -210,7 +222,7 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
         np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
         _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerance)
 
-    folder = cached(store, fingerprint(list(digests)), package.target_key(facts), facts, make)
+    folder = cached(store, fingerprint([_WIDE, *digests]), package.target_key(facts), facts, make)
     forward = package.open_package(folder / package.PACKAGE)
     _check(forward, folder / SAMPLE, tolerance)
     return forward
