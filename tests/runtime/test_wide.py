@@ -27,7 +27,9 @@ def cnn(*channels: int, batch_norm: bool = True) -> Body:
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 5, bias=False))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 5, bias=False)
+    )
 
 
 def several(make: Body, count: int = 3) -> list[nn.Module]:
@@ -46,7 +48,9 @@ def several(make: Body, count: int = 3) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    "make", [cnn(16, 32), cnn(4, 6), cnn(32, 16, batch_norm=False), mlp], ids=["grouped", "apart", "bias", "mlp"]
+    "make",
+    [cnn(16, 32), cnn(4, 6), cnn(32, 16, batch_norm=False), mlp],
+    ids=["grouped", "apart", "bias", "mlp"],
 )
 @pytest.mark.parametrize("rows", [1, 7])
 def test_it_gives_what_each_gives(make: Body, rows: int) -> None:
@@ -64,13 +68,14 @@ def test_it_gives_what_each_gives(make: Body, rows: int) -> None:
     "bodies",
     [
         [cnn(16, 32)(), cnn(16, 16)()],
+        [cnn(64, 64)(), cnn(64, 64)()],
         [mlp(), cnn(16, 32)()],
         [mlp()],
         [nn.Linear(4, 2), nn.Linear(4, 2)],
         [nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), nn.Sequential(nn.Linear(4, 2), nn.Softmax(1))],
         [nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))],
     ],
-    ids=["sizes", "kinds", "one", "no list", "unknown layer", "no rows"],
+    ids=["sizes", "large", "kinds", "one", "no list", "unknown layer", "no rows"],
 )
 def test_what_is_not_equal_or_not_known_stays_apart(bodies: list[nn.Module]) -> None:
     assert widened([body.eval() for body in bodies]) is None
