@@ -165,7 +165,7 @@ class _Maker:
             name=name,
             entry=entry.model_copy(update={"resources": resources}),
             data_folder=str(self.dataset.folder),
-            store=str(self.store.root),
+            store=self.store.location,
             seed=self.config.seed_of(entry),
             metric=self.config.metric,
             allowed=self.config.allow,

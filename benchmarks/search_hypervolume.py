@@ -164,7 +164,7 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> tuple[TrialJob, Tri
     job = TrialJob(
         search=_settings({}),
         parent=digest,
-        store=str(store.root),
+        store=store.location,
         data_folder=str(data.folder),
         data_digest=data.digest,
         metric=Metric(),
@@ -215,7 +215,7 @@ def _run(arm: str, job: TrialJob, parent: TrialRow, seconds: float, folder: Path
         return search_tune.run(job, TUNE[arm], seconds, folder, CORES)  # type: ignore[arg-type]
     store = Store(folder / "store")
     Store(job.store).copy_artifact(job.parent, store)
-    job = job.model_copy(update={"store": str(store.root), "search": _settings(OURS[arm])})
+    job = job.model_copy(update={"store": store.location, "search": _settings(OURS[arm])})
     return _ours(job, parent, seconds, folder)
 
 

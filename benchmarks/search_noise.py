@@ -105,7 +105,7 @@ class _Sweep:
         parents = [_network(store, seed) for seed in range(measurements + 1)]
         self._baseline, self._target = parents.pop(), Target()
         self._waiting = [_variants(store, parent) for parent in parents]
-        self.actor = bench_actor.start(str(store.root), cpus=0, target=self._target)
+        self.actor = bench_actor.start(store.location, cpus=0, target=self._target)
         # As the parent of a search: first and alone.
         ray.get(self.actor.measure.remote(self._baseline, [(self._baseline, "eager")]))
         self._prepare()

@@ -75,7 +75,7 @@ class Study:
         job = TrialJob(
             search=settings,
             parent="0" * 64,
-            store=str(self.store.root),
+            store=self.store.location,
             data_folder="none",
             data_digest="none",
             metric=Metric(),
@@ -93,7 +93,7 @@ class Study:
         self, driver: str, each_s: float, workers: int = 0, trainable: Trainable = sleep_and_keep
     ) -> list[TrialRow]:
         """All trials' rows; the first trials of `workers` processes begin together."""
-        shared = {"store": str(self.store.root), "each_s": each_s, "spread": self._spread}
+        shared = {"store": self.store.location, "each_s": each_s, "spread": self._spread}
         shared |= gate(self._folder, workers)
         self._each_s = each_s
         DRIVERS[driver](self.search, trainable, shared, self.settings, storage=self._folder / "tune")

@@ -31,6 +31,8 @@ LOW_TOLERANCE = 2e-2
 """Of compressed members, which are compiled from another form than they are run in offline."""
 TRIES = 3
 WARM_UP_S = 1
+AGAIN_S = 60.0
+"""Longest time until a server that was frozen answers again."""
 PORT = 18_000
 """Each server has ten from here on; see `serving_servers`."""
 
@@ -110,7 +112,7 @@ def _blocks(server: Server, arm: Arm, scripts: Mapping[Case, Path], seconds: int
         url = f"{server.url}/v2/models/{model}/infer"
         request = _request(server, cases[0], scripts)
         try:
-            server.wait_until(request)
+            server.wait_until(request, AGAIN_S)
             load(url, scripts[cases[-1]], connections=4, seconds=WARM_UP_S)
         except RuntimeError as error:
             print(f"{server.name}: warming up: {error}", file=sys.stderr)
@@ -125,7 +127,7 @@ def block(
     """One block; tried again when the server answers again."""
     for left in reversed(range(TRIES)):
         try:
-            server.wait_until(request)
+            server.wait_until(request, AGAIN_S)
             found.blocks.append(load(url, script, connections=case.connections, seconds=seconds))
         except RuntimeError as error:
             print(f"{server.name}, {case.name}: {error}", file=sys.stderr)

@@ -119,7 +119,7 @@ def prepare(models: Models, plain: Sequence[str]) -> None:
     if any(member.execution == "aoti" for spec in models.specs.values() for member in distinct(spec.tree)):
         for digest in plain:
             execute.load(store, digest, "aoti", batch=BATCH)
-    facts = {"store": str(store.root), "digests": list(plain)}
+    facts = {"store": store.location, "digests": list(plain)}
     (models.folder / "facts.json").write_text(json.dumps(facts))
 
 

@@ -116,7 +116,7 @@ def compressed(setting: Setting, measure: Measure) -> Result:
     rows = measure(arms | _ours(models, OURS, *cases), models)
     where = f"{folder.name} (validation)"
     about = [{"ensemble": name, "data": folder.name, **found} for name, found in accuracy.items()]
-    about += [{"ensemble": name, "failed": reason} for name, reason in missing.items()]
+    about += [{"ensemble": name, "cannot_run_here": reason} for name, reason in missing.items()]
     lost = {name: accuracy[TRIO]["validation"] - accuracy[name]["validation"] for name in variants}
     return rows + about, compressed_claims(_by_key(rows), lost, where)
 
@@ -161,7 +161,7 @@ def _plain(models: Models) -> dict[str, Arm]:
 def _ours(models: Models, name: str, *cases: Case) -> dict[str, Arm]:
     placement = "distributed" if name == DISTRIBUTED else "fused"
     refs = [f"serving/{model}" for model in dict.fromkeys(case.model for case in cases)]
-    return {name: ours(str(models.store.root), placement, refs, cases)}
+    return {name: ours(models.store.location, placement, refs, cases)}
 
 
 def _by_key(rows: list[dict[str, Any]]) -> Rows:

@@ -29,7 +29,7 @@ print("SECONDS", time.perf_counter() - started)
 def cold_start_s(models: Models, repeats: int) -> float:
     """The median for the three networks, whose compiled form is in the store."""
     spec = models.specs["trio"].model_dump_json()
-    command = [sys.executable, "-c", _REPLICA, str(models.store.root), spec]
+    command = [sys.executable, "-c", _REPLICA, models.store.location, spec]
     taken = []
     for _ in range(repeats):
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
+from deployments.stream import streamed
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble.quorum import answers_without
@@ -87,6 +88,11 @@ class Composed:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         return await self._contract.answer(question)
+
+    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
+        """See `streamed`."""
+        async for found in streamed(self.predict, question):
+            yield found
 
     async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
         """The answer to each question, or why there is none."""

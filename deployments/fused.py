@@ -7,8 +7,9 @@ alone. Nothing is sent anywhere; what is lost is isolation, since a crash takes 
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,15 @@ from deployments.observe import families
 from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
-from deployments.outputs import Part, shared
+from deployments.outputs import Part, answer, shared
 from deployments.protocol.model import describe
 from deployments.worker import STUCK_S, HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
+from orchestrator.errors import DeadlineError
 from orchestrator.runtime import joint
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
@@ -67,6 +70,7 @@ class Fused:
         timed = batches(self._meter, spec.name)
         self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
         self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
+        self._meter.watch(families.HANGING, spec.name, value=lambda: self._worker.calls_that_hang)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -81,7 +85,11 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
-        part = await self._batcher.submit(question.rows, question.timeout_s)
+        part = await (
+            self._batcher.submit(question.rows, question.timeout_s)
+            if question.told is None
+            else self._in_stages(question, question.told)
+        )
         return part.answer(self._spec, question.outputs)
 
     async def ready(self) -> None:
@@ -104,19 +112,32 @@ class Fused:
         await self._batcher.close()
         self._worker.close()
 
-    async def _run(self, rows: np.ndarray) -> Part:
+    async def _in_stages(self, question: Question, told: Callable[[Answer], None]) -> Part:
+        """A walk of its own, whose stages are told."""
+        loop = asyncio.get_running_loop()
+
+        def tell(stage: Prediction) -> None:
+            loop.call_soon_threadsafe(told, answer(stage, self._spec))
+
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await self._run(question.rows, tell)
+        except TimeoutError as error:
+            raise DeadlineError("no answer in time", f"{question.timeout_s:g} s") from error
+
+    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Part:
         if not self._groups:
             self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
         watch = Watch()
         try:
-            part = await self._worker.run(partial(self._compute, rows, watch), watch, self._hang_s)
+            part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
         except HangingError:
             self._groups = ()  # they belong to the call that hangs
             raise
         note_walk(self._spec.name, part.whole, (), self._meter)
         return part
 
-    def _compute(self, inputs: np.ndarray, watch: Watch) -> Part:
+    def _compute(self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None) -> Part:
         """In the worker's thread. Where all is well, nothing has to be decided."""
         if self._direct is not None:
             (group,) = self._groups
@@ -126,17 +147,25 @@ class Fused:
             prediction = None if outputs is None else self._direct(outputs)
             if prediction is not None:
                 return shared(prediction, self._spec, self._version)
-        return shared(self._walk(inputs, watch), self._spec, self._version)
+        return shared(self._walk(inputs, watch, told), self._spec, self._version)
 
-    def _walk(self, inputs: np.ndarray, watch: Watch) -> Prediction:
+    def _walk(
+        self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
+    ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
         asks, groups = next(steps), self._groups
+        progress = (
+            None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
+        )
         while True:
+            asked, outcomes = asks, _answers(groups, asks, inputs, watch)
             try:
-                asks = steps.send(_answers(groups, asks, inputs, watch))
+                asks = steps.send(outcomes)
             except StopIteration as done:
                 prediction: Prediction = done.value
                 return prediction
+            if progress is not None:
+                progress.after(asked, outcomes)
 
 
 def load_groups(worker: Worker, spec: Spec, store: str, **options: Any) -> tuple[Joint, ...]:
@@ -171,17 +200,19 @@ def _answers(
     groups: Sequence[Joint], asks: Sequence[Ask], inputs: np.ndarray, watch: Watch
 ) -> tuple[Outcome, ...]:
     """One outcome for each ask; a group is called once, for all rows that any of its members is asked for."""
-    rows: dict[Joint, np.ndarray] = {}
+    wanted: dict[Joint, Ask] = {}
     home = {member: group for group in groups for member in group.members}
     for ask in asks:
         group = home[ask.member]
-        rows[group] = ask.rows if group not in rows else np.union1d(rows[group], ask.rows)
+        # A member that sees others has a group of its own.
+        before = wanted.get(group)
+        wanted[group] = ask if before is None else Ask(ask.member, np.union1d(before.rows, ask.rows))
     found: dict[Member, np.ndarray | Exception] = {}
-    for group, wanted in rows.items():
-        found |= group(inputs if len(wanted) == len(inputs) else inputs[wanted], watch.begin)
+    for group, of_all in wanted.items():
+        found |= group(of_all.of(inputs), watch.begin)
     if watch.given_up:
         raise HangingError("nobody waits any more")
-    return tuple(_outcome(found[ask.member], ask, rows[home[ask.member]]) for ask in asks)
+    return tuple(_outcome(found[ask.member], ask, wanted[home[ask.member]].rows) for ask in asks)
 
 
 def _outcome(found: np.ndarray | Exception, ask: Ask, rows: np.ndarray) -> Outcome:

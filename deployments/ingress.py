@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.bundle import Bundler
-from deployments.drive import fetch, fetch_all
+from deployments.drive import fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
@@ -24,6 +24,7 @@ from deployments.http.admin import Admin
 from deployments.http.app import Companion, HttpApp
 from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
+from deployments.observe import families
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
 from deployments.page.site import Site
@@ -33,7 +34,7 @@ from deployments.releases.controls import Controls, Tell
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Cascade, Spec, walk_nodes
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import OrchestratorError, ReleaseChangedError
+from orchestrator.errors import MemberFailedError, OrchestratorError, ReleaseChangedError
 from orchestrator.store.store import Store
 
 SLOTS = 2
@@ -80,7 +81,7 @@ class Ingress:
                 self._here[spec.name] = place.follow(self._renew) if place.name else place.open(spec)
         live = [self._live(spec) for spec in specs]
         served = [self._served(spec) for spec in live]
-        meter = Meter(this_replica())
+        self._meter = meter = Meter(this_replica())
         self._front = front = Front(counted(served, meter), serving)
         access = Access(serving.access)
         self._site = Site(live, served, meter, self._snapshots)
@@ -101,6 +102,7 @@ class Ingress:
         self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
+        self._meter.set(families.TASKS, to=len(asyncio.all_tasks()))
         here = [await ensemble.snapshots() for ensemble in self._here.values()]
         return [*itertools.chain(*here), *await gather(self._behind.values())]
 
@@ -159,7 +161,10 @@ class Ingress:
 
         async def predict(question: Question) -> Answer:
             try:
-                answer = await ask(question)
+                if question.told is None:
+                    answer = await ask(question)
+                else:
+                    answer = await _ask_in_stages(spec, handle, question, question.told)
             except ReleaseChangedError:
                 await ready()  # the next request is encoded as the new one wants it
                 raise
@@ -177,6 +182,20 @@ class Ingress:
             return await fetch_all(_own(), "control", model, method, args, timeout_s=CHANGE_S)
 
         return behind if model in self._behind else here
+
+
+async def _ask_in_stages(
+    spec: Spec, handle: DeploymentHandle[Any], question: Question, told: Callable[[Answer], None]
+) -> Answer:
+    """Asks an ensemble's deployment, which tells what each stage of a cascade says."""
+    responses = handle.options(stream=True).stream.remote(replace(question, told=None))
+    last: bool
+    answer: Answer
+    async for last, answer in fetch_stream(responses):
+        if last:
+            return answer
+        told(answer)
+    raise MemberFailedError("a stream of answers has no end", spec.name)
 
 
 def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:

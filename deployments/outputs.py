@@ -12,11 +12,13 @@ from deployments.exchange import Answer
 from orchestrator.config.ensemble import Combined, Spec
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
 from orchestrator.ensemble.conformal import sets_of
+from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction
 
 EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
 """Outputs about the members, worked out only when one of them is asked for."""
 PREDICTION_SET = "prediction_set"
+REJECTED = "rejected"
 
 
 def answer(
@@ -78,7 +80,8 @@ def shared(prediction: Prediction, spec: Spec, version: str) -> Part:
 def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:
     """A prediction of N rows as the protocol's outputs.
 
-    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression. Of M distinct members
+    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression, and `rejected` [N] of a
+    tree that has it fitted. Of M distinct members
     on request:
 
     - `member_probs` [N, M, K]: what each said (of a regression values); zeros in rows that it was not
@@ -110,6 +113,8 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
             "exit_stage": prediction.stages,
             "disagreement": disagreement(answers, weights, prediction),
         }
+    dropped = rejected(spec.tree, prediction)
+    found |= {} if dropped is None else {REJECTED: dropped}
     if PREDICTION_SET in wanted and prediction.probs is not None:
         inside = sets_of(spec.tree, prediction.probs)
         found |= {} if inside is None else {PREDICTION_SET: inside}

@@ -16,8 +16,9 @@ from ray.serve.handle import DeploymentHandle
 from deployments.composed import Composed
 from deployments.fused import Fused, load_groups, note_fallback
 from deployments.group import Group
+from deployments.observe import families
 from deployments.observe.members import batches
-from deployments.observe.meter import Meter
+from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.releases.follower import Follower
 from deployments.worker import Worker
@@ -145,6 +146,11 @@ class Mixed(Composed):
             here |= group.handles()
         found = [handles.get(member) or here[member] for member in distinct(spec.tree)]
         super().__init__(spec, found, settings.serving, here=here, meter=meter)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """As of `Composed`, and what hangs here."""
+        self._meter.set(families.HANGING, self._spec.name, to=self._worker.calls_that_hang)
+        return await super().snapshots()
 
     def check_health(self) -> None:
         """Called by Serve.

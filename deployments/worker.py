@@ -98,6 +98,11 @@ class Worker:
                 raise
 
     @property
+    def calls_that_hang(self) -> int:
+        """Calls that were given up and have not returned."""
+        return len(self._hanging)
+
+    @property
     def hanging(self) -> frozenset[Member]:
         """Members with a call that hangs."""
         return frozenset(member for watch, _ in self._hanging.values() for member in watch.members)

@@ -42,6 +42,10 @@ def serve(
     log: Annotated[
         Literal["off", "text", "json"], typer.Option(help="A line for each request on the replica's log.")
     ] = "off",
+    signers: Annotated[
+        list[str] | None,
+        typer.Option("--require-signature", metavar="KEY", help="Load only what this public key signed."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve ensembles over HTTP (Open Inference Protocol V2) until Ctrl-C, with a page at the root."""
@@ -59,21 +63,27 @@ def serve(
         "tls": None if certificate is None else tls,
         "request_log": log,
     }
-    serve_refs(names, store=store, serving=serving, allow=allow or [], as_json=as_json)
+    serve_refs(names, store=store, serving=serving, allow=allow or [], signers=signers or [], as_json=as_json)
 
 
 def keys(
-    action: Annotated[Literal["add", "list", "revoke"], typer.Argument(help="What to do.")],
+    action: Annotated[
+        Literal["add", "list", "revoke", "signing"],
+        typer.Argument(help="API keys: add, list, revoke; 'signing' makes a key that signs artifacts."),
+    ],
     name: Annotated[str, typer.Argument(help="Name of the key: who or what will use it.")] = "",
     scope: Annotated[
         Literal["data", "admin"], typer.Option(help="data asks models; admin may also change what is served.")
     ] = "data",
-    file: Annotated[Path, typer.Option("--file", help="File of the keys' names and hashes.")] = Path(
-        "runs/keys"
-    ),
+    file: Annotated[
+        Path, typer.Option("--file", help="File of the keys' names and hashes, or for the new signing key.")
+    ] = Path("runs/keys"),
     as_json: JsonOption = False,
 ) -> None:
-    """Make, list or revoke the API keys that a server asks for."""
+    """Make, list or revoke the API keys that a server asks for, or make a key that signs artifacts."""
+    if action == "signing":
+        _make_signing_key(name, file, as_json)
+        return
     if (action == "list") == bool(name):
         wanted = "no name" if action == "list" else "a name"
         raise typer.BadParameter(f"'{action}' takes {wanted}", param_hint="NAME")
@@ -93,3 +103,16 @@ def keys(
     else:
         for key in found:
             typer.echo(f"{key['name']}  {key['scope']}")
+
+
+def _make_signing_key(name: str, file: Path, as_json: bool) -> None:
+    from orchestrator.store.signing import make_key
+
+    if name:
+        raise typer.BadParameter("'signing' takes no name", param_hint="NAME")
+    public = make_key(file)
+    if as_json:
+        print_json({"public_key": public, "file": str(file)})
+    else:
+        typer.echo(public)
+        typer.secho(f"that is the public key; {file} holds the private one: keep it to yourself", err=True)

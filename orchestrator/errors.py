@@ -64,6 +64,10 @@ class CorruptArtifactError(StoreError):
     """A stored file does not match its recorded digest."""
 
 
+class UnsignedError(CorruptArtifactError):
+    """No trusted key signed what was to be loaded."""
+
+
 class NotFoundError(StoreError):
     """No artifact, ref or record of that name."""
 

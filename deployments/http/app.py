@@ -13,6 +13,7 @@ from deployments.front import LARGE_BYTES, Front, maybe_threaded
 from deployments.http import encoding
 from deployments.http.asgi import (
     DisconnectedError,
+    EventStream,
     Headers,
     Receive,
     Reply,
@@ -21,16 +22,18 @@ from deployments.http.asgi import (
     header_text,
     headers_of,
     path_of,
+    send_events,
     send_reply,
 )
 from deployments.http.endpoints import Endpoints
-from deployments.http.errors import refusal, status_of
+from deployments.http.errors import INTERNAL, refusal, status_of
 from deployments.http.infer import infer
 from deployments.http.routes import Call, Handler, Routes
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import OrchestratorError, OverloadedError
 
-INTERNAL = "internal error; see the server's log"
+ADMIN = "/admin/models"
+"""Among `more`: releases can be changed."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class HttpApp:
     ) -> None:
         self._front = front
         self._beside = beside
-        self._routes = Routes({**more, **Endpoints(front).table()})
+        self._routes = Routes({**more, **Endpoints(front, releases=ADMIN in more).table()})
         # The paths of inference are looked up at once: all the load goes there. Versions come and go.
         self._infer = {f"/v2/models/{name}/infer": name for name in front.entries}
 
@@ -99,6 +102,7 @@ class HttpApp:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = headers_of(scope)
         method = scope["method"]
+        reply: Reply | EventStream
         try:
             reply = await self._reply(scope, headers, receive)
         except OrchestratorError as error:
@@ -113,11 +117,14 @@ class HttpApp:
         except Exception:
             logger.exception("a request failed by a defect")
             reply = refusal(500, INTERNAL)
+        if isinstance(reply, EventStream):
+            await send_events(send, reply)
+            return
         if len(reply.body) >= encoding.LEAST_BYTES:
             reply = await _compressed(reply, headers)
         await send_reply(send, reply, with_body=method != "HEAD")
 
-    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
+    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply | EventStream:
         method, path = scope["method"], path_of(scope)
         name = self._infer.get(path)
         if name is not None and method == "POST":

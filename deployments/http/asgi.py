@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,13 @@ class Reply:
     """All but its length."""
 
 
+@dataclass(frozen=True)
+class EventStream:
+    """An answer in parts: server-sent events as they become known."""
+
+    events: AsyncIterator[bytes]
+
+
 def json_reply(value: object, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
     """JSON."""
     return Reply(to_json(value), status, (JSON, *headers))
@@ -65,3 +72,17 @@ async def send_reply(send: Send, reply: Reply, *, with_body: bool = True) -> Non
     headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body if with_body else b""})
+
+
+async def send_events(send: Send, stream: EventStream) -> None:
+    """Send each event as it comes; what makes them ends with this."""
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+    events = stream.events
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

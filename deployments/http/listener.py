@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -54,7 +54,8 @@ class Listener:
         self._lock = PortLock(serving.host, serving.port, owner or f"process {os.getpid()}")
         tls = serving.tls
         self._server = _Server(
-            uvicorn.Config(
+            closed=self._lock.give_back,
+            config=uvicorn.Config(
                 _cancellable(app),
                 http=_Protocol,
                 ws="none",
@@ -67,7 +68,7 @@ class Listener:
                 timeout_graceful_shutdown=math.ceil(serving.drain_s),
                 ssl_certfile=None if tls is None else tls.certificate,
                 ssl_keyfile=None if tls is None else tls.key,
-            )
+            ),
         )
         self._serving: asyncio.Task[None] | None = None
 
@@ -93,10 +94,7 @@ class Listener:
         """Take no more connections; requests in work have `serving.drain_s`."""
         if self._serving is not None:
             self._server.should_exit = True
-            try:
-                await self._serving
-            finally:
-                self._lock.give_back()
+            await self._serving
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -116,8 +114,9 @@ class _State(ServerState):
 class _Server(uvicorn.Server):
     """Leaves signals to Ray, whose process this is."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, closed: Callable[[], None]) -> None:
         super().__init__(config)
+        self._closed = closed
         self.server_state: _State = _State()
 
     @contextmanager
@@ -132,6 +131,7 @@ class _Server(uvicorn.Server):
             server.close()
         for one in sockets or []:
             one.close()
+        self._closed()
         self.server_state.draining = True
         await asyncio.sleep(IDLE_S if self.server_state.connections else 0)
         await super().shutdown()

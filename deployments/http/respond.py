@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter_ns
 
 from deployments.exchange import Answer, Question
@@ -28,8 +29,11 @@ async def respond(
     encode: Encode,
     *,
     large_bytes: int,
+    told: Callable[[Answer], None] | None = None,
 ) -> Reply:
     """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
+
+    `told` is called with what the stages of a cascade say.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -50,6 +54,8 @@ async def respond(
                     limit.reschedule(deadline)
                 decoded = perf_counter_ns()
                 question = _question(request, headers, deadline - loop.time())
+                if told is not None:
+                    question = replace(question, told=told)
                 answer = await entry.served.predict(question)
                 check_given(answer, question.outputs)
                 known = perf_counter_ns()

@@ -167,6 +167,9 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
             raise
         meter.add(families.ANSWERS, model)
         meter.add(families.DEGRADED, model, amount=float(answer.degraded))
+        dropped = answer.outputs.get("rejected")
+        if dropped is not None:
+            meter.add(families.REJECTED, model, amount=float(dropped.sum()))
         meter.set(families.WEIGHT_EPOCH, model, to=answer.weight_epoch)
         if record is not None:
             record.rows, record.answer = len(question.rows), answer

@@ -151,6 +151,8 @@ def describe(spec: Spec) -> Model:
         )
     else:
         outputs = (Tensor("values", "FP32", (-1, signature.outputs)),)
+    if isinstance(spec.tree, Combined) and spec.tree.reject is not None:
+        outputs += (Tensor("rejected", "BOOL", (-1,)),)
     return Model(
         name=spec.name,
         version=fingerprint(spec.plain())[:12],

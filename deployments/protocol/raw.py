@@ -75,7 +75,16 @@ class Encoder:
         self._longest_s = serving.deadline_s
 
     def check_inputs(self, names: Sequence[str]) -> None:
-        """The names of a request's inputs are the model's.
+        """The names of a request's inputs are the model's, or that of encoded rows.
+
+        Raises:
+            ProtocolError: one is missing, or unknown.
+        """
+        if list(names) != [INPUT]:
+            self.check_columns(names)
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """The names are those of the model's inputs.
 
         Raises:
             ProtocolError: one is missing, or unknown.
@@ -133,7 +142,7 @@ class Encoder:
         Raises:
             ProtocolError: the model takes several inputs, or it cannot be encoded.
         """
-        self.check_inputs([INPUT])
+        self.check_columns([INPUT])
         return self.encode([body], 1)
 
     def encode(self, values: Values, count: int) -> Array:
@@ -251,9 +260,15 @@ def _by_audio(_: AudioEncoding, _name: str, _expected: Tensor) -> Mapping[str, i
 
 
 @_taken.register
-def _by_table(encoding: TableEncoding, name: str, _expected: Tensor) -> Mapping[str, int]:
-    (column,) = [one for one in encoding.columns if one.name == name]
+def _by_table(encoding: TableEncoding, name: str, expected: Tensor) -> Mapping[str, int]:
+    column = _named(encoding, name)
+    if column is None:
+        return {expected.datatype: expected.shape[1]}
     return dict.fromkeys(_of_numbers(column) if isinstance(column, Number) else _of_categories(column), 1)
+
+
+def _named(encoding: TableEncoding, name: str) -> Number | Category | None:
+    return next((column for column in encoding.columns if column.name == name), None)
 
 
 def _of_numbers(_column: Number) -> tuple[str, ...]:
@@ -295,8 +310,24 @@ def _audio_rows(_: AudioEncoding, given: Sequence[Given], encoder: Encoder) -> A
 
 
 @_rows.register
-def _table_rows(_: TableEncoding, given: Sequence[Given], encoder: Encoder) -> Array:
+def _table_rows(encoding: TableEncoding, given: Sequence[Given], encoder: Encoder) -> Array:
+    if len(given) == 1 and _named(encoding, given[0].name) is None:
+        return _encoded_table(encoding, given[0], encoder.expected)
+    encoder.check_columns([one.name for one in given])
     return encoder.encode({one.name: _column(one) for one in given}, given[0].rows)
+
+
+def _encoded_table(encoding: TableEncoding, given: Given, expected: Tensor) -> Array:
+    """Rows that a client encoded itself."""
+    rows = datatypes.fit(np.asarray(given.values), given.datatype, expected.datatype)
+    for place, column in enumerate(encoding.columns):
+        if isinstance(column, Category):
+            codes = rows[:, place]
+            if wrong := codes[
+                (codes != np.floor(codes)) | (codes < 0) | (codes > len(column.values))
+            ].tolist():
+                raise ProtocolError(f"codes of '{column.name}' must be 0..{len(column.values)}", wrong[0])
+    return rows
 
 
 def _column(given: Given) -> Column:

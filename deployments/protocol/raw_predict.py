@@ -129,7 +129,7 @@ def _table(encoding: TableEncoding, body: bytes, kind: str, encoder: Encoder) ->
         encoder.check_rows(len(rows))
         return encoder.encode(_columns_of(rows, encoding), len(rows))
     if kind == ARROW:
-        batches = arrow.batches_of(body, lambda schema: encoder.check_inputs(schema.names))
+        batches = arrow.batches_of(body, lambda schema: encoder.check_columns(schema.names))
         count = sum(batch.num_rows for batch in batches)
         encoder.check_rows(count)
         table = pa.Table.from_batches(batches)

@@ -59,6 +59,8 @@ class Running:
         if question.encoded_by not in ("", self.model.encoded_by):
             raise ReleaseChangedError("another release took over", self.spec.name, "ask again")
         self._asked += 1
+        if (told := question.told) is not None:
+            question = replace(question, told=lambda stage: told(replace(stage, version=self.model.version)))
         try:
             answer = await self.engine.predict(question)
         finally:

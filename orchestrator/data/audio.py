@@ -36,6 +36,20 @@ def audio_rows(encoding: AudioEncoding, values: Sequence[object], first_row: int
     return rows
 
 
+def sound_of(value: object, rate: int | None, place: str) -> tuple[int, int]:
+    """Number of samples and rate in Hz of a sound; `rate` is that of samples without a file.
+
+    Raises:
+        DataError: it is no sound, or nobody knows its rate.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        waves, found = read_wav(bytes(value), place)
+        return len(waves), found
+    if rate is None:
+        raise DataError(f"{place} is no file that tells its rate", fix="set data.decode.rate")
+    return len(_given(value, place)), rate
+
+
 def read_wav(data: bytes, place: str = "the sound") -> tuple[Array, int]:
     """Samples `float32` [T, channels] in -1..1 and the rate in Hz of a PCM WAV file of 8, 16, 24 or 32 bits.
 
@@ -82,6 +96,17 @@ def _samples(value: object, encoding: AudioEncoding, place: str) -> Array:
         if rate == encoding.rate and waves.shape[1] == 1:
             return _whole(waves[: encoding.length, 0])
         return _whole(_resampled(waves, rate, encoding))
+    given = _given(value, place)
+    kept = given[: encoding.length]
+    if given.dtype.kind == "f":
+        return _whole(_float_samples(kept, place))
+    if kept.min() < -(2**15) or kept.max() >= 2**15:
+        raise DataError(f"{place} has a sample beyond 16 bits", f"{kept.min()} to {kept.max()}")
+    return kept.astype(np.int16)
+
+
+def _given(value: object, place: str) -> Array:
+    """Samples [T] without a file, T >= 1, of any numbers."""
     try:
         given = np.asarray(value)
     except ValueError as error:
@@ -94,12 +119,7 @@ def _samples(value: object, encoding: AudioEncoding, place: str) -> Array:
         )
     if not len(given):
         raise DataError(f"{place} holds no samples")
-    kept = given[: encoding.length]
-    if given.dtype.kind == "f":
-        return _whole(_float_samples(kept, place))
-    if kept.min() < -(2**15) or kept.max() >= 2**15:
-        raise DataError(f"{place} has a sample beyond 16 bits", f"{kept.min()} to {kept.max()}")
-    return kept.astype(np.int16)
+    return given
 
 
 def _float_samples(kept: Array, place: str) -> Array:

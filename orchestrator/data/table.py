@@ -85,15 +85,22 @@ def _as_number(value: object, row: int, place: _Place) -> float:
 def _category(column: Category, values: Sequence[object], place: _Place) -> Array:
     codes = _codes(column.values)
     plain = values.tolist() if isinstance(values, np.ndarray) else values
-    found = [
-        UNKNOWN_CODE if name is None else codes.get(name, UNKNOWN_CODE)
-        for name in (category_name(value, row, place) for row, value in enumerate(plain))
-    ]
+    names = (_name(value, row, place) for row, value in enumerate(plain))
+    found = [UNKNOWN_CODE if name is None else codes.get(name, UNKNOWN_CODE) for name in names]
     return np.asarray(found, dtype=np.float32)
 
 
-def category_name(value: object, row: int, place: _Place) -> str | None:
-    """A category as text: whole numbers and booleans as JSON writes them; None of a missing one."""
+def category_names(values: Sequence[object], column: str, origin: str) -> list[str | None]:
+    """Categories as text: whole numbers and booleans as JSON writes them; None of a missing one.
+
+    Raises:
+        DataError: a value is of another type.
+    """
+    place = _Place(0, origin, column)
+    return [_name(value, row, place) for row, value in enumerate(values)]
+
+
+def _name(value: object, row: int, place: _Place) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, bool):

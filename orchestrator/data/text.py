@@ -6,6 +6,7 @@ A text without any token (empty, or white space alone) is one unknown token, so 
 from __future__ import annotations
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, singledispatch
@@ -19,6 +20,8 @@ from orchestrator.data.dataset import Array
 from orchestrator.errors import DataError
 
 FILLING, UNKNOWN = 0, 1
+FILLING_TOKEN, UNKNOWN_TOKEN = "<filling up>", "<unknown token>"
+"""Names of the two numbers in a tokenizer. No text has such tokens, since they hold a space."""
 CACHED_WORD = 32
 """Longest word whose n-grams are kept: what clients send must not fill the memory."""
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -26,9 +29,18 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def text_rows(encoding: TextEncoding, values: Sequence[object], first_row: int, origin: str) -> Array:
     """`int32` [N, sum of lengths]; see `orchestrator.data.encode.encode`."""
-    texts = [_text(value, first_row + row, origin) for row, value in enumerate(values)]
+    texts = read_texts(values, first_row, origin)
     segments = [_filled([numbers(segment, text) for text in texts], segment) for segment in encoding.segments]
     return np.concatenate(segments, axis=1)
+
+
+def read_texts(values: Sequence[object], first_row: int, origin: str) -> list[str]:
+    """Values as text.
+
+    Raises:
+        DataError: a value is neither text nor UTF-8; it names the row.
+    """
+    return [_text(value, first_row + row, origin) for row, value in enumerate(values)]
 
 
 @singledispatch
@@ -55,7 +67,8 @@ def _tokens(segment: Tokens, text: str) -> list[int]:
 
 @numbers.register
 def _ngrams(segment: NgramHashes, text: str) -> list[int]:
-    words = _WORD.findall(text.lower() if segment.lowercase else text)
+    composed = unicodedata.normalize("NFC", text)
+    words = _WORD.findall(composed.lower() if segment.lowercase else composed)
     size, (least, most) = segment.size - 1, segment.words
     joined = (
         " ".join(words[start : start + count])

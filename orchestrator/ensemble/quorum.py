@@ -28,7 +28,8 @@ def tolerates(below: Sequence[Child], quorum: int | None, missing: Collection[in
 def answers_without(tree: Node, missing: Collection[Member]) -> bool:
     """Whether a tree can answer every row without these of its members."""
     if not isinstance(tree, Combined):
-        return identity(tree) not in map(identity, missing)
+        sound = identity(tree) not in map(identity, missing)
+        return sound and all(answers_without(member, missing) for member in tree.sees)
     below = children(tree)
     lost = [place for place, child in enumerate(below) if not answers_without(child, missing)]
     if isinstance(tree, Boosting) and lost:

@@ -121,7 +121,7 @@ def _job(run: Run, name: str, entry: VariantEntry, digests: Mapping[str, str]) -
         name=name,
         parent=digests[entry.parent],
         plan=tuple(with_others(step, digest) for step in entry.plan),
-        store=str(run.store.root),
+        store=run.store.location,
         data_folder=str(run.dataset.folder),
         data_digest=run.dataset.digest,
         metric=run.config.metric,

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.cluster import inside_job
+from orchestrator.config.base import fingerprint
 from orchestrator.config.data import FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
+from orchestrator.ensemble.sight import beside, told
 from orchestrator.errors import ConfigError
 from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.runtime.outputs import outputs_on
-from orchestrator.store.blobs import local_root
+from orchestrator.store.opening import is_remote, local_root, with_keys
 from orchestrator.store.store import Store
 
 LAPTOP_STORE = Path("runs/store")
@@ -53,15 +55,29 @@ class Run:
         Returns:
             float32 [N, K]: logits, or values in raw units.
         """
+        return self.outputs_on(member, part, self.rows_for(member, part))
+
+    def outputs_on(self, member: Member, part: PartName, dataset: Dataset) -> np.ndarray:
+        """The same on a part of given data, whose rows are what the member takes."""
         return outputs_on(
             self.store,
             member.digest,
             member.execution,
-            self.dataset,
+            dataset,
             part,
             self.config.latency,
             allowed=self.allowed,
         )
+
+    def rows_for(self, member: Member, part: PartName) -> Dataset:
+        """The run's data, or for a member that sees others one part of it, with what they say in its rows."""
+        if not member.sees:
+            return self.dataset
+        rows = self.dataset.part(part)
+        said = told([self.outputs(one, part) for one in member.sees], self.dataset.signature.task)
+        shown = replace(rows, inputs=beside(rows.inputs, said))
+        key = fingerprint([self.dataset.digest, [one.digest for one in member.sees]])
+        return replace(self.dataset, parts={part: shown}, digest=key)
 
     def executable(self, member: Member) -> Executable:
         """The member ready to run, for the run's threads and batch."""
@@ -99,8 +115,11 @@ def store_root(given: str | None) -> str:
 
 
 def run_folder(name: str, store: str | None) -> Path:
-    """Where a run's summary and report are: beside the store."""
-    root = local_root(store_root(store))
+    """Where a run's summary and report are: beside the store; on this machine where that is remote."""
+    chosen = store_root(store)
+    if is_remote(chosen):
+        return local_root((JOB_STORE if inside_job() else LAPTOP_STORE).parent / name)
+    root = local_root(chosen)
     if root.name == name:
         raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
     return root.parent / name
@@ -127,6 +146,8 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
         StoreError: the store cannot be opened.
     """
     root = store_root(store)
+    if config.require_signatures:
+        root = with_keys(root, config.require_signatures)
     if inside_job():
         refuse_relative_data(config)
     opened = Store(root)

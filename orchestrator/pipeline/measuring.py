@@ -79,7 +79,7 @@ class Measurer:
             place.connect()
             # Idle trial workers keep their cores in Ray's books, so the actor asks for none.
             self._actor = bench_actor.start(
-                str(place.store.root), cpus=0, allowed=place.allowed, target=self._target
+                place.store.location, cpus=0, allowed=place.allowed, target=self._target
             )
             facts: dict[str, Any] = _got(self._actor.machine.remote())
             claim(
@@ -137,7 +137,7 @@ def with_latency(row: TrialRow, record: dict[str, Any]) -> TrialRow:
         return row.failed(str(record["error"]))
     low, high = record["ci"]
     slow, fast = record["ratio_ci"]
-    return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast))
+    return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast), record.get("p95_ms"))
 
 
 def _got(call: Any) -> Any:

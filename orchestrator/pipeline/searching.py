@@ -236,7 +236,7 @@ def _job(run: Run, settings: SearchSettings, parent: str) -> TrialJob:
     return TrialJob(
         search=settings,
         parent=parent,
-        store=str(run.store.root),
+        store=run.store.location,
         data_folder=str(run.dataset.folder),
         data_digest=run.dataset.digest,
         metric=run.config.metric,

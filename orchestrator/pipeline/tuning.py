@@ -135,6 +135,7 @@ def _point(row: TrialRow) -> dict[str, Any]:
         "metric": row.metric,
         "drop": row.drop,
         "latency_ms": row.latency_ms,
+        "p95_ms": row.p95_ms,
         "bytes": row.bytes,
     }
 
@@ -158,7 +159,7 @@ def _job(run: Run, settings: TrainingSearch, models: dict[str, str]) -> TuneJob:
     return TuneJob(
         search=settings,
         parent=models[settings.model],
-        store=str(run.store.root),
+        store=run.store.location,
         data_folder=str(run.dataset.folder),
         data_digest=run.dataset.digest,
         metric=run.config.metric,

@@ -22,7 +22,7 @@ from orchestrator.config.ensemble import Member
 from orchestrator.config.steps import precision_of
 from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
-from orchestrator.models.served import Served
+from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.forms import cached, random_like
@@ -190,9 +190,13 @@ class _SideBySide(nn.Module):
 def _same_scaling(first: nn.Module, other: nn.Module) -> bool:
     if not (isinstance(first, Served) and isinstance(other, Served)):
         return False
-    mine = [*first.preprocess.buffers(), *first.rescale.buffers()]
-    theirs = [*other.preprocess.buffers(), *other.rescale.buffers()]
-    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+    backs = [list(model.rescale.buffers()) for model in (first, other)]
+    if len(backs[0]) != len(backs[1]) or not all(map(torch.equal, *backs)):
+        return False
+    one, two = first.preprocess, other.preprocess
+    if not (isinstance(one, Preprocess) and isinstance(two, Preprocess)):
+        return type(one) is type(two)
+    return torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
 
 
 def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allowed: Collection[str]) -> Any:

@@ -137,7 +137,7 @@ class _ToRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, M * C, ...] -> [M, B, C * ...]."""
-        return x.flatten(1).unflatten(1, (self.members, -1)).transpose(0, 1)
+        return x.reshape(len(x), self.members, -1).transpose(0, 1)
 
 
 class _Linears(nn.Module):

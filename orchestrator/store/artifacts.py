@@ -95,15 +95,17 @@ def put(blobs: Blobs, draft: Draft, tensors: Mapping[str, torch.Tensor]) -> str:
         if exists(blobs, digest):
             try:
                 verify(blobs, digest)
+                if not renew(blobs, digest):
+                    continue
             except CorruptArtifactError:
-                blobs.delete_folder(_folder(digest))
+                blobs.delete_folder(_folder(digest), marker=MANIFEST)
             else:
                 return digest
         if blobs.put_folder(_folder(digest), files):
             return digest
         if not exists(blobs, digest):
             # A folder without a manifest is nothing that this store wrote: someone's hand was here.
-            blobs.delete_folder(_folder(digest))
+            blobs.delete_folder(_folder(digest), marker=MANIFEST)
     raise StoreError("cannot publish the artifact, others keep changing it", digest, "run again")
 
 
@@ -122,6 +124,17 @@ def copy(blobs: Blobs, digest: str, target: Blobs) -> None:
 def exists(blobs: Blobs, digest: str) -> bool:
     """Whether the store holds the artifact."""
     return blobs.exists(f"{_folder(digest)}/{MANIFEST}")
+
+
+def renew(blobs: Blobs, digest: str) -> bool:
+    """Keep an artifact from being removed as old, since someone goes on with it; False when it is not there.
+
+    Where one may only read, nothing can be removed either, by this user.
+    """
+    try:
+        return blobs.renew(_folder(digest), marker=MANIFEST)
+    except StoreError:
+        return exists(blobs, digest)
 
 
 def digests(blobs: Blobs) -> list[str]:

@@ -1,276 +1,121 @@
 """Named bytes below one root: whole or not there, whatever moment a process dies at.
 
-Writing is by local calls whose order makes it durable: a temporary file is written and synced, gets its name
-by one atomic rename (or hard link, for `put_if_absent`), then the folder is synced. Reading and listing go
-through `pyarrow.fs`, so that only the writers differ once object stores come (their conditional puts are
-`put_if_absent`, and a folder is published there by writing its last file last).
+One interface for local and shared file systems (`local.py`), S3 (`s3.py`) and what pyarrow reads (`arrow.py`).
+What all promise: a reader sees a file whole or not at all; of many racing `put_if_absent` exactly one wins; a
+folder is published at once, or by its last file. `docs/storage.md` says how each keeps that.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import re
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Mapping
+import abc
+from collections.abc import Mapping
 from pathlib import Path
-
-from pyarrow import fs
-
-from orchestrator.errors import DiskFullError, NotFoundError, StoreError
-from orchestrator.store.names import check_key
 
 TEMPORARY = ".tmp"
 """Folder for what is being written; no key reaches it, because no key's part begins with a dot."""
-
-_LIST_TRIES = 20
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
-def local_root(root: str | Path) -> Path:
-    """The absolute local folder that a path or URI means.
-
-    Raises:
-        StoreError: the URI's scheme is not supported, or the URI is malformed.
-    """
-    text = str(root)
-    scheme = _URI.match(text)
-    if scheme is None:
-        return Path(os.path.abspath(os.path.expanduser(text)))
-    if scheme[1].lower() != "file":
-        raise StoreError(
-            f"stores on {scheme[1]}:// are not supported yet", text, "use a local path or a file:// URI"
-        )
-    try:
-        return Path(os.path.abspath(fs.FileSystem.from_uri(text)[1]))
-    except (ValueError, OSError) as error:
-        raise StoreError("not a valid file:// URI", text, "write file:///absolute/path") from error
+RENEW_S = 60.0
+"""A file younger than this need not be renewed again."""
 
 
-class Blobs:
-    """Files below `root`, named by keys: names with slashes between them.
+class Blobs(abc.ABC):
+    """Files below a root, named by keys: names with slashes between them.
 
-    All methods raise `StoreError` when the file system refuses, and the writing ones `DiskFullError` when no
+    All methods raise `StoreError` when the storage refuses, and the writing ones `DiskFullError` when no
     space is left; a failed write leaves the old state.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._files = fs.SubTreeFileSystem(str(root), fs.LocalFileSystem())
+    location: str
+    """An absolute path, or a URI, which opens the same files elsewhere."""
+    local = False
+    """Whether `path` is where the bytes are, instead of a copy."""
 
+    @abc.abstractmethod
     def path(self, key: str) -> Path:
-        """Local path of a key."""
-        return self.root / check_key(key)
+        """Local path of a key's bytes, or of their copy on this machine where they are elsewhere."""
 
+    @abc.abstractmethod
+    def shown(self, key: str) -> str:
+        """The key as people find it: a path or URI."""
+
+    @abc.abstractmethod
     def exists(self, key: str) -> bool:
         """Whether a file has this key."""
-        return bool(self._info(key).type == fs.FileType.File)
 
+    @abc.abstractmethod
     def size(self, key: str) -> int:
         """Bytes of a file.
 
         Raises:
             NotFoundError: there is none.
         """
-        info = self._info(key)
-        if info.type == fs.FileType.NotFound:
-            raise NotFoundError("no such file in the store", self.path(key))
-        if info.type != fs.FileType.File:
-            raise StoreError("not a plain file", self.path(key), "remove it and run again")
-        return int(info.size)
 
+    @abc.abstractmethod
     def get(self, key: str) -> bytes:
         """All bytes of a file.
 
         Raises:
             NotFoundError: there is none.
         """
-        self.size(key)
-        with _explained("cannot read", self.path(key)), self._files.open_input_file(key) as file:
-            return bytes(file.read())
 
+    @abc.abstractmethod
     def list(self, folder: str, *, recursive: bool = True) -> list[str]:
         """Sorted keys of the files below `folder`; none when the folder does not exist."""
-        selector = fs.FileSelector(check_key(folder), allow_not_found=True, recursive=recursive)
-        with _explained("cannot list", self.path(folder)):
-            for _ in range(_LIST_TRIES):
-                # pyarrow looks twice: a folder that another process makes (or one that it removes) in between
-                # is reported as an error even so.
-                with contextlib.suppress(FileNotFoundError):
-                    infos = self._files.get_file_info(selector)
-                    return sorted(str(info.path) for info in infos if info.type == fs.FileType.File)
-        raise StoreError("cannot list a folder that others keep changing", self.path(folder), "run again")
 
+    @abc.abstractmethod
+    def top(self) -> set[str]:
+        """Names at the root, of files and folders alike."""
+
+    @abc.abstractmethod
     def put(self, key: str, data: bytes) -> None:
         """Write a file, in place of an older one if there is one."""
-        target = self.path(key)
-        with self._temporary_file(target, data) as temporary:
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
 
+    @abc.abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write a file unless the key is taken; of many racing writers exactly one gets True."""
-        target = self.path(key)
-        with self._temporary_file(target, data) as temporary:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                return False
-            _sync_folder(target.parent)
-            return True
 
+    @abc.abstractmethod
     def put_folder(self, key: str, files: Mapping[str, bytes]) -> bool:
         """Publish a folder of files at once; False, and nothing written, when the key is taken.
 
         The last file of `files` is the one that marks the folder as whole where folders cannot be renamed.
         """
-        target = self.path(key)
-        with _explained("cannot write", target):
-            self._make_folder(target.parent)
-            temporary = self._temporary_path()
-            try:
-                for name, data in files.items():
-                    path = temporary / check_key(name)
-                    self._make_folder(path.parent)
-                    _write_synced(path, data)
-                    _sync_folder(path.parent)
-                os.rename(temporary, target)
-            except OSError as error:
-                # What a rename onto a folder with files gives, by file system.
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    return False
-                raise
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            _sync_folder(target.parent)
-            return True
 
+    @abc.abstractmethod
     def delete(self, key: str) -> None:
         """Remove a file; none there is no error."""
-        path = self.path(key)
-        with _explained("cannot remove", path), contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
 
-    def delete_folder(self, key: str) -> None:
-        """Remove a folder with all it holds, at once for every reader."""
-        path, temporary = self.path(key), self._temporary_path()
-        with _explained("cannot remove", path), contextlib.suppress(FileNotFoundError):
-            os.rename(path, temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+    @abc.abstractmethod
+    def delete_folder(self, key: str, *, marker: str = "", older_s: float | None = None) -> bool:
+        """Remove a folder with all it holds; no reader that looks for `marker` first sees a part of it.
 
-    def touch(self, key: str) -> bool:
-        """Set a file's time to now, by the clock of the file system; False when there is none."""
-        path = self.path(key)
-        with _explained("cannot touch", path):
-            try:
-                os.utime(path)
-            except FileNotFoundError:
-                return False
-            return True
-
-    def age_s(self, key: str) -> float:
-        """Seconds since the file was written or touched; infinite when there is none.
-
-        Both times come from the file system, so the clocks of two machines may differ.
+        Args:
+            key: of the folder.
+            marker: the file that marks the folder as whole.
+            older_s: leave it, and return False, when the marker was written or renewed since.
         """
-        path = self.path(key)
-        with self._temporary_file(path, b"") as now:
-            try:
-                return os.stat(now).st_mtime - os.stat(path).st_mtime
-            except FileNotFoundError:
-                return float("inf")
 
+    @abc.abstractmethod
+    def touch(self, key: str) -> bool:
+        """Set a file's time to now, by the clock of the storage; False when there is none."""
+
+    @abc.abstractmethod
+    def renew(self, folder: str, *, marker: str, older_s: float = RENEW_S) -> bool:
+        """Keep a folder from being removed as old; False when its marker is not there.
+
+        Excludes `delete_folder(older_s=...)`: either that sees the new time, or this one returns False.
+        """
+
+    @abc.abstractmethod
+    def ages_s(self, folder: str) -> dict[str, float]:
+        """Seconds since each file below `folder` was written or touched, by its key.
+
+        Both times come from the storage, so the clocks of two machines may differ.
+        """
+
+    @abc.abstractmethod
+    def age_s(self, key: str) -> float:
+        """Seconds since the file was written or touched, as `ages_s`; infinite when there is none."""
+
+    @abc.abstractmethod
     def clean(self, older_s: float = 86_400.0) -> int:
         """Remove what killed writers left more than `older_s` seconds ago; returns how many things."""
-        folder, removed = self.root / TEMPORARY, 0
-        with _explained("cannot clean", folder), contextlib.suppress(FileNotFoundError):
-            for path in [Path(entry) for entry in os.scandir(folder)]:
-                if time.time() - path.lstat().st_mtime > older_s:
-                    _remove(path)
-                    removed += 1
-        return removed
-
-    def _info(self, key: str) -> fs.FileInfo:
-        with _explained("cannot read", self.path(key)):
-            return self._files.get_file_info(key)
-
-    def _temporary_path(self) -> Path:
-        folder = self.root / TEMPORARY
-        self._make_folder(folder)
-        return folder / uuid.uuid4().hex
-
-    @contextlib.contextmanager
-    def _temporary_file(self, target: Path, data: bytes) -> Iterator[Path]:
-        """A synced file beside the store's own, gone afterwards unless it was renamed to `target`."""
-        with _explained("cannot write", target):
-            self._make_folder(target.parent)
-            temporary = self._temporary_path()
-            try:
-                _write_synced(temporary, data)
-                yield temporary
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Create a folder and those above it; each new name is synced into its parent."""
-        if folder.is_dir():
-            return
-        self._make_folder(folder.parent)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
-            _sync_folder(folder.parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(doing: str, path: Path) -> Iterator[None]:
-    """Turn the file system's errors into the store's."""
-    try:
-        yield
-    except OSError as error:
-        raise _explain(error, doing, path) from error
-
-
-def _explain(error: OSError, doing: str, path: Path) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(
-            "no space is left on the disk of the store", path, "free space and run again: it continues"
-        )
-    if error.errno == errno.EROFS:
-        fix = "make it writable and run again: it continues, or pass another --store"
-        return StoreError(f"{doing} (the file system is read-only)", path, fix)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return StoreError(f"{doing} (permission denied)", path, "check who owns the store, or pass --store")
-    if error.errno == errno.ENOENT:
-        return NotFoundError("no such file in the store", path)
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StoreError(f"{doing} ({reason})", path, "check the disk and the path, or pass another --store")

@@ -1,8 +1,15 @@
-"""Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256."""
+"""Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256.
+
+They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a form
+whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is run, whose
+files are held against the entry each time.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +18,10 @@ from pydantic import Field, ValidationError
 
 from orchestrator.config.base import Settings, canonical
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
+from orchestrator.store import signing
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import Digest, check_digest, check_segment
+from orchestrator.store.s3 import copies_of
 
 ENTRY = "entry.json"
 
@@ -30,13 +39,23 @@ def folder_key(digest: str, target: str) -> str:
     return f"compiled/{check_digest(digest)}/{check_segment(target)}"
 
 
-def publish(blobs: Blobs, digest: str, target: str, source: Path, facts: Mapping[str, Any]) -> Path:
+def publish(
+    blobs: Blobs,
+    digest: str,
+    target: str,
+    source: Path,
+    facts: Mapping[str, Any],
+    trusted: tuple[str, ...] = (),
+) -> Path:
     """Copy the files of the folder `source` into the store at once; an undamaged earlier form is kept.
 
+    With `trusted` keys and none to sign with (`ORCHESTRATOR_SIGNING_KEY`), nothing is written into the store:
+    the form stays on this machine, where it was made.
+
     Returns:
-        The folder in the store.
+        The folder to load it from.
     """
-    key = folder_key(digest, target)
+    key, private = folder_key(digest, target), signing.own_key()
     try:
         names = sorted(path for path in source.rglob("*") if path.is_file())
         files = {path.relative_to(source).as_posix(): path.read_bytes() for path in names}
@@ -47,37 +66,96 @@ def publish(blobs: Blobs, digest: str, target: str, source: Path, facts: Mapping
     entry = Entry(
         facts=dict(facts), files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     )
-    if not blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())}):
+    data = canonical(entry.plain())
+    if trusted and private is None:
+        for name, content in {**files, ENTRY: data}.items():
+            _copy(_own(blobs, key) / name, content)
+        return _own(blobs, key)
+    if not blobs.put_folder(key, {**files, ENTRY: data}):
         try:
-            find(blobs, digest, target)
+            if find(blobs, digest, target, trusted) is None:
+                raise _corrupt(key, ENTRY)
         except CorruptArtifactError:
-            blobs.delete_folder(key)
-            blobs.put_folder(key, {**files, ENTRY: canonical(entry.plain())})
-    return blobs.path(key)
+            blobs.delete_folder(key, marker=ENTRY)
+            blobs.put_folder(key, {**files, ENTRY: data})
+    # Of two that wrote it, the entry that is there may be the other one's: only ours is ours to sign.
+    if private is not None and blobs.get(f"{key}/{ENTRY}") == data:
+        signing.sign_form(blobs, digest, target, data, private)
+    return find(blobs, digest, target, trusted) or source
 
 
-def find(blobs: Blobs, digest: str, target: str) -> Path | None:
+def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) -> Path | None:
     """The folder of a compiled form with every file verified; None when there is none.
+
+    With `trusted` keys, of one that they signed, or of one that this machine made itself.
 
     Raises:
         CorruptArtifactError: a file is damaged, missing or foreign.
     """
     key = folder_key(digest, target)
+    if trusted and (own := _made_here(blobs, key)) is not None:
+        return own
     try:
-        entry = Entry.model_validate_json(blobs.get(f"{key}/{ENTRY}"))
+        data = blobs.get(f"{key}/{ENTRY}")
+        entry = Entry.model_validate_json(data)
     except NotFoundError:
         if blobs.list(key):
             raise _corrupt(key, ENTRY) from None
         return None
     except ValidationError as error:
         raise _corrupt(key, ENTRY) from error
+    if trusted and not signing.form_is_signed(blobs, digest, target, data, trusted):
+        return None
     present = {name.removeprefix(f"{key}/") for name in blobs.list(key)} - {ENTRY}
     for name in sorted(present ^ set(entry.files)):
         raise _corrupt(key, name)
+    # Whoever may write into the store could change a file between this look and its use.
+    in_place = blobs.local and not trusted
+    folder = blobs.path(key) if in_place else copies_of(blobs.location) / key
     for name in sorted(present):
-        if hashlib.sha256(blobs.get(f"{key}/{name}")).hexdigest() != entry.files[name]:
+        if not in_place and _is(folder / name, entry.files[name]):
+            continue
+        content = blobs.get(f"{key}/{name}")
+        if hashlib.sha256(content).hexdigest() != entry.files[name]:
             raise _corrupt(key, name)
-    return blobs.path(key)
+        if not in_place:
+            _copy(folder / name, content)
+    return folder
+
+
+def _own(blobs: Blobs, key: str) -> Path:
+    """Where this machine keeps a form that it made itself and may not sign."""
+    return copies_of(blobs.location) / "made" / key
+
+
+def _made_here(blobs: Blobs, key: str) -> Path | None:
+    folder = _own(blobs, key)
+    try:
+        entry = Entry.model_validate_json((folder / ENTRY).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return folder if all(_is(folder / name, digest) for name, digest in entry.files.items()) else None
+
+
+def _is(path: Path, digest: str) -> bool:
+    """Whether a file on this machine has this sha256."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _copy(path: Path, data: bytes) -> None:
+    """Write a file of this user's, whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise StoreError(
+            f"cannot copy a compiled form to this machine ({error.strerror})", path, "free space there"
+        ) from error
 
 
 def _corrupt(key: str, name: str) -> CorruptArtifactError:

@@ -8,9 +8,11 @@ exactly one succeeds, and none can remove the lease of another. The holder touch
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -144,6 +146,30 @@ def lock(blobs: Blobs, name: str) -> Iterator[None]:
     lease = Lease(blobs, name)
     if not lease.acquire():
         raise locked(name, lease.holder())
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def folder_lease(key: str) -> str:
+    """Name of the lease of who publishes or removes a folder where that is not one step."""
+    return f"folders/{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+@contextlib.contextmanager
+def held(blobs: Blobs, name: str, *, wait_s: float = 2 * STALE_S) -> Iterator[None]:
+    """Hold the lease `name` for the length of a `with` block, once those before us gave it back or died.
+
+    Raises:
+        StoreLockedError: another living process or thread still holds it after `wait_s`.
+    """
+    lease, begun, pause = Lease(blobs, name), time.monotonic(), 0.005
+    while not lease.acquire():
+        if time.monotonic() - begun >= wait_s:
+            raise locked(name, lease.holder())
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
     try:
         yield
     finally:

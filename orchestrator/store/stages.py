@@ -33,18 +33,30 @@ def result(blobs: Blobs, key: str) -> str | None:
     Raises:
         CorruptArtifactError: the file of the stage is damaged.
     """
+    found = read(blobs, key)
+    if found is None:
+        return None
+    # Renewed, since who looks it up is about to go on with it, while gc removes what is old.
+    if found.artifact and not (is_digest(found.value) and artifacts.renew(blobs, found.value)):
+        return None
+    return found.value
+
+
+def read(blobs: Blobs, key: str) -> StageResult | None:
+    """What is kept of a stage, whether its artifact is still there or not; None when it has not run.
+
+    Raises:
+        CorruptArtifactError: the file of the stage is damaged.
+    """
     name = _key(key)
     if not blobs.exists(name):
         return None
     try:
-        found = StageResult.model_validate_json(blobs.get(name))
+        return StageResult.model_validate_json(blobs.get(name))
     except ValidationError as error:
         raise CorruptArtifactError(
             "a stage's result is damaged", name, "remove that file and run again"
         ) from error
-    if found.artifact and not (is_digest(found.value) and artifacts.exists(blobs, found.value)):
-        return None
-    return found.value
 
 
 def run(blobs: Blobs, key: str, compute: Callable[[], str], *, wait_s: float | None = None) -> str:

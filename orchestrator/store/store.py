@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -26,14 +25,13 @@ from orchestrator.errors import (
     NotFoundError,
     StoreError,
 )
-from orchestrator.store import artifacts, compiled, leases, predictions, refs, stages
+from orchestrator.store import artifacts, compiled, leases, predictions, refs, schema, signing, stages
 from orchestrator.store.artifacts import Draft, Manifest
-from orchestrator.store.blobs import TEMPORARY, Blobs, local_root
+from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import check_digest, is_digest, is_prefix
+from orchestrator.store.opening import local_root, open_blobs, split_location, with_keys
 from orchestrator.store.refs import RefEntry
-
-SCHEMA = 1
-_MARKER = "store.json"
+from orchestrator.store.schema import MARKER
 
 
 class Store:
@@ -44,7 +42,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, *, create: bool = True) -> None:
-        """Open the store at a local path or `file://` URI.
+        """Open the store at a path, `s3://` or other URI, as `opening.py` reads it.
 
         Args:
             root: its folder.
@@ -55,21 +53,39 @@ class Store:
             ForeignStoreError: the folder holds other things, or a store of another schema.
             StoreError: the scheme is not supported, or the file system refuses.
         """
-        self.root = local_root(root)
-        self.blobs = Blobs(self.root)
+        place, self.signed_by = split_location(root)
+        self.blobs = open_blobs(place)
         _open(self.blobs, create=create)
 
+    @property
+    def location(self) -> str:
+        """An absolute path or URI that opens the same store elsewhere, with the keys that it asks for."""
+        return with_keys(self.blobs.location, self.signed_by)
+
+    @property
+    def root(self) -> Path:
+        """The store's folder.
+
+        Raises:
+            StoreError: it is in none of this machine.
+        """
+        return local_root(self.blobs.location)
+
     def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:
-        return _reopen, (str(self.root),)
+        return _reopen, (self.location,)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.location!r})"
 
     # Artifacts
 
     def put_artifact(self, draft: Draft, tensors: Mapping[str, torch.Tensor]) -> str:
         """Store an artifact, whole or not at all, and return its digest; the same again changes nothing."""
-        return artifacts.put(self.blobs, draft, tensors)
+        private = signing.own_key()
+        digest = artifacts.put(self.blobs, draft, tensors)
+        if private is not None:
+            signing.sign_artifact(self.blobs, digest, private)
+        return digest
 
     def copy_artifact(self, digest: str, target: Store) -> None:
         """Copy an artifact into another store, verified.
@@ -78,7 +94,10 @@ class Store:
             NotFoundError: no such artifact.
             CorruptArtifactError: it is damaged.
         """
+        self.check_signed(digest)
         artifacts.copy(self.blobs, digest, target.blobs)
+        for key in self.blobs.list(f"signatures/{digest}/artifact"):
+            target.blobs.put(key, self.blobs.get(key))
 
     def has(self, digest: str) -> bool:
         """Whether the artifact is in the store."""
@@ -103,8 +122,19 @@ class Store:
         Raises:
             NotFoundError: no such artifact.
             CorruptArtifactError: names the file that is damaged.
+            UnsignedError: the store's location asks for a signature, and there is none.
         """
+        self.check_signed(digest)
         return artifacts.read_tensors(self.blobs, digest)
+
+    def check_signed(self, digest: str) -> None:
+        """Nothing, if a key that the store's location names signed the artifact, or it names none.
+
+        Raises:
+            UnsignedError: none did.
+        """
+        if self.signed_by:
+            signing.check_artifact(self.blobs, digest, self.signed_by)
 
     def verify(self, digest: str) -> None:
         """Check every byte of an artifact.
@@ -192,7 +222,7 @@ class Store:
 
     def records(self, digest: str) -> list[dict[str, Any]]:
         """All records of an artifact or spec, oldest first."""
-        return [_read_record(self.blobs, key) for key in self.blobs.list(f"records/{check_digest(digest)}")]
+        return [read_record(self.blobs, key) for key in self.blobs.list(f"records/{check_digest(digest)}")]
 
     # Stages
 
@@ -272,7 +302,7 @@ class Store:
         Raises:
             CorruptArtifactError: names the file that is damaged.
         """
-        return compiled.find(self.blobs, digest, target)
+        return compiled.find(self.blobs, digest, target, self.signed_by)
 
     def publish_folder(
         self, digest: str, target: str, source: Path, facts: Mapping[str, Any] | None = None
@@ -282,7 +312,7 @@ class Store:
         Returns:
             The folder in the store; that of another process if it was first.
         """
-        return compiled.publish(self.blobs, digest, target, source, facts or {})
+        return compiled.publish(self.blobs, digest, target, source, facts or {}, self.signed_by)
 
     def clean(self, older_s: float = 86_400.0) -> int:
         """Remove what killed writers left behind more than `older_s` seconds ago; returns how many things."""
@@ -298,43 +328,40 @@ def _open(blobs: Blobs, *, create: bool) -> None:
         return
     _refuse_foreign(blobs)
     if not create:
-        raise NotFoundError("there is no store", blobs.root, "check --store; it must be reachable from here")
-    blobs.put_if_absent(_MARKER, canonical({"schema": SCHEMA}))
+        raise NotFoundError(
+            "there is no store", blobs.location, "check --store; it must be reachable from here"
+        )
+    blobs.put_if_absent(MARKER, canonical({"schema": schema.SCHEMA}))
     _marked(blobs)
 
 
 def _marked(blobs: Blobs) -> bool:
     """Whether the folder is a store of this schema; an error when of another."""
-    if not blobs.exists(_MARKER):
+    if not blobs.exists(MARKER):
         return False
-    try:
-        schema = json.loads(blobs.get(_MARKER))["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    found = schema.of(blobs)
+    if found < schema.SCHEMA:
         raise ForeignStoreError(
-            "the folder's store.json is not of a store", blobs.root, "choose another --store"
-        ) from error
-    if schema != SCHEMA:
+            f"the store has schema {found}, this version reads {schema.SCHEMA}",
+            blobs.location,
+            "'orchestrator models migrate' brings it here, without changing an artifact",
+        )
+    if found > schema.SCHEMA:
         raise ForeignStoreError(
-            f"the store has schema {schema!r:.20}, this version reads {SCHEMA}",
-            blobs.root,
+            f"the store has schema {found}, this version reads {schema.SCHEMA}",
+            blobs.location,
             "use the version that wrote it, or choose another --store",
         )
     return True
 
 
 def _refuse_foreign(blobs: Blobs) -> None:
-    try:
-        others = set(os.listdir(blobs.root)) - {TEMPORARY}
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ForeignStoreError(
-            f"the path is no usable folder ({error.strerror})", blobs.root, "choose another --store"
-        ) from error
     # A second look: another process may have made the store just now.
-    if others and not _marked(blobs):
+    if blobs.top() and not _marked(blobs):
         raise ForeignStoreError(
-            "the folder is not a store and not empty", blobs.root, "choose an empty or new folder for --store"
+            "the folder is not a store and not empty",
+            blobs.location,
+            "choose an empty or new folder for --store",
         )
 
 
@@ -345,7 +372,12 @@ def _ordered_uuid() -> uuid.UUID:
     return uuid.UUID(int=milliseconds << 80 | 7 << 76 | (rest * 4096 // 1_000_000) << 64 | 0b10 << 62 | noise)
 
 
-def _read_record(blobs: Blobs, key: str) -> dict[str, Any]:
+def read_record(blobs: Blobs, key: str) -> dict[str, Any]:
+    """The record at a key.
+
+    Raises:
+        CorruptArtifactError: it is damaged.
+    """
     try:
         record = json.loads(blobs.get(key))
     except (ValueError, RecursionError) as error:

@@ -185,7 +185,7 @@ class _Sleepy:
     def __init__(self, failures: int) -> None:
         self.failures, self.waited = failures, 0
 
-    def wait_until(self, _request: Any) -> None:
+    def wait_until(self, _request: Any, _within_s: float) -> None:
         self.waited += 1
 
     def load(self, *_: Any, **__: Any) -> Load:

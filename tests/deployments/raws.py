@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from deployments.front import Front
 from deployments.protocol.model import describe
 from orchestrator.config.encoding import (
     AudioEncoding,
@@ -21,8 +22,10 @@ from orchestrator.config.encoding import (
     TextEncoding,
     Tokens,
 )
+from orchestrator.config.serving import ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.data.encode import encode, row_dtype, row_shape
+from tests.deployments.listening import served
 from tests.deployments.models import MIX, spec
 
 WORDS = ("[FILL]", "[UNK]", "book", "a", "flight", "to", "rome", "play", "some", "jazz")
@@ -96,3 +99,9 @@ SOUNDS = [wav(), wav(TONE[:13]), wav(np.repeat(TONE, 2), rate=16000, channels=2)
 def encoded(name: str, values: Any) -> np.ndarray:
     """Rows as the ensemble gets them."""
     return encode(SIGNATURES[name].encoding, values)
+
+
+def raw_front(**limits: float) -> Front:
+    """The three models, whose answers a test can foretell by `listening.expected`."""
+    settings = ServingSettings.model_validate({"deadline_s": 10, "max_body_bytes": 2**20, **limits})
+    return Front([served(model) for model in MODELS.values()], settings)

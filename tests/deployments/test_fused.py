@@ -22,7 +22,7 @@ from orchestrator.runtime import execute, joint
 from orchestrator.store.store import Store
 from tests.deployments.toys import in_process, open_store, rows_of
 
-NAMES = ("alone", "average", "boosted", "cascade", "mix", "table", "nested", "cascades", "quorum")
+NAMES = ("alone", "average", "boosted", "chained", "cascade", "mix", "table", "nested", "cascades", "quorum")
 TIME_S = 20.0
 
 

@@ -108,6 +108,21 @@ def test_tokens_may_be_sent_themselves() -> None:
         from_binary("text", ("input", "INT32", list(outside.shape), outside.tobytes()))
 
 
+def test_rows_of_a_table_may_be_sent_encoded() -> None:
+    wanted = encoded("table", COLUMNS)
+    found = from_binary("table", ("input", "FP32", [4, 3], wanted.tobytes())).rows
+    np.testing.assert_array_equal(found, wanted)
+    for code in (4.0, -1.0, 0.5):
+        outside = wanted.copy()
+        outside[2, 1] = code
+        with pytest.raises(ProtocolError, match=r"codes of 'color' must be 0\.\.3"):
+            from_binary("table", ("input", "FP32", [4, 3], outside.tobytes()))
+    with pytest.raises(ProtocolError, match="finite"):
+        from_binary("table", ("input", "FP32", [1, 3], np.full(3, np.nan, np.float32).tobytes()))
+    with pytest.raises(ProtocolError, match=r"\[rows >= 1, 3\]"):
+        from_binary("table", ("input", "FP32", [4], wanted[:, 0].tobytes()))
+
+
 def test_files_and_waveforms_arrive() -> None:
     wanted = encoded("audio", SOUNDS)
     binary = ("input", "BYTES", [3], elements(SOUNDS))

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import ray
 
 from orchestrator.config.base import canonical, fingerprint
-from orchestrator.store import blobs
+from orchestrator.store import local
 
 HANG = "hang"
 """File of a folder: the key of a trial whose first process never ends by itself."""
 READ_ONLY = "read-only"
 """File of a folder: while it is there, nothing can be written."""
 _LOG = "log"
-_write = blobs._write_synced
+_write = local._write_synced
 
 
 class Note(NamedTuple):
@@ -39,7 +39,7 @@ def faulty_trial(config: dict[str, Any]) -> dict[str, float]:
     """Sleeps 0.05 to 0.2 s, always the same for one config, and leaves its outcome in a file."""
     folder = Path(config.pop("folder"))
     key = fingerprint(config)
-    blobs._write_synced = guarded(folder)  # type: ignore[assignment]
+    local._write_synced = guarded(folder)  # type: ignore[assignment]
     first = not any(note.key == key for note in notes(folder))
     note(folder, "begin", key)
     hang = folder / HANG
@@ -52,7 +52,7 @@ def faulty_trial(config: dict[str, Any]) -> dict[str, float]:
     outcome: dict[str, Any] = {"digest": "ab" * 32, "metric": 0.9 - drop, "drop": drop, "bytes": 100}
     if chance.random() < 0.1:
         outcome = {"failure": "cannot be pruned"}
-    blobs.Blobs(folder).put(f"outcomes/{key}.json", canonical(outcome))
+    local.LocalBlobs(folder).put(f"outcomes/{key}.json", canonical(outcome))
     note(folder, "end", key)
     return {"ended": 1.0}
 

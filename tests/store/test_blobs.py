@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DiskFullError, InputError, NotFoundError, StoreError
-from orchestrator.store.blobs import TEMPORARY, Blobs, local_root
+from orchestrator.store.blobs import TEMPORARY
+from orchestrator.store.local import LocalBlobs
+from orchestrator.store.opening import local_root
 from tests.store.toys import files_below, in_processes
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "root")
+def blobs(tmp_path: Path) -> LocalBlobs:
+    return LocalBlobs(tmp_path / "root")
 
 
-def test_put_get_list_delete(blobs: Blobs) -> None:
+def test_put_get_list_delete(blobs: LocalBlobs) -> None:
     blobs.put("a/b.json", b"one")
     blobs.put("a/c/d.json", b"two")
     blobs.put("a/b.json", b"three")
@@ -37,7 +39,7 @@ def test_put_get_list_delete(blobs: Blobs) -> None:
     assert os.listdir(blobs.root / TEMPORARY) == []
 
 
-def test_get_of_nothing_and_of_a_folder(blobs: Blobs) -> None:
+def test_get_of_nothing_and_of_a_folder(blobs: LocalBlobs) -> None:
     blobs.put("a/b.json", b"one")
     with pytest.raises(NotFoundError, match="no such file"):
         blobs.get("a/x.json")
@@ -48,13 +50,13 @@ def test_get_of_nothing_and_of_a_folder(blobs: Blobs) -> None:
 @pytest.mark.parametrize(
     "key", ["", "/a", "a/", "../a", "a/../b", ".tmp/a", "a//b", "a\n", "a\0b", "a b", "a/" + "x" * 129]
 )
-def test_no_key_leaves_the_root(blobs: Blobs, key: str) -> None:
+def test_no_key_leaves_the_root(blobs: LocalBlobs, key: str) -> None:
     for call in (blobs.get, blobs.exists, blobs.delete, blobs.list, lambda key: blobs.put(key, b"")):
         with pytest.raises(InputError, match="not a name"):
             call(key)
 
 
-def test_put_if_absent_has_one_winner_of_four_processes(blobs: Blobs) -> None:
+def test_put_if_absent_has_one_winner_of_four_processes(blobs: LocalBlobs) -> None:
     def work(number: int) -> None:
         wins = sum(blobs.put_if_absent(f"race/{key}", str(number).encode()) for key in range(50))
         blobs.put(f"wins/{number}", str(wins).encode())
@@ -66,19 +68,19 @@ def test_put_if_absent_has_one_winner_of_four_processes(blobs: Blobs) -> None:
         assert winners.count(number) == int(blobs.get(f"wins/{number}"))
 
 
-def test_put_folder_is_published_once(blobs: Blobs) -> None:
+def test_put_folder_is_published_once(blobs: LocalBlobs) -> None:
     assert blobs.put_folder("f/one", {"x": b"1", "deep/y": b"2", "last": b"3"})
     assert not blobs.put_folder("f/one", {"x": b"other"})
     assert blobs.list("f") == ["f/one/deep/y", "f/one/last", "f/one/x"]
     assert blobs.get("f/one/x") == b"1"
     assert os.listdir(blobs.root / TEMPORARY) == []
-    blobs.delete_folder("f/one")
-    blobs.delete_folder("f/one")
+    blobs.delete_folder("f/one", marker="last")
+    blobs.delete_folder("f/one", marker="last")
     assert blobs.list("f") == []
     assert os.listdir(blobs.root / TEMPORARY) == []
 
 
-_WRITERS: dict[str, Callable[[Blobs], object]] = {
+_WRITERS: dict[str, Callable[[LocalBlobs], object]] = {
     "put": lambda blobs: blobs.put("a/old", b"new"),
     "put_if_absent": lambda blobs: blobs.put_if_absent("a/new", b"new"),
     "put_folder": lambda blobs: blobs.put_folder("a/new", {"x": b"new"}),
@@ -88,7 +90,7 @@ _WRITERS: dict[str, Callable[[Blobs], object]] = {
 @pytest.mark.parametrize("call", ["write", "fsync"])
 @pytest.mark.parametrize("writer", _WRITERS)
 def test_a_full_disk_keeps_the_old_state(
-    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, call: str, writer: str
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, call: str, writer: str
 ) -> None:
     blobs.put("a/old", b"old")
 
@@ -104,7 +106,7 @@ def test_a_full_disk_keeps_the_old_state(
     assert os.listdir(blobs.root / TEMPORARY) == []
 
 
-def test_short_writes_are_continued(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_continued(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
     blobs.put("a", b"0123456789")
@@ -120,7 +122,7 @@ def test_short_writes_are_continued(blobs: Blobs, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_other_refusals_are_one_sentence(
-    blobs: Blobs, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(number, "refused")
@@ -133,7 +135,7 @@ def test_other_refusals_are_one_sentence(
     assert blobs.get("a") == b"old"
 
 
-def test_age_and_touch_use_the_file_systems_clock(blobs: Blobs) -> None:
+def test_age_and_touch_use_the_file_systems_clock(blobs: LocalBlobs) -> None:
     blobs.put("a", b"")
     os.utime(blobs.path("a"), (time.time() - 500, time.time() - 500))
     assert 490 < blobs.age_s("a") < 520
@@ -143,7 +145,7 @@ def test_age_and_touch_use_the_file_systems_clock(blobs: Blobs) -> None:
     assert blobs.age_s("b") == float("inf")
 
 
-def test_clean_removes_only_old_leftovers(blobs: Blobs) -> None:
+def test_clean_removes_only_old_leftovers(blobs: LocalBlobs) -> None:
     assert blobs.clean() == 0
     blobs.put("a", b"")
     left = blobs.root / TEMPORARY / "left"
@@ -160,13 +162,13 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert local_root("runs/store") == tmp_path / "runs/store"
     assert local_root(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
-    with pytest.raises(StoreError, match="s3:// are not supported yet"):
+    with pytest.raises(StoreError, match="not a folder of this machine"):
         local_root("s3://bucket/store")
     with pytest.raises(StoreError, match="not a valid file://"):
         local_root("file://host/path")
 
 
-def test_listing_a_folder_that_appears_meanwhile(blobs: Blobs) -> None:
+def test_listing_a_folder_that_appears_meanwhile(blobs: LocalBlobs) -> None:
     def work(number: int) -> None:
         for turn in range(100):
             if number == 0:

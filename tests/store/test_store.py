@@ -77,9 +77,19 @@ def test_other_schemas_are_refused(tmp_path: Path, marker: str, words: str) -> N
         Store(tmp_path)
 
 
-def test_object_stores_come_later() -> None:
-    with pytest.raises(StoreError, match=r"s3:// are not supported yet: s3://bucket/x\. use a local path"):
-        Store("s3://bucket/x")
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("ftp://host/x", r"ftp:// are not supported: ftp://host/x\. use a path"),
+        ("s3://AKIA:secret@bucket/x", r"not a valid s3:// URI: s3://\.\.\.@bucket"),
+        ("s3://B/x", "not a valid s3:// URI"),
+        ("/x#signed-by=", "no key stands after"),
+    ],
+)
+def test_locations_that_are_none(location: str, words: str) -> None:
+    with pytest.raises((StoreError, InputError), match=words) as caught:
+        Store(location)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

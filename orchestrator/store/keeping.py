@@ -1,0 +1,313 @@
+"""Looking after a store: what is damaged, what can be mended, and what nothing reaches any more.
+
+A text reaches what it names: every digest (64 hex digits) in a ref's history, a release, a spec, the results of
+a run beside the store, a study's rows and the manifest of an artifact that is reached itself. That is more than
+is needed, and on purpose: what a reader of the store could follow is never removed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.errors import CorruptArtifactError, InputError, NotFoundError, StoreError
+from orchestrator.store import artifacts, compiled, leases, refs, releases, stages
+from orchestrator.store.blobs import RENEW_S, Blobs
+from orchestrator.store.names import sequence_number
+from orchestrator.store.store import Store, read_record
+
+DAY_S = 86_400.0
+QUARANTINE = "quarantine"
+LOCK = "locks/gc"
+_DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
+"""Folders with one folder an artifact or spec, which go with it."""
+_TEXT_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it should be."""
+
+    kind: Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "unfinished"]
+    key: str
+    problem: str
+
+
+@dataclass
+class Collected:
+    """What a collection removed, or would."""
+
+    dry_run: bool
+    kept: int = 0
+    """Artifacts that something reaches."""
+    young: int = 0
+    """Artifacts that nothing reaches, but written or looked up within the grace period."""
+    removed: list[str] = field(default_factory=list)
+    """Keys of folders and files."""
+    bytes: int = 0
+
+
+def damages(store: Store) -> list[Damage]:
+    """Everything in the store whose bytes are not what its name or record says, sorted by key."""
+    blobs, found = store.blobs, []
+
+    def check(kind: str, key: str, look: Callable[[], object]) -> None:
+        try:
+            look()
+        except (CorruptArtifactError, NotFoundError) as error:
+            found.append(Damage(kind, key, error.what))  # type: ignore[arg-type]
+
+    for folder, marked in sorted(_folders(blobs, "artifacts", artifacts.MANIFEST).items()):
+        digest = folder.removeprefix("artifacts/")
+        if marked:
+            check("artifact", folder, lambda digest=digest: store.verify(digest))
+        else:
+            found.append(Damage("unfinished", folder, "an artifact without a manifest"))
+    for folder, marked in sorted(_folders(blobs, "compiled", compiled.ENTRY, depth=3).items()):
+        digest, target = folder.split("/")[1:]
+        look = lambda digest=digest, target=target: compiled.find(blobs, digest, target)  # noqa: E731
+        if marked:
+            check("compiled", folder, look)
+        else:
+            found.append(Damage("unfinished", folder, "a compiled form without an entry"))
+    for key in blobs.list("specs"):
+        check("spec", key, lambda key=key: store.spec(_name(key)))
+    for key in blobs.list("releases"):
+        check("release", key, lambda key=key: releases.read(store, _name(key)))
+    for name in store.refs():
+        check("ref", f"refs/{name}", lambda name=name: _look_at_ref(store, name))
+    for key in blobs.list("stages"):
+        check("stage", key, lambda key=key: stages.read(blobs, _name(key)))
+    for key in blobs.list("records"):
+        check("record", key, lambda key=key: read_record(blobs, key))
+    return found
+
+
+def repair(store: Store, *, source: Store | None = None, dry_run: bool = False) -> list[tuple[Damage, str]]:
+    """Mend what `damages` finds: fetch artifacts again from `source`, and move the rest out of the way.
+
+    What is moved away is computed or made again where a run needs it. A ref's entry is never changed: one that
+    names what is gone is told.
+
+    Returns:
+        Each damage with what was done, or would be.
+    """
+    done = []
+    for damage in damages(store):
+        how = _mend(store, damage, source, dry_run)
+        done.append((damage, how))
+    return done
+
+
+def collect(
+    store: Store, *, grace_s: float, dry_run: bool, results: Iterable[Path] = (), studies: bool = False
+) -> Collected:
+    """Remove artifacts that nothing reaches, what lies beside them, and what killed writers left.
+
+    Args:
+        store: where.
+        grace_s: what was written or looked up within this time stays: a run may be about to name it.
+        dry_run: remove nothing.
+        results: JSON files of runs (summaries, choices); what they name stays.
+        studies: also forget searches that nothing was added to within the grace period; their variants stay
+            only where a ref, release, spec or result of a run names them.
+
+    Raises:
+        InputError: the grace period is shorter than what writers rely on.
+        StoreLockedError: another collection is at work.
+    """
+    if grace_s < 2 * RENEW_S:
+        raise InputError(
+            "the grace period is too short for runs at work", grace_s, f"give {2 * RENEW_S:.0f} s"
+        )
+    with store.lock("gc"):
+        return _collect(store, grace_s, dry_run, list(results), studies)
+
+
+def _collect(store: Store, grace_s: float, dry_run: bool, results: list[Path], studies: bool) -> Collected:
+    blobs, done = store.blobs, Collected(dry_run)
+    forgotten = set(_old_studies(blobs, grace_s)) if studies else set()
+    # Before what is reached is looked up: what is written after this is younger than the grace period.
+    candidates = blobs.ages_s("artifacts")
+    reached = _reached(store, results, forgotten)
+    for folder in sorted(forgotten):
+        _remove_files(blobs, folder, done)
+    gone = set()
+    for folder, ages in sorted(_by_folder(candidates).items()):
+        digest = folder.removeprefix("artifacts/")
+        if digest in reached:
+            done.kept += 1
+        elif min(ages) <= grace_s or not _remove_folder(blobs, folder, artifacts.MANIFEST, grace_s, done):
+            done.young += 1
+        else:
+            gone.add(digest)
+    _remove_beside(blobs, reached | (set(store.digests()) - gone), grace_s, done)
+    _remove_stages_of(blobs, gone, done)
+    _remove_old_leases(blobs, grace_s, done)
+    if not dry_run:
+        done.removed += [".tmp"] * min(1, blobs.clean(max(grace_s, DAY_S)))
+    return done
+
+
+def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]:
+    """Digests of all artifacts that can be followed from a name."""
+    blobs = store.blobs
+    keys = [key for key in blobs.list("refs") if sequence_number(key) is not None]
+    keys += blobs.list("releases") + blobs.list("specs")
+    keys += [key for key in blobs.list("studies") if "/".join(key.split("/")[:2]) not in forgotten]
+    texts = [_text(blobs, key) for key in keys]
+    texts += [path.read_bytes() for path in results if path.is_file()]
+    waiting = {found.decode() for text in texts for found in _DIGESTS.findall(text)}
+    waiting |= {_name(key) for key in keys if key.startswith(("releases/", "specs/"))}
+    present, reached = set(store.digests()), set()
+    while waiting:
+        digest = waiting.pop()
+        if digest in reached:
+            continue
+        reached.add(digest)
+        if digest in present:
+            text = _text(blobs, f"artifacts/{digest}/{artifacts.MANIFEST}")
+            waiting |= {found.decode() for found in _DIGESTS.findall(text)} - reached
+    return reached
+
+
+def _old_studies(blobs: Blobs, grace_s: float) -> list[str]:
+    youngest: dict[str, float] = {}
+    for key, age in blobs.ages_s("studies").items():
+        folder = "/".join(key.split("/")[:2])
+        youngest[folder] = min(age, youngest.get(folder, age))
+    return [folder for folder, age in youngest.items() if age > grace_s]
+
+
+def _remove_beside(blobs: Blobs, kept: set[str], grace_s: float, done: Collected) -> None:
+    """What lies beside an artifact goes once the artifact is gone, and nobody adds to it any more."""
+    for top in _BESIDE:
+        youngest: dict[str, float] = {}
+        for key, age in blobs.ages_s(top).items():
+            folder = "/".join(key.split("/")[:2])
+            youngest[folder] = min(age, youngest.get(folder, age))
+        for folder, age in sorted(youngest.items()):
+            if age > grace_s and folder.removeprefix(f"{top}/") not in kept:
+                _remove_files(blobs, folder, done)
+
+
+def _remove_stages_of(blobs: Blobs, gone: set[str], done: Collected) -> None:
+    """A result that names a removed artifact would send its reader after it."""
+    if not gone:
+        return
+    for key in blobs.list("stages"):
+        if gone & {found.decode() for found in _DIGESTS.findall(_text(blobs, key))}:
+            _remove_file(blobs, key, done)
+
+
+def _remove_old_leases(blobs: Blobs, grace_s: float, done: Collected) -> None:
+    """Notes of leases that nobody holds: one stays behind each time a folder was published or removed."""
+    for key, age in blobs.ages_s("leases/folders").items():
+        name = key.removeprefix("leases/").rpartition("/")[0]
+        if age > max(grace_s, DAY_S) and leases.Lease(blobs, name).holder() is None:
+            _remove_file(blobs, key, done)
+
+
+def _remove_folder(blobs: Blobs, folder: str, marker: str, grace_s: float, done: Collected) -> bool:
+    size = sum(blobs.size(key) for key in blobs.list(folder))
+    if not done.dry_run and not blobs.delete_folder(folder, marker=marker, older_s=grace_s):
+        return False
+    done.bytes += size
+    done.removed.append(folder)
+    return True
+
+
+def _remove_files(blobs: Blobs, folder: str, done: Collected) -> None:
+    keys = blobs.list(folder)
+    if not keys:
+        return
+    done.bytes += sum(blobs.size(key) for key in keys)
+    done.removed.append(folder)
+    if not done.dry_run:
+        blobs.delete_folder(folder)
+
+
+def _remove_file(blobs: Blobs, key: str, done: Collected) -> None:
+    done.removed.append(key)
+    if not done.dry_run:
+        blobs.delete(key)
+
+
+def _mend(store: Store, damage: Damage, source: Store | None, dry_run: bool) -> str:
+    if damage.kind == "ref":
+        return "left: set the ref again, or run what makes it"
+    if damage.kind == "artifact" and source is not None:
+        digest = damage.key.removeprefix("artifacts/")
+        try:
+            source.verify(digest)
+        except StoreError:
+            pass
+        else:
+            if not dry_run:
+                _quarantine(store.blobs, damage.key, artifacts.MANIFEST)
+                source.copy_artifact(digest, store)
+                store.verify(digest)
+            return f"fetched again from {source.blobs.location}"
+    if not dry_run:
+        _quarantine(store.blobs, damage.key, _marker(damage.kind))
+    return f"moved to {QUARANTINE}/{damage.key}"
+
+
+def _quarantine(blobs: Blobs, key: str, marker: str) -> None:
+    """Keep a copy of what is damaged, for people, and remove it from where it is looked for."""
+    keys = blobs.list(key) if marker else [key]
+    for one in keys:
+        blobs.put(f"{QUARANTINE}/{one}", blobs.get(one))
+    if marker:
+        blobs.delete_folder(key, marker=marker)
+    else:
+        blobs.delete(key)
+
+
+def _marker(kind: str) -> str:
+    return {"artifact": artifacts.MANIFEST, "unfinished": artifacts.MANIFEST, "compiled": compiled.ENTRY}.get(
+        kind, ""
+    )
+
+
+def _look_at_ref(store: Store, name: str) -> None:
+    """The newest entry can be read, and what it names is there."""
+    for entry in refs.history(store.blobs, name):
+        value = entry.value
+    if re.fullmatch("[0-9a-f]{64}", value) and not (
+        store.has(value) or store.has_spec(value) or store.blobs.exists(f"releases/{value}.json")
+    ):
+        raise NotFoundError("names what is not in the store", value)
+
+
+def _folders(blobs: Blobs, top: str, marker: str, depth: int = 2) -> dict[str, bool]:
+    """Folders `depth` names deep, and whether each has its marker."""
+    found: dict[str, bool] = {}
+    for key in blobs.list(top):
+        parts = key.split("/")
+        folder = "/".join(parts[:depth])
+        found[folder] = found.get(folder, False) or parts[depth:] == [marker]
+    return found
+
+
+def _by_folder(ages: dict[str, float]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for key, age in ages.items():
+        found.setdefault(key.rpartition("/")[0], []).append(age)
+    return found
+
+
+def _text(blobs: Blobs, key: str) -> bytes:
+    """A small file's bytes; none when it went meanwhile."""
+    try:
+        return blobs.get(key) if blobs.size(key) <= _TEXT_LIMIT_BYTES else b""
+    except NotFoundError:
+        return b""
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".json")

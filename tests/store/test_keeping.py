@@ -1,0 +1,190 @@
+"""Looking after a store: gc takes only what nothing reaches, repair says what it did, old schemas are migrated."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.ensemble import Member, Parallel, Spec
+from orchestrator.errors import ForeignStoreError, InputError, NotFoundError, StoreLockedError
+from orchestrator.store import keeping, schema
+from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Draft
+from orchestrator.store.blobs import Blobs
+from orchestrator.store.store import Store
+from tests.store.toys import SIGNATURE, draft, in_processes, tensors
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs/store")
+
+
+def _aged(store: Store, hours: float = 48.0) -> None:
+    then = time.time() - hours * HOUR
+    for path in store.root.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def _with_parents(seed: int, *parents: str) -> Draft:
+    return draft(seed).model_copy(update={"parents": parents})
+
+
+def _collect(store: Store, **more: object) -> keeping.Collected:
+    return keeping.collect(store, grace_s=24 * HOUR, dry_run=bool(more.pop("dry_run", False)), **more)  # type: ignore[arg-type]
+
+
+def test_gc_takes_only_what_nothing_reaches(store: Store, tmp_path: Path) -> None:
+    parent = store.put_artifact(_with_parents(0), tensors())
+    named = store.put_artifact(_with_parents(1, parent), tensors())
+    former = store.put_artifact(_with_parents(2), tensors())
+    member = store.put_artifact(_with_parents(3), tensors())
+    shown = store.put_artifact(_with_parents(4), tensors())
+    tried = store.put_artifact(_with_parents(5), tensors())
+    lost = store.put_artifact(_with_parents(6), tensors())
+    store.set_ref("digits/a", former)
+    store.set_ref("digits/a", named)
+    members = (Member(name="a", digest=member), Member(name="b", digest=named))
+    store.put_spec(Spec(name="both", tree=Parallel(members=members), signature=SIGNATURE))
+    summary = tmp_path / "runs/first/summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"models": {"a": {"digest": shown}}}))
+    store.blobs.put("studies/s/trials/1.json", json.dumps({"digest": tried}).encode())
+    store.stage("made", lambda: lost)
+    store.add_record(lost, {"x": 1})
+    store.add_record(named, {"x": 1})
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form/f").write_bytes(b"x" * 1000)
+    store.publish_folder(lost, "t", tmp_path / "form")
+    _aged(store)
+    before = {str(path) for path in store.root.rglob("*") if path.parts[-2] != "leases"}
+    planned = _collect(store, dry_run=True, results=[summary])
+    assert {str(path) for path in store.root.rglob("*")} >= before
+    done = _collect(store, results=[summary])
+    assert set(planned.removed) == set(done.removed)
+    assert set(store.digests()) == {parent, named, former, member, shown, tried}
+    assert (done.kept, done.young) == (6, 0)
+    assert done.bytes > 1000
+    assert store.stage_result("made") is None
+    assert store.records(lost) == []
+    assert store.compiled(lost, "t") is None
+    assert len(store.records(named)) == 1
+    _aged(store)
+    assert _collect(store, results=[summary], studies=True).removed[:1] == ["studies/s"]
+    assert tried not in store.digests()
+    assert keeping.damages(store) == []
+
+
+def test_gc_spares_what_is_young_or_was_looked_up(store: Store) -> None:
+    old, again, found = (store.put_artifact(_with_parents(seed), tensors()) for seed in range(3))
+    store.stage("made", lambda: found)
+    _aged(store)
+    new = store.put_artifact(_with_parents(9), tensors())
+    store.put_artifact(_with_parents(1), tensors())
+    assert store.stage("made", lambda: "never") == found
+    done = _collect(store)
+    assert set(store.digests()) == {new, again, found}
+    assert (done.kept, done.young) == (0, 3)
+    assert not store.has(old)
+
+
+def test_gc_beside_writers_loses_nothing_that_they_name(store: Store) -> None:
+    for seed in range(6):
+        store.put_artifact(_with_parents(seed), tensors())
+
+    def work(number: int) -> None:
+        if number == 0:
+            for _ in range(15):
+                _aged(store)
+                try:
+                    keeping.collect(store, grace_s=24 * HOUR, dry_run=False)
+                except StoreLockedError:
+                    pass
+        else:
+            for turn in range(15):
+                digest = store.put_artifact(_with_parents((number + turn) % 6), tensors())
+                store.verify(digest)
+
+    # Ages are set from outside here, so an artifact may go at once; what `put_artifact` gave must be whole then.
+    codes = in_processes(3, work)
+    assert codes[0] == 0
+    assert all(damage.kind != "unfinished" for damage in keeping.damages(store))
+
+
+def test_one_collection_at_a_time_and_none_that_is_too_eager(store: Store) -> None:
+    with store.lock("gc"):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _collect(store)
+            except StoreLockedError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    with pytest.raises(InputError, match="grace period is too short"):
+        keeping.collect(store, grace_s=1.0, dry_run=False)
+
+
+def test_verify_names_all_damage_and_repair_mends_it(store: Store, tmp_path: Path) -> None:
+    good, bad, gone = (store.put_artifact(_with_parents(seed), tensors()) for seed in range(3))
+    other = Store(tmp_path / "other")
+    for digest in (good, bad):
+        store.copy_artifact(digest, other)
+    for digest in (good, bad, gone):
+        store.set_ref(f"r/{digest[:4]}", digest)
+    store.put_spec(Spec(name="one", tree=Member(name="a", digest=good), signature=SIGNATURE))
+    store.add_record(good, {"x": 1})
+    assert keeping.damages(store) == []
+    (store.root / f"artifacts/{bad}/{WEIGHTS}").write_bytes(b"flipped")
+    (store.root / f"artifacts/{gone}/{WEIGHTS}").write_bytes(b"flipped")
+    (store.root / f"artifacts/{'0' * 64}").mkdir()
+    (store.root / f"artifacts/{'0' * 64}/{WEIGHTS}").write_bytes(b"half")
+    for folder in ("specs", f"records/{good}"):
+        path = next((store.root / folder).iterdir())
+        path.write_bytes(path.read_bytes()[:-3])
+    kinds = sorted(damage.kind for damage in keeping.damages(store))
+    assert kinds == ["artifact", "artifact", "record", "spec", "unfinished"]
+    assert len(keeping.repair(store, source=other, dry_run=True)) == 5
+    assert len(keeping.damages(store)) == 5
+    done = {damage.key: how for damage, how in keeping.repair(store, source=other)}
+    assert done[f"artifacts/{bad}"] == f"fetched again from {other.root}"
+    assert done[f"artifacts/{gone}"] == f"moved to quarantine/artifacts/{gone}"
+    assert (store.root / f"quarantine/artifacts/{gone}/{WEIGHTS}").read_bytes() == b"flipped"
+    store.verify(bad)
+    assert [(damage.kind, damage.key) for damage in keeping.damages(store)] == [("ref", f"refs/r/{gone[:4]}")]
+    with pytest.raises(NotFoundError):
+        store.verify(gone)
+
+
+def test_an_older_schema_is_migrated_and_a_newer_one_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = store.put_artifact(draft(), tensors())
+    steps = []
+
+    def step(blobs: Blobs) -> None:
+        steps.append(blobs.location)
+        blobs.put("new/layout.json", b"{}")
+
+    monkeypatch.setattr(schema, "SCHEMA", 2)
+    with pytest.raises(ForeignStoreError, match="knows no way"):
+        schema.migrate(store.blobs)
+    monkeypatch.setattr(schema, "STEPS", {1: step})
+    with pytest.raises(ForeignStoreError, match=r"schema 1, this version reads 2.*models migrate"):
+        Store(store.root)
+    assert schema.migrate(store.blobs, dry_run=True) == (1, 2)
+    assert steps == []
+    assert schema.migrate(store.blobs) == (1, 2)
+    assert schema.migrate(store.blobs) == (2, 2)
+    assert len(steps) == 1
+    Store(store.root).verify(digest)
+    monkeypatch.setattr(schema, "SCHEMA", 1)
+    for call in (lambda: Store(store.root), lambda: schema.migrate(store.blobs)):
+        with pytest.raises(ForeignStoreError, match="schema 2, this version reads 1"):
+            call()
+    assert MANIFEST in os.listdir(store.root / "artifacts" / digest)

@@ -1,0 +1,31 @@
+"""A small number of the kills that `python -m benchmarks.reliability` does, on a disk and on S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import boto3
+import pytest
+
+from benchmarks.reliability_store import under_fire
+from orchestrator.store import keeping
+from orchestrator.store.store import Store
+from tests.store.s3_server import served
+
+
+def test_kills_on_a_disk(tmp_path: Path) -> None:
+    tally = under_fire(str(tmp_path / "store"), kills=12, seed=3, longest_s=0.4)
+    assert (tally.partial, tally.lost_refs, tally.wrong_digests) == ([], [], [])
+    assert (tally.kills, tally.published > 0, tally.ref_updates > 0) == (12, True, True)
+    assert keeping.damages(Store(tmp_path / "store")) == []
+
+
+@pytest.mark.slow
+def test_kills_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(tmp_path / "server") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
+        tally = under_fire("s3://bucket/store", kills=6, seed=3, longest_s=4.0)
+        assert (tally.partial, tally.lost_refs, tally.wrong_digests) == ([], [], [])
+        assert (tally.kills, tally.published > 0) == (6, True)
