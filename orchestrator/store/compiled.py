@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from orchestrator.config.base import Settings, canonical
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
-from orchestrator.store import signing
+from orchestrator.store import holds, signing
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import Digest, check_digest, check_segment
 from orchestrator.store.s3 import copies_of
@@ -120,6 +120,9 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
             raise _corrupt(key, name)
         if not in_place:
             _copy(folder / name, content)
+    blobs.used(f"{key}/{ENTRY}")
+    if in_place:
+        holds.hold(folder / ENTRY)
     return folder
 
 
