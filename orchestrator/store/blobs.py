@@ -1,8 +1,9 @@
 """Named bytes below one root: whole or not there, whatever moment a process dies at.
 
-One interface for local and shared file systems (`local.py`), S3 (`s3.py`) and what pyarrow reads (`arrow.py`).
-What all promise: a reader sees a file whole or not at all; of many racing `put_if_absent` exactly one wins; a
-folder is published at once, or by its last file. `docs/storage.md` says how each keeps that.
+One interface for local and shared file systems (`local.py`), S3 (`s3.py`) and what pyarrow reads
+(`arrow.py`). What all promise: a reader sees a file whole or not at all; of many racing `put_if_absent`
+exactly one wins; a folder is published at once, or by its last file. `docs/storage.md` says how each keeps
+that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Byte budgets of the store's caches: the least recently used goes first, never what a living process uses."""
+"""Byte budgets of the store's caches: the least recently used goes first, never what is in use."""
 
 from __future__ import annotations
 

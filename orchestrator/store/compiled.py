@@ -1,8 +1,8 @@
 """Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256.
 
-They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a form
-whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is run, whose
-files are held against the entry each time.
+They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a
+form whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is
+run, whose files are held against the entry each time.
 """
 
 from __future__ import annotations

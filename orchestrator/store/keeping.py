@@ -1,8 +1,8 @@
 """Looking after a store: what is damaged, what can be mended, and what nothing reaches any more.
 
-A text reaches what it names: every digest (64 hex digits) in a ref's history, a release, a spec, the results of
-a run beside the store, a study's rows and the manifest of an artifact that is reached itself. That is more than
-is needed, and on purpose: what a reader of the store could follow is never removed.
+A text reaches what it names: every digest (64 hex digits) in a ref's history, a release, a spec, the
+results of a run beside the store, a study's rows and the manifest of an artifact that is reached itself.
+That is more than is needed, and on purpose: what a reader of the store could follow is never removed.
 """
 
 from __future__ import annotations

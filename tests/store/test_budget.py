@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from orchestrator.store.budget import Entry, evict, trim
 from orchestrator.store.leases import Lease
 from orchestrator.store.room import Usage, wait_for_room
 from orchestrator.store.store import Store
-from tests.store.toys import D1, D2, D3, draft, tensors
+from tests.store.toys import D1, D2, D3, draft, in_processes, tensors
 
 
 @pytest.fixture
@@ -59,8 +60,11 @@ def test_predictions(store: Store) -> None:
 def test_compiled_forms_that_a_living_process_uses_stay(store: Store, tmp_path: Path) -> None:
     (tmp_path / "built").mkdir()
     (tmp_path / "built/model.so").write_bytes(b"x" * 1000)
-    for digest in (D1, D2):
-        store.publish_folder(digest, "t", tmp_path / "built")
+
+    def publish(number: int) -> None:  # elsewhere: who makes a form uses it
+        store.publish_folder((D1, D2)[number], "t", tmp_path / "built")
+
+    assert in_processes(2, publish) == [0, 0]
     code = (
         "import sys; from orchestrator.store.store import Store; s = Store(sys.argv[1]);"
         "s.compiled(sys.argv[2], 't'); print('used', flush=True); sys.stdin.read()"
@@ -110,8 +114,6 @@ def test_decoded_data(tmp_path: Path) -> None:
         (folder / "meta.json").write_text("{}")
         _set_age(folder / "meta.json", 10 - number)
     held = os.open(tmp_path / "set0/meta.json", os.O_RDONLY)
-    import fcntl  # noqa: PLC0415
-
     fcntl.flock(held, fcntl.LOCK_SH)
     assert data_cache.trim(tmp_path, 1500) == ["set1", "set2"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["set0"]
@@ -162,9 +164,7 @@ def test_a_limit_of_one_never_pauses(store: Store, monkeypatch: pytest.MonkeyPat
         wait_for_room(store.blobs)
 
 
-def test_reading_needs_no_room_at_all(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_needs_no_room_at_all(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = store.put_artifact(draft(), tensors())
     store.set_ref("a", digest)
     store.put_predictions(digest, "k", np.arange(2), np.zeros((2, 1), dtype=np.float32))
