@@ -90,8 +90,8 @@ def damages(store: Store) -> list[Damage]:
 def repair(store: Store, *, source: Store | None = None, dry_run: bool = False) -> list[tuple[Damage, str]]:
     """Mend what `damages` finds: fetch artifacts again from `source`, and move the rest out of the way.
 
-    What is moved away is computed or made again where a run needs it. A ref's entry is never changed: one that
-    names what is gone is told.
+    What is moved away is computed or made again where a run needs it. A ref's entry is never changed: one
+    that names what is gone is told.
 
     Returns:
         Each damage with what was done, or would be.
