@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench peers mlflow clean
+.PHONY: help install demo serve test chaos lint bench peers mlflow audit sbom clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: lint ## Lint, types, architecture tests and the whole suite (QUICK=1: with
 	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "(ray or cluster)$(if $(QUICK), and not slow)" -n 2 --dist loadfile
 
+chaos: $(STAMP) ## Lose nodes, drivers, heads and connections on clusters of this machine (about half an hour)
+	$(BIN)/python -m pytest -m cluster tests/cluster tests/search/test_faults.py tests/search/test_faults_of_real_trials.py
+
 bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json
 
@@ -47,6 +50,17 @@ peers: ## Make .venv-peers with the tools that benchmarks compare with
 mlflow: ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py talks to
 	test -x .venv-mlflow/bin/python || $(PYTHON) -m venv .venv-mlflow
 	.venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4'
+
+.venv-audit: ## (the tools of audit and sbom, in an environment of their own)
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
+
+audit: .venv-audit ## Compare the pinned versions with known weaknesses (needs the network)
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+sbom: $(STAMP) .venv-audit ## Write dist/sbom.json, what is installed in .venv (CycloneDX)
+	mkdir -p dist
+	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json
 
 clean: ## Remove .venv, caches and runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info runs

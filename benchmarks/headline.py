@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     try:
         with running(servers):
             for number, (name, ref) in enumerate(named.items()):
-                arm = ours(store.location, "fused", [ref], (models[name],))
+                arm = ours(store.location, "fused", [ref])
                 servers.append(Server(name, arm.command, PORT + 10 * number, folder / str(number), {}))
                 servers[-1].wait_until(get(f"{servers[-1].url}/v2/health/ready"))
                 servers[-1].pause()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ class Ratio:
     """A claim: a figure measured side by side with its reference in one run."""
 
     value: float
+    """NaN where it could not be measured."""
     goal: float
     at_most: bool = False
     """The goal is a limit from above."""
@@ -33,8 +35,9 @@ class Ratio:
         return reached and self.holds
 
     def plain(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        known = {"value": self.value, "goal": self.goal, "met": self.met}
+        """As plain JSON values; what was not measured is null."""
+        value = None if math.isnan(self.value) else self.value
+        known = {"value": value, "goal": self.goal, "met": self.met}
         return known | ({"of": self.of} if self.of else {})
 
 
@@ -65,7 +68,7 @@ def main(
     document = {
         "benchmark": name,
         "machine": machine(),
-        "git": _commit(),
+        "git": commit(),
         "rows": rows,
         "ratios": {key: ratio.plain() for key, ratio in ratios.items()},
     }
@@ -80,7 +83,8 @@ def main(
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the code that runs, shortened."""
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 

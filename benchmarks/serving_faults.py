@@ -14,25 +14,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import urlsplit
 
 import numpy as np
 from scipy.stats import beta
 
 from benchmarks.faulty_member import FOLDER, KINDS, FaultyIngress, FaultyMember
-from benchmarks.open_loop import Client, Response, poisson
 from benchmarks.output import Ratio, Result, main
 from deployments.local import serve_locally
 from orchestrator.cluster import connected
@@ -43,6 +43,10 @@ from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.errors import OrchestratorError
+from orchestrator.load.connection import Reply
+from orchestrator.load.generate import open_loop
+from orchestrator.load.request import post
 from orchestrator.models.build import build
 from orchestrator.runtime import execute
 from orchestrator.runtime.rebuild import tensors_of
@@ -177,24 +181,41 @@ async def phase(
     url: str, offline: Offline, folder: Path, faults: Faults | None, every_s: float, load: argparse.Namespace
 ) -> dict[str, Any]:
     """One row of the result: load with one kind of faults."""
-    address = urlsplit(url)
-    client = Client(str(address.hostname), address.port or 0, "/v2/models/mix/infer", PATIENCE_S)
-    bodies = [_body(row) for row in offline.rows]
+    targets = [post(f"{url}/v2/models/mix/infer", _body(row), {}) for row in offline.rows]
     injecting, made = None, list[str]()
     if faults is not None:
         injecting = asyncio.ensure_future(faults(folder, every_s, np.random.default_rng(load.seed), made))
+    found: list[Sent] = []
 
-    async def send(number: int) -> Response:
-        return await client.post(bodies[number % ROWS])
+    def seen(number: int, reply: Reply | None, latency_s: float) -> None:
+        found.append(Sent(number % ROWS, reply, latency_s))
 
     try:
-        found = await poisson(send, load.rate, load.seconds, load.seed)
+        report = await asyncio.to_thread(
+            open_loop,
+            targets,
+            rate=load.rate,
+            seconds=load.seconds,
+            seed=load.seed,
+            timeout_s=PATIENCE_S,
+            seen=seen,
+        )
     finally:
         if injecting is not None:
             injecting.cancel()
             await asyncio.wait([injecting])
-        await client.close()
-    return {"made": dict(Counter(made)), **_judged(found, offline, load.deadline_ms / 1e3)}
+    late = report.plain()["late_p99_ms"]
+    judged = _judged(found, offline, load.deadline_ms / 1e3)
+    return {"made": dict(Counter(made)), **judged, "generator_late_p99_ms": late}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request and what came of it; no reply is a connection that broke, or silence."""
+
+    row: int
+    reply: Reply | None
+    seconds: float
 
 
 def _body(row: np.ndarray) -> bytes:
@@ -202,25 +223,25 @@ def _body(row: np.ndarray) -> bytes:
     return json.dumps({"inputs": [tensor], "outputs": [{"name": "probabilities"}]}).encode()
 
 
-def _judged(found: list[tuple[Response, float]], offline: Offline, deadline_s: float) -> dict[str, Any]:
-    statuses: dict[str, int] = {}
+def _judged(found: Sequence[Sent], offline: Offline, deadline_s: float) -> dict[str, Any]:
+    statuses = Counter("none" if one.reply is None else str(one.reply.status) for one in found)
     in_time = degraded = wrong = 0
-    for number, (response, seconds) in enumerate(found):
-        statuses[str(response.status)] = statuses.get(str(response.status), 0) + 1
-        if response.status != 200:
+    for one in found:
+        if one.reply is None or one.reply.status != 200:
             continue
-        in_time += seconds <= deadline_s
-        reply = json.loads(response.body)
+        in_time += one.seconds <= deadline_s
+        reply = json.loads(one.reply.body)
         facts = reply["parameters"]
         degraded += facts["degraded"]
-        wrong += not _right(reply, facts, offline, number % ROWS)
-    answered = statuses.get("200", 0)
-    times = sorted(seconds for _, seconds in found)
+        wrong += not _right(reply, facts, offline, one.row)
+    answered = statuses["200"]
+    times = sorted(one.seconds for one in found)
     return {
         "requests": len(found),
         "answered_in_time": in_time / len(found),
+        "late_or_failed_at_most": upper_bound(len(found) - in_time, len(found)),
         "answered": answered / len(found),
-        "statuses": statuses,
+        "statuses": dict(statuses),
         "degraded": degraded / max(answered, 1),
         "wrong": wrong,
         "wrong_at_most": upper_bound(wrong, answered),
@@ -243,13 +264,22 @@ def upper_bound(wrong: int, of: int, confidence: float = 0.95) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """For each placement all phases one after the other on one server."""
-    rows = [row for placement in arguments.placements for row in _measured(placement, arguments)]
+    """For each placement all phases one after the other on one server; what breaks off is said in a row."""
+    rows: list[dict[str, Any]] = []
+    for placement in arguments.placements:
+        try:
+            for row in _measured(placement, arguments):
+                print(json.dumps(row), file=sys.stderr)
+                rows.append(row)
+        except (OrchestratorError, OSError) as error:
+            rows.append({"placement": placement, "failed": f"{type(error).__name__}: {error}"})
+    known = [row for row in rows if "failed" not in row]
     ratios = {
         f"{row['placement']}, faults {row['faults']}": Ratio(row["answered_in_time"], _goal(row))
-        for row in rows
+        for row in known
     }
-    return rows, ratios | {"wrong": Ratio(sum(row["wrong"] for row in rows), 0, at_most=True)}
+    wrong = sum(row["wrong"] for row in known) if len(known) == len(rows) else math.nan
+    return rows, ratios | {"wrong": Ratio(wrong, 0, at_most=True)}
 
 
 def _goal(row: Mapping[str, Any]) -> float:
@@ -257,13 +287,12 @@ def _goal(row: Mapping[str, Any]) -> float:
     return 0.99 if (row["placement"], row["faults"]) == ("fused", "of processes") else GOAL
 
 
-def _measured(placement: Placement, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def _measured(placement: Placement, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     phases: dict[str, tuple[Faults | None, float]] = {
         "none": (None, 0.0),
         "inside members": (inside, arguments.every_s),
         "of processes": (processes, arguments.process_every_s),
     }
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "faults"
         folder.mkdir()
@@ -272,8 +301,7 @@ def _measured(placement: Placement, arguments: argparse.Namespace) -> list[dict[
         with serving(store, offline, folder, placement, arguments.deadline_ms / 1e3) as url:
             for name, (faults, every_s) in phases.items():
                 found = asyncio.run(phase(url, offline, folder, faults, every_s, arguments))
-                rows.append({"placement": placement, "faults": name, **found})
-    return rows
+                yield {"placement": placement, "faults": name, **found}
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

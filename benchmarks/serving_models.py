@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from orchestrator.compression.plan import Context, apply_plan
+from benchmarks.serving_arms import TRIO
 from orchestrator.config.ensemble import Member, Parallel, Spec
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import Bf16
 from orchestrator.ensemble.tree import distinct, predict
 from orchestrator.models.build import build
 from orchestrator.runtime import execute, joint
@@ -30,8 +30,8 @@ IMAGES = Signature(
     mean=(125.0, 123.0, 114.0),
     std=(63.0, 62.0, 67.0),
 )
-WIDTH, BULK_ROWS = 2048, 1024
-"""float32 rows of 8 KiB, 8 MiB a request."""
+WIDTH = 2048
+"""float32 rows of 8 KiB; 1024 of them are 8 MiB a request."""
 FEATURES = Signature(
     task="regression",
     input_shape=(WIDTH,),
@@ -45,7 +45,8 @@ FEATURES = Signature(
 NETWORK = Cnn()
 """545,834 parameters."""
 TINY = Cnn(kwargs=CnnKwargs(channels=(4, 8), hidden=16))
-IMAGE_MODELS = ("trio", "trio-bf16", "tiny-2", "tiny-8")
+UNTRAINED = (TRIO, "tiny-2", "tiny-8", "bulk")
+MEMBERS, TINY_MEMBERS = 3, 8
 BATCH = 32
 CHECKED = 16
 """Images whose answers are compared."""
@@ -61,60 +62,79 @@ class Models:
     images: np.ndarray
     """[CHECKED, 3, 32, 32]"""
 
-    def expected(self, name: str) -> np.ndarray:
-        """Probabilities [CHECKED, 10] of a spec in this process, its members run eagerly."""
-        tree = self.specs[name].tree
-        members = {member: execute.load(self.store, member.digest, "eager") for member in distinct(tree)}
-        answers = [predict(tree, members, image[None], "classification") for image in self.images]
+    def expected(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Probabilities [B, 10] of a spec in this process, its members in their own execution but run eagerly
+        where they are float32; for `images` when no rows are given."""
+        spec = self.specs[name]
+        members = {member: _offline(self.store, member) for member in distinct(spec.tree)}
+        parts = np.array_split(self.images if rows is None else rows, len(self.images))
+        answers = [predict(spec.tree, members, part, "classification") for part in parts]
         return np.concatenate([found.probs for found in answers if found.probs is not None])
 
 
-def make(folder: Path, execution: Execution) -> Models:
-    """Build and store everything; a folder that was made before is used again.
+def _offline(store: Store, member: Member) -> execute.Executable:
+    known = execute.executions(store.manifest(member.digest))
+    return execute.load(store, member.digest, "eager" if "eager" in known else known[0])
+
+
+def make(folder: Path, execution: Execution, names: Collection[str] = UNTRAINED) -> Models:
+    """Build and store these; a folder that was made before is used again.
 
     Args:
         folder: for the store and the baselines' files.
         execution: of all images' members; where it is `aoti`, all is compiled here, and no server compiles
             when it starts.
+        names: of `UNTRAINED`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder / "store")
-    plain = [_put(store, NETWORK, IMAGES, seed) for seed in range(3)]
-    low = [_bf16(store, digest) for digest in plain]
-    tiny = [_put(store, TINY, IMAGES, seed) for seed in range(8)]
-    bulk = _put(store, Mlp(kwargs=MlpKwargs(widths=(4,))), FEATURES, 0)
+    plain = [put(store, NETWORK, IMAGES, seed) for seed in range(MEMBERS)]
+    tiny = [put(store, TINY, IMAGES, seed) for seed in range(TINY_MEMBERS)]
+    bulk = put(store, Mlp(kwargs=MlpKwargs(widths=(4,))), FEATURES, 0)
     specs = {
-        "trio": _spec("trio", plain, execution),
-        "trio-bf16": _spec("trio-bf16", low, execution),
-        "tiny-2": _spec("tiny-2", tiny[:2], execution),
-        "tiny-8": _spec("tiny-8", tiny, execution),
+        TRIO: spec_of(TRIO, plain, execution, IMAGES),
+        "tiny-2": spec_of("tiny-2", tiny[:2], execution, IMAGES),
+        "tiny-8": spec_of("tiny-8", tiny, execution, IMAGES),
         "bulk": Spec(name="bulk", tree=Member(name="bulk", digest=bulk), signature=FEATURES),
     }
-    for name, spec in specs.items():
+    images = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, 32, 32), dtype=np.uint8)
+    models = Models(store, {name: specs[name] for name in names}, folder, images)
+    prepare(models, plain)
+    return models
+
+
+def prepare(models: Models, plain: Sequence[str]) -> None:
+    """Name all specs, compile what their servers would compile, and tell the baselines of their networks.
+
+    Args:
+        models: what is served.
+        plain: digests of the baselines' networks.
+    """
+    store = models.store
+    for name, spec in models.specs.items():
         store.set_ref(f"serving/{name}", store.put_spec(spec))
-    if execution == "aoti":
+        members = distinct(spec.tree)
+        if any(member.execution == "aoti" for member in members):
+            joint.load(store, members, batch=BATCH)
+    if any(member.execution == "aoti" for spec in models.specs.values() for member in distinct(spec.tree)):
         for digest in plain:
             execute.load(store, digest, "aoti", batch=BATCH)
-        for name in IMAGE_MODELS:
-            joint.load(store, distinct(specs[name].tree), batch=BATCH)
-    (folder / "facts.json").write_text(json.dumps({"store": store.location, "digests": plain}))
-    images = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, 32, 32), dtype=np.uint8)
-    return Models(store, specs, folder, images)
+    facts = {"store": store.location, "digests": list(plain)}
+    (models.folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _put(store: Store, model: ModelSettings, signature: Signature, seed: int) -> str:
+def put(store: Store, model: ModelSettings, signature: Signature, seed: int) -> str:
+    """An untrained network."""
     module = build(model, signature, seed=seed)
     return store.put_artifact(
         Draft(model=model, signature=signature, data="none", seed=seed), tensors_of(module)
     )
 
 
-def _bf16(store: Store, digest: str) -> str:
-    return apply_plan(store, digest, (Bf16(),), Context(seed=0))
-
-
-def _spec(name: str, digests: list[str], execution: Execution) -> Spec:
+def spec_of(name: str, digests: Sequence[str], execution: Execution, signature: Signature) -> Spec:
+    """The mean of these networks."""
     members = tuple(
         Member(name=f"{name}-{number}", digest=digest, execution=execution, temperature=1.0)
         for number, digest in enumerate(digests)
     )
-    return Spec(name=name, tree=Parallel(members=members), signature=IMAGES, batch=BATCH)
+    return Spec(name=name, tree=Parallel(members=members), signature=signature, batch=BATCH)

@@ -59,13 +59,13 @@ class Server:
                 env={**_environment(port, folder), MARK: self._mark, **variables},
             )
 
-    def wait_until(self, request: Target) -> None:
+    def wait_until(self, request: Target, within_s: float = READY_S) -> None:
         """Wait until this request is answered with 200.
 
         Raises:
             RuntimeError: the server ended, or does not answer.
         """
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + within_s
         outcome = "nothing sent"
         while time.monotonic() < deadline and self._process.poll() is None:
             report = closed_loop(request, connections=1, seconds=0.01, timeout_s=5.0)

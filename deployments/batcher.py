@@ -17,7 +17,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from orchestrator.errors import MemberFailedError, OrchestratorError, OverloadedError
+from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, OverloadedError
 
 
 class Rowwise(Protocol):
@@ -102,16 +102,25 @@ class Batcher(Generic[T]):
 
         Raises:
             OverloadedError: too many rows wait already, or their computation will take longer.
+            DeadlineError: the time is over.
             MemberFailedError: the computation failed, or gave another number of rows.
         """
         if self._queue:
             self._admit(len(rows), timeout_s)
-        item: _Item[T] = _Item(rows, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        item: _Item[T] = _Item(rows, loop.create_future())
         self._queue.append(item)
         self._queued += len(rows)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await item.answer
+        if timeout_s == math.inf:
+            return await item.answer
+        # A timer costs a quarter of `asyncio.timeout`.
+        timer = loop.call_later(timeout_s, _late, item.answer, timeout_s)
+        try:
+            return await item.answer
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
@@ -145,7 +154,7 @@ class Batcher(Generic[T]):
         while self._queue and (not batch or size + len(self._queue[0].rows) <= self._max_rows):
             item = self._queue.popleft()
             self._queued -= len(item.rows)
-            if not item.answer.cancelled():
+            if not item.answer.done():
                 batch.append(item)
                 size += len(item.rows)
         return batch
@@ -171,7 +180,7 @@ class Batcher(Generic[T]):
 
     async def _alone(self, batch: list[_Item[T]]) -> None:
         for item in batch:
-            if not item.answer.cancelled():
+            if not item.answer.done():
                 await self._answer([item])
 
     async def _run(self, parts: list[np.ndarray]) -> T:
@@ -194,3 +203,8 @@ class Batcher(Generic[T]):
 
     def _pace(self, row_s: float) -> None:
         self._row_s = row_s if self._row_s is None else self._row_s + PACE * (row_s - self._row_s)
+
+
+def _late(answer: asyncio.Future[T], timeout_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineError("no answer in time", f"{timeout_s:g} s"))

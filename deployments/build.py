@@ -42,6 +42,7 @@ COMPOSED: Mapping[str, type[Composed]] = {
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 NODE_SHARE = 0.001
 """Of a node's own resource, which exists to be asked for in small parts."""
+DRAIN_MARGIN_S = 5.0
 LIGHT = {"num_cpus": 0}
 """Ingress and ensembles only wait: they reserve no core."""
 
@@ -107,6 +108,7 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
         # More than the ingress itself lets in, so that it is the one to refuse, in JSON.
         max_ongoing_requests=2 * settings.serving.max_requests,
         max_constructor_retry_count=START_TRIES,
+        graceful_shutdown_timeout_s=settings.serving.drain_s + DRAIN_MARGIN_S,
         ray_actor_options={
             **_share(settings.serving, here),
             "resources": {} if direct_on is None else {direct_on: NODE_SHARE},

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from deployments import drive
+from deployments.bundle import Bundler, answer_each
 from deployments.contract import Contract
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
+from deployments.member import split
 from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
+from deployments.stream import streamed
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble.quorum import answers_without
@@ -29,7 +32,18 @@ def _call(handle: DeploymentHandle[Any]) -> Call:
         outputs: np.ndarray = await fetch(handle.predict.remote(rows))
         return outputs
 
-    return call
+    if not isinstance(handle, DeploymentHandle):
+        return call  # a member of this process
+
+    async def send(parts: list[np.ndarray]) -> Sequence[np.ndarray | OrchestratorError]:
+        if len(parts) == 1:
+            return [await call(parts[0])]
+        sizes = [len(part) for part in parts]
+        found = await fetch(handle.predict_many.remote(np.concatenate(parts), sizes))
+        return split(found, sizes) if isinstance(found, np.ndarray) else found
+
+    bundler: Bundler[np.ndarray, np.ndarray] = Bundler(send, lambda rows: rows.nbytes)
+    return bundler.ask
 
 
 async def _ready(name: str, handle: DeploymentHandle[Any]) -> None:
@@ -74,6 +88,15 @@ class Composed:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         return await self._contract.answer(question)
+
+    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
+        """See `streamed`."""
+        async for found in streamed(self.predict, question):
+            yield found
+
+    async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
+        """The answer to each question, or why there is none."""
+        return await answer_each(self.predict, questions)
 
     async def snapshots(self) -> list[Snapshot]:
         """What this replica and its members' counted."""

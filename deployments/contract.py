@@ -25,6 +25,7 @@ from orchestrator.config.ensemble import Cascade, Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble import exit_audit, quorum
 from orchestrator.ensemble.exit_audit import ExitAudit
+from orchestrator.ensemble.sight import beside, nothing_told
 from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import NotFoundError, OrchestratorError
 
@@ -97,6 +98,7 @@ class Contract:
             without=without,
             late=self._late,
             rounds=rounds.append,
+            told=None if question.told is None else self._tell(question.told),
         )
         self._saw(prediction, rounds)
         if self._watchman is not None:
@@ -105,6 +107,9 @@ class Contract:
             self._draw(question, prediction)
         wanted, early_exit = question.outputs, not self._audit.broken
         return answer(prediction, spec, wanted, ejected=self._ejected(), early_exit=early_exit)
+
+    def _tell(self, told: Callable[[Answer], None]) -> Callable[[Prediction], None]:
+        return lambda stage: told(answer(stage, self.spec))
 
     def health(self) -> dict[str, Any]:
         """What is known about the members and early exits, as plain values."""
@@ -172,7 +177,11 @@ class Contract:
         for member in without:
             call = self._calls[member]
             if call.to_try():
-                self._start(call.attempt(question.rows, PATIENCE * question.timeout_s))
+                rows = question.rows
+                if member.sees:
+                    seen = nothing_told(len(rows), len(member.sees), self._spec.signature.outputs)
+                    rows = beside(rows, seen)
+                self._start(call.attempt(rows, PATIENCE * question.timeout_s))
 
     def _late(self, member: Member) -> None:
         self._calls[member].was_late()

@@ -7,7 +7,7 @@ function in the same process) is the caller's. Whom to ask at all, and how often
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from deployments.member_call import LATE, Call, stop
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, children
 from orchestrator.ensemble.expect import has_quorum
 from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, walk
 from orchestrator.errors import DeadlineError, MemberFailedError, OrchestratorError, last_line
 
@@ -41,6 +42,7 @@ async def drive(
     without: Mapping[Member, str] = MappingProxyType({}),
     late: Callable[[Member], None] = lambda _: None,
     rounds: Callable[[float], None] = lambda _: None,
+    told: Callable[[Prediction], None] | None = None,
 ) -> Prediction:
     """Answer `inputs` [N, ...] with the spec's tree; members that can be asked together are.
 
@@ -59,6 +61,7 @@ async def drive(
         without: members that are not asked, and why; they count as missing.
         late: told of each member that was given up because the time was over.
         rounds: told the seconds of each round of asks.
+        told: told what each stage of a cascade says while later ones are asked.
 
     Raises:
         DeadlineError: the members took longer than `timeout_s`.
@@ -70,6 +73,7 @@ async def drive(
     patient = has_quorum(spec.tree)
     until = now() + (PATIENCE if patient else 1.0) * timeout_s
     left = _rounds(spec.tree) if patient else 1
+    progress = None if told is None else Progress(spec.tree, len(inputs), spec.signature.task, told)
     while True:
         asked = [ask for ask in asks if ask.member not in without]
         waits = [_ask(ask, calls, inputs) for ask in asked]
@@ -84,22 +88,27 @@ async def drive(
             outcomes[ask.member] = _outcome(result)
         if not patient and any(isinstance(result, TimeoutError) for result in results):
             raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s")
+        before, said = asks, tuple(outcomes[ask.member] for ask in asks)
         try:
-            asks = steps.send(tuple(outcomes[ask.member] for ask in asks))
+            asks = steps.send(said)
         except StopIteration as done:
             prediction: Prediction = done.value
             return prediction
+        if progress is not None:
+            progress.after(before, said)
 
 
 def _rounds(node: Node) -> int:
-    """Most rounds of asks that a walk has: the stages of a cascade one after the other, members together."""
+    """Most rounds of asks that a walk has: the stages of a cascade one after the other, members together but
+    for those who see others."""
+    if isinstance(node, Member):
+        return 1 + max(map(_rounds, node.sees), default=0)
     below = [_rounds(child) for child in children(node)]
     return sum(below) if isinstance(node, Cascade) else max(below, default=1)
 
 
 async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np.ndarray:
-    everything = len(ask.rows) == len(inputs)
-    return await calls[ask.member](inputs if everything else inputs[ask.rows])
+    return await calls[ask.member](ask.of(inputs))
 
 
 def _outcome(result: np.ndarray | BaseException) -> Outcome:
@@ -127,6 +136,20 @@ async def fetch(response: Any) -> Any:
             # Serve leaves an accepted call running when only its awaiting is cancelled.
             response.cancel()
             raise
+
+
+async def fetch_stream(responses: Any) -> AsyncIterator[Any]:
+    """What a Serve call with `stream=True` gives (a `DeploymentResponseGenerator`), cancelled with this.
+
+    Raises:
+        OrchestratorError: as of `fetch`.
+    """
+    with _explained():
+        try:
+            async for response in responses:
+                yield response
+        finally:
+            responses.cancel()
 
 
 async def fetch_all(handle: DeploymentHandle[Any], method: str, *args: Any, timeout_s: float) -> list[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +16,7 @@ from deployments.drive import everyone
 from deployments.exchange import Answer, Question, Served
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.protocol.model import Model
-from deployments.protocol.rest import Codec
+from deployments.protocol.rest import Codec, codec_of
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedError
 
@@ -24,6 +26,9 @@ T = TypeVar("T")
 SERVER_NAME = "orchestrator"
 LARGE_BYTES = 256 * 1024
 """Bodies above this are decoded in a thread, so that the event loop goes on."""
+
+MOST_THREADS = 4
+"""That read and write bodies."""
 
 
 class Gate:
@@ -55,23 +60,39 @@ class Bodies:
         self._most = most
         self._held = 0
 
-    @contextmanager
-    def room(self) -> Iterator[Callable[[int], None]]:
-        """For one request: what to call with the bytes of each part that it has; they are given back at the
-        end. The call raises `OverloadedError` when there are too many."""
-        mine = 0
+    def room(self) -> Room:
+        """For one request."""
+        return Room(self)
 
-        def take(size: int) -> None:
-            nonlocal mine
-            if self._held + size > self._most:
-                raise OverloadedError("too many bytes of bodies are in work", self._held, "try again later")
-            self._held += size
-            mine += size
+    def change(self, size: int) -> None:
+        """Hold more or fewer bytes.
 
-        try:
-            yield take
-        finally:
-            self._held -= mine
+        Raises:
+            OverloadedError: there are too many.
+        """
+        if size > 0 and self._held + size > self._most:
+            raise OverloadedError("too many bytes of bodies are in work", self._held, "try again later")
+        self._held += size
+
+
+class Room:
+    """What one request's body takes of all `Bodies`; a context manager, whose end gives it back."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies, self._mine = bodies, 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        """To be called with the bytes of each part; raises `OverloadedError` when there are too many."""
+        return self._take
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._bodies.change(-self._mine)
+
+    def _take(self, size: int) -> None:
+        self._bodies.change(size)
+        self._mine += size
 
 
 @dataclass
@@ -143,6 +164,12 @@ class Entry:
     def model(self) -> Model:
         return self.served.model
 
+    @property
+    def large_bytes(self) -> int:
+        """Bodies of that size are decoded in a thread."""
+        encoder = self.codec.encoder
+        return LARGE_BYTES if encoder is None else encoder.large_bytes
+
     def model_of(self, answer: Answer) -> Model:
         """The model, in the version that made an answer."""
         version = answer.version or self.model.version
@@ -161,7 +188,9 @@ class Front:
         self.serving = serving
         self.gate = Gate(serving.max_requests)
         self.bodies = Bodies(serving.max_bodies_bytes)
-        self._entries = {one.model.name: Entry(one, Codec(one.model), Statistics()) for one in served}
+        self._entries = {
+            one.model.name: Entry(one, codec_of(one.model, serving), Statistics()) for one in served
+        }
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -173,7 +202,7 @@ class Front:
         entry = self._entries[model.name]
         if model != entry.model:
             served = replace(entry.served, model=model)
-            self._entries[model.name] = replace(entry, served=served, codec=Codec(model))
+            self._entries[model.name] = replace(entry, served=served, codec=codec_of(model, self.serving))
 
     def find(self, name: str, version: str | None = None) -> Entry:
         """The model of that name, and of that version if one is given.
@@ -241,7 +270,16 @@ def check_given(answer: Answer, wanted: frozenset[str]) -> None:
 
 
 async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function, in a thread if it may take long."""
-    if threaded:
-        return await asyncio.to_thread(function, *args, **kwargs)
-    return function(*args, **kwargs)
+    """Call a function, in one of a few threads if it may take long."""
+    return await in_thread(function, *args, **kwargs) if threaded else function(*args, **kwargs)
+
+
+async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that takes long in one of a few threads."""
+    call = partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="bodies")

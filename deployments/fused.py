@@ -8,23 +8,28 @@ alone. Nothing is sent anywhere; what is lost is isolation, since a crash takes 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from deployments.batcher import Batcher
 from deployments.exchange import Answer, Question
-from deployments.member import STUCK_S
 from deployments.observe import families
 from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
-from deployments.outputs import answer
+from deployments.outputs import Part, answer, shared
+from deployments.protocol.model import describe
+from deployments.worker import STUCK_S, HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member, Spec
+from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
+from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
-from orchestrator.errors import DeadlineError, MemberFailedError
+from orchestrator.errors import DeadlineError
 from orchestrator.runtime import joint
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
@@ -39,19 +44,33 @@ class Fused:
         allow: import paths that members may be built from.
         compiled: members that are asked together become one compiled graph where that is possible.
         max_queued_rows: most rows that may wait.
+        hang_s: a batch that takes longer is given up; its members are loaded anew for those that follow.
     """
 
     def __init__(
-        self, spec: Spec, store: str, *, allow: Collection[str], compiled: bool, max_queued_rows: int
+        self,
+        spec: Spec,
+        store: str,
+        *,
+        allow: Collection[str],
+        compiled: bool,
+        max_queued_rows: int,
+        hang_s: float = math.inf,
     ) -> None:
         self._spec = spec
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"fused-{spec.name}")
-        self._groups = load_groups(self._worker, spec, store, allow=allow, compiled=compiled)
+        self._worker = Worker(f"fused-{spec.name}")
+        self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
+        self._hang_s = hang_s
+        self._version = describe(spec).version
+        self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
+        self._groups = self._worker.load(self._load)
         self._meter = Meter(f"{this_replica()}:{spec.name}")
         for group in self._groups:
             note_fallback(self._meter, group)
         timed = batches(self._meter, spec.name)
         self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
+        self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
+        self._meter.watch(families.HANGING, spec.name, value=lambda: self._worker.calls_that_hang)
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -66,52 +85,95 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
-        try:
-            async with asyncio.timeout(question.timeout_s):
-                prediction = await self._batcher.submit(question.rows, question.timeout_s)
-        except TimeoutError as error:
-            raise DeadlineError("the ensemble did not answer in time", f"{question.timeout_s:g} s") from error
-        note_walk(self._spec.name, prediction, (), self._meter)
-        return answer(prediction, self._spec, question.outputs)
+        part = await (
+            self._batcher.submit(question.rows, question.timeout_s)
+            if question.told is None
+            else self._in_stages(question, question.told)
+        )
+        return part.answer(self._spec, question.outputs)
 
     async def ready(self) -> None:
         """Can be called only once the members are loaded."""
 
     async def snapshots(self) -> list[Snapshot]:
         """What was counted of this ensemble."""
-        self._meter.set(families.QUEUED_ROWS, self._spec.name, to=self._batcher.queued)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:
         """Called by Serve.
 
         Raises:
-            MemberFailedError: the worker hangs.
+            MemberFailedError: calls hang.
         """
-        if self._batcher.busy_s > STUCK_S:
-            raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
+        self._worker.check_health()
 
     async def close(self) -> None:
         """Stop; nobody may ask any more."""
         await self._batcher.close()
-        self._worker.shutdown(wait=False)
+        self._worker.close()
 
-    async def _run(self, rows: np.ndarray) -> Prediction:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._walk, rows)
+    async def _in_stages(self, question: Question, told: Callable[[Answer], None]) -> Part:
+        """A walk of its own, whose stages are told."""
+        loop = asyncio.get_running_loop()
 
-    def _walk(self, inputs: np.ndarray) -> Prediction:
+        def tell(stage: Prediction) -> None:
+            loop.call_soon_threadsafe(told, answer(stage, self._spec))
+
+        try:
+            async with asyncio.timeout(question.timeout_s):
+                return await self._run(question.rows, tell)
+        except TimeoutError as error:
+            raise DeadlineError("no answer in time", f"{question.timeout_s:g} s") from error
+
+    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Part:
+        if not self._groups:
+            self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
+        watch = Watch()
+        try:
+            part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
+        except HangingError:
+            self._groups = ()  # they belong to the call that hangs
+            raise
+        note_walk(self._spec.name, part.whole, (), self._meter)
+        return part
+
+    def _compute(self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None) -> Part:
+        """In the worker's thread. Where all is well, nothing has to be decided."""
+        if self._direct is not None:
+            (group,) = self._groups
+            outputs = group.stacked(inputs, watch.begin)
+            if watch.given_up:
+                raise HangingError("nobody waits any more")
+            prediction = None if outputs is None else self._direct(outputs)
+            if prediction is not None:
+                return shared(prediction, self._spec, self._version)
+        return shared(self._walk(inputs, watch, told), self._spec, self._version)
+
+    def _walk(
+        self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
+    ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
-        asks = next(steps)
+        asks, groups = next(steps), self._groups
+        progress = (
+            None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
+        )
         while True:
+            asked, outcomes = asks, _answers(groups, asks, inputs, watch)
             try:
-                asks = steps.send(_answers(self._groups, asks, inputs))
+                asks = steps.send(outcomes)
             except StopIteration as done:
                 prediction: Prediction = done.value
                 return prediction
+            if progress is not None:
+                progress.after(asked, outcomes)
 
 
-def load_groups(
-    worker: ThreadPoolExecutor,
+def load_groups(worker: Worker, spec: Spec, store: str, **options: Any) -> tuple[Joint, ...]:
+    """As `opened_groups`, by the thread that will run them."""
+    return worker.load(lambda: opened_groups(spec, store, **options))
+
+
+def opened_groups(
     spec: Spec,
     store: str,
     *,
@@ -119,22 +181,13 @@ def load_groups(
     compiled: bool,
     elsewhere: Collection[Member] = (),
 ) -> tuple[Joint, ...]:
-    """The members of a spec but those `elsewhere`, each group that is asked together as one `Joint`.
-
-    They are loaded by the thread that will run them, since PyTorch keeps the number of threads by thread.
-    """
-
-    def load() -> tuple[Joint, ...]:
-        opened = Store(store, create=False)
-        return tuple(
-            joint.load(
-                opened, group, threads=spec.threads, batch=spec.batch, allowed=allow, compiled=compiled
-            )
-            for whole in asked_together(spec.tree)
-            if (group := [member for member in whole if member not in elsewhere])
-        )
-
-    return worker.submit(load).result()
+    """The members of a spec but those `elsewhere`, each group that is asked together as one `Joint`."""
+    opened = Store(store, create=False)
+    return tuple(
+        joint.load(opened, group, threads=spec.threads, batch=spec.batch, allowed=allow, compiled=compiled)
+        for whole in asked_together(spec.tree)
+        if (group := [member for member in whole if member not in elsewhere])
+    )
 
 
 def note_fallback(meter: Meter, group: Joint) -> None:
@@ -143,17 +196,23 @@ def note_fallback(meter: Meter, group: Joint) -> None:
         meter.set(families.FALLBACK, member.name, to=float(group.fallback is not None))
 
 
-def _answers(groups: Sequence[Joint], asks: Sequence[Ask], inputs: np.ndarray) -> tuple[Outcome, ...]:
+def _answers(
+    groups: Sequence[Joint], asks: Sequence[Ask], inputs: np.ndarray, watch: Watch
+) -> tuple[Outcome, ...]:
     """One outcome for each ask; a group is called once, for all rows that any of its members is asked for."""
-    rows: dict[Joint, np.ndarray] = {}
+    wanted: dict[Joint, Ask] = {}
     home = {member: group for group in groups for member in group.members}
     for ask in asks:
         group = home[ask.member]
-        rows[group] = ask.rows if group not in rows else np.union1d(rows[group], ask.rows)
+        # A member that sees others has a group of its own.
+        before = wanted.get(group)
+        wanted[group] = ask if before is None else Ask(ask.member, np.union1d(before.rows, ask.rows))
     found: dict[Member, np.ndarray | Exception] = {}
-    for group, wanted in rows.items():
-        found |= group(inputs if len(wanted) == len(inputs) else inputs[wanted])
-    return tuple(_outcome(found[ask.member], ask, rows[home[ask.member]]) for ask in asks)
+    for group, of_all in wanted.items():
+        found |= group(of_all.of(inputs), watch.begin)
+    if watch.given_up:
+        raise HangingError("nobody waits any more")
+    return tuple(_outcome(found[ask.member], ask, wanted[home[ask.member]].rows) for ask in asks)
 
 
 def _outcome(found: np.ndarray | Exception, ask: Ask, rows: np.ndarray) -> Outcome:

@@ -6,15 +6,16 @@ So the same code drives members that are deployments of their own and members th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.member import STUCK_S
+from deployments.worker import HangingError, Watch, Worker
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import MemberFailedError, OrchestratorError
 from orchestrator.runtime.joint import Joint
@@ -38,7 +39,9 @@ class _Outputs:
         return _Outputs(rows.stop - rows.start, found)
 
     def has_failures(self) -> bool:
-        return any(isinstance(output, Exception) for output in self.found.values())
+        """Whether rows of one request may have failed those of others; a call that hangs would hang again."""
+        failures = [output for output in self.found.values() if isinstance(output, Exception)]
+        return any(not isinstance(failure, HangingError) for failure in failures)
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Group:
     Args:
         joint: the members.
         worker: the thread that loaded them.
+        hang_s: a call that takes longer counts as failed for the members that it is in. They are left alone
+            until it returns; a new thread computes the others.
         max_rows: most rows of one call.
         max_queued_rows: most rows that may wait.
         timed: see `Batcher`.
@@ -64,13 +69,14 @@ class Group:
     def __init__(
         self,
         joint: Joint,
-        worker: ThreadPoolExecutor,
+        worker: Worker,
         *,
+        hang_s: float = math.inf,
         max_rows: int,
         max_queued_rows: int,
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
-        self._joint, self._worker = joint, worker
+        self._joint, self._worker, self._hang_s = joint, worker, hang_s
         self._batcher = Batcher(
             self._run,
             max_rows=max_rows,
@@ -116,22 +122,26 @@ class Group:
         if self._asked.get(key) is asked:
             del self._asked[key]
 
-    def check_health(self) -> None:
-        """Called by Serve.
-
-        Raises:
-            MemberFailedError: the worker hangs.
-        """
-        if self._batcher.busy_s > STUCK_S:
-            raise MemberFailedError("a batch is still running after", f"{self._batcher.busy_s:.0f} s")
-
     async def close(self) -> None:
         """Stop; nobody may ask any more."""
         await self._batcher.close()
 
     async def _run(self, rows: np.ndarray) -> _Outputs:
-        loop = asyncio.get_running_loop()
-        return _Outputs(len(rows), await loop.run_in_executor(self._worker, self._joint, rows))
+        without = self._worker.hanging
+        while True:
+            watch = Watch()
+            try:
+                found = await self._worker.run(
+                    partial(self._joint, rows, watch.begin, without), watch, self._hang_s
+                )
+            except HangingError:
+                if not watch.members:
+                    raise
+                without |= set(watch.members)
+                continue  # the others, by a new thread
+            for member in self._joint.members:
+                found.setdefault(member, HangingError("a call hangs", member.name))
+            return _Outputs(len(rows), found)
 
 
 class Handle:

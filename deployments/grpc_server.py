@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from time import perf_counter_ns
@@ -16,7 +17,7 @@ import grpc
 import grpc.aio
 
 from deployments.exchange import Question
-from deployments.front import LARGE_BYTES, SERVER_NAME, Entry, Front, check_given, maybe_threaded
+from deployments.front import SERVER_NAME, Entry, Front, check_given, maybe_threaded
 from deployments.http.access import Access, Refusal, token_of
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError, TooLargeError, UnknownModelError
@@ -33,8 +34,8 @@ from orchestrator.errors import (
 
 logger = logging.getLogger(__name__)
 
-STOP_S = 5.0
-"""Time that calls in work have when the server stops."""
+METADATA_BYTES = 64 * 1024
+"""Longest metadata of a call, as of headers over HTTP."""
 OVERHEAD_BYTES = 64 * 1024
 """What a message may have beside its tensor."""
 
@@ -65,7 +66,12 @@ class GrpcServer:
         guards = [] if self._access is None else [Keys(self._access)]
         self._server = grpc.aio.server(
             interceptors=guards,
-            options=[("grpc.max_receive_message_length", limit)],
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                # An answer is as long as its request lets it be.
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", METADATA_BYTES),
+            ],
             # A message is received whole before anyone is asked whether it may be; calls that wait for
             # nothing (liveness, metadata) need room beside those of inference.
             maximum_concurrent_rpcs=2 * self._front.serving.max_requests,
@@ -89,10 +95,13 @@ class GrpcServer:
         pair = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
         server.add_secure_port(self._address, grpc.ssl_server_credentials([pair]))
 
+    def check_health(self) -> None:
+        """Called by Serve; gRPC's own threads end with the process alone."""
+
     async def stop(self) -> None:
-        """Take no more calls; those in work have `STOP_S`."""
+        """Take no more calls; those in work have `serving.drain_s`."""
         if self._server is not None:
-            await self._server.stop(STOP_S)
+            await self._server.stop(self._front.serving.drain_s)
 
 
 class Keys(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -155,34 +164,34 @@ class _Service:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
         return make(function, request.FromString, answer.SerializeToString)
 
-    async def ServerLive(self, _asked: Any) -> Any:  # noqa: N802 - the protocol's name, as those below
+    async def ServerLive(self, _asked: Any, _context: Any) -> Any:  # noqa: N802 - the protocol's name, as those below
         return messages.message("ServerLiveResponse")(live=True)
 
-    async def ServerReady(self, _asked: Any) -> Any:  # noqa: N802
+    async def ServerReady(self, _asked: Any, _context: Any) -> Any:  # noqa: N802
         return messages.message("ServerReadyResponse")(ready=await self._is_ready(None))
 
-    async def ModelReady(self, asked: Any) -> Any:  # noqa: N802
+    async def ModelReady(self, asked: Any, _context: Any) -> Any:  # noqa: N802
         found = self._front.find(asked.name, asked.version)
         return messages.message("ModelReadyResponse")(ready=await self._is_ready([found]))
 
-    async def ServerMetadata(self, _asked: Any) -> Any:  # noqa: N802
+    async def ServerMetadata(self, _asked: Any, _context: Any) -> Any:  # noqa: N802
         answer = messages.message("ServerMetadataResponse")
         return answer(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
 
-    async def ModelMetadata(self, asked: Any) -> Any:  # noqa: N802
+    async def ModelMetadata(self, asked: Any, _context: Any) -> Any:  # noqa: N802
         return messages.metadata(self._front.find(asked.name, asked.version).model)
 
-    async def RepositoryIndex(self, asked: Any) -> Any:  # noqa: N802
+    async def RepositoryIndex(self, asked: Any, _context: Any) -> Any:  # noqa: N802
         models = [one for one in await self._front.index() if one["state"] == "READY" or not asked.ready]
         return messages.message("RepositoryIndexResponse")(models=models)
 
-    async def ModelInfer(self, asked: Any) -> Any:  # noqa: N802
+    async def ModelInfer(self, asked: Any, context: Any) -> Any:  # noqa: N802
         entry = self._front.find(asked.model_name, asked.model_version)
         with self._front.gate, self._front.bodies.room() as take:
             start = perf_counter_ns()
             try:
                 take(asked.ByteSize())
-                return await self._infer(asked, entry, start)
+                return await self._infer(asked, entry, start, _time_left(context))
             except BaseException:
                 entry.statistics.fail(start)
                 raise
@@ -198,7 +207,7 @@ class _Service:
                 continue
             first = False
             try:
-                yield answer(infer_response=await self.ModelInfer(asked))
+                yield answer(infer_response=await self.ModelInfer(asked, context))
             except Exception as error:
                 _code, sentence = _status(error)
                 yield answer(error_message=sentence, infer_response={"id": asked.id})
@@ -206,15 +215,16 @@ class _Service:
     def _refused(self, context: Any) -> Refusal | None:
         return None if self._access is None else _refusal(self._access, context.invocation_metadata())
 
-    async def _infer(self, asked: Any, entry: Entry, start: int) -> Any:
+    async def _infer(self, asked: Any, entry: Entry, start: int, time_s: float) -> Any:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._front.serving.deadline_s
-        threaded = asked.ByteSize() >= LARGE_BYTES
-        request = await maybe_threaded(threaded, messages.decode, asked, entry.model)
+        deadline = loop.time() + min(self._front.serving.deadline_s, time_s)
+        threaded = asked.ByteSize() >= entry.large_bytes
+        request = await maybe_threaded(threaded, messages.decode, asked, entry.model, entry.codec.encoder)
         decoded = perf_counter_ns()
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
         wanted = frozenset(name for name, _binary in request.outputs)
-        answer = await self._front.ask(entry, Question(request.rows, left, wanted, request.id or ""))
+        question = Question(request.rows, left, wanted, request.id or "", request.encoded_by)
+        answer = await self._front.ask(entry, question)
         check_given(answer, wanted)
         known = perf_counter_ns()
         encoded = messages.encode(entry.model_of(answer), request, answer.outputs, answer.facts())
@@ -229,10 +239,16 @@ class _Service:
         return True
 
 
-def _checked(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+def _time_left(context: Any) -> float:
+    """What the client's own deadline leaves, in seconds; members are not asked for longer."""
+    left: float | None = context.time_remaining()
+    return math.inf if left is None else left
+
+
+def _checked(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
     async def call(asked: Any, context: Any) -> Any:
         try:
-            return await method(asked)
+            return await method(asked, context)
         except Exception as error:
             code, sentence = _status(error)
         await context.abort(code, sentence)

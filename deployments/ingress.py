@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from deployments.drive import fetch, fetch_all
+from deployments.bundle import Bundler
+from deployments.drive import fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
@@ -20,6 +24,7 @@ from deployments.http.admin import Admin
 from deployments.http.app import Companion, HttpApp
 from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
+from deployments.observe import families
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
 from deployments.page.site import Site
@@ -27,10 +32,15 @@ from deployments.placement import Here, Mixed
 from deployments.protocol.model import describe
 from deployments.releases.controls import Controls, Tell
 from deployments.releases.follower import Follower
-from orchestrator.config.ensemble import Spec
+from orchestrator.config.ensemble import Cascade, Spec, walk_nodes
 from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import MemberFailedError, OrchestratorError, ReleaseChangedError
 from orchestrator.store.store import Store
 
+SLOTS = 2
+"""Calls of an ensemble's deployment that run at once before questions wait to go together."""
+LINGER_S = 0.01
+"""Longest such wait: what waits for a member that hangs must not hold up what comes after it."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
 
@@ -71,7 +81,7 @@ class Ingress:
                 self._here[spec.name] = place.follow(self._renew) if place.name else place.open(spec)
         live = [self._live(spec) for spec in specs]
         served = [self._served(spec) for spec in live]
-        meter = Meter(this_replica())
+        self._meter = meter = Meter(this_replica())
         self._front = front = Front(counted(served, meter), serving)
         access = Access(serving.access)
         self._site = Site(live, served, meter, self._snapshots)
@@ -80,17 +90,19 @@ class Ingress:
             for spec, ref in zip(specs, refs, strict=True)
             if ref
         }
-        beside: list[Companion] = []
+        self._beside = beside = list[Companion]()
         protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, serving).routes())
         names = list(front.entries)
         if serving.grpc_port is not None:
             beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
         if direct:
-            beside.append(Listener(server_app(protocol, names, access, serving, meter), serving))
+            app = server_app(protocol, names, access, serving, meter)
+            beside.append(Listener(app, serving, _owner()))
         # Serve's own HTTP server sends the request's id back.
         self._app = server_app(protocol, names, access, serving, meter, echo=False)
 
     async def _snapshots(self) -> list[Snapshot]:
+        self._meter.set(families.TASKS, to=len(asyncio.all_tasks()))
         here = [await ensemble.snapshots() for ensemble in self._here.values()]
         return [*itertools.chain(*here), *await gather(self._behind.values())]
 
@@ -99,7 +111,10 @@ class Ingress:
 
         Raises:
             MemberFailedError: an ensemble of this process hangs.
+            ServingError: a server of this process has stopped.
         """
+        for companion in self._beside:
+            companion.check_health()
         for ensemble in self._here.values():
             ensemble.check_health()
 
@@ -136,15 +151,24 @@ class Ingress:
             return Served(describe(spec), here.predict, loaded)
         handle = self._behind[spec.name]
 
-        async def predict(question: Question) -> Answer:
-            answer: Answer = await fetch(handle.predict.remote(question))
-            return answer
-
         async def ready() -> None:
             # What follows releases says what is live.
             live: Spec | None = await fetch(handle.ready.remote())
             if live is not None:
                 self._renew(live)
+
+        ask = _asks(spec, handle)
+
+        async def predict(question: Question) -> Answer:
+            try:
+                if question.told is None:
+                    answer = await ask(question)
+                else:
+                    answer = await _ask_in_stages(spec, handle, question, question.told)
+            except ReleaseChangedError:
+                await ready()  # the next request is encoded as the new one wants it
+                raise
+            return answer
 
         return Served(describe(spec), predict, ready)
 
@@ -160,7 +184,58 @@ class Ingress:
         return behind if model in self._behind else here
 
 
+async def _ask_in_stages(
+    spec: Spec, handle: DeploymentHandle[Any], question: Question, told: Callable[[Answer], None]
+) -> Answer:
+    """Asks an ensemble's deployment, which tells what each stage of a cascade says."""
+    responses = handle.options(stream=True).stream.remote(replace(question, told=None))
+    last: bool
+    answer: Answer
+    async for last, answer in fetch_stream(responses):
+        if last:
+            return answer
+        told(answer)
+    raise MemberFailedError("a stream of answers has no end", spec.name)
+
+
+def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:
+    """Asks an ensemble's deployment; what waits at the same time goes as one call.
+
+    But not to cascades: a bundle is as slow as its slowest, and rows that leave early would wait for others.
+    """
+
+    async def one(question: Question) -> Answer:
+        answer: Answer = await fetch(handle.predict.remote(question))
+        return answer
+
+    async def send(questions: list[tuple[Question, float]]) -> Sequence[Answer | OrchestratorError]:
+        now = asyncio.get_running_loop().time()
+        left = [replace(question, timeout_s=until - now) for question, until in questions]
+        if len(left) == 1:
+            return [await one(left[0])]
+        found: list[Answer | OrchestratorError] = await fetch(handle.predict_many.remote(left))
+        return found
+
+    if any(isinstance(node, Cascade) for node in walk_nodes(spec.tree)):
+        return one
+    bundler: Bundler[tuple[Question, float], Answer] = Bundler(
+        send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
+    )
+
+    async def together(question: Question) -> Answer:
+        until = asyncio.get_running_loop().time() + question.timeout_s
+        return await bundler.ask((question, until))
+
+    return together
+
+
 def _own() -> DeploymentHandle[Any]:
     """All replicas of this process's deployment."""
     context = serve.get_replica_context()
     return serve.get_deployment_handle(context.deployment, context.app_name)
+
+
+def _owner() -> str:
+    """The application, whose replicas share its port."""
+    context = serve.get_replica_context()
+    return f"{ray.get_runtime_context().gcs_address} {context.app_name}"

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from deployments.batcher import Batcher
+from deployments.bundle import answer_each
 from deployments.observe import families
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
+from deployments.worker import STUCK_S
 from orchestrator.config import ensemble as tree
-from orchestrator.errors import MemberFailedError
+from orchestrator.errors import MemberFailedError, OrchestratorError
 from orchestrator.runtime import execute
 from orchestrator.store.store import Store
-
-STUCK_S = 120.0
-"""A batch that runs longer marks the replica unhealthy, so that Serve replaces it."""
 
 
 class Member:
@@ -56,10 +55,10 @@ class Member:
                 allowed=allow,
             )
         ).result()
-        self._name = member.name
         self._meter = Meter(this_replica())
         timed = batches(self._meter, member.name)
         self._batcher = Batcher(self._run, max_rows=batch, max_queued=max_queued_rows, timed=timed)
+        self._meter.watch(families.QUEUED_ROWS, member.name, value=lambda: self._batcher.queued)
 
     async def predict(self, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] (logits or values) for rows [n, ...].
@@ -70,12 +69,20 @@ class Member:
         """
         return await self._batcher.submit(rows)
 
+    async def predict_many(
+        self, rows: np.ndarray, sizes: Sequence[int]
+    ) -> np.ndarray | list[np.ndarray | OrchestratorError]:
+        """Outputs [n, K] for the rows [n, ...] of several callers, who have so many each; where the model
+        failed on some, a list of each caller's outputs or error."""
+        found = await answer_each(self.predict, split(rows, sizes))
+        arrays = [outputs for outputs in found if isinstance(outputs, np.ndarray)]
+        return np.concatenate(arrays) if len(arrays) == len(found) else found
+
     async def ready(self) -> None:
         """Can be called only once the artifact is loaded."""
 
     def snapshots(self) -> list[Snapshot]:
         """What this replica counted."""
-        self._meter.set(families.QUEUED_ROWS, self._name, to=self._batcher.queued)
         return [self._meter.snapshot()]
 
     def check_health(self) -> None:
@@ -89,3 +96,8 @@ class Member:
 
     async def _run(self, rows: np.ndarray) -> np.ndarray:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._executable, rows)
+
+
+def split(rows: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Consecutive parts of an array, of so many rows each."""
+    return np.split(rows, np.cumsum(sizes)[:-1])

@@ -3,7 +3,8 @@ what it says about itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,11 +12,13 @@ from deployments.exchange import Answer
 from orchestrator.config.ensemble import Combined, Spec
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
 from orchestrator.ensemble.conformal import sets_of
+from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction
 
 EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
 """Outputs about the members, worked out only when one of them is asked for."""
 PREDICTION_SET = "prediction_set"
+REJECTED = "rejected"
 
 
 def answer(
@@ -39,10 +42,46 @@ def answer(
     )
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """One request's rows of a prediction that several requests share; use `shared`."""
+
+    whole: Prediction
+    common: Answer | None
+    """The answer to all rows; None where they differ in who answered them."""
+    rows: slice
+
+    def __len__(self) -> int:
+        length: int = self.rows.stop - self.rows.start
+        return length
+
+    def __getitem__(self, rows: slice) -> Part:
+        start = self.rows.start
+        return Part(self.whole, self.common, slice(start + rows.start, start + rows.stop))
+
+    def answer(self, spec: Spec, wanted: Set[str] = frozenset()) -> Answer:
+        """The answer to these rows, with the outputs that are wanted."""
+        common = self.common
+        if common is None or not wanted <= common.outputs.keys():
+            return answer(self.whole[self.rows], spec, wanted)
+        if len(self) == len(self.whole):
+            return common
+        return common.with_outputs({name: values[self.rows] for name, values in common.outputs.items()})
+
+
+def shared(prediction: Prediction, spec: Spec, version: str) -> Part:
+    """A prediction whose rows are several requests': what their answers have in common is made once."""
+    common = None
+    if all(mask.all() for mask in prediction.members.values()) and not prediction.degraded.any():
+        common = replace(answer(prediction, spec), version=version)
+    return Part(prediction, common, slice(0, len(prediction)))
+
+
 def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:
     """A prediction of N rows as the protocol's outputs.
 
-    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression. Of M distinct members
+    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression, and `rejected` [N] of a
+    tree that has it fitted. Of M distinct members
     on request:
 
     - `member_probs` [N, M, K]: what each said (of a regression values); zeros in rows that it was not
@@ -74,6 +113,8 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
             "exit_stage": prediction.stages,
             "disagreement": disagreement(answers, weights, prediction),
         }
+    dropped = rejected(spec.tree, prediction)
+    found |= {} if dropped is None else {REJECTED: dropped}
     if PREDICTION_SET in wanted and prediction.probs is not None:
         inside = sets_of(spec.tree, prediction.probs)
         found |= {} if inside is None else {PREDICTION_SET: inside}

@@ -6,7 +6,6 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,12 @@ from ray.serve.handle import DeploymentHandle
 from deployments.composed import Composed
 from deployments.fused import Fused, load_groups, note_fallback
 from deployments.group import Group
+from deployments.observe import families
 from deployments.observe.members import batches
-from deployments.observe.meter import Meter
+from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.releases.follower import Follower
+from deployments.worker import Worker
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_nodes
 from orchestrator.config.serving import AppSettings, Placement
@@ -35,6 +36,9 @@ HOPS = 2
 """Of a request to a member that is a deployment: ingress to ensemble, ensemble to member."""
 CALLS = 15
 """Measured calls; the median counts."""
+HANG_SHARE = 0.5
+"""Of the deadline: a fused call that takes longer is given up where a quorum can answer without its members.
+Members with a quorum are waited for until 0.8 of it; in between, the others are computed."""
 MEMORY_SHARE = 0.5
 """Largest share of the machine's memory for the weights of all replicas of a fused ensemble."""
 
@@ -75,7 +79,14 @@ class Here:
         }
         if apart or not needs_all(spec):
             return Mixed(spec, self._settings, apart, max_queued_rows=most)
-        return Fused(spec, store, allow=allow, compiled=serving.compile, max_queued_rows=most)
+        return Fused(
+            spec,
+            store,
+            allow=allow,
+            compiled=serving.compile,
+            max_queued_rows=most,
+            hang_s=serving.deadline_s,
+        )
 
     def follow(self, renewed: Callable[[Spec], None]) -> Follower:
         """Load the live release of the name, and follow it.
@@ -105,7 +116,7 @@ class Mixed(Composed):
         *,
         max_queued_rows: int,
     ) -> None:
-        self._worker = worker = ThreadPoolExecutor(1, thread_name_prefix=f"fused-{spec.name}")
+        self._worker = worker = Worker(f"fused-{spec.name}")
         joints = load_groups(
             worker,
             spec,
@@ -120,7 +131,14 @@ class Mixed(Composed):
             note_fallback(meter, one)
         timed = batches(meter, spec.name)
         self._groups = [
-            Group(one, worker, max_rows=spec.batch, max_queued_rows=max_queued_rows, timed=timed)
+            Group(
+                one,
+                worker,
+                hang_s=HANG_SHARE * settings.serving.deadline_s,
+                max_rows=spec.batch,
+                max_queued_rows=max_queued_rows,
+                timed=timed,
+            )
             for one in joints
         ]
         here: dict[Member, Any] = {}
@@ -129,21 +147,25 @@ class Mixed(Composed):
         found = [handles.get(member) or here[member] for member in distinct(spec.tree)]
         super().__init__(spec, found, settings.serving, here=here, meter=meter)
 
+    async def snapshots(self) -> list[Snapshot]:
+        """As of `Composed`, and what hangs here."""
+        self._meter.set(families.HANGING, self._spec.name, to=self._worker.calls_that_hang)
+        return await super().snapshots()
+
     def check_health(self) -> None:
         """Called by Serve.
 
         Raises:
-            MemberFailedError: the worker hangs.
+            MemberFailedError: calls hang.
         """
-        for group in self._groups:
-            group.check_health()
+        self._worker.check_health()
 
     async def close(self) -> None:
         """Stop; nobody may ask any more."""
         await super().close()
         for group in self._groups:
             await group.close()
-        self._worker.shutdown(wait=False)
+        self._worker.close()
 
 
 def needs_all(spec: Spec) -> bool:

@@ -55,7 +55,8 @@ def work(job: Callable[[], object]) -> None:
             raise
         sys.exit(_complain(f"error: {explained}", explained.exit_code))
     except KeyboardInterrupt:
-        sys.exit(_complain("stopped; submit the same job again to continue", 130))
+        told = "stopped; what was finished is in the store: submit the same run again to continue"
+        sys.exit(_complain(told, 130))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

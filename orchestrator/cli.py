@@ -15,6 +15,8 @@ from orchestrator.command_guard import complain, guarded, print_json
 from orchestrator.command_models import models
 from orchestrator.command_release import canary, release, status, weights
 from orchestrator.command_serve import keys, serve
+from orchestrator.command_submit import submit
+from orchestrator.command_support import support_bundle
 from orchestrator.options import (
     AllowOption,
     Config,
@@ -250,38 +252,8 @@ def export_command(
         typer.echo(f"wrote {document['file']} ({document['format']}): {document['bytes']:,} bytes")
 
 
-@app.command()
-@guarded
-def submit(
-    config: Config,
-    address: Annotated[
-        str | None, typer.Option(help="Dashboard address. (default: $RAY_API_SERVER_ADDRESS)")
-    ] = None,
-    store: StoreOption = None,
-    overrides: SetOption = None,
-    data: DataOption = None,
-    wait: Annotated[bool, typer.Option(help="Follow the log and end with the job's outcome.")] = True,
-    fresh: FreshOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a run file as a job on a Ray cluster."""
-    from orchestrator.errors import ClusterError, InputError
-    from orchestrator.pipeline.run import read_config
-    from orchestrator.submit import submit_run
-
-    run = read_config(config, overrides or [], data)
-    result = submit_run(run, address=address, store=store, wait=wait, fresh=fresh)
-    if as_json:
-        print_json(result)
-    else:
-        typer.echo(f"{result['submission_id']}: {result['status']}")
-    if result["status"] == "RUNNING":
-        raise typer.Exit(130)
-    if result["status"] not in ("SUCCEEDED", "SUBMITTED"):
-        kind = InputError if result["exit_code"] == InputError.exit_code else ClusterError
-        how = f"the job ended as {result['status']}", result["reason"]
-        fix = f"'ray job logs {result['submission_id']}' shows its log; submitted again it goes on"
-        raise complain(kind(*how, fix), as_json=False)  # the result is the one JSON document
+app.command()(guarded(submit))
+app.command("support-bundle")(guarded(support_bundle))
 
 
 @app.command()

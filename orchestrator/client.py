@@ -4,6 +4,9 @@ client = Client("http://127.0.0.1:8000")
 for row in client.predict([[5.1, 3.5, 1.4, 0.2]], model="mix").rows:
     print(row["label"], row["probabilities"])
 client.predict_image("cat.jpg").rows[0]["class"]
+client.predict(["book a flight to rome"]).rows[0]["class"]
+client.predict([{"age": 38, "color": "blue"}, {"age": None, "color": "red"}])
+client.predict_audio("seven.wav").rows[0]["class"]
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -122,7 +125,8 @@ class Client:
         """Answers for rows.
 
         Args:
-            rows: nested lists of numbers, or an array with `tolist`.
+            rows: what the model takes: nested lists of numbers or an array with `tolist`; texts; mappings of
+                column name to value; waveforms; or WAV files as bytes, each of which is a request of its own.
             model: name of the ensemble; not needed when there is one.
             outputs: more outputs that the answer shall have, like `member_probs`.
 
@@ -133,12 +137,31 @@ class Client:
             DeadlineError: no answer in time.
             ServingError: the server cannot be reached, or failed.
         """
-        plain = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+        if isinstance(rows, str | bytes):
+            rows = [rows]
+        plain = rows.tolist() if hasattr(rows, "tolist") else [_plain(row) for row in rows]
+        files = [row for row in plain if isinstance(row, bytes)]
+        if files:
+            if len(files) < len(plain):
+                raise InputError("rows must be all files, or none")
+            return _joined([self._predict(file, "audio/wav", model, outputs) for file in files])
         try:
             body = json.dumps({"rows": plain}, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
-            raise InputError("the rows are not numbers that JSON has", error) from error
+            raise InputError("the rows are not numbers that JSON has, nor texts", error) from error
         return self._predict(body, "application/json", model, outputs)
+
+    def predict_audio(
+        self, sound: str | Path | bytes, model: str | None = None, *, outputs: Collection[str] = ()
+    ) -> Predictions:
+        """The answer for one WAV file, or its bytes.
+
+        Raises:
+            as `predict`
+            OSError: the file cannot be read.
+        """
+        body = sound if isinstance(sound, bytes) else Path(sound).read_bytes()
+        return self._predict(body, "audio/wav", model, outputs)
 
     def predict_image(
         self, image: str | Path | bytes, model: str | None = None, *, outputs: Collection[str] = ()
@@ -208,6 +231,26 @@ class Client:
         self._connection.request(method, self._base + path, body, headers)
         reply = self._connection.getresponse()
         return reply.status, reply.headers, reply.read()
+
+
+def _plain(row: Any) -> Any:
+    """A row as JSON has it: arrays as lists, a missing number (NaN) of a named column as null."""
+    if isinstance(row, Mapping):
+        return {name: None if value != value else _plain(value) for name, value in row.items()}
+    return row.tolist() if hasattr(row, "tolist") else row
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    """Answers one after another as one: degraded if any is, and by the last one's parameters.
+
+    Raises:
+        ServingError: another release took over meanwhile.
+    """
+    last = parts[-1]
+    if len({(part.version, part.weight_epoch) for part in parts}) > 1:
+        raise ServingError("another release took over between two files", last.model, "ask again")
+    rows = tuple(row for part in parts for row in part.rows)
+    return replace(last, rows=rows, degraded=any(part.degraded for part in parts))
 
 
 def _error(status: int, content: bytes) -> OrchestratorError:

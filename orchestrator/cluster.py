@@ -27,7 +27,6 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 # Ray's own defaults cost seconds per report (2 s polls) and flood the log of a small run.
 _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -215,7 +214,7 @@ def fitting(
         ResourceError: not even one: `what` needs too much, `keys` of the run file say how much.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    labelled = [node["Resources"] for node in nodes if _offers(node["Labels"], labels or {})]
+    labelled = [node["Resources"] for node in nodes if offers(node["Labels"], labels or {})]
     if not labelled:
         wanted = ", ".join(f"{name}: {value}" for name, value in (labels or {}).items())
         raise ResourceError(
@@ -242,7 +241,7 @@ def _held(resources: Mapping[str, float], needs: Mapping[str, float]) -> int:
     return min(int(resources.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items() if amount > 0)
 
 
-def _offers(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+def offers(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether a node's labels match Ray's selectors: `a`, `!a`, `in(a, b)`, `!in(a, b)`."""
     for name, selector in wanted.items():
         plain = selector.removeprefix("!")

@@ -21,6 +21,7 @@ from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import store_root
 from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.int8 import reduce_range
+from orchestrator.upload import LIMIT_BYTES, upload_of
 
 GIB = 2**30
 LEAST_MEMORY = 4 * GIB
@@ -62,6 +63,8 @@ def examine(store: str | None = None) -> list[Finding]:
         lambda: _store(store),
         _ports,
         _auth,
+        _tls,
+        _upload,
         _cluster,
         _haproxy,
     )
@@ -206,9 +209,44 @@ def _auth() -> Iterator[Finding]:
             "set RAY_AUTH_MODE explicitly on all nodes",
         )
     else:
-        yield Finding("ray auth", "ok", mode or "not set; runs on this machine use a token of their own")
+        where = f"RAY_AUTH_MODE={mode}, token from {_token_source(token)}" if mode else ""
+        yield Finding("ray auth", "ok", where or "not set; runs on this machine use a token of their own")
     if token.exists() and token.stat().st_mode & 0o077:
         yield Finding("ray auth", "warning", f"{token} can be read by others", f"chmod 600 {token}")
+
+
+def _token_source(file: Path) -> str:
+    """Where Ray finds the token, in its own order."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    return str(file) if file.exists() else "nowhere: 'ray get-auth-token --generate' makes one"
+
+
+def _tls() -> Iterator[Finding]:
+    """Whether Ray's processes talk in the clear."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
+        yield Finding("ray tls", "ok", "off: Ray's processes talk in the clear (SECURITY.md)")
+        return
+    names = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+    missing = [name for name in names if not Path(os.environ.get(name, "-")).is_file()]
+    if missing:
+        text = f"RAY_USE_TLS is set, but no file is named by {', '.join(missing)}"
+        yield Finding("ray tls", "error", text, "name certificate, key and authority on every node")
+    else:
+        yield Finding("ray tls", "ok", "on")
+
+
+def _upload() -> Iterator[Finding]:
+    """What `ray job submit --working-dir .` would send from here."""
+    if not Path(".rayignore").is_file():
+        return
+    sent = upload_of(Path.cwd())
+    text = f"{len(sent.files)} files, {sent.bytes / 2**20:.1f} MiB would be sent with a job from this folder"
+    good = sent.bytes <= LIMIT_BYTES
+    largest = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sent.largest())
+    yield Finding(
+        "upload", "ok" if good else "warning", text, "" if good else f"add to .rayignore; largest: {largest}"
+    )
 
 
 def _cluster() -> Iterator[Finding]:

@@ -134,6 +134,10 @@ class OverloadedError(ServingError):
         return error
 
 
+class ReleaseChangedError(OverloadedError):
+    """Another release took over, which encodes what clients send in another way; ask again (HTTP 503)."""
+
+
 class DeadlineError(ServingError):
     """No answer within the time allowed (HTTP 504)."""
 

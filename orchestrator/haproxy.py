@@ -22,7 +22,12 @@ FRONTS = ("frontend http_frontend", "frontend grpc_frontend")
 """Sections that listen where the user says."""
 SIDE_DOORS = ("frontend prometheus", "listen stats")
 """Sections that listen on loopback alone."""
-_SECTION = re.compile(r"(global|defaults|frontend|backend|listen)\b")
+_SECTIONS = ("global", "defaults", "frontend", "backend", "listen")
+_OTHER_SECTIONS = (
+    *("peers", "mailers", "resolvers", "userlist", "program", "http-errors", "cache", "ring"),
+    *("log-forward", "log-profile", "fcgi-app", "crt-store", "traces", "acme"),
+)
+"""Sections of HAProxy that Ray does not write; some of them listen."""
 _SOCKET_MODE = "mode 666"
 _PR_SET_PDEATHSIG = 1
 
@@ -36,8 +41,11 @@ def closed(configuration: str) -> str:
     lines, section, found = [], "", []
     for line in configuration.splitlines():
         words = line.split()
-        if _SECTION.match(line):
+        # HAProxy knows a section by its first word, however far that is indented.
+        if words[:1] and words[0] in _SECTIONS:
             section = " ".join(words)
+        elif words[:1] and words[0][0] != "#" and (not line[0].isspace() or words[0] in _OTHER_SECTIONS):
+            raise _unknown(line.strip())
         elif words[:1] == ["bind"] and section not in FRONTS:
             if section not in SIDE_DOORS or re.fullmatch(r"\*?:\d+", " ".join(words[1:])) is None:
                 raise _unknown(f"{section}: {line.strip()}")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import doctor
+from orchestrator import doctor, upload
 from orchestrator.doctor import Finding, examine, render
 from tests.pipeline.command import command
 
@@ -32,6 +32,7 @@ TOPICS = {
     "disk",
     "ports",
     "ray auth",
+    "ray tls",
     "cluster",
     "haproxy",
 }
@@ -89,6 +90,7 @@ def test_a_sick_machine_has_a_fix_for_everything(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "sys", SimpleNamespace(version_info=(3, 9, 1), executable=sys.executable))
     monkeypatch.setattr(doctor, "_listening", lambda _: True)
     monkeypatch.setattr(subprocess, "run", _refuse)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
     ill = [finding for finding in examine() if finding.level != "ok"]
     assert {finding.topic for finding in ill} >= TOPICS - {"cores", "memory", "bfloat16", "int8"}
     assert all(finding.fix for finding in ill)
@@ -198,3 +200,36 @@ def test_says_what_number_types_are_worth_here(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "has_bf16_kernels", lambda: True)
     monkeypatch.setattr(doctor, "reduce_range", lambda: False)
     assert (one("bfloat16").level, one("int8").level) == ("ok", "ok")
+
+
+def test_tls_of_ray_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    assert "in the clear" in one("ray tls").text
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    assert one("ray tls").level == "error"
+    for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT"):
+        (tmp_path / name).write_text("pem")
+        monkeypatch.setenv(f"RAY_TLS_{name}", str(tmp_path / name))
+    assert one("ray tls") == Finding("ray tls", "ok", "on")
+
+
+def test_where_the_token_comes_from_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    assert "token from nowhere" in one("ray auth").text
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(0o600)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert one("ray auth").text == f"RAY_AUTH_MODE=token, token from {tmp_path / 'token'}"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert one("ray auth").text == "RAY_AUTH_MODE=token, token from RAY_AUTH_TOKEN"
+
+
+def test_what_a_job_would_send_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert of("upload") == []
+    (tmp_path / ".rayignore").write_text("runs/\n")
+    assert one("upload").level == "ok"
+    monkeypatch.setattr(upload, "LIMIT_BYTES", 3)
+    monkeypatch.setattr(doctor, "LIMIT_BYTES", 3)
+    found = one("upload")
+    assert (found.level, ".rayignore 0.0 MiB" in found.fix) == ("warning", True)

@@ -63,6 +63,13 @@ def test_the_front_listens_where_the_user_says() -> None:
         ("mode 666", "mode 777"),
         ("bind *:8404", "# nothing"),
         ("listen stats", "listen more\n  bind *:1\nlisten stats"),
+        (
+            "frontend http_frontend",
+            "frontend http_frontend\n    bind 127.0.0.1:1\npeers others\n    bind *:10000",
+        ),
+        ("frontend http_frontend", "frontend http_frontend\n  listen other\n    bind *:10000"),
+        ("frontend http_frontend", "frontend http_frontend\n  peers others\n    bind *:10000"),
+        ("listen stats", "unheard-of section\nlisten stats"),
     ],
 )
 def test_another_template_is_refused(old: str, new: str) -> None:

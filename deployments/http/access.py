@@ -12,13 +12,13 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.http.asgi import Reply, json_reply, path_of, send_reply
+from deployments.http.asgi import Headers, Reply, header_text, headers_of, json_reply, path_of, send_reply
 from deployments.observe.requests import CURRENT
 from orchestrator import keys as stored
 from orchestrator.config.access import AccessSettings
@@ -28,6 +28,8 @@ from orchestrator.keys import Key
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 ADMIN = ("/admin/", "/v2/repository/models/")
 """What changes what is served. Listing it is `POST /v2/repository/index`, a data route."""
+REMEMBERED = 256
+"""Most clients, and pairs of `Host` and `Origin`, whose verdict is kept: clients send the same again."""
 FRESH_S = 1.0
 """A change of the key file is seen after this time at the latest."""
 
@@ -75,7 +77,7 @@ class Access:
             return Refusal(401, "this needs a valid API key")
         record = CURRENT.get()
         if record is not None:
-            record.facts["key"] = key.name
+            record.key = key.name
         if admin and not key.allows("admin"):
             return Refusal(403, "this needs a key with scope admin")
         wait_s = 0.0 if self._rates is None else self._rates.take(key.name)
@@ -92,7 +94,7 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (path := path_of(scope)) not in OPEN:
             admin = path.startswith(ADMIN)
-            token = token_of(Headers(scope=scope))
+            token = _token(headers_of(scope))
             refused = self._access.refusal(token, admin=admin, here=from_here(scope))
             if refused is not None:
                 await send_reply(send, _reply(refused), with_body=scope["method"] != "HEAD")
@@ -170,30 +172,36 @@ def token_of(headers: Mapping[str, str]) -> str:
     return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
+def _token(headers: Headers) -> str:
+    if b"authorization" not in headers and b"x-api-key" not in headers:
+        return ""
+    return token_of({name.decode("latin-1"): text.decode("latin-1") for name, text in headers.items()})
+
+
 def from_here(scope: Scope) -> bool:
     """Whether a request comes from this machine, from nobody behind it and from no web page of elsewhere.
 
     Settings refuse to listen on other addresses without keys; where they are not asked, as when a Serve
     config file opens the port, this is what holds.
     """
-    headers = Headers(scope=scope)
-    if "x-forwarded-for" in headers or not _is_asked_by_name_of_this_machine(headers):
-        return False
+    headers = headers_of(scope)
     client, server = scope.get("client"), scope.get("server")
-    if client is None or server is None:
+    if b"x-forwarded-for" in headers or client is None or server is None:
         return False
     # A machine that connects to its own address does so from that address.
-    return client[0] == server[0] or _is_loopback(client[0])
+    if client[0] != server[0] and not _is_loopback(client[0]):
+        return False
+    return _is_asked_by_name_of_this_machine(header_text(headers, b"host"), header_text(headers, b"origin"))
 
 
-def _is_asked_by_name_of_this_machine(headers: Headers) -> bool:
+@lru_cache(REMEMBERED)
+def _is_asked_by_name_of_this_machine(host: str | None, origin: str | None) -> bool:
     """Browsers here also send what pages of other sites tell them to: with the site's `Origin`, or, once its
     name leads to this machine (DNS rebinding), with its name as `Host`."""
-    host = headers.get("host")
     if host is None:  # no browser
         return True
     try:
-        origin = urlsplit(headers.get("origin", f"//{host}")).netloc
+        origin = urlsplit(f"//{host}" if origin is None else origin).netloc
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
@@ -201,6 +209,7 @@ def _is_asked_by_name_of_this_machine(headers: Headers) -> bool:
     return ours and origin.lower() == host.lower()
 
 
+@lru_cache(REMEMBERED)
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

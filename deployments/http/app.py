@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,23 +13,27 @@ from deployments.front import LARGE_BYTES, Front, maybe_threaded
 from deployments.http import encoding
 from deployments.http.asgi import (
     DisconnectedError,
+    EventStream,
     Headers,
     Receive,
     Reply,
     Scope,
     Send,
     header_text,
+    headers_of,
     path_of,
+    send_events,
     send_reply,
 )
 from deployments.http.endpoints import Endpoints
-from deployments.http.errors import refusal, status_of
+from deployments.http.errors import INTERNAL, refusal, status_of
 from deployments.http.infer import infer
 from deployments.http.routes import Call, Handler, Routes
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import OrchestratorError, OverloadedError
 
-INTERNAL = "internal error; see the server's log"
+ADMIN = "/admin/models"
+"""Among `more`: releases can be changed."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,13 @@ class Companion(Protocol):
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            ServingError: it has stopped by itself.
+        """
 
 
 class HttpApp:
@@ -58,7 +70,7 @@ class HttpApp:
     ) -> None:
         self._front = front
         self._beside = beside
-        self._routes = Routes({**more, **Endpoints(front).table()})
+        self._routes = Routes({**more, **Endpoints(front, releases=ADMIN in more).table()})
         # The paths of inference are looked up at once: all the load goes there. Versions come and go.
         self._infer = {f"/v2/models/{name}/infer": name for name in front.entries}
 
@@ -73,21 +85,24 @@ class HttpApp:
     async def _live(self, receive: Receive, send: Send) -> None:
         """https://asgi.readthedocs.io/en/latest/specs/lifespan.html"""
         await receive()
+        started: list[Companion] = []
         try:
             for companion in self._beside:
                 await companion.start()
+                started.append(companion)
         except OrchestratorError as error:
+            await _stopped(started)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        for companion in self._beside:
-            await companion.stop()
+        await _stopped(started)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers: Headers = dict(scope["headers"])
+        headers = headers_of(scope)
         method = scope["method"]
+        reply: Reply | EventStream
         try:
             reply = await self._reply(scope, headers, receive)
         except OrchestratorError as error:
@@ -102,11 +117,14 @@ class HttpApp:
         except Exception:
             logger.exception("a request failed by a defect")
             reply = refusal(500, INTERNAL)
+        if isinstance(reply, EventStream):
+            await send_events(send, reply)
+            return
         if len(reply.body) >= encoding.LEAST_BYTES:
             reply = await _compressed(reply, headers)
         await send_reply(send, reply, with_body=method != "HEAD")
 
-    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply:
+    async def _reply(self, scope: Scope, headers: Headers, receive: Receive) -> Reply | EventStream:
         method, path = scope["method"], path_of(scope)
         name = self._infer.get(path)
         if name is not None and method == "POST":
@@ -122,6 +140,14 @@ class HttpApp:
 def http_app(served: Sequence[Served], serving: ServingSettings) -> HttpApp:
     """The protocol as an ASGI application over models that can be asked."""
     return HttpApp(Front(served, serving))
+
+
+async def _stopped(started: Sequence[Companion]) -> None:
+    """Stop all at once, so that each has the whole time for its requests in work."""
+    results = await asyncio.gather(*(one.stop() for one in started), return_exceptions=True)
+    for error in results:
+        if error is not None:
+            logger.error("a server did not stop as it should", exc_info=error)
 
 
 async def _compressed(reply: Reply, headers: Headers) -> Reply:

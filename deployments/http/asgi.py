@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ Headers = Mapping[bytes, bytes]
 """Names in lower case."""
 
 JSON = (b"content-type", b"application/json")
+_HEADERS = "orchestrator.headers"
+"""Key of a scope."""
 
 
 class DisconnectedError(Exception):
@@ -33,6 +35,13 @@ class Reply:
     """All but its length."""
 
 
+@dataclass(frozen=True)
+class EventStream:
+    """An answer in parts: server-sent events as they become known."""
+
+    events: AsyncIterator[bytes]
+
+
 def json_reply(value: object, status: int = 200, headers: tuple[Header, ...] = ()) -> Reply:
     """JSON."""
     return Reply(to_json(value), status, (JSON, *headers))
@@ -42,6 +51,14 @@ def path_of(scope: Scope) -> str:
     """The path within the application, wherever it is mounted: keys, routes and labels go by the same one."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path
+
+
+def headers_of(scope: Scope) -> Headers:
+    """The headers of a request; of several of one name the last counts. Made once for all who ask."""
+    found: Headers | None = scope.get(_HEADERS)
+    if found is None:
+        found = scope[_HEADERS] = dict(scope["headers"])
+    return found
 
 
 def header_text(headers: Headers, name: bytes) -> str | None:
@@ -55,3 +72,17 @@ async def send_reply(send: Send, reply: Reply, *, with_body: bool = True) -> Non
     headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body if with_body else b""})
+
+
+async def send_events(send: Send, stream: EventStream) -> None:
+    """Send each event as it comes; what makes them ends with this."""
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+    events = stream.events
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deployments.front import SERVER_NAME, Entry, Front
-from deployments.http.asgi import Reply, json_reply
+from deployments.http.asgi import EventStream, Reply, json_reply
 from deployments.http.infer import infer
 from deployments.http.predict import predict
 from deployments.http.routes import Call, Handler
@@ -14,12 +14,12 @@ from orchestrator import __version__
 
 
 class Endpoints:
-    """The handlers, over the models of a front."""
+    """The handlers, over the models of a front; the document describes the routes of `releases`, too."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, *, releases: bool = False) -> None:
         self._front = front
         models = [entry.model for entry in front.entries.values()]
-        self._openapi = json_reply(openapi.document(models, __version__))
+        self._openapi = json_reply(openapi.document(models, __version__, releases=releases))
 
     def table(self) -> dict[str, dict[str, Handler]]:
         """The handler of each path and method."""
@@ -89,7 +89,7 @@ class Endpoints:
     async def infer(self, call: Call) -> Reply:
         return await infer(self._front, self._find(call), call.headers, call.receive)
 
-    async def predict(self, call: Call) -> Reply:
+    async def predict(self, call: Call) -> Reply | EventStream:
         return await predict(self._front, call)
 
     def _find(self, call: Call) -> Entry:

@@ -31,6 +31,15 @@ class SlowBodyError(ProtocolError):
     status: ClassVar[int] = 408
 
 
+INTERNAL = "internal error; see the server's log"
+
+
+def told_to_clients(error: Exception) -> str:
+    """The sentence; what went wrong inside is for the log."""
+    ours = isinstance(error, OrchestratorError) and status_of(error) != 500
+    return str(error) if ours else INTERNAL
+
+
 def status_of(error: OrchestratorError) -> int:
     """The HTTP status that says what kind of error it is."""
     if isinstance(error, ProtocolError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deployments.exchange import Answer
-from deployments.front import LARGE_BYTES, Entry, Front
+from deployments.front import Entry, Front
 from deployments.http.asgi import JSON, Headers, Receive, Reply, header_text
 from deployments.http.respond import respond
 from deployments.protocol.request import Request
@@ -31,4 +31,4 @@ async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive) 
             return Reply(encoded.body, headers=(JSON,))
         return Reply(encoded.body, headers=(_BINARY, (_HEADER_LENGTH, b"%d" % encoded.header_length)))
 
-    return await respond(front, entry, headers, receive, decode, encode, large_bytes=LARGE_BYTES)
+    return await respond(front, entry, headers, receive, decode, encode, large_bytes=entry.large_bytes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
+from deployments.front import maybe_threaded
 from deployments.http.asgi import DisconnectedError, Headers, Receive, header_text
 from deployments.http.encoding import decompress
 from deployments.protocol.errors import TooLargeError
@@ -34,7 +34,7 @@ async def read_body(
     if encoding is None or encoding == "identity":
         return body
     # A small body may become a large one.
-    plain = await asyncio.to_thread(decompress, body, encoding, limit)
+    plain = await maybe_threaded(True, decompress, body, encoding, limit)
     take(len(plain))
     return plain
 

@@ -8,22 +8,32 @@ that is asked, it listens itself; replicas on one machine share the port (`SO_RE
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import math
+import os
+import re
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from deployments.protocol.rest import to_json
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError
 
 BACKLOG = 2048
-STOP_S = 5
-"""Time that requests in work have when the server stops."""
+KEEP_ALIVE_S = 75
+"""Time that an idle connection is kept, as usual servers do."""
+IDLE_S = 1.0
+"""Time for which a server that stops still answers on open connections before it closes them, so that no
+request that is just being sent is cut off."""
 HEAD_BYTES = 64 * 1024
 """Longest request line with headers, and longest trailers, give or take what one read of the socket gives."""
 HEAD_S = 20.0
@@ -35,14 +45,17 @@ class Listener:
 
     Args:
         app: what answers.
-        serving: host, port and TLS.
+        serving: host, port, TLS, and the time for requests in work when it stops.
+        owner: whose port it is: another owner's server may not share it.
     """
 
-    def __init__(self, app: ASGIApp, serving: ServingSettings) -> None:
+    def __init__(self, app: ASGIApp, serving: ServingSettings, owner: str = "") -> None:
         self._address = serving.host, serving.port
+        self._lock = PortLock(serving.host, serving.port, owner or f"process {os.getpid()}")
         tls = serving.tls
         self._server = _Server(
-            uvicorn.Config(
+            closed=self._lock.give_back,
+            config=uvicorn.Config(
                 _cancellable(app),
                 http=_Protocol,
                 ws="none",
@@ -51,10 +64,11 @@ class Listener:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=STOP_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=math.ceil(serving.drain_s),
                 ssl_certfile=None if tls is None else tls.certificate,
                 ssl_keyfile=None if tls is None else tls.key,
-            )
+            ),
         )
         self._serving: asyncio.Task[None] | None = None
 
@@ -68,22 +82,59 @@ class Listener:
             self._server.config.load()
         except OSError as error:  # ssl.SSLError is one
             raise ServingError("the TLS files cannot be used", error.strerror) from error
-        listening = _listen(*self._address)
+        self._lock.take()
+        try:
+            listening = _listen(*self._address)
+        except ServingError:
+            self._lock.give_back()
+            raise
         self._serving = asyncio.create_task(self._server.serve([listening]))
 
     async def stop(self) -> None:
-        """Take no more connections; requests in work have `STOP_S`."""
+        """Take no more connections; requests in work have `serving.drain_s`."""
         if self._serving is not None:
             self._server.should_exit = True
             await self._serving
+
+    def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            ServingError: it has stopped by itself.
+        """
+        if self._serving is not None and self._serving.done():
+            raise ServingError("the HTTP server has stopped", self._lock.place)
+
+
+class _State(ServerState):
+    draining = False
+    """Connections are closed after the answer that they wait for."""
 
 
 class _Server(uvicorn.Server):
     """Leaves signals to Ray, whose process this is."""
 
+    def __init__(self, config: uvicorn.Config, closed: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._closed = closed
+        self.server_state: _State = _State()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Connections that are made but not accepted are reset with the socket: one turn of the loop takes
+        # all that wait.
+        await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        for one in sockets or []:
+            one.close()
+        self._closed()
+        self.server_state.draining = True
+        await asyncio.sleep(IDLE_S if self.server_state.connections else 0)
+        await super().shutdown()
 
 
 class _Protocol(HttpToolsProtocol):
@@ -125,6 +176,9 @@ class _Protocol(HttpToolsProtocol):
         self._in_head, self._undelivered = False, 0
         self._stop_timer()
         super().on_headers_complete()
+        if cast(_State, self.server_state).draining and self.cycle is not None:
+            # The connection is closed after the answer, which says so.
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._undelivered = 0
@@ -150,6 +204,51 @@ class _Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+class PortLock:
+    """Processes of one owner may share a port; others get an error, as without `SO_REUSEPORT`.
+
+    Args:
+        host: where it is listened on.
+        port: likewise.
+        owner: names the owner.
+    """
+
+    def __init__(self, host: str, port: int, owner: str) -> None:
+        self.place = f"{host}:{port}"
+        name = re.sub(r"[^0-9A-Za-z.]", "-", self.place)
+        self._path = Path(tempfile.gettempdir()) / f"orchestrator-{os.getuid()}-{name}.lock"
+        self._owner = owner
+        self._file: int | None = None
+
+    def take(self) -> None:
+        """Held until `give_back`, or the end of the process.
+
+        Raises:
+            ServingError: another owner has it.
+        """
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ServingError("the port's lock cannot be opened", error.strerror) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(file, 0)
+            os.pwrite(file, self._owner.encode(), 0)
+        except BlockingIOError:
+            pass  # somebody has it, or is just taking it
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if os.pread(file, 4096, 0).decode() != self._owner:
+            os.close(file)
+            raise ServingError("another server listens on the port", self.place, "choose another port")
+        self._file = file
+
+    def give_back(self) -> None:
+        """Others may have the port."""
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
 
 
 def _cancellable(app: ASGIApp) -> ASGIApp:

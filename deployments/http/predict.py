@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deployments.exchange import Answer
 from deployments.front import Entry, Front
-from deployments.http.asgi import Reply, header_text, json_reply
+from deployments.http import stream
+from deployments.http.asgi import EventStream, Reply, header_text, json_reply
 from deployments.http.respond import respond
 from deployments.http.routes import Call
 from deployments.protocol import predict as formats
+from deployments.protocol import raw_predict
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.request import Request, check_names, check_output
 
 QUERIES = frozenset({"model", "outputs", "timeout_ms"})
 
 
-async def predict(front: Front, call: Call) -> Reply:
-    """Answer rows for the model of the path, of `?model=`, or the only one.
+async def predict(front: Front, call: Call) -> Reply | EventStream:
+    """Answer rows for the model of the path, of `?model=`, or the only one; as events if those are accepted.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -28,14 +32,30 @@ async def predict(front: Front, call: Call) -> Reply:
     media_type = header_text(call.headers, b"content-type") or ""
 
     def decode(body: bytes) -> Request:
-        return Request(formats.read(body, media_type, entry.model.input), outputs, timeout_s=timeout_s)
+        encoder = entry.codec.encoder
+        if encoder is None:
+            rows = formats.read(body, media_type, entry.model.input)
+        else:
+            rows = raw_predict.read(body, media_type, encoder)
+        return Request(rows, outputs, timeout_s=timeout_s, encoded_by=entry.model.encoded_by)
+
+    streaming = stream.wanted(call.headers)
 
     def encode(request: Request, answer: Answer) -> Reply:
         values = {name: answer.outputs[name] for name, _binary in request.outputs}
-        return json_reply(formats.answer(entry.model_of(answer), values, answer.facts()))
+        found = formats.answer(entry.model_of(answer), values, answer.facts())
+        return json_reply(found | ({"final": True} if streaming else {}))
 
-    # Always in a thread: a small file may hold a large image.
-    return await respond(front, entry, call.headers, call.receive, decode, encode, large_bytes=0)
+    def encode_stage(answer: Answer) -> dict[str, Any]:
+        return formats.answer(entry.model_of(answer), answer.outputs, answer.facts()) | {"final": False}
+
+    async def reply(told: stream.Told | None) -> Reply:
+        # Always in a thread: a small file may hold a large image.
+        return await respond(
+            front, entry, call.headers, call.receive, decode, encode, large_bytes=0, told=told
+        )
+
+    return await (stream.events(reply, encode_stage) if streaming else reply(None))
 
 
 def _entry(front: Front, call: Call, named: str | None) -> Entry:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter_ns
 
 from deployments.exchange import Answer, Question
-from deployments.front import Entry, Front, check_given, maybe_threaded
+from deployments.front import Entry, Front, check_given, in_thread
 from deployments.http.asgi import Headers, Receive, Reply, header_text
 from deployments.http.errors import SlowBodyError
 from deployments.http.limits import read_body
+from deployments.observe.requests import CURRENT
 from deployments.protocol.request import Request
 from orchestrator.errors import DeadlineError
 
@@ -27,8 +29,11 @@ async def respond(
     encode: Encode,
     *,
     large_bytes: int,
+    told: Callable[[Answer], None] | None = None,
 ) -> Reply:
     """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
+
+    `told` is called with what the stages of a cascade say.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -43,16 +48,18 @@ async def respond(
             async with asyncio.timeout_at(deadline) as limit:
                 body = await read_body(headers, receive, front.serving.max_body_bytes, take)
                 threaded = len(body) >= large_bytes
-                request = await maybe_threaded(threaded, decode, body)
+                request = await in_thread(decode, body) if threaded else decode(body)
                 if request.timeout_s is not None:
                     deadline = min(deadline, loop.time() + request.timeout_s)
                     limit.reschedule(deadline)
                 decoded = perf_counter_ns()
                 question = _question(request, headers, deadline - loop.time())
+                if told is not None:
+                    question = replace(question, told=told)
                 answer = await entry.served.predict(question)
                 check_given(answer, question.outputs)
                 known = perf_counter_ns()
-                reply = await maybe_threaded(threaded, encode, request, answer)
+                reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
         except TimeoutError as error:
             entry.statistics.fail(start)
             if body is None:
@@ -69,6 +76,6 @@ async def respond(
 
 def _question(request: Request, headers: Headers, timeout_s: float) -> Question:
     wanted = frozenset([name for name, _binary in request.outputs])
-    return Question(
-        request.rows, timeout_s, wanted, request.id or header_text(headers, b"x-request-id") or ""
-    )
+    record = CURRENT.get()
+    identity = request.id or (header_text(headers, b"x-request-id") or "" if record is None else record.id)
+    return Question(request.rows, timeout_s, wanted, identity, request.encoded_by)

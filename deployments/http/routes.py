@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from deployments.http.asgi import Headers, Receive, Reply
+from deployments.http.asgi import EventStream, Headers, Receive, Reply
 from deployments.http.errors import wrong_method
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 
@@ -39,7 +39,7 @@ class Call:
         return found
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[Call], Awaitable[Reply | EventStream]]
 
 
 class Routes:

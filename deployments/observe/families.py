@@ -50,8 +50,10 @@ REQUEST_SECONDS = _histogram(
     "request_seconds", "Whole HTTP requests that name a model", SECONDS, "model", "endpoint"
 )
 WORKING = _gauge("working_requests", "HTTP requests that are being answered now")
+TASKS = _gauge("tasks", "Tasks of the ingress's event loop: more and more of them is a leak")
 ANSWERS = _counter("answers", "Answered questions, whatever the protocol", "model")
 DEGRADED = _counter("degraded_answers", "Answers made without a member that should have answered", "model")
+REJECTED = _counter("rejected_rows", "Rows that the ensemble would rather not answer", "model")
 FAILURES = _counter("failures", "Questions without an answer, by the kind of error", "model", "error")
 WEIGHT_EPOCH = _gauge("weight_epoch", "Version of weights and thresholds of the last answer", "model")
 STAGE_SECONDS = _histogram(
@@ -82,6 +84,7 @@ BATCH_ROWS = _histogram(
 )
 COMPUTE_SECONDS = _histogram("compute_seconds", "Each call of a model, without waiting", SECONDS, "member")
 QUEUED_ROWS = _gauge("queued_rows", "Rows that wait for a model", "member")
+HANGING = _gauge("hanging_calls", "Calls of fused members that were given up and have not returned", "member")
 FALLBACK = _gauge("fallback", "1 where a model runs eagerly because its compiled form could not", "member")
 
 FAMILIES = (
@@ -89,8 +92,10 @@ FAMILIES = (
         REQUESTS,
         REQUEST_SECONDS,
         WORKING,
+        TASKS,
         ANSWERS,
         DEGRADED,
+        REJECTED,
         FAILURES,
         WEIGHT_EPOCH,
         STAGE_SECONDS,
@@ -98,5 +103,5 @@ FAMILIES = (
         EARLY_EXIT,
     ),
     *(MEMBER_SECONDS, MEMBER_ROWS, MEMBER_FAILURES, BREAKER, EJECTED, EJECTIONS),
-    *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, FALLBACK),
+    *(BATCH_ROWS, COMPUTE_SECONDS, QUEUED_ROWS, HANGING, FALLBACK),
 )

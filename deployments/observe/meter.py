@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deployments.observe.families import FAMILIES, Family
@@ -37,6 +37,7 @@ class Meter:
     """Distinguishes this process's series."""
     _numbers: dict[tuple[str, Labels], float] = field(default_factory=dict)
     _histograms: dict[tuple[str, Labels], list[float]] = field(default_factory=dict)
+    _watched: dict[tuple[str, Labels], list[Callable[[], float]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, family: Family, *labels: str, amount: float = 1.0) -> None:
@@ -60,6 +61,11 @@ class Meter:
             counts[bisect_left(family.buckets, value)] += 1.0
             counts[-1] += value
 
+    def watch(self, family: Family, *labels: str, value: Callable[[], float]) -> None:
+        """A gauge that is read when it is looked at; several of the same labels are added."""
+        with self._lock:
+            self._watched.setdefault((family.name, labels), []).append(value)
+
     def number(self, family: Family, *labels: str) -> float:
         """A counter or gauge as it stands; 0 when nothing was counted."""
         return self._numbers.get((family.name, labels), 0.0)
@@ -67,7 +73,8 @@ class Meter:
     def snapshot(self) -> Snapshot:
         with self._lock:
             found = {key: tuple(counts) for key, counts in self._histograms.items()}
-            return Snapshot(self.replica, dict(self._numbers), found)
+            read = {key: float(sum(one() for one in values)) for key, values in self._watched.items()}
+            return Snapshot(self.replica, self._numbers | read, found)
 
 
 def numbers(snapshots: Iterable[Snapshot], family: Family) -> dict[Labels, float]:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.exchange import Answer, Question
-from deployments.http.asgi import path_of
+from deployments.http.asgi import header_text, headers_of, path_of
 from deployments.observe import families
 from deployments.observe.meter import Meter
 from orchestrator.errors import OrchestratorError
 
-REQUEST_ID = "x-request-id"
+REQUEST_ID = b"x-request-id"
 NO_REPLY = 499
 """Status of requests whose client went away before an answer began."""
 LOGGER = "orchestrator.requests"
@@ -37,8 +36,22 @@ class Record:
     id: str
     status: int = NO_REPLY
     model: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """For the log line: who asked, and what the answer says of itself."""
+    key: str = ""
+    """Name of the key that it showed."""
+    rows: int = 0
+    answer: Answer | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For the log line: who asked, and what the answer says of itself."""
+        found: dict[str, Any] = {"key": self.key} if self.key else {}
+        if self.answer is not None:
+            found |= {
+                "rows": self.rows,
+                "members": list(self.answer.members),
+                "weight_epoch": self.answer.weight_epoch,
+                "degraded": self.answer.degraded,
+            }
+        return found
 
 
 _MODEL_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?/?(?P<rest>\w*)")
@@ -78,33 +91,31 @@ class Observed:
         self._log = None if log == "off" else request_log(log)
         self._echo = echo
         self._working = 0
+        meter.watch(families.WORKING, value=lambda: self._working)
+        self._known = {f"/v2/models/{model}/infer": (model, "infer") for model in models}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(Headers(scope=scope).get(REQUEST_ID)))
+        record = Record(_request_id(header_text(headers_of(scope), REQUEST_ID)))
 
         async def note(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 if self._echo:
-                    MutableHeaders(scope=message)[REQUEST_ID] = record.id
+                    message["headers"] = [*message["headers"], (REQUEST_ID, record.id.encode())]
             await send(message)
 
         token = CURRENT.set(record)
         started = time.perf_counter()
-        self._count_working(1)
+        self._working += 1
         try:
             await self._app(scope, receive, note)
         finally:
             CURRENT.reset(token)
-            self._count_working(-1)
+            self._working -= 1
             self._ended(scope, record, time.perf_counter() - started)
-
-    def _count_working(self, step: int) -> None:
-        self._working += step
-        self._meter.set(families.WORKING, to=self._working)
 
     def _ended(self, scope: Scope, record: Record, seconds: float) -> None:
         model, endpoint = self._named(path_of(scope))
@@ -124,13 +135,15 @@ class Observed:
                         "status": record.status,
                         "ms": round(seconds * 1e3, 3),
                         "model": model,
-                        **record.facts,
+                        **record.facts(),
                     }
                 },
             )
 
     def _named(self, path: str) -> tuple[str, str]:
         """Model and endpoint of a path, as labels: only what is known becomes one."""
+        if (known := self._known.get(path)) is not None:
+            return known
         found = _MODEL_PATH.fullmatch(path)
         if found is None:
             return "", path if path in PLAIN else "other"
@@ -145,7 +158,8 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
         record = CURRENT.get()
         if record is not None:
             record.model = model
-            question = replace(question, request_id=question.request_id or record.id)
+            if not question.request_id:
+                question = replace(question, request_id=record.id)
         try:
             answer = await predict(question)
         except OrchestratorError as error:
@@ -153,14 +167,12 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
             raise
         meter.add(families.ANSWERS, model)
         meter.add(families.DEGRADED, model, amount=float(answer.degraded))
+        dropped = answer.outputs.get("rejected")
+        if dropped is not None:
+            meter.add(families.REJECTED, model, amount=float(dropped.sum()))
         meter.set(families.WEIGHT_EPOCH, model, to=answer.weight_epoch)
         if record is not None:
-            record.facts |= {
-                "rows": len(question.rows),
-                "members": list(answer.members),
-                "weight_epoch": answer.weight_epoch,
-                "degraded": answer.degraded,
-            }
+            record.rows, record.answer = len(question.rows), answer
         return answer
 
     return asked
@@ -198,4 +210,14 @@ class TextLines(logging.Formatter):
 def _request_id(given: str | None) -> str:
     if given is not None and re.fullmatch(r"[\x21-\x7e]{1,128}", given):
         return given
-    return uuid.uuid4().hex
+    return next(_ids)
+
+
+def _random_ids() -> Iterator[str]:
+    """128 random bits each: nobody may guess another's, since labels are accepted by id."""
+    while True:
+        digits = os.urandom(16 * 256).hex()  # a call of the kernel costs more than the bytes
+        yield from (digits[start : start + 32] for start in range(0, len(digits), 32))
+
+
+_ids = _random_ids()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from typing import Any
 
 from deployments.observe import families
@@ -10,11 +11,14 @@ from deployments.observe.families import Family
 from deployments.observe.meter import Labels, Snapshot, histograms, numbers
 from deployments.protocol.model import Model
 from orchestrator import __version__
+from orchestrator.config.encoding import AudioEncoding, Number, TableEncoding, TextEncoding
 from orchestrator.config.ensemble import Cascade, Spec
 from orchestrator.ensemble.explain import label
 from orchestrator.ensemble.tree import distinct
 
 _ENDPOINT = "infer"
+LISTED = 50
+"""Values of a category that are offered; others can be typed."""
 
 
 def facts(spec: Spec, model: Model) -> dict[str, Any]:
@@ -28,6 +32,7 @@ def facts(spec: Spec, model: Model) -> dict[str, Any]:
         "task": signature.task,
         "classes": list(signature.classes),
         "input": {**model.input.plain(), "shape": list(signature.input_shape)},
+        "asks": {} if model.encoding is None else asked(model.encoding),
         "outputs": list(model.tensors),
         "stages": [label(stage) for stage in spec.tree.stages] if isinstance(spec.tree, Cascade) else [],
         "members": [
@@ -35,6 +40,33 @@ def facts(spec: Spec, model: Model) -> dict[str, Any]:
             for member in distinct(spec.tree)
         ],
     }
+
+
+@singledispatch
+def asked(encoding: Any) -> dict[str, Any]:
+    """What people are asked for, where a model's clients do not send rows."""
+    raise TypeError(type(encoding).__name__)
+
+
+@asked.register
+def _text(encoding: TextEncoding) -> dict[str, Any]:
+    return {"kind": "text", "tokens": max(segment.length for segment in encoding.segments)}
+
+
+@asked.register
+def _audio(encoding: AudioEncoding) -> dict[str, Any]:
+    return {"kind": "audio", "rate": encoding.rate, "seconds": encoding.length / encoding.rate}
+
+
+@asked.register
+def _table(encoding: TableEncoding) -> dict[str, Any]:
+    columns = [
+        {"name": column.name, "fill": column.fill}
+        if isinstance(column, Number)
+        else {"name": column.name, "values": list(column.values[:LISTED])}
+        for column in encoding.columns
+    ]
+    return {"kind": "table", "columns": columns}
 
 
 def status(
@@ -78,6 +110,7 @@ class _Figures:
             "latency": self._histogram(families.REQUEST_SECONDS, name, _ENDPOINT),
             "answers": answers,
             "degraded": self._number(families.DEGRADED, name),
+            "rejected": self._number(families.REJECTED, name),
             "weight_epoch": epochs.get((name,)),
             "exits": {
                 stage: rows

@@ -18,7 +18,7 @@ from deployments.page.facts import facts, status
 from deployments.protocol.model import Model
 from orchestrator.config.ensemble import Spec
 
-SCRIPTS = ("nodes", "history", "chart", "live", "question", "answer", "page")
+SCRIPTS = ("nodes", "history", "chart", "live", "question", "sound", "raw", "answer", "page")
 """Joined in this order; each is a few functions about one thing."""
 READY_S = 2.0
 """A model that does not say within this time that it is ready is shown as not ready."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -45,21 +45,35 @@ def read(body: bytes, expected: Tensor) -> Array:
         ProtocolError: it is not a stream, or does not fit the model.
         UnsupportedEncodingError: its buffers are compressed.
     """
+    batches = batches_of(body, lambda schema: _check_schema(schema, expected))
+    if any(column.null_count for batch in batches for column in batch.columns):
+        raise ProtocolError("the Arrow stream has rows without a value")
+    return np.concatenate([_rows(batch, expected) for batch in batches if batch.num_rows])
+
+
+def batches_of(body: bytes, check: Callable[[pa.Schema], None]) -> list[pa.RecordBatch]:
+    """The batches of a stream, in which there is at least one row.
+
+    Args:
+        body: the stream.
+        check: refuses a schema, before any row is made.
+
+    Raises:
+        ProtocolError: it is not a stream, or has no rows.
+        UnsupportedEncodingError: its buffers are compressed.
+    """
     try:
         _check_messages(body)
         with pa.ipc.open_stream(body) as reader:
-            _check_schema(reader.schema, expected)
+            check(reader.schema)
             batches = list(reader)
             for batch in batches:
                 batch.validate(full=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise ProtocolError("the Arrow stream cannot be read", str(error).splitlines()[0][:80]) from error
-    table = pa.Table.from_batches(batches)
-    if not table.num_rows:
+    if not any(batch.num_rows for batch in batches):
         raise ProtocolError("the Arrow stream has no rows")
-    if any(column.null_count for column in table.columns):
-        raise ProtocolError("the Arrow stream has rows without a value")
-    return np.concatenate([_rows(batch, expected) for batch in batches if batch.num_rows])
+    return batches
 
 
 def _check_messages(body: bytes) -> None:

@@ -3,9 +3,9 @@
 Bytes are little-endian and row-major. BOOL is one byte, BF16 the upper half of an FP32, each element of
 BYTES is preceded by its length as four bytes. FP16 and BF16 have no JSON form.
 
-A model takes uint8 or float32. Another datatype is accepted when the values are the same afterwards: whole
-numbers 0..255 for uint8; for float32 all but whole numbers past 2^24. FP64 is rounded to float32, as the
-numbers in JSON are.
+A model takes uint8, int16, int32 or float32. Another datatype is accepted when the values are the same
+afterwards: whole numbers of the type's range for the first three; for float32 all but whole numbers past
+2^24. FP64 is rounded to float32, as the numbers in JSON are.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def from_json(datatype: str, data: object, shape: tuple[int, ...]) -> Array:
     """
     if datatype in BINARY_ONLY:
         raise ProtocolError("has no form in JSON", datatype, "send it as binary data, or as FP32")
-    flat = _flatten(data, shape)
+    flat = flatten(data, shape)
     if len(flat) != math.prod(shape):
         raise ProtocolError(f"the shape needs {math.prod(shape)} numbers, the data has", len(flat))
     types = set(map(type, flat))
@@ -126,7 +126,7 @@ def strings(data: object, count: int) -> list[bytes]:
     Raises:
         ProtocolError: something else, or another count.
     """
-    flat = _flatten(data, (count,))
+    flat = flatten(data, (count,))
     _check_types(BYTES, flat, set(map(type, flat)), (str,), "strings")
     if len(flat) != count:
         raise ProtocolError(f"the shape needs {count} strings, the data has", len(flat))
@@ -142,13 +142,13 @@ def fit(values: Array, datatype: str, wanted: str) -> Array:
     Args:
         values: as `from_bytes` or `from_json` gave them.
         datatype: what the client called them.
-        wanted: the model's, UINT8 or FP32.
+        wanted: the model's.
 
     Raises:
         ProtocolError: a value would not be the same, or is not finite.
     """
-    if wanted == "UINT8":
-        return _bytes_of(values, datatype)
+    if wanted != "FP32":
+        return _whole(values, datatype, wanted)
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
         _between(values, datatype, -EXACT, EXACT, "to be the same as FP32")
     # A value past float32's range becomes infinite.
@@ -166,15 +166,16 @@ def to_bytes(datatype: str, values: Array) -> bytes:
     return np.ascontiguousarray(values, dtype=WIRE[datatype]).tobytes()
 
 
-def _bytes_of(values: Array, datatype: str) -> Array:
-    if datatype == "UINT8":
+def _whole(values: Array, datatype: str, wanted: str) -> Array:
+    if datatype == wanted:
         return values
     if values.dtype.kind == "f" and not (values == np.floor(values)).all():
         odd = values[values != np.floor(values)][0].item()
-        raise ProtocolError(f"{datatype} data must be whole numbers for a UINT8 model", short(odd))
+        raise ProtocolError(f"{datatype} data must be whole numbers for a {wanted} model", short(odd))
     if values.dtype.kind != "b":
-        _between(values, datatype, 0, 255, "for a UINT8 model")
-    return values.astype(np.uint8)
+        limits = np.iinfo(WIRE[wanted])
+        _between(values, datatype, int(limits.min), int(limits.max), f"for a {wanted} model")
+    return values.astype(WIRE[wanted])
 
 
 def _between(values: Array, datatype: str, low: int, high: int, why: str) -> None:
@@ -194,7 +195,7 @@ def _floats(datatype: str, flat: list[Any]) -> Array:
     return wide
 
 
-def _flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
+def flatten(data: object, shape: tuple[int, ...]) -> list[Any]:
     """The values of flat or nested data; nested lists must have the lengths that `shape` says."""
     if not isinstance(data, list):
         raise ProtocolError("data must be a list", short(data))

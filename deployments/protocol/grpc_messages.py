@@ -6,17 +6,18 @@ generated code for the same package, as clients bring it, does not collide with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from deployments.protocol import datatypes, images
+from deployments.protocol import datatypes, images, raw
 from deployments.protocol import request as checks
 from deployments.protocol.datatypes import BYTES, Array, to_bytes
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.model import Model
+from deployments.protocol.raw import Encoder, Given
 from deployments.protocol.request import Request
 from deployments.protocol.rest import Facts
 
@@ -60,28 +61,26 @@ _Response = message("ModelInferResponse")
 _Metadata = message("ModelMetadataResponse")
 
 
-def decode(asked: Any, model: Model) -> Request:
+def decode(asked: Any, model: Model, encoder: Encoder | None = None) -> Request:
     """Read a `ModelInferRequest`.
+
+    Args:
+        asked: the message.
+        model: that is asked.
+        encoder: of a model whose clients do not send rows.
 
     Raises:
         ProtocolError: anything that does not match the protocol or the model.
+        DeadlineError: encoding takes longer than an answer may.
     """
-    expected = model.input
     names = checks.check_names([tensor.name for tensor in asked.inputs], "inputs")
-    if names != [expected.name]:
-        raise ProtocolError(f"the model takes one input, '{expected.name}'", datatypes.short(names))
-    tensor = asked.inputs[0]
-    datatype = checks.check_datatype(tensor.datatype, expected)
-    shape = checks.check_shape(list(tensor.shape), datatype, expected)
     wanted = checks.check_names([output.name for output in asked.outputs], "outputs")
     for name in wanted:
         checks.check_output(name, model)
-    return Request(
-        rows=_rows(tensor, asked.raw_input_contents, datatype, shape, model),
-        outputs=tuple((name, True) for name in wanted or [output.name for output in model.outputs]),
-        id=asked.id,
-        timeout_s=_timeout_s(asked.parameters),
-    )
+    outputs = tuple((name, True) for name in wanted or [output.name for output in model.outputs])
+    timeout_s = _timeout_s(asked.parameters)
+    rows = _rows(asked, names, model) if encoder is None else _encoded(asked, names, encoder)
+    return Request(rows, outputs, asked.id, timeout_s, model.encoded_by)
 
 
 def encode(model: Model, request: Request, values: Mapping[str, Array], facts: Facts) -> Any:
@@ -99,30 +98,67 @@ def encode(model: Model, request: Request, values: Mapping[str, Array], facts: F
 def metadata(model: Model) -> Any:
     """A `ModelMetadataResponse`."""
     plain = model.metadata()
-    for tensor in plain["outputs"]:
+    for tensor in (*plain["inputs"], *plain["outputs"]):
         tensor.pop("parameters", None)  # gRPC has no place for them
     return _Metadata(**plain)
 
 
-def _rows(tensor: Any, raw: Any, datatype: str, shape: tuple[int, ...], model: Model) -> Array:
-    has_contents = tensor.HasField("contents")
-    if len(raw) > 1 or (raw and has_contents):
-        raise ProtocolError(
-            "raw_input_contents must have one entry for the input, which then has no contents"
-        )
-    if raw:
-        return checks.binary_rows(memoryview(raw[0]), datatype, shape, model.input)
-    if not has_contents or datatype not in CONTENTS:
+def _rows(asked: Any, names: Sequence[str], model: Model) -> Array:
+    expected = model.input
+    if names != [expected.name]:
+        raise ProtocolError(f"the model takes one input, '{expected.name}'", datatypes.short(names))
+    tensor = asked.inputs[0]
+    datatype = checks.check_datatype(tensor.datatype, expected)
+    shape = checks.check_shape(list(tensor.shape), datatype, expected)
+    (data,) = _data(asked)
+    if data is not None:
+        return checks.binary_rows(data, datatype, shape, expected)
+    values = _contents(tensor, datatype)
+    if datatype == BYTES:
+        if len(values) != shape[0]:
+            raise ProtocolError(f"the shape needs {shape[0]} elements, the data has", len(values))
+        return images.rows_of(values, expected)
+    return checks.json_rows(values, datatype, shape, expected)
+
+
+def _encoded(asked: Any, names: Sequence[str], encoder: Encoder) -> Array:
+    encoder.check_inputs(names)
+    given = []
+    for tensor, data in zip(asked.inputs, _data(asked), strict=True):
+        datatype, shape = encoder.check(tensor.name, tensor.datatype, list(tensor.shape))
+        if data is not None:
+            given.append(raw.from_bytes(tensor.name, datatype, shape, data))
+            continue
+        values = _contents(tensor, datatype)
+        if datatype != BYTES:
+            # NaN is a missing value, which JSON has as null.
+            values = [None if value != value else value for value in values]
+            given.append(raw.from_json(tensor.name, datatype, shape, values))
+        elif len(values) != shape[0]:
+            raise ProtocolError(f"the shape needs {shape[0]} elements, the data has", len(values))
+        else:
+            given.append(Given(tensor.name, datatype, shape, values))
+    return encoder.rows(given)
+
+
+def _data(asked: Any) -> list[memoryview | None]:
+    """The raw bytes of each input; None where it has contents."""
+    found = asked.raw_input_contents
+    if not found:
+        return [None] * len(asked.inputs)
+    if len(found) != len(asked.inputs) or any(tensor.HasField("contents") for tensor in asked.inputs):
+        raise ProtocolError("raw_input_contents must have one entry for each input, which have no contents")
+    return [memoryview(one) for one in found]
+
+
+def _contents(tensor: Any, datatype: str) -> list[Any]:
+    """The numbers or elements of an input without raw bytes."""
+    if not tensor.HasField("contents") or datatype not in CONTENTS:
         raise ProtocolError(f"the {datatype} input has no data that can be read", tensor.name)
     filled = [field.name for field, _value in tensor.contents.ListFields()]
     if filled != [CONTENTS[datatype]]:
         raise ProtocolError(f"{datatype} data must be in {CONTENTS[datatype]}", datatypes.short(filled))
-    values = list(getattr(tensor.contents, CONTENTS[datatype]))
-    if datatype == BYTES:
-        if len(values) != shape[0]:
-            raise ProtocolError(f"the shape needs {shape[0]} elements, the data has", len(values))
-        return images.rows_of(values, model.input)
-    return checks.json_rows(values, datatype, shape, model.input)
+    return list(getattr(tensor.contents, CONTENTS[datatype]))
 
 
 def _timeout_s(parameters: Any) -> float | None:

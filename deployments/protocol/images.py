@@ -18,6 +18,8 @@ from orchestrator.errors import DataError
 
 MAX_PIXELS = 32 * 2**20
 """Most pixels of one image file: a small file may hold a huge image."""
+MAX_DECODED_BYTES = 256 * 2**20
+"""Most bytes that all images of a request may have once they are decoded."""
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -40,10 +42,14 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
 
     Raises:
         ProtocolError: the model takes no images, or a file is none or is damaged.
-        TooLargeError: an image has too many pixels.
+        TooLargeError: an image has too many pixels, or there are too many images.
     """
     if not takes_images(expected):
         raise ProtocolError("the model's rows are not images of 1 or 3 channels", list(expected.shape[1:]))
+    if len(files) * expected.row_bytes > MAX_DECODED_BYTES:
+        raise TooLargeError(
+            f"a request may have at most {MAX_DECODED_BYTES // expected.row_bytes} images", len(files)
+        )
     channels, height, width = expected.shape[1:]
     decoder = Decoder(Image.model_validate({"mode": _MODES[channels], "size": (height, width)}))
     rows = []

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, singledispatch
 from typing import Any
 
-from deployments.protocol.datatypes import WIRE
+from deployments.protocol.datatypes import BYTES, WIRE
 from orchestrator.config.base import fingerprint
+from orchestrator.config.encoding import AudioEncoding, Encoding, Number, TableEncoding, TextEncoding
 from orchestrator.config.ensemble import Cascade, Combined, Spec
 from orchestrator.ensemble.tree import distinct
 
 PLATFORM = "orchestrator_ensemble"
 
-DATATYPE: Mapping[str, str] = {"uint8": "UINT8", "float32": "FP32"}
+DATATYPE: Mapping[str, str] = {"uint8": "UINT8", "float32": "FP32", "int32": "INT32", "int16": "INT16"}
+
+INPUT = "input"
+"""Name of the only input; a table has one for each column instead."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,12 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
+    facts: tuple[tuple[str, str | int], ...] = ()
+    """What else metadata says of it: its `parameters`."""
 
     def plain(self) -> dict[str, Any]:
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        found = {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+        return {**found, "parameters": dict(self.facts)} if self.facts else found
 
     def bytes_of(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this datatype and some shape."""
@@ -50,6 +57,7 @@ class Model:
     name: str
     version: str
     input: Tensor
+    """Rows as the ensemble takes them."""
     outputs: tuple[Tensor, ...]
     """Those of every answer."""
     extras: tuple[Tensor, ...] = ()
@@ -58,6 +66,18 @@ class Model:
     """Class names in label order, if they are known."""
     members: tuple[str, ...] = ()
     """Names of the distinct members in the order of the tree: the second axis of `member_probs`."""
+    encoding: Encoding | None = None
+    """How rows are made of what clients send; without it they send rows."""
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What clients send."""
+        return (self.input,) if self.encoding is None else raw_inputs(self.encoding)
+
+    @cached_property
+    def encoded_by(self) -> str:
+        """Names the encoding; empty without one."""
+        return "" if self.encoding is None else fingerprint(self.encoding.plain())[:12]
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -69,7 +89,7 @@ class Model:
             "name": self.name,
             "versions": [self.version],
             "platform": PLATFORM,
-            "inputs": [self.input.plain()],
+            "inputs": [tensor.plain() for tensor in self.inputs],
             "outputs": [output.plain() for output in self.outputs]
             + [output.plain() | {"parameters": {"on_request": True}} for output in self.extras],
         }
@@ -79,17 +99,45 @@ class Model:
 
         def tensor(one: Tensor) -> dict[str, Any]:
             # Without the rows' axis, which `max_batch_size` stands for.
-            kind = "TYPE_" + one.datatype
+            kind = "TYPE_STRING" if one.datatype == BYTES else "TYPE_" + one.datatype
             return {"name": one.name, "data_type": kind, "dims": list(one.shape[1:]) or [1]}
 
         return {
             "name": self.name,
             "platform": PLATFORM,
             "backend": PLATFORM,
-            "max_batch_size": max(1, max_body_bytes // self.input.row_bytes),
-            "input": [tensor(self.input)],
+            "max_batch_size": self.most_rows(max_body_bytes),
+            "input": [tensor(one) for one in self.inputs],
             "output": [tensor(output) for output in self.outputs],
         }
+
+    def most_rows(self, max_body_bytes: int) -> int:
+        """Rows of a request: as many as a body has room for, once they are encoded."""
+        return max(1, max_body_bytes // self.input.row_bytes)
+
+
+@singledispatch
+def raw_inputs(encoding: Any) -> tuple[Tensor, ...]:
+    """The inputs that clients fill. An axis of 1 may be left out: [rows] is [rows, 1]."""
+    raise TypeError(type(encoding).__name__)
+
+
+@raw_inputs.register
+def _of_text(_: TextEncoding) -> tuple[Tensor, ...]:
+    return (Tensor(INPUT, BYTES, (-1, 1), (("content_type", "text/plain"),)),)
+
+
+@raw_inputs.register
+def _of_audio(encoding: AudioEncoding) -> tuple[Tensor, ...]:
+    return (Tensor(INPUT, BYTES, (-1, 1), (("content_type", "audio/wav"), ("rate_hz", encoding.rate))),)
+
+
+@raw_inputs.register
+def _of_table(encoding: TableEncoding) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(column.name, "FP32" if isinstance(column, Number) else BYTES, (-1, 1))
+        for column in encoding.columns
+    )
 
 
 def describe(spec: Spec) -> Model:
@@ -103,14 +151,17 @@ def describe(spec: Spec) -> Model:
         )
     else:
         outputs = (Tensor("values", "FP32", (-1, signature.outputs)),)
+    if isinstance(spec.tree, Combined) and spec.tree.reject is not None:
+        outputs += (Tensor("rejected", "BOOL", (-1,)),)
     return Model(
         name=spec.name,
         version=fingerprint(spec.plain())[:12],
-        input=Tensor("input", DATATYPE[signature.input_dtype], (-1, *signature.input_shape)),
+        input=Tensor(INPUT, DATATYPE[signature.input_dtype], (-1, *signature.input_shape)),
         outputs=outputs,
         extras=_extras(spec),
         classes=signature.classes,
         members=tuple(member.name for member in distinct(spec.tree)),
+        encoding=signature.encoding,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deployments.protocol import openapi_admin
 from deployments.protocol.datatypes import DATATYPES
 from deployments.protocol.model import Model
 
@@ -31,8 +32,14 @@ _OF_A_MODEL = (
 )
 
 
-def document(models: Sequence[Model], version: str) -> Json:
-    """The document of a server with these models."""
+def document(models: Sequence[Model], version: str, *, releases: bool = False) -> Json:
+    """The document of a server with these models.
+
+    Args:
+        models: that are served.
+        version: of the server.
+        releases: with the routes that change them.
+    """
     names = [model.name for model in models]
     versions = [model.version for model in models]
     extras = sorted({output.name for model in models for output in (*model.outputs, *model.extras)})
@@ -62,6 +69,8 @@ def document(models: Sequence[Model], version: str) -> Json:
         change = _get(verb, "Refused", parameters=[_in("path", "model", names)], errors=("400", "404"))
         del change["responses"]["200"]
         paths[f"/v2/repository/models/{{model}}/{verb}"] = {"post": change}
+    if releases:
+        paths |= openapi_admin.paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -70,7 +79,7 @@ def document(models: Sequence[Model], version: str) -> Json:
             "description": "Open Inference Protocol V2, and /predict.",
         },
         "paths": paths,
-        "components": {"schemas": _SCHEMAS},
+        "components": {"schemas": _SCHEMAS | (openapi_admin.schemas() if releases else {})},
     }
 
 
@@ -158,8 +167,12 @@ def _predict(name: str, extras: Sequence[str], where: Sequence[Json]) -> Json:
             "application/vnd.apache.arrow.stream": _ANY_BYTES,
             "image/png": _ANY_BYTES,
             "image/jpeg": _ANY_BYTES,
+            "text/plain": {"schema": {"type": "string"}},
+            "audio/wav": _ANY_BYTES,
         },
     }
+    # With `Accept: text/event-stream`: an event for each stage of a cascade.
+    found["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return found
 
 
@@ -172,6 +185,16 @@ _PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": ["string
 _DATATYPE: Json = {"type": "string", "enum": list(DATATYPES)}
 _SHAPE: Json = {"type": "array", "items": {"type": "integer"}}
 _DATA: Json = {"type": "array", "description": "Flat in row-major order, or nested"}
+
+
+_TENSOR = _object(
+    ["name", "datatype", "shape"],
+    name=_TEXT,
+    datatype=_DATATYPE,
+    shape=_SHAPE,
+    parameters=_PARAMETERS,
+    data=_DATA,
+)
 
 
 def _list_of(schema: str) -> Json:
@@ -197,14 +220,7 @@ _SCHEMAS: Json = {
         inputs=_list_of("TensorMetadata"),
         outputs=_list_of("TensorMetadata"),
     ),
-    "RequestInput": _object(
-        ["name", "datatype", "shape"],
-        name=_TEXT,
-        datatype=_DATATYPE,
-        shape=_SHAPE,
-        parameters=_PARAMETERS,
-        data=_DATA,
-    ),
+    "RequestInput": _TENSOR,
     "RequestOutput": _object(["name"], name=_TEXT, parameters=_PARAMETERS),
     "InferenceRequest": _object(
         ["inputs"],
@@ -213,14 +229,7 @@ _SCHEMAS: Json = {
         inputs=_list_of("RequestInput"),
         outputs=_list_of("RequestOutput"),
     ),
-    "ResponseOutput": _object(
-        ["name", "datatype", "shape"],
-        name=_TEXT,
-        datatype=_DATATYPE,
-        shape=_SHAPE,
-        parameters=_PARAMETERS,
-        data=_DATA,
-    ),
+    "ResponseOutput": _TENSOR,
     "InferenceResponse": _object(
         ["model_name", "outputs"],
         model_name=_TEXT,
@@ -231,7 +240,11 @@ _SCHEMAS: Json = {
     ),
     "Rows": {
         "anyOf": [
-            {"type": "array", "minItems": 1},
+            {
+                "type": "array",
+                "minItems": 1,
+                "description": "Rows of numbers, texts, waveforms, or objects by column name",
+            },
             _object(["rows"], rows={"type": "array", "minItems": 1}),
         ]
     },

@@ -18,12 +18,14 @@ class Request:
     """A decoded inference request."""
 
     rows: Array
-    """uint8 [B, C, H, W] or float32 [B, F]; may be read-only."""
+    """Of the model's shape and type; may be read-only."""
     outputs: tuple[tuple[str, bool], ...]
     """(name, binary) of each wanted output, in the order of the answer."""
     id: str | None = None
     timeout_s: float | None = None
     """The client's own limit (`parameters.timeout`, in microseconds as Triton has it)."""
+    encoded_by: str = ""
+    """`Model.encoded_by` of the encoding that made the rows."""
 
 
 def check_datatype(value: object, expected: Tensor) -> str:

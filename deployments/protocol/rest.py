@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from deployments.protocol import raw
 from deployments.protocol import request as checks
 from deployments.protocol.datatypes import Array, short, to_bytes
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.model import Model
+from deployments.protocol.raw import Encoder, Given
 from deployments.protocol.request import Request
+from orchestrator.config.serving import ServingSettings
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -29,6 +32,7 @@ LONGEST_REMEMBERED = 4096
 
 Facts = Mapping[str, str | int | float | bool]
 Outputs = tuple[tuple[str, bool], ...]
+_HOLE = b'"data":null'
 _compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -59,15 +63,32 @@ def to_json(value: object) -> bytes:
     return _compact(value).encode("ascii")
 
 
+@dataclass(frozen=True)
+class _About:
+    """A request but for its inputs."""
+
+    outputs: Outputs
+    id: str | None
+    timeout_s: float | None
+
+
+def codec_of(model: Model, serving: ServingSettings) -> Codec:
+    """The codec for a model's inputs."""
+    return Codec(model) if model.encoding is None else EncodedCodec(model, Encoder(model, serving))
+
+
 class Codec:
     """Reads the requests for a model and writes its answers."""
+
+    encoder: Encoder | None = None
+    """Makes rows of what clients send, where that is not rows already."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._all_binary = tuple((output.name, True) for output in model.outputs)
         self._start = _start(model, model.version)
         self._remembered = lru_cache(REMEMBERED)(self._binary_head)
-        self._end = lru_cache(REMEMBERED)(self._binary_end)
+        self._ending = lru_cache(REMEMBERED)(self._parts_of_ending)
 
     def decode(self, body: bytes, header_length: str | None) -> Request:
         """Read the body of an inference request.
@@ -113,31 +134,23 @@ class Codec:
         start = self._start if version in ("", self._model.version) else _start(self._model, version)
         if request.id is not None:
             start += b',"id":' + to_json(request.id)
-        shapes = tuple(values[name].shape for name, _binary in request.outputs)
-        if all(binary for _name, binary in request.outputs):
-            end = self._end(request.outputs, shapes, tuple(facts.items()))
-        else:
-            end = self._ending(request.outputs, shapes, facts, values)
+        shapes = tuple([values[name].shape for name, _binary in request.outputs])
+        first, *rest = self._ending(request.outputs, shapes, tuple(facts.items()))
+        header = [start, first]
+        plain = [name for name, binary in request.outputs if not binary]
+        for name, text in zip(plain, rest, strict=True):
+            header += [_json_values(values[name]), text]
         raw = [self._bytes(name, values[name]) for name, binary in request.outputs if binary]
-        header = start + end
-        return Encoded(b"".join([header, *raw]), len(header) if raw else None)
+        length = sum(map(len, header)) if raw else None
+        return Encoded(b"".join([*header, *raw]), length)
 
     def _bytes(self, name: str, values: Array) -> bytes:
         return to_bytes(self._model.tensors[name].datatype, values)
 
-    def _binary_end(
+    def _parts_of_ending(
         self, outputs: Outputs, shapes: tuple[tuple[int, ...], ...], facts: tuple[tuple[str, Any], ...]
-    ) -> bytes:
-        return self._ending(outputs, shapes, dict(facts), {})
-
-    def _ending(
-        self,
-        outputs: Outputs,
-        shapes: tuple[tuple[int, ...], ...],
-        facts: Facts,
-        values: Mapping[str, Array],
-    ) -> bytes:
-        """The JSON of an answer from its parameters on."""
+    ) -> list[bytes]:
+        """The JSON of an answer from its parameters on, cut where the values of each JSON output belong."""
         tensors = []
         for (name, binary), shape in zip(outputs, shapes, strict=True):
             tensor = self._model.tensors[name]
@@ -145,9 +158,12 @@ class Codec:
             if binary:
                 plain["parameters"] = {"binary_data_size": tensor.bytes_of(shape)}
             else:
-                plain["data"] = values[name].ravel().tolist()
+                plain["data"] = None
             tensors.append(plain)
-        return b"," + to_json({"parameters": dict(facts), "outputs": tensors})[1:]
+        text = b"," + to_json({"parameters": dict(facts), "outputs": tensors})[1:]
+        # No text can hold it: quotes within one are escaped.
+        *before, last = text.split(_HOLE)
+        return [*(part + b'"data":' for part in before), last]
 
     def _binary_head(self, text: bytes) -> _Head:
         head, _data = self._head(text)
@@ -158,31 +174,22 @@ class Codec:
     def _head(self, text: bytes) -> tuple[_Head, object]:
         """A request and, if they are JSON, its values."""
         request = _object(parse(text), "the request")
-        parameters = _object(request.get("parameters", {}), "parameters")
-        identity = request.get("id")
-        if identity is not None and not isinstance(identity, str):
-            raise ProtocolError("id must be a string", short(identity))
+        about = self._about(request)
         tensor = self._input(request.get("inputs"))
         expected = self._model.input
         datatype = checks.check_datatype(tensor.get("datatype"), expected)
         shape = checks.check_shape(tensor.get("shape"), datatype, expected)
-        size = _object(tensor.get("parameters", {}), "parameters of an input").get("binary_data_size")
-        if size is None and "data" not in tensor:
-            raise ProtocolError("the input has no data", expected.name)
-        if size is not None and "data" in tensor:
-            raise ProtocolError("the input has both data and binary_data_size", expected.name)
-        if size is not None and (type(size) is not int or size < 0):
-            raise ProtocolError("binary_data_size must be a whole number", short(size))
-        binary = _flag(parameters, "binary_data_output", False)
-        head = _Head(
-            datatype,
-            shape,
-            size,
-            self._outputs(request.get("outputs"), binary),
-            identity,
-            _timeout(parameters),
-        )
+        size = _binary_size(tensor, expected.name)
+        head = _Head(datatype, shape, size, about.outputs, about.id, about.timeout_s)
         return head, tensor.get("data")
+
+    def _about(self, request: Mapping[str, Any]) -> _About:
+        parameters = _object(request.get("parameters", {}), "parameters")
+        identity = request.get("id")
+        if identity is not None and not isinstance(identity, str):
+            raise ProtocolError("id must be a string", short(identity))
+        binary = _flag(parameters, "binary_data_output", False)
+        return _About(self._outputs(request.get("outputs"), binary), identity, _timeout(parameters))
 
     def _input(self, value: object) -> dict[str, Any]:
         inputs = _named(value, "inputs")
@@ -205,6 +212,57 @@ class Codec:
         return tuple(wanted)
 
 
+class EncodedCodec(Codec):
+    """The same for a model whose clients send text, sound or named columns.
+
+    Args:
+        model: with an encoding.
+        encoder: of the model.
+    """
+
+    encoder: Encoder
+
+    def __init__(self, model: Model, encoder: Encoder) -> None:
+        super().__init__(model)
+        self.encoder = encoder
+
+    def decode(self, body: bytes, header_length: str | None) -> Request:
+        """As `Codec.decode`; a bare body is one text or one file.
+
+        Raises:
+            ProtocolError: anything that does not match the protocol or the model.
+            DeadlineError: encoding takes longer than an answer may.
+        """
+        split = _header_length(header_length, len(body))
+        if split == 0 and header_length is not None:
+            return Request(self.encoder.bare(body), self._all_binary, encoded_by=self._model.encoded_by)
+        request = _object(parse(body[:split]), "the request")
+        about = self._about(request)
+        tensors = _named(request.get("inputs"), "inputs")
+        self.encoder.check_inputs([tensor["name"] for tensor in tensors])
+        rest = memoryview(body)[split:]
+        given = []
+        for tensor in tensors:
+            one, size = self._given(tensor, rest)
+            given.append(one)
+            rest = rest[size:]
+        if len(rest):
+            raise ProtocolError("there are bytes after the JSON header that no input claims", len(rest))
+        rows = self.encoder.rows(given)
+        return Request(rows, about.outputs, about.id, about.timeout_s, self._model.encoded_by)
+
+    def _given(self, tensor: Mapping[str, Any], rest: memoryview) -> tuple[Given, int]:
+        """An input, and how many of the bytes behind the header are its own."""
+        name = tensor["name"]
+        datatype, shape = self.encoder.check(name, tensor.get("datatype"), tensor.get("shape"))
+        size = _binary_size(tensor, name)
+        if size is None:
+            return raw.from_json(name, datatype, shape, tensor["data"]), 0
+        if size > len(rest):
+            raise ProtocolError(f"binary_data_size of '{name}' is more than the bytes that are left", size)
+        return raw.from_bytes(name, datatype, shape, rest[:size]), size
+
+
 def parse(text: bytes) -> object:
     """Strict JSON.
 
@@ -216,6 +274,20 @@ def parse(text: bytes) -> object:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError("the body is not valid JSON", reason) from error
+
+
+def _json_values(values: Array) -> bytes:
+    """A flat JSON list of numbers or truth values, as `to_json` writes it.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON has not.
+    """
+    if values.dtype.kind == "b":
+        return to_json(values.ravel().tolist())
+    text = ",".join(map(repr, values.ravel().tolist()))
+    if "n" in text:
+        raise ValueError(text[:80])
+    return f"[{text}]".encode("ascii")
 
 
 def _refuse_constant(name: str) -> None:
@@ -245,6 +317,18 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ProtocolError(f"{name} must be true or false", short(value))
     return value
+
+
+def _binary_size(tensor: Mapping[str, Any], name: str) -> int | None:
+    """Bytes of an input behind the header; None when its data is JSON."""
+    size = _object(tensor.get("parameters", {}), "parameters of an input").get("binary_data_size")
+    if size is None and "data" not in tensor:
+        raise ProtocolError("the input has no data", name)
+    if size is not None and "data" in tensor:
+        raise ProtocolError("the input has both data and binary_data_size", name)
+    if size is not None and (type(size) is not int or size < 0):
+        raise ProtocolError("binary_data_size must be a whole number", short(size))
+    return size
 
 
 def _timeout(parameters: Mapping[str, Any]) -> float | None:

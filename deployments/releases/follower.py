@@ -12,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from deployments.bundle import answer_each
 from deployments.exchange import Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.releases.learner import Learner, learner_of
 from deployments.releases.running import Engine, Running
 from deployments.releases.trial import Trial, agreement, drawn
+from deployments.stream import streamed
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.ensemble.epochs import reweighted
@@ -98,6 +100,9 @@ class Follower:
         """
         self._look()
         trial, candidate, live = self._trial, self._candidate, self._live
+        # What a stage said must be of the release that answers in the end.
+        if question.told is not None:
+            return await self._ask_live(question)
         if trial is None or candidate is None or not drawn(question.request_id, trial.settings.share):
             return await self._ask_live(question)
         if trial.settings.shadow:
@@ -111,6 +116,15 @@ class Follower:
             return await self._ask_live(question)
         self._compare(trial, live, question, answer, is_live=False)
         return answer
+
+    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
+        """See `streamed`."""
+        async for found in streamed(self.predict, question):
+            yield found
+
+    async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
+        """The answer to each question, or why there is none."""
+        return await answer_each(self.predict, questions)
 
     async def _ask_live(self, question: Question) -> Answer:
         learner = self._learner

@@ -9,7 +9,7 @@ from deployments.exchange import Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.protocol.model import Model, describe
 from orchestrator.config.ensemble import Spec
-from orchestrator.errors import MemberFailedError
+from orchestrator.errors import MemberFailedError, ReleaseChangedError
 from orchestrator.measure.artifacts import example_inputs
 
 
@@ -51,18 +51,24 @@ class Running:
 
         Raises:
             MemberFailedError: it is closed.
+            ReleaseChangedError: the rows were made by the encoding of another release.
             OrchestratorError: the engine's.
         """
         if self._retired:
             raise MemberFailedError("a release that is closed was asked", self.digest[:12])
+        if question.encoded_by not in ("", self.model.encoded_by):
+            raise ReleaseChangedError("another release took over", self.spec.name, "ask again")
         self._asked += 1
+        if (told := question.told) is not None:
+            question = replace(question, told=lambda stage: told(replace(stage, version=self.model.version)))
         try:
             answer = await self.engine.predict(question)
         finally:
             self._asked -= 1
             if self._retired and not self._asked:
                 await self.engine.close()
-        return replace(answer, version=self.model.version)
+        version = self.model.version
+        return answer if answer.version == version else replace(answer, version=version)
 
     async def check(self) -> None:
         """It answers.

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from orchestrator.config.signature import Signature
+from orchestrator.models.text import text_view
 
 
 class Logits(nn.Module):
@@ -50,3 +58,37 @@ def resnet(signature: Signature, width: int = 16) -> nn.Module:
     )
     config.num_labels = signature.outputs
     return Logits(ResNetForImageClassification(config))
+
+
+class Text(nn.Module):
+    """BERT's encoder over one segment of the rows, mean over its tokens, linear head."""
+
+    def __init__(self, signature: Signature, view: str | None, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.view = text_view(signature, "hugging_face:bert", view, ("tokens",))
+        config = BertConfig(
+            vocab_size=self.view.size,
+            max_position_embeddings=self.view.length,
+            hidden_size=dim,
+            intermediate_size=2 * dim,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+        )
+        self.encoder = BertModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(dim, signature.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers of tokens int32 [B, L] -> logits [B, K]; 0 is padding."""
+        ids = self.view(x)
+        seen = ids.ne(0).to(self.head.weight.dtype)
+        hidden = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
+        mean = (hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True).clamp_min(1)
+        logits: Tensor = self.head(mean)
+        return logits
+
+
+def bert(
+    signature: Signature, view: str | None = None, dim: int = 64, depth: int = 2, heads: int = 4
+) -> nn.Module:
+    """A small BERT for text."""
+    return Text(signature, view, dim, depth, heads)

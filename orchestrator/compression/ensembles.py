@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from orchestrator.compression.step import Other
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.training import Training
-from orchestrator.ensemble.fit import with_records
+from orchestrator.ensemble.guard import with_records
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import CompressionError
 from orchestrator.training.batches import Views
@@ -29,8 +29,17 @@ def as_other(spec: Spec, kept: Callable[[str, Training], Views]) -> Other:
         spec: A fitted ensemble.
         kept: From a member's digest and a training to its outputs on the train rows in every view, which run
             it only where the store lacks them.
+
+    Raises:
+        CompressionError: a member sees what others say.
     """
     tree = with_records(spec.tree, {})
+    if any(member.sees for member in distinct(tree)):
+        raise CompressionError(
+            "a chain is no teacher: its later models cannot be asked about augmented rows",
+            spec.name,
+            "learn from the models that it begins with",
+        )
 
     def outputs(training: Training) -> Views:
         said = {member: kept(member.digest, training) for member in distinct(tree)}

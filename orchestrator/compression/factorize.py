@@ -13,10 +13,12 @@ from orchestrator.runtime.lowrank import split
 
 @apply_step.register
 def factorize(step: Factorization, state: State, context: Context) -> State:  # noqa: ARG001
-    """Truncated SVD of linears, and of convolutions as matrices [out, in * k * k].
+    """Truncated SVD of linears, of convolutions as matrices [out, in * k * k] and of embeddings [tokens,
+    features].
 
     Denton et al. 2014 (https://arxiv.org/abs/1404.0736); the convolution's form is that of Zhang et al. 2015
-    (https://arxiv.org/abs/1505.06798). The product is the best of its rank in squared error (Eckart and
+    (https://arxiv.org/abs/1505.06798), the embedding's that of Lan et al. 2019 (https://arxiv.org/abs/1909.11942),
+    who train it so. The product is the best of its rank in squared error (Eckart and
     Young). Layers whose two factors would have as many weights stay whole: they are listed with the reason.
 
     Raises:
@@ -26,7 +28,7 @@ def factorize(step: Factorization, state: State, context: Context) -> State:  # 
     shared = _shared(module)
     ranks, left, factors = {}, {}, {}
     for name, layer in module.named_modules():
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
             continue
         reason = _unfit(layer, shared)
         if reason is None:
@@ -36,7 +38,8 @@ def factorize(step: Factorization, state: State, context: Context) -> State:  # 
             if rank * sum(matrix.shape) < matrix.numel():
                 ranks[name] = rank
                 root = values[:rank].sqrt()
-                factors[name] = (left_part[:, :rank] * root, root[:, None] * right_part[:rank], layer)
+                pair = (left_part[:, :rank] * root, root[:, None] * right_part[:rank])
+                factors[name] = (*pair, layer)
                 continue
             reason = f"rank {rank} of {len(values)} saves nothing"
         left[name] = reason
@@ -62,9 +65,13 @@ def kept_rank(values: Tensor, step: Factorization) -> int:
     return int((energy < step.energy * energy[-1]).sum()) + 1
 
 
-def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: nn.Linear | nn.Conv2d) -> None:
+def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: nn.Linear | nn.Conv2d | nn.Embedding) -> None:
     first, second = product.get_submodule("0"), product.get_submodule("1")
     assert isinstance(first.weight, Tensor) and isinstance(second.weight, Tensor)  # noqa: PT018
+    if isinstance(layer, nn.Embedding):
+        first.weight.copy_(out)
+        second.weight.copy_(into.T)
+        return
     first.weight.copy_(into.reshape(first.weight.shape))
     second.weight.copy_(out.reshape(second.weight.shape))
     if layer.bias is not None:
@@ -72,10 +79,12 @@ def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: nn.Linear | nn.C
         second.bias.copy_(layer.bias)
 
 
-def _unfit(layer: nn.Linear | nn.Conv2d, shared: set[int]) -> str | None:
+def _unfit(layer: nn.Linear | nn.Conv2d | nn.Embedding, shared: set[int]) -> str | None:
     """Why a layer has no product form here; None when it has one."""
-    if type(layer) not in (nn.Linear, nn.Conv2d):
+    if type(layer) not in (nn.Linear, nn.Conv2d, nn.Embedding):
         return f"a {type(layer).__name__} may be read by its owner in another way"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "it limits its vectors' length"
     if id(layer.weight) in shared:
         return "its weight is shared with another layer"
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:

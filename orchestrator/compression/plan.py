@@ -21,6 +21,7 @@ from orchestrator.compression import (  # noqa: F401
     merge,
     qat,
     quantize,
+    vocabulary,
     weight_only,
 )
 from orchestrator.compression.ensembles import as_other
@@ -66,8 +67,8 @@ __all__ = [
 ]
 
 ORDER = (
-    "distill or merge, prune_channels, prune_heads, factorize, prune_magnitude, recover, clip, qat, "
-    "a number type"
+    "distill or merge, prune_channels, prune_heads, prune_vocabulary, factorize, prune_magnitude, recover, "
+    "clip, qat, a number type"
 )
 
 _VERSION = 4

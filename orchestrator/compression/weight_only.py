@@ -25,7 +25,7 @@ def quantize_weights(step: WeightOnlyInt8 | WeightOnlyInt4, state: State, contex
     group's scale would not make smaller stay float.
 
     Raises:
-        CompressionError: there is no convolution or linear that would become smaller.
+        CompressionError: there is no convolution, linear or embedding that would become smaller.
     """
     bits = BITS[step.kind]
     module = copy_of(state.module)
@@ -53,7 +53,9 @@ def groups_of(module: nn.Module, group: int | None, bits: int) -> dict[str, int]
         if packed < columns * layer.weight.element_size():
             found[name] = own
     if not found:
-        raise CompressionError("no convolution or linear would become smaller", type(module).__name__)
+        raise CompressionError(
+            "no convolution, linear or embedding would become smaller", type(module).__name__
+        )
     return found
 
 

@@ -5,6 +5,7 @@ The same class holds both: a number that is None is fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -159,6 +160,25 @@ class PredictionSets(Settings):
         return self.threshold is not None
 
 
+class Reject(Settings):
+    """Rows are marked as rejected that the ensemble is less sure of than a threshold."""
+
+    by: Literal["confidence", "margin", "entropy", "agreement"] = "confidence"
+    """How sure an answer is, from 0 to 1: as a cascade's `criterion`; `agreement` is the share of members, by
+    weight, that say what the ensemble says."""
+    keep: float = Field(0.95, gt=0, lt=1)
+    """Least share of the validation rows that is not rejected."""
+    recall: float | None = Field(None, gt=0, lt=1)
+    """Instead of `keep`: least share of the validation rows of the run's `elsewhere` that is rejected."""
+    threshold: float | None = None
+    """Fitted when not given: a row is rejected that is less sure."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.threshold is not None
+
+
 class Band(Settings):
     """Intervals around regression values that hold the true one with a chosen probability."""
 
@@ -170,3 +190,11 @@ class Band(Settings):
     def fitted(self) -> bool:
         """Whether it can be applied."""
         return self.widths is not None
+
+
+def on_simplex(weights: Sequence[float], members: int) -> None:
+    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
+    if len(weights) != members:
+        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
+from orchestrator.config.decode import Decode
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.signature import Task
 
@@ -37,6 +38,9 @@ class DataBase(Settings):
 
     task: Task = "classification"
     shares: Shares = Shares()
+    small_classes: Literal["refuse", "spread"] | None = Field(None, exclude_if=absent)
+    """What to do about a class with fewer rows than there are parts: refuse the data (the default), or spread
+    its rows: the first to train, the next to test, validation, contract and calibration."""
     limit: int | None = Field(None, ge=20)
     """Use only the first rows of each file: for quick trials."""
     transform: ImportPath | None = None
@@ -47,10 +51,18 @@ class DataBase(Settings):
 
 
 class EmbeddedData(DataBase):
-    """A data set inside the package: `digits`, 1,797 images of 1x8x8."""
+    """A data set inside the package: `digits`, 1,797 images of 1x8x8; `breast_cancer`, 569 rows of 30 numbers
+    with two classes; `gapminder`, 1,704 rows of three numbers and a category with life expectancy in years."""
 
     kind: Literal["embedded"] = "embedded"
-    name: Literal["digits"] = "digits"
+    name: Literal["digits", "breast_cancer", "gapminder"] = "digits"
+
+    @model_validator(mode="after")
+    def _own_task(self) -> EmbeddedData:
+        own: Task = "regression" if self.name == "gapminder" else "classification"
+        if self.task != own:
+            raise ValueError(f"'{self.name}' is a table for {own}: set 'task: {own}'")
+        return self
 
 
 class Image(Settings):
@@ -63,7 +75,7 @@ class Image(Settings):
 
 
 class ParquetData(DataBase):
-    """Parquet files: encoded images, tensors, or numeric columns."""
+    """Parquet files: encoded images, sound, text, tensors, or columns of numbers and categories."""
 
     kind: Literal["parquet"] = "parquet"
     root: str = "."
@@ -74,9 +86,14 @@ class ParquetData(DataBase):
     contract: str | None = None
     test: str | None = None
     input: str | None = None
-    """Column of images or tensors; found from the schema when neither this nor `features` is given."""
+    """Column of images, sound, text or tensors; found from the schema when neither this nor `features` is
+    given."""
     features: tuple[str, ...] = ()
-    """Numeric columns that form a feature row."""
+    """Columns that form a feature row: numbers, and text as categories."""
+    decode: Decode | None = Field(None, exclude_if=absent)
+    """What the input holds; found from the schema when not given."""
+    elsewhere: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Files by name whose rows no class fits: only for evaluation, their labels are not read."""
     target: str | tuple[str, ...] = "label"
     """Label column, or the target columns of a regression."""
     classes: tuple[str, ...] = ()
@@ -89,6 +106,13 @@ class ParquetData(DataBase):
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
         if self.task == "classification" and not isinstance(self.target, str):
             raise ValueError("classification has one target column; for several targets set task: regression")
+        kind = None if self.decode is None else self.decode.kind
+        if self.features and kind not in (None, "features"):
+            raise ValueError(f"'features' are decoded as features, not as {kind}: name one column by 'input'")
+        if self.transform is not None and kind in ("text", "audio", "features"):
+            raise ValueError(f"clients send raw {kind}, which a 'transform' would not see: leave it out")
+        if self.elsewhere and self.task == "regression":
+            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
         return self
 
 

@@ -14,7 +14,8 @@ from orchestrator.config.base import Settings
 
 
 class Tokens(Settings):
-    """Numbers of tokens: 0 fills up, 1 is an unknown token. A longer text is cut."""
+    """Numbers of tokens: 0 fills up, 1 is an unknown token. A longer text is cut; one without any token is one
+    unknown token."""
 
     kind: Literal["tokens"] = "tokens"
     name: str
@@ -28,7 +29,7 @@ class Tokens(Settings):
 
 class NgramHashes(Settings):
     """Hashed n-grams of words and of characters within words (Joulin et al. 2016, https://arxiv.org/abs/1607.01759):
-    0 fills up, every other number is 1 + hash modulo (size - 1)."""
+    0 fills up, every other number is 1 + hash modulo (size - 1). A text without any word is a single 1."""
 
     kind: Literal["ngrams"] = "ngrams"
     name: str

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.calibration import (
     Band,
     Calibration,
@@ -19,12 +19,16 @@ from orchestrator.config.calibration import (
     Numbers,
     PredictionSets,
     Record,
+    Reject,
     Survivors,
     Trend,
+    on_simplex,
 )
 from orchestrator.config.guarantee import Certificate, Guarantee
 from orchestrator.config.measure import Execution
+from orchestrator.config.model import ImportedModel, Mlp, ModelSettings
 from orchestrator.config.signature import Signature
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 
 
 class Child(Settings):
@@ -34,6 +38,10 @@ class Child(Settings):
     """Name of the field that holds the nodes below."""
     required: bool = False
     """The node above cannot answer without it, whatever that node's quorum."""
+
+
+def _member_of_name(value: Any) -> Any:
+    return Member(name=value) if isinstance(value, str) else value
 
 
 class Combined(Child):
@@ -49,6 +57,8 @@ class Combined(Child):
     """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
     intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
     """Of the root: intervals around its values, fitted on the calibration part. Regression."""
+    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
+    """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""
 
@@ -93,6 +103,8 @@ class Member(Child):
     regression has none."""
     record: Record | None = None
     """Filled in when the ensemble is fitted and has a quorum."""
+    sees: tuple[Member, ...] = Field((), exclude_if=lambda value: not value)
+    """Of a chain's later model, filled in when it is trained: it gets the inputs beside what these say."""
 
     def unfitted(self) -> str | None:
         """What is missing before it can answer, or None."""
@@ -126,7 +138,7 @@ class Parallel(Pooled):
                 raise ValueError(
                     f"rule {self.rule} takes no weights: use weighted_vote, or kind weighted_mix"
                 )
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -218,6 +230,54 @@ class Stacking(Pooled):
         return "stacking has no coefficients" if self.coefficients is None else None
 
 
+class Later(Settings):
+    """A model of a chain that sees what those before it said, and how it is trained."""
+
+    model: ModelSettings
+    training: Training = Training()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _plain(self) -> Self:
+        if not isinstance(self.model, Mlp | ImportedModel):
+            raise ValueError(
+                f"a later model sees rows of numbers, not images: take mlp or a factory of your own, "
+                f"not {self.model.factory}"
+            )
+        loss = self.training.loss
+        if self.training.snapshots is not None or isinstance(loss, JOINT_LOSSES):
+            raise ValueError("a later model's training yields one model: no snapshots, no loss of several")
+        if isinstance(loss, DistillationLoss) or self.training.transfer is not None:
+            raise ValueError("a later model has no teacher: it learns from labels")
+        return self
+
+
+class Chain(Pooled):
+    """Stacking chain: later models see the inputs and what all models before them said; the last one answers.
+
+    They are trained on what models say of rows that these were not trained on. (Gama and Brazdil 2000,
+    Cascade generalization, https://doi.org/10.1023/A:1007652114878.)
+    """
+
+    kind: Literal["sequential"] = "sequential"
+    policy: Literal["chain"]
+    members: tuple[Node, ...] = Field(min_length=1)
+    """Models of the run that are trained here; once trained, the later models stand behind them."""
+    later: tuple[Later, ...] = Field(min_length=1, max_length=10)
+    """In their order; each sees all before it."""
+    folds: int = Field(5, ge=2, le=20)
+    """Each model that others see is trained so many times more, without the rows of one fold."""
+
+    def _most(self) -> int:
+        return len(self.members) + (len(self.later) if self.unfitted() else 0)
+
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        last = self.members[-1]
+        trained = isinstance(last, Member) and last.sees
+        return None if trained else "chain has no trained later models"
+
+
 class Boosting(Combined):
     """Boosting: stages one after the other, each trained on what the sum of those before it got wrong.
 
@@ -236,7 +296,7 @@ class Boosting(Combined):
     shrinkage: float | None = Field(None, gt=0, le=1)
     """Share of the step of least training loss that is taken; when not given, each step is the one of least
     validation loss, but no longer than that."""
-    members: tuple[Member, ...] = ()
+    members: tuple[Annotated[Member, BeforeValidator(_member_of_name)], ...] = ()
     """The stages; filled in when they are trained."""
     factors: Numbers | None = None
     """One for each stage; filled in when they are trained."""
@@ -267,6 +327,9 @@ class WeightedMix(Pooled):
 
     kind: Literal["weighted_mix"] = "weighted_mix"
     method: Method = "likelihood"
+    prior: int | None = Field(None, ge=1, exclude_if=absent)
+    """`likelihood` of a classification only: rows added for each member that it alone answers rightly. Where
+    validation rows are few or nearly all right, it keeps weights from being decided by one or two of them."""
     objective: Literal["nll", "metric"] = "nll"
     """What `greedy` selects by, and what the strength of `per_class` and `gate` is chosen by: the negative
     log-likelihood (regression: squared error), or the run's metric."""
@@ -286,6 +349,8 @@ class WeightedMix(Pooled):
 
     @model_validator(mode="after")
     def _fitting(self) -> WeightedMix:
+        if self.prior is not None and self.method != "likelihood":
+            raise ValueError(f"prior belongs to method likelihood, not {self.method}")
         if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
             raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
         for method, key in (("per_class", "class_weights"), ("gate", "gate")):
@@ -301,9 +366,9 @@ class WeightedMix(Pooled):
     @model_validator(mode="after")
     def _weights(self) -> WeightedMix:
         if self.weights is not None:
-            _on_simplex(self.weights, len(self.members))
+            on_simplex(self.weights, len(self.members))
         for column in zip(*(self.class_weights or ()), strict=True):
-            _on_simplex(column, len(self.members))
+            on_simplex(column, len(self.members))
         return self
 
     def unfitted(self) -> str | None:
@@ -313,14 +378,6 @@ class WeightedMix(Pooled):
             if getattr(self, key) is None:
                 return f"weighted_mix has no {key}"
         return None
-
-
-def _on_simplex(weights: Sequence[float], members: int) -> None:
-    """Refuse weights that are not one for each member, >= 0 and of sum 1."""
-    if len(weights) != members:
-        raise ValueError(f"{members} members need as many weights, got {len(weights)}")
-    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
-        raise ValueError(f"weights must be >= 0 and sum to 1, got {weights} (sum {sum(weights):.6g})")
 
 
 def _member_of_name(value: Any) -> Any:
@@ -334,17 +391,18 @@ def _policy(value: Any) -> Any:
 Sequential = Annotated[
     Annotated[Cascade, Tag("cascade")]
     | Annotated[Boosting, Tag("boosting")]
+    | Annotated[Chain, Tag("chain")]
     | Annotated[Stacking, Tag("stacking")],
     Discriminator(_policy),
 ]
 """Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
-PooledNode = Parallel | Stacking | WeightedMix
+PooledNode = Parallel | Stacking | Chain | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
 
-for _class in (Pooled, Parallel, Cascade, Stacking, Boosting, WeightedMix):
+for _class in (Member, Pooled, Parallel, Cascade, Stacking, Chain, Boosting, WeightedMix):
     _class.model_rebuild()
 
 
@@ -370,9 +428,9 @@ class Spec(Settings):
             if isinstance(node, Combined) and node.calibration is not None and not node.calibration.fitted:
                 raise ValueError(f"{node.kind} is not calibrated: fit the ensemble first")
         if isinstance(self.tree, Combined):
-            for sets in (self.tree.prediction_sets, self.tree.intervals):
-                if sets is not None and not sets.fitted:
-                    raise ValueError(f"{self.tree.kind} has no fitted sets: fit the ensemble first")
+            for found in (self.tree.prediction_sets, self.tree.intervals, self.tree.reject):
+                if found is not None and not found.fitted:
+                    raise ValueError(f"{self.tree.kind} has no fitted sets or reject: fit the ensemble first")
         return self
 
 
@@ -394,5 +452,11 @@ def walk_nodes(node: AnyNode) -> list[Node]:
 
 
 def leaves(node: AnyNode) -> list[Member]:
-    """All distinct leaves in file order."""
-    return list(dict.fromkeys(found for found in walk_nodes(node) if isinstance(found, Member)))
+    """All distinct leaves in file order, each behind those that it sees."""
+    found = [leaf for leaf in walk_nodes(node) if isinstance(leaf, Member)]
+    return list(dict.fromkeys(one for leaf in found for one in (*_seen_by(leaf), leaf)))
+
+
+def _seen_by(member: Member) -> list[Member]:
+    """The members that it sees, and those that these see, before them."""
+    return [one for seen in member.sees for one in (*_seen_by(seen), seen)]

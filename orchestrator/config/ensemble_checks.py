@@ -48,6 +48,9 @@ def _sets_complaint(node: AnyNode, task: Task, *, root: bool) -> str | None:
     if not isinstance(node, Combined):
         return None
     regression = task == "regression"
+    if node.reject is not None and (regression or not root):
+        why = "needs a classifier" if regression else "belongs to the whole ensemble: give it at its top"
+        return f"reject {why}"
     for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
         found = getattr(node, key)
         if found is None:

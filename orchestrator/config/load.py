@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.config.base import Settings
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.redact import redact
 
 S = TypeVar("S", bound=Settings)
 
@@ -109,7 +110,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> Confi
         return ConfigError(f"unknown key in {origin}{more}", place, fix)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    shown = f" (got {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    shown = f" (got {redact(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
     near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'" if first["type"] == "literal_error" and near else ""
     return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}", fix=hint)
@@ -126,9 +127,11 @@ def _keys(loc: tuple[str | int, ...], *, unknown_key: bool) -> Iterator[str]:
 
 
 def _literals(cls: type[BaseModel]) -> set[object]:
-    """The literal `kind` or `factory` values that select this class in a union."""
+    """The literal `kind`, `policy` or `factory` values that select this class in a union."""
     annotations = [
-        cls.model_fields[name].annotation for name in ("kind", "factory") if name in cls.model_fields
+        cls.model_fields[name].annotation
+        for name in ("kind", "policy", "factory")
+        if name in cls.model_fields
     ]
     return {value for annotation in annotations for value in get_args(annotation)}
 

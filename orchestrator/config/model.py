@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -70,7 +70,110 @@ class VitKwargs(Settings):
         return self
 
 
+class TextNgramsKwargs(Settings):
+    view: str | None = None
+    """Name of the text segment to read; the first one of hashed n-grams when not given."""
+    dim: int | None = Field(None, ge=1)
+    """Width of an n-gram's embedding, before a linear; each n-gram votes for the classes itself when not
+    given."""
+    hidden: int | None = Field(None, ge=1)
+    """Width of a ReLU layer between embedding and head; needs `dim`."""
+    weights: Literal["idf", "none"] = "idf"
+    """idf: rare n-grams count more, as far as train rows have them."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the text's embedding."""
+    word_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of n-grams that a training step does not see."""
+
+    @model_validator(mode="after")
+    def _needs_dim(self) -> TextNgramsKwargs:
+        if self.hidden is not None and self.dim is None:
+            raise ValueError("'hidden' needs 'dim'")
+        return self
+
+
+class TextCnnKwargs(Settings):
+    view: str | None = None
+    """Name of the text segment to read; the first one of tokens when not given."""
+    dim: int = Field(128, ge=1)
+    """Width of a token's embedding."""
+    widths: tuple[int, ...] = Field((2, 3, 4), min_length=1)
+    """Tokens that each group of convolutions sees."""
+    channels: int = Field(128, ge=1)
+    """Convolutions of each width."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    word_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of tokens that a training step sees as unknown."""
+
+
+class EncoderKwargs(Settings):
+    """What all small transformers share."""
+
+    dim: int = Field(64, ge=8)
+    depth: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    mlp_ratio: float = Field(2.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim ({self.dim}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class TextTransformerKwargs(EncoderKwargs):
+    view: str | None = None
+    """Name of the text segment to read; the first one of tokens when not given."""
+    dim: int = Field(128, ge=8)
+    word_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of tokens that a training step sees as unknown."""
+
+
+class LogMelKwargs(Settings):
+    """Spectrogram of a sound on the mel scale, a part of the network."""
+
+    window_ms: float = Field(32.0, gt=0)
+    hop_ms: float = Field(16.0, gt=0)
+    mels: int = Field(40, ge=4)
+    """Frequency bands."""
+    mask_bands: int = Field(0, ge=0)
+    """Most neighbouring bands that a training step does not see (Park et al. 2019, SpecAugment,
+    https://arxiv.org/abs/1904.08779)."""
+    mask_ms: float = Field(0.0, ge=0)
+    """Longest stretch of time that a training step does not see."""
+    shift_ms: float = Field(0.0, ge=0)
+    """Most that a training step moves a sound, to and fro."""
+
+
+class AudioCnnKwargs(LogMelKwargs):
+    widths: tuple[int, ...] = Field((24, 48, 96), min_length=1)
+    """Channels of each block; a block halves bands and time."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+class AudioTransformerKwargs(LogMelKwargs, EncoderKwargs):
+    patch_ms: float = Field(64.0, gt=0)
+    """Time that one token covers."""
+
+
+class WaveCnnKwargs(Settings):
+    widths: tuple[int, ...] = Field((32, 32, 64, 96), min_length=1)
+    """Channels of each convolution; the sound gets four times shorter after each."""
+    window_ms: float = Field(10.0, gt=0)
+    """What the first convolution sees."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    shift_ms: float = Field(0.0, ge=0)
+    """Most that a training step moves a sound, to and fro."""
+
+
+class FtTransformerKwargs(EncoderKwargs):
+    pass
+
+
 class Mlp(Settings):
+    """Multi-layer perceptron; categories of a table are embedded first."""
+
     factory: Literal["mlp"] = "mlp"
     kwargs: MlpKwargs = MlpKwargs()
 
@@ -104,7 +207,71 @@ class Vit(Settings):
     kwargs: VitKwargs = VitKwargs()
 
 
-BuiltIn = Annotated[Mlp | Cnn | ResNet | ResNet9 | Airbench | Vit, Field(discriminator="factory")]
+class TextNgrams(Settings):
+    """Joulin et al. 2016 (https://arxiv.org/abs/1607.01759): a linear model of hashed n-grams."""
+
+    factory: Literal["text_ngrams"] = "text_ngrams"
+    kwargs: TextNgramsKwargs = TextNgramsKwargs()
+
+
+class TextCnn(Settings):
+    """Kim 2014 (https://arxiv.org/abs/1408.5882): convolutions over tokens, the largest answer of each."""
+
+    factory: Literal["text_cnn"] = "text_cnn"
+    kwargs: TextCnnKwargs = TextCnnKwargs()
+
+
+class TextTransformer(Settings):
+    """A small pre-norm encoder over tokens."""
+
+    factory: Literal["text_transformer"] = "text_transformer"
+    kwargs: TextTransformerKwargs = TextTransformerKwargs()
+
+
+class AudioCnn(Settings):
+    """Convolutions over a log-mel spectrogram."""
+
+    factory: Literal["audio_cnn"] = "audio_cnn"
+    kwargs: AudioCnnKwargs = AudioCnnKwargs()
+
+
+class AudioTransformer(Settings):
+    """A small encoder over stretches of a log-mel spectrogram."""
+
+    factory: Literal["audio_transformer"] = "audio_transformer"
+    kwargs: AudioTransformerKwargs = AudioTransformerKwargs()
+
+
+class WaveCnn(Settings):
+    """Dai et al. 2016 (https://arxiv.org/abs/1610.00087): convolutions over the waveform itself."""
+
+    factory: Literal["wave_cnn"] = "wave_cnn"
+    kwargs: WaveCnnKwargs = WaveCnnKwargs()
+
+
+class FtTransformer(Settings):
+    """Gorishniy et al. 2021 (https://arxiv.org/abs/2106.11959): each column is a token."""
+
+    factory: Literal["ft_transformer"] = "ft_transformer"
+    kwargs: FtTransformerKwargs = FtTransformerKwargs()
+
+
+BuiltIn = Annotated[
+    Mlp
+    | Cnn
+    | ResNet
+    | ResNet9
+    | Airbench
+    | Vit
+    | TextNgrams
+    | TextCnn
+    | TextTransformer
+    | AudioCnn
+    | AudioTransformer
+    | WaveCnn
+    | FtTransformer,
+    Field(discriminator="factory"),
+]
 
 
 class SideBySideKwargs(Settings):
@@ -142,7 +309,22 @@ def _tag(value: Any) -> str:
     return factory if factory in BUILT_IN else "imported"
 
 
-BUILT_IN = ("mlp", "cnn", "resnet", "resnet9", "airbench", "vit", "side_by_side")
+BUILT_IN = (
+    "mlp",
+    "cnn",
+    "resnet",
+    "resnet9",
+    "airbench",
+    "vit",
+    "text_ngrams",
+    "text_cnn",
+    "text_transformer",
+    "audio_cnn",
+    "audio_transformer",
+    "wave_cnn",
+    "ft_transformer",
+    "side_by_side",
+)
 
 ModelSettings = Annotated[
     Annotated[Mlp, Tag("mlp")]
@@ -151,6 +333,13 @@ ModelSettings = Annotated[
     | Annotated[ResNet9, Tag("resnet9")]
     | Annotated[Airbench, Tag("airbench")]
     | Annotated[Vit, Tag("vit")]
+    | Annotated[TextNgrams, Tag("text_ngrams")]
+    | Annotated[TextCnn, Tag("text_cnn")]
+    | Annotated[TextTransformer, Tag("text_transformer")]
+    | Annotated[AudioCnn, Tag("audio_cnn")]
+    | Annotated[AudioTransformer, Tag("audio_transformer")]
+    | Annotated[WaveCnn, Tag("wave_cnn")]
+    | Annotated[FtTransformer, Tag("ft_transformer")]
     | Annotated[SideBySide, Tag("side_by_side")]
     | Annotated[ImportedModel, Tag("imported")],
     Discriminator(_tag),

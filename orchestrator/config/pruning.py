@@ -71,6 +71,18 @@ class HeadPruning(Settings):
     """Train rows that taylor looks at."""
 
 
+class VocabularyPruning(Settings):
+    """Forget tokens that few train rows have: a text model then sees the unknown token in their place.
+
+    As in Abdaoui et al. 2020 (https://arxiv.org/abs/2010.05609), who keep the tokens of a language.
+    """
+
+    kind: Literal["prune_vocabulary"] = "prune_vocabulary"
+    stage: ClassVar[int] = 13
+    least: int = Field(2, ge=1)
+    """Train rows that must have a token."""
+
+
 class MagnitudePruning(Settings):
     """Set small weights to zero: smaller when packed, not faster on dense kernels."""
 

@@ -18,6 +18,8 @@ from orchestrator.config.caches import CacheBudgets
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     Boosting,
+    Chain,
+    Combined,
     Ensemble,
     Member,
     Stacking,
@@ -131,6 +133,10 @@ class ModelEntry(Settings):
             raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
         if self.ref is not None and (self.copies > 1 or self.seed is not None):
             raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        if self.number is not None and self.yields == 1:
+            raise ValueError(
+                "'number' tells apart the models of one training, here there is one: leave it out"
+            )
         if self.number is not None and self.number > self.yields:
             raise ValueError(f"'number' is at most {self.yields} here")
 
@@ -263,7 +269,10 @@ class RunConfig(Settings):
                     here = ", ".join(known)
                     raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
                 complaint = complaint_of(node, self.data.task, self.ensembles, root=node is tree)
-                if isinstance(node, Stacking) and node.folds is not None:
+                if isinstance(node, Combined) and node.reject is not None and self.elsewhere is None:
+                    lacking = "reject.recall needs rows that are out of scope: name 'elsewhere'"
+                    complaint = complaint or (lacking if node.reject.recall is not None else None)
+                if isinstance(node, Stacking | Chain) and node.folds is not None:
                     complaint = complaint or self._folds_complaint(ensemble, node)
                 if isinstance(node, Boosting):
                     complaint = complaint or self._boosting_complaint(ensemble, node)
@@ -309,10 +318,11 @@ class RunConfig(Settings):
         taken = {*self.models, *self.variants, *self.ensembles} & stages
         return f"the name '{min(taken)}' is that of a stage; choose another" if taken else None
 
-    def _folds_complaint(self, ensemble: str, node: Stacking) -> str | None:
+    def _folds_complaint(self, ensemble: str, node: Stacking | Chain) -> str | None:
         """Members are trained again without some rows, so they must be models that are trained here."""
+        what = "a chain" if isinstance(node, Chain) else "a stack with folds"
         if self.ensembles[ensemble] is not node:
-            return "a stack with folds stands in an ensemble of its own, which this one may name as a member"
+            return f"{what} stands in an ensemble of its own, which this one may name as a member"
         for member in node.members:
             name = member.name if isinstance(member, Member) else member.kind
             entry = self.models.get(name) if isinstance(member, Member) else None
@@ -320,7 +330,9 @@ class RunConfig(Settings):
                 return f"folds: member '{name}' must be a model that is trained here, without 'teacher'"
             if entry.number is not None:
                 return f"folds: member '{name}' is one of several models of a training"
-        return None
+        names = {name_of(ensemble, 1 + number) for number in range(len(getattr(node, "later", ())))}
+        taken = {*self.models, *self.variants, *self.ensembles} & names
+        return f"the name '{min(taken)}' is that of a later model; choose another" if taken else None
 
     def _tuned_models(self) -> None:
         """Every option and both ends of every range must make a model that can be trained."""

@@ -117,6 +117,8 @@ class ServingSettings(Settings):
     """Of all bodies in work at once; what would be more is refused (503)."""
     deadline_s: float = Field(30.0, gt=0)
     """Longest time for one answer; past it the reply is 504."""
+    drain_s: float = Field(15.0, gt=0)
+    """Time that requests in work have when a replica of the ingress stops; Serve ends it 5 s later."""
     guard: GuardSettings | None = GuardSettings()
     """For ensembles of three members or more with a quorum; None: nobody is ejected."""
     audit: float = Field(0.01, ge=0, le=1)

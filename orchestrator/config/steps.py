@@ -17,7 +17,13 @@ from orchestrator.config.clipping import Clipping
 from orchestrator.config.distillation import Distill
 from orchestrator.config.factorization import Factorization
 from orchestrator.config.merging import Merge
-from orchestrator.config.pruning import ChannelPruning, Criterion, HeadPruning, MagnitudePruning
+from orchestrator.config.pruning import (
+    ChannelPruning,
+    Criterion,
+    HeadPruning,
+    MagnitudePruning,
+    VocabularyPruning,
+)
 from orchestrator.config.quantization import (
     EXECUTIONS,
     Bf16,
@@ -51,6 +57,7 @@ __all__ = [
     "Recovery",
     "StaticInt8",
     "Step",
+    "VocabularyPruning",
     "WeightOnlyInt4",
     "WeightOnlyInt8",
     "others_of",
@@ -76,6 +83,7 @@ Step = Annotated[
     | Merge
     | ChannelPruning
     | HeadPruning
+    | VocabularyPruning
     | Factorization
     | MagnitudePruning
     | Recovery

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from orchestrator.config.base import Settings
 
@@ -17,3 +18,12 @@ class MlflowTracking(Settings):
     """Like `http://127.0.0.1:5000`."""
     experiment: str = Field("orchestrator", min_length=1)
     """Made on first use."""
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str) -> str:
+        if urlsplit(uri).password:
+            raise ValueError(
+                "a run file must hold no password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return uri

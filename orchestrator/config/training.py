@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.clipping import Clipping
@@ -16,6 +16,11 @@ from orchestrator.config.imports import ImportPath
 class CrossEntropy(Settings):
     kind: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] | None = (
+        Field(None, exclude_if=absent)
+    )
+    """Factor of a row's loss, by its class: a list in label order, or `balanced`, rows over classes times the
+    class's rows in the train part, so that every class weighs the same and a row 1 on average."""
 
 
 class MeanSquaredError(Settings):
@@ -223,6 +228,10 @@ class Resources(Settings):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     max_failures: int = Field(1, ge=0)
     """Restarts from the last checkpoint after a worker died."""
+    step_timeout_s: float | None = Field(None, gt=0, exclude_if=absent)
+    """A worker without a finished step for so long is ended and counts as dead; 1,800 when not given."""
+    labels: dict[str, str] | None = Field(None, exclude_if=absent)
+    """Of the nodes that may train it, by Ray's label selectors (`{market: spot}`)."""
 
     @model_validator(mode="after")
     def _workers(self) -> Resources:

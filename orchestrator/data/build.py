@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,13 @@ from numpy.lib.format import open_memmap
 
 from orchestrator.config.base import canonical, fingerprint
 from orchestrator.config.data import PARTS, DataSettings, PartName
+from orchestrator.config.decode import Decode, FeaturesDecode
+from orchestrator.config.encoding import Category, Encoding, TableEncoding
 from orchestrator.config.signature import Signature
+from orchestrator.data.coverage import Coverage
 from orchestrator.data.dataset import Array, Part, as_float32
+from orchestrator.data.encode import encode as encode_rows
+from orchestrator.data.fit import decode_of, fit
 from orchestrator.data.source import Source, check_finite, class_names, encode
 from orchestrator.data.split import cut, free_shares, shuffled
 from orchestrator.errors import DataError
@@ -43,26 +48,53 @@ def build(
     seed: int,
     classes: tuple[str, ...],
     transform: Callable[[Array], Array],
+    encoding: Encoding | None = None,
+    labelled: bool = True,
 ) -> dict[str, Any]:
     """Write all parts into `folder` and return what `meta.json` is to say.
 
-    Targets are read first, so that the parts are known before any input is decoded; each decoded block
-    then goes straight to its places, and memory holds one block at a time.
+    Targets are read first, so that the parts are known before any input is decoded, and an encoding is
+    fitted to rows of the train part alone; each decoded block then goes straight to its places, and memory
+    holds one block at a time.
+
+    Args:
+        folder: that is empty.
+        sources: by the first part that each fills.
+        settings: of the data.
+        seed: of the cut.
+        classes: their names, where they are given.
+        transform: of decoded rows.
+        encoding: in place of one that is fitted.
+        labelled: whether labels are read.
 
     Raises:
         DataError: the data is not usable; one sentence says where.
     """
-    plan = _plan(sources, settings, seed, classes)
+    plan = _plan(sources, settings, seed, classes, labelled)
     offsets = dict(zip(sources, np.cumsum([0, *(source.total for source in sources.values())]), strict=False))
     for name, (key, rows) in plan.rows.items():
         np.save(folder / f"{name}.targets.npy", plan.targets[key][rows])
         np.save(folder / f"{name}.ids.npy", (rows + offsets[key]).astype("<i8"))
+    decode = _decode_of(sources, encoding)
+    if decode is not None and encoding is None:
+        train = sources["train"]
+        encoding = fit(decode, _chosen(train.raw(decode), plan.rows["train"][1], train.rows), train.name)
+    coverage = None if encoding is None else Coverage(encoding)
     shape: tuple[int, ...] | None = None
     dtype: Any = None
     for key, source in sources.items():
         parts = {name: rows for name, (of, rows) in plan.rows.items() if of == key}
-        shape, dtype = _write_inputs(folder, source, parts, transform, shape, dtype)
-    return _describe(folder, plan, settings, sources)
+        places = Places(parts, source.rows)
+        blocks: Iterator[Array]
+        if decode is None or encoding is None or coverage is None:
+            blocks = map(transform, source.blocks())
+        else:
+            blocks = _encoded(source, decode, encoding, coverage, places)
+        shape, dtype = _write_inputs(folder, source, places, blocks, shape, dtype)
+    described = _describe(folder, plan, settings, sources, encoding)
+    if coverage is not None:
+        described["facts"]["encoding"] = coverage.facts()
+    return described
 
 
 def read_parts(folder: Path) -> dict[PartName, Part]:
@@ -96,14 +128,21 @@ def _mapped(folder: Path, name: str, kind: str) -> Array:
 
 
 def _plan(
-    sources: Mapping[PartName, Source], settings: DataSettings, seed: int, classes: tuple[str, ...]
+    sources: Mapping[PartName, Source],
+    settings: DataSettings,
+    seed: int,
+    classes: tuple[str, ...],
+    labelled: bool,
 ) -> Plan:
     for source in sources.values():
         if source.rows == 0:
             raise DataError("the source has no rows", source.name)
     train = sources["train"]
     targets: dict[PartName, Array] = {}
-    if settings.task == "classification":
+    if not labelled:
+        classes = ()
+        targets = {key: np.zeros(source.rows, dtype=np.int64) for key, source in sources.items()}
+    elif settings.task == "classification":
         raw = {key: source.labels() for key, source in sources.items()}
         classes = class_names(raw["train"], classes, train.name)
         targets = {key: encode(labels, classes, sources[key].name) for key, labels in raw.items()}
@@ -118,6 +157,7 @@ def _plan(
         seed=seed,
         origin=train.name,
         classes=classes,
+        spread=settings.small_classes == "spread",
     )
     rows: dict[PartName, tuple[PartName, Array]] = {name: ("train", part) for name, part in parts.items()}
     for key in named:
@@ -137,25 +177,79 @@ def _finite_targets(source: Source) -> Array:
     return values
 
 
+class Places:
+    """Where the rows of one source go."""
+
+    def __init__(self, parts: Mapping[PartName, Array], rows: int) -> None:
+        self.sizes = {name: len(numbers) for name, numbers in parts.items()}
+        self.part_of = np.empty(rows, dtype=np.int64)
+        """[rows]: number of a row's part."""
+        self.place_of = np.empty(rows, dtype=np.int64)
+        """[rows]: its row there."""
+        for number, numbers in enumerate(parts.values()):
+            self.part_of[numbers] = number
+            self.place_of[numbers] = np.arange(len(numbers))
+
+
+def _decode_of(sources: Mapping[PartName, Source], encoding: Encoding | None) -> Decode | None:
+    """How raw values are read: as the settings say, or as named columns where numbers are missing."""
+    if encoding is not None:
+        return decode_of(encoding)
+    train = sources["train"]
+    if train.decode is None and any(source.incomplete() for source in sources.values()):
+        return FeaturesDecode()
+    return train.decode
+
+
+def _chosen(blocks: Iterator[Any], rows: Array, total: int) -> Iterator[Any]:
+    """Of raw blocks the values of these rows, in the source's order."""
+    wanted, done = np.zeros(total, dtype=bool), 0
+    wanted[rows] = True
+    for block in blocks:
+        count = rows_in(block)
+        mine = np.flatnonzero(wanted[done : done + count])
+        done += count
+        if len(mine):
+            yield (
+                {key: _taken(column, mine) for key, column in block.items()}
+                if isinstance(block, dict)
+                else _taken(block, mine)
+            )
+
+
+def _taken(values: Any, rows: Array) -> Any:
+    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+
+def rows_in(block: Any) -> int:
+    """Number of rows in a block of raw values."""
+    return len(next(iter(block.values()))) if isinstance(block, dict) else len(block)
+
+
+def _encoded(
+    source: Source, decode: Decode, encoding: Encoding, coverage: Coverage, places: Places
+) -> Iterator[Array]:
+    done = 0
+    for block in source.raw(decode):
+        rows = encode_rows(encoding, block, first_row=done, origin=source.name)
+        coverage.add(block, places.part_of[done : done + len(rows)], list(places.sizes))
+        done += len(rows)
+        yield rows
+
+
 def _write_inputs(
     folder: Path,
     source: Source,
-    parts: dict[PartName, Array],
-    transform: Callable[[Array], Array],
+    places: Places,
+    blocks: Iterable[Array],
     shape: tuple[int, ...] | None,
     dtype: Any,
 ) -> tuple[tuple[int, ...], Any]:
-    """Decode one source into its parts; returns shape and type of a row, which must be those given."""
-    names = list(parts)
-    part_of = np.empty(source.rows, dtype=np.int64)
-    place_of = np.empty(source.rows, dtype=np.int64)
-    for number, rows in enumerate(parts.values()):
-        part_of[rows] = number
-        place_of[rows] = np.arange(len(rows))
+    """Write the blocks of one source into its parts; returns shape and type of a row, which must be those
+    given."""
     files: list[Array] = []
     done = 0
-    for decoded in source.blocks():
-        block = transform(decoded)
+    for block in blocks:
         if shape is None:
             shape, dtype = block.shape[1:], block.dtype
         if block.shape[1:] != shape or block.dtype != dtype:
@@ -167,12 +261,13 @@ def _write_inputs(
         check_finite(block, done, source.name, source.columns)
         if not files:
             files = [
-                _allocate(folder / f"{name}.inputs.npy", (len(parts[name]), *shape), dtype) for name in names
+                _allocate(folder / f"{name}.inputs.npy", (size, *shape), dtype)
+                for name, size in places.sizes.items()
             ]
         here = slice(done, done + len(block))
         for number, file in enumerate(files):
-            mine = part_of[here] == number
-            file[place_of[here][mine]] = block[mine]
+            mine = places.part_of[here] == number
+            file[places.place_of[here][mine]] = block[mine]
         done += len(block)
     if shape is None or done != source.rows:
         raise DataError(f"{source.name} changed while it was read", f"{done} of {source.rows} rows")
@@ -199,10 +294,14 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def _describe(
-    folder: Path, plan: Plan, settings: DataSettings, sources: Mapping[PartName, Source]
+    folder: Path,
+    plan: Plan,
+    settings: DataSettings,
+    sources: Mapping[PartName, Source],
+    encoding: Encoding | None,
 ) -> dict[str, Any]:
     parts = read_parts(folder)
-    signature = _signature(parts["train"], settings, plan.classes)
+    signature = _signature(parts["train"], settings, plan.classes, encoding)
     digests = {name: part_digest(part) for name, part in parts.items()}
     facts: dict[str, Any] = {
         "source": {key: source.name for key, source in sources.items()},
@@ -223,25 +322,40 @@ def _describe(
     }
 
 
-def _signature(train: Part, settings: DataSettings, classes: tuple[str, ...]) -> Signature:
-    images = train.inputs.dtype == np.uint8
-    mean, std = _moments(train.inputs)
-    regression = settings.task == "regression"
-    target_mean, target_std = _moments(train.targets) if regression else ((), ())
-    return Signature(
-        task=settings.task,
-        input_shape=train.inputs.shape[1:],
-        input_dtype="uint8" if images else "float32",
-        outputs=train.targets.shape[1] if regression else len(classes),
-        classes=classes,
-        mean=mean,
-        std=std,
-        target_mean=target_mean,
-        target_std=target_std,
+def _signature(
+    train: Part, settings: DataSettings, classes: tuple[str, ...], encoding: Encoding | None
+) -> Signature:
+    target_mean, target_std = moments(train.targets) if train.targets.ndim == 2 else ((), ())
+    mean, std = _scale(train.inputs, encoding)
+    return Signature.model_validate(
+        {
+            "task": settings.task,
+            "input_shape": train.inputs.shape[1:],
+            "input_dtype": train.inputs.dtype.name,
+            "outputs": train.targets.shape[1] if train.targets.ndim == 2 else max(1, len(classes)),
+            "classes": classes,
+            "mean": mean,
+            "std": std,
+            "target_mean": target_mean,
+            "target_std": target_std,
+            "encoding": encoding,
+        }
     )
 
 
-def _moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _scale(rows: Array, encoding: Encoding | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that rows are scaled by: none of tokens and samples, 0 and 1 of categories."""
+    if encoding is not None and rows.dtype != np.float32:
+        return (), ()
+    mean, std = moments(rows)
+    if isinstance(encoding, TableEncoding):
+        codes = [isinstance(column, Category) for column in encoding.columns]
+        mean = tuple(0.0 if code else value for value, code in zip(mean, codes, strict=True))
+        std = tuple(1.0 if code else value for value, code in zip(std, codes, strict=True))
+    return mean, std
+
+
+def moments(rows: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel or feature; the deviation of a constant one counts as 1.
 
     Two passes in float64 over chunks of fixed size: the same numbers on every machine.

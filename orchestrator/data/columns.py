@@ -15,6 +15,8 @@ from orchestrator.errors import DataError
 Kind = Literal["encoded", "tensor", "number", "text", "other"]
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels")
 """Names that say which of several candidates is the input."""
+AUDIO_NAMES = ("audio", "sound", "speech", "wav", "waveform", "recording")
+TEXT_NAMES = ("text", "sentence", "utterance", "query", "document", "content")
 INDEX_PREFIX = "__index_level_"
 """Pandas' index columns: never features."""
 
@@ -40,39 +42,101 @@ def kind_of(type_: pa.DataType) -> Kind:
     return "text" if types.is_string(type_) or types.is_large_string(type_) else "other"
 
 
-def find_input(
-    schema: pa.Schema, wanted: str | None, features: tuple[str, ...], targets: tuple[str, ...], origin: str
-) -> tuple[tuple[str, ...], Kind]:
-    """The input columns and what they hold: one of images or tensors, or numeric ones.
+Holds = Literal["image", "audio", "text", "tensor", "numbers", "features"]
+"""What the input columns hold: `features` are named numbers and categories, `numbers` an array of them."""
+_FITTING: dict[str, tuple[Kind, ...]] = {
+    "image": ("encoded", "tensor"),
+    "audio": ("encoded", "tensor"),
+    "text": ("text",),
+    "tensor": ("tensor", "number"),
+    "features": ("number", "text"),
+}
+"""Kinds of columns that each `decode` reads."""
+_NAMES = {"image": IMAGE_NAMES, "audio": AUDIO_NAMES, "text": TEXT_NAMES}
 
-    When settings name none: the only column of images or tensors (or the one that is called like an
-    image), else all numeric columns but the targets.
+
+def find_input(
+    schema: pa.Schema,
+    wanted: str | None,
+    features: tuple[str, ...],
+    targets: tuple[str, ...],
+    origin: str,
+    decode: str | None = None,
+) -> tuple[tuple[str, ...], Holds]:
+    """The input columns and what they hold.
+
+    When settings name none: the only column of images, sound or tensors (or the one that is called like
+    that), else all numeric columns but the targets, else the only column of text (or the one called like
+    it). With `decode`, the only column that it reads, or all for features. Files in a column that is called
+    like sound are sound; whether others are is for the caller to see.
+
+    Args:
+        schema: of the file.
+        wanted: the input column.
+        features: or the columns of a feature row.
+        targets: columns that are no input.
+        origin: the file's name, for errors.
+        decode: kind of the run file's `data.decode`.
 
     Raises:
         DataError: a named column is missing or of another type, or none or several would fit.
     """
-    if features:
-        for name in features:
-            require(schema, name, ("number",), "data.features", origin)
-        return features, "number"
-    if wanted is not None:
-        return (wanted,), require(schema, wanted, ("encoded", "tensor", "number"), "data.input", origin)
+    if features or decode == "features":
+        names = features or _free(schema, targets, ("number", "text"), origin)
+        kinds = [require(schema, name, ("number", "text"), "data.features", origin) for name in names]
+        return names, "features" if decode or "text" in kinds else "numbers"
+    if wanted is None:
+        wanted = _sought(schema, targets, origin, decode)
+    if wanted is None:
+        return _free(schema, targets, ("number",), origin), "numbers"
+    allowed = _FITTING[decode] if decode else ("encoded", "tensor", "number", "text")
+    kind = require(schema, wanted, allowed, "data.input", origin)
+    if decode == "text" or kind == "text":
+        return (wanted,), "text"
+    if decode == "audio" or (kind == "encoded" and decode is None and wanted.lower() in AUDIO_NAMES):
+        return (wanted,), "audio"
+    if kind == "encoded":
+        return (wanted,), "image"
+    return (wanted,), "tensor" if kind == "tensor" else "numbers"
+
+
+def _sought(schema: pa.Schema, targets: tuple[str, ...], origin: str, decode: str | None) -> str | None:
+    """The one column that is the input; None where numeric columns are."""
     others = [name for name in schema.names if name not in targets and not name.startswith(INDEX_PREFIX)]
     kinds = {name: kind_of(schema.field(name).type) for name in others}
-    found = [name for name in others if kinds[name] in ("encoded", "tensor")]
-    called = [name for name in IMAGE_NAMES if name in found]
+    fitting = _FITTING[decode] if decode else ("encoded", "tensor")
+    usual = _NAMES.get(decode, ()) if decode else (*IMAGE_NAMES, *AUDIO_NAMES)
+    found = [name for name in others if kinds[name] in fitting]
+    if not found and decode is None:
+        if "number" in kinds.values():
+            return None
+        usual, found = TEXT_NAMES, [name for name in others if kinds[name] == "text"]
+    called = [name for name in usual if name in found]
     if called or len(found) == 1:
-        name = (called or found)[0]
-        return (name,), kinds[name]
+        return (called or found)[0]
     if found:
         raise DataError(f"several columns of {origin} could be the input", ", ".join(found), "set data.input")
-    numeric = tuple(name for name in others if kinds[name] == "number")
-    if not numeric:
-        listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
-        raise DataError(
-            f"no column of {origin} can be the input", listed, "images, tensors or numeric columns are needed"
-        )
-    return numeric, "number"
+    raise _none(schema, origin)
+
+
+def _free(
+    schema: pa.Schema, targets: tuple[str, ...], kinds: tuple[Kind, ...], origin: str
+) -> tuple[str, ...]:
+    """All columns of these kinds but the targets."""
+    others = [name for name in schema.names if name not in targets and not name.startswith(INDEX_PREFIX)]
+    found = tuple(name for name in others if kind_of(schema.field(name).type) in kinds)
+    if not found:
+        raise _none(schema, origin)
+    return found
+
+
+def _none(schema: pa.Schema, origin: str) -> DataError:
+    listed = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+    return DataError(
+        f"no column of {origin} can be the input",
+        listed,
+        "images, sound, text, tensors or numeric columns are needed",
+    )
 
 
 def require(schema: pa.Schema, name: str, kinds: tuple[Kind, ...], setting: str, origin: str) -> Kind:
@@ -88,7 +152,7 @@ def require(schema: pa.Schema, name: str, kinds: tuple[Kind, ...], setting: str,
         raise DataError(what, name, nearest(name, schema.names))
     kind = kind_of(schema.field(name).type)
     if kind not in kinds:
-        spoken = {"encoded": "image files", "tensor": "tensors", "number": "numbers", "text": "text"}
+        spoken = {"encoded": "files", "tensor": "tensors", "number": "numbers", "text": "text"}
         raise DataError(
             f"{setting}: column '{name}' of {origin} has an unsupported type",
             schema.field(name).type,
@@ -97,15 +161,37 @@ def require(schema: pa.Schema, name: str, kinds: tuple[Kind, ...], setting: str,
     return kind
 
 
-def encoded_rows(column: pa.Array, first_row: int, origin: str) -> list[bytes]:
-    """The image files of a column as bytes.
+def encoded_rows(column: pa.Array, first_row: int, origin: str, what: str = "image") -> list[bytes]:
+    """The files of a column as bytes.
 
     Raises:
         DataError: a row has no bytes.
     """
     files = pa.compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-    _no_nulls(files, first_row, origin, "has no image")
+    _no_nulls(files, first_row, origin, f"has no {what}")
     found: list[bytes] = files.to_pylist()
+    return found
+
+
+def list_rows(column: pa.Array, first_row: int, origin: str) -> list[Array]:
+    """The rows of a column of lists, each of its own length, as arrays of one axis.
+
+    Raises:
+        DataError: a row is null.
+    """
+    _no_nulls(column, first_row, origin, "has no value")
+    plain = column.storage if isinstance(column.type, pa.FixedShapeTensorType) else column
+    return [np.asarray(row.values.to_numpy(zero_copy_only=False)) for row in plain]
+
+
+def text_rows(column: pa.Array, first_row: int, origin: str) -> list[str]:
+    """The texts of a column.
+
+    Raises:
+        DataError: a row is null.
+    """
+    _no_nulls(column, first_row, origin, "has no text")
+    found: list[str] = column.to_pylist()
     return found
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from orchestrator.config.data import CustomData
 from orchestrator.config.imports import resolve
 from orchestrator.data.dataset import Array, as_float32
+from orchestrator.data.source import DecodedSource
 from orchestrator.errors import DataError, OrchestratorError
 
 BLOCK_ROWS = 4096
 
 
-class CustomSource:
+class CustomSource(DecodedSource):
     """Rows that a function returned.
 
     The function is called at every load, and the cache is looked up by what it returned: nobody can

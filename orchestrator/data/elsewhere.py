@@ -1,10 +1,64 @@
-"""Images from elsewhere: what no photograph or scan looks like, to see whether an ensemble notices."""
+"""Rows from elsewhere, to see whether an ensemble notices: files that no class fits, and made-up images."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
 import numpy as np
 
+from orchestrator.config.data import DataSettings, ParquetData
+from orchestrator.config.signature import Signature
+from orchestrator.data.custom import transformer
 from orchestrator.data.dataset import Array
+from orchestrator.data.images import Decoder
+from orchestrator.data.parquet import ParquetInputs
+from orchestrator.data.source import check_finite
+from orchestrator.errors import DataError
+
+
+def rows_from_elsewhere(
+    settings: DataSettings, signature: Signature, allowed: Collection[str] = ()
+) -> dict[str, Array]:
+    """The rows of `data.elsewhere` by name, decoded and encoded as the data's own; labels are not read.
+
+    Args:
+        settings: of the data.
+        signature: of the data set, with the encoding that was fitted to it.
+        allowed: import paths that may be called.
+
+    Raises:
+        DataError: a file is missing or damaged, or its rows are not of the data's form.
+    """
+    if not isinstance(settings, ParquetData):
+        return {}
+    targets = (settings.target,) if isinstance(settings.target, str) else settings.target
+    root = Path(settings.root).expanduser().absolute()
+    transform = transformer(settings.transform, allowed)
+    found = {}
+    for name, file in settings.elsewhere.items():
+        inputs = ParquetInputs(
+            root / file,
+            Decoder(settings.image),
+            wanted=settings.input,
+            features=settings.features,
+            others=targets,
+            decode=settings.decode,
+        )
+        blocks = list(inputs.encoded(signature.encoding))
+        if not blocks:
+            raise DataError("the file has no rows", inputs.name)
+        rows = np.concatenate(blocks)
+        rows = rows if signature.encoding is not None else transform(rows)
+        if rows.shape[1:] != signature.input_shape or rows.dtype.name != signature.input_dtype:
+            raise DataError(
+                f"rows of data.elsewhere.{name} are not of the data's form",
+                f"{rows.dtype} {list(rows.shape[1:])}",
+                f"give {signature.input_dtype} {list(signature.input_shape)}",
+            )
+        check_finite(rows, 0, inputs.name, inputs.columns)
+        found[name] = rows
+    return found
 
 
 def images_from_elsewhere(images: Array, seed: int) -> dict[str, Array]:

@@ -11,12 +11,13 @@ import numpy as np
 from orchestrator.config.data import FolderData
 from orchestrator.data.dataset import Array
 from orchestrator.data.images import SUFFIXES, Decoder
+from orchestrator.data.source import DecodedSource
 from orchestrator.errors import DataError
 
 BLOCK_ROWS = 512
 
 
-class FolderSource:
+class FolderSource(DecodedSource):
     """One folder of class folders.
 
     Rows go round the classes (the first image of each class, then the second of each, ...; names

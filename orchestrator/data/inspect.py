@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +19,13 @@ from orchestrator.config.data import FolderData, Image, ParquetData
 from orchestrator.config.load import parse_yaml, validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Task
-from orchestrator.data.columns import encoded_rows, find_input, kind_of, label_rows
+from orchestrator.data.audio import sound_of
+from orchestrator.data.columns import Holds, encoded_rows, kind_of, label_rows
 from orchestrator.data.folder import FolderSource, list_classes
 from orchestrator.data.images import FORMATS, Decoder
-from orchestrator.data.parquet import ParquetSource, read_schema
+from orchestrator.data.parquet import ParquetInputs, ParquetSource, read_schema
 from orchestrator.data.source import Source, class_names
-from orchestrator.data.templates import IMAGE_MODELS, MIXES, SEARCH, TABULAR_MODELS, VOTES
+from orchestrator.data.templates import MIXES, MODELS, SEARCH, VOTES
 from orchestrator.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "class", "category")
@@ -32,6 +35,8 @@ TARGET_NAMES = (*LABEL_NAMES, "target", "y")
 ID_NAMES = ("id", "index", "idx", "row_id", "unnamed: 0")
 SAMPLE = 64
 MOST_CLASSES = 1000
+MOST_VALUES = 50
+"""Text of more distinct values is no category."""
 LARGEST_SIDE = 96
 """Larger images are resized to `RESIZED`: the built-in models are made for small ones."""
 RESIZED = 64
@@ -46,8 +51,9 @@ class Finding:
     notes: tuple[str, ...]
     """What was seen, for a comment."""
     task: Task
+    holds: Holds
     image_side: int | None
-    """Shorter side of the images; None for feature rows."""
+    """Shorter side of the images; None of other rows."""
     rows: int
     target_std: float = 1.0
 
@@ -98,6 +104,7 @@ def _folder(path: Path) -> Finding:
         ),
         notes=(f"{source.rows} images in {len(classes)} classes: {_short(list(classes))}", note),
         task="classification",
+        holds="image",
         image_side=side,
         rows=source.rows,
     )
@@ -107,34 +114,27 @@ def _parquet(path: Path) -> Finding:
     schema, rows = read_schema(path)
     target = _target_column(schema, path.name)
     task, about_target, target_std = _task_of(path, target)
-    usual = tuple(field for field in schema.names if field.lower() not in ID_NAMES)
-    inputs, kind = find_input(
-        pq.read_schema(path), None, (), (target, *set(schema.names) - set(usual)), path.name
-    )
-    image, side, note = Image(), None, f"{len(inputs)} numeric columns: {_short(list(inputs))}"
-    if kind == "encoded":
-        with pq.ParquetFile(path) as file:
-            batch = next(file.iter_batches(batch_size=SAMPLE, columns=list(inputs)), None)
-        if batch is None:
-            raise DataError("the file has no rows", path)
-        image, side, note = _image_settings(encoded_rows(batch.column(0), 0, path.name), path.name)
-    chosen: dict[str, object] = {"features": inputs} if kind == "number" else {"input": inputs[0]}
+    unusual = {field for field in schema.names if field.lower() in ID_NAMES}
+    inputs = ParquetInputs(path, Decoder(Image()), others=(target, *unusual))
+    found = _SEEN[inputs.holds](path, inputs, target, unusual)
     settings = ParquetData.model_validate(
         {
             "root": str(path.parent),
             "train": path.name,
             "task": task,
             "target": target,
-            "image": image,
-            **chosen,
+            "image": found.image,
+            **found.settings,
         }
     )
-    source = ParquetSource(path, settings, Decoder(image))
-    shape = _try_first(source)
-    if kind == "tensor":
+    source = ParquetSource(path, settings, Decoder(found.image))
+    side, note = found.side, found.note
+    if inputs.holds == "tensor":
+        shape = _try_first(source)
         side = min(shape[1:]) if len(shape) == 3 else None
-        note = f"column '{inputs[0]}' holds tensors of shape {list(shape)}"
-    named = _input_lines(inputs, kind)
+        note = f"column '{inputs.names[0]}' holds tensors of shape {list(shape)}"
+    else:
+        _try_first(source)
     return Finding(
         lines=(
             "kind: parquet",
@@ -142,16 +142,99 @@ def _parquet(path: Path) -> Finding:
             f"train: {json.dumps(path.name)}",
             *_siblings(path),
             f"task: {task}",
-            *named,
+            *found.lines,
             f"target: {json.dumps(target)}  # {about_target}",
-            *_image_lines(image),
+            *_image_lines(found.image),
         ),
         notes=(f"{rows} rows", note),
         task=task,
+        holds="image" if side is not None else inputs.holds,
         image_side=side,
         rows=rows,
         target_std=target_std,
     )
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What is known about input columns."""
+
+    settings: dict[str, object]
+    lines: tuple[str, ...]
+    note: str
+    image: Image = field(default_factory=Image)
+    side: int | None = None
+
+
+def _see_images(path: Path, inputs: ParquetInputs, *_: object) -> _Input:
+    with pq.ParquetFile(path) as file:
+        batch = next(file.iter_batches(batch_size=SAMPLE, columns=list(inputs.names)), None)
+    if batch is None:
+        raise DataError("the file has no rows", path)
+    image, side, note = _image_settings(encoded_rows(batch.column(0), 0, path.name), path.name)
+    name = inputs.names[0]
+    return _Input({"input": name}, (f"input: {json.dumps(name)}",), note, image, side)
+
+
+def _see_tensors(_: Path, inputs: ParquetInputs, *__: object) -> _Input:
+    name = inputs.names[0]
+    return _Input({"input": name}, (f"input: {json.dumps(name)}",), "")
+
+
+def _see_sound(path: Path, inputs: ParquetInputs, *_: object) -> _Input:
+    values: list[Any] = next(inputs.raw(SAMPLE), [])
+    sizes = [sound_of(value, None, f"row {row} of {path.name}") for row, value in enumerate(values)]
+    if not sizes:
+        raise DataError("the file has no rows", path)
+    rates = sorted({rate for _, rate in sizes})
+    seconds = [count / rate for count, rate in sizes]
+    name = inputs.names[0]
+    lines = (
+        f"input: {json.dumps(name)}",
+        "decode: audio  # at the rate of most train rows, long enough for 95 % of them; or name both:",
+        f"# decode: {{kind: audio, rate: {rates[0]}, seconds: {max(seconds):.2g}}}",
+    )
+    rate = _short([f"{rate} Hz" for rate in rates])
+    note = f"WAV files of {rate}, {min(seconds):.2g} to {max(seconds):.2g} s"
+    return _Input({"input": name, "decode": "audio"}, lines, note)
+
+
+def _see_text(path: Path, inputs: ParquetInputs, *_: object) -> _Input:
+    texts: list[str] = next(inputs.raw(SAMPLE), [])
+    if not texts:
+        raise DataError("the file has no rows", path)
+    name = inputs.names[0]
+    longest = max(len(text) for text in texts)
+    lines = (
+        f"input: {json.dumps(name)}",
+        "decode:  # cut into tokens in three ways; a model reads the view that it names",
+        "  kind: text",
+        "  views: {words: {kind: words}, subwords: {kind: subwords}, ngrams: {kind: ngrams}}",
+    )
+    return _Input({"input": name, "decode": "text"}, lines, f"texts of up to {longest} characters")
+
+
+def _see_columns(path: Path, inputs: ParquetInputs, target: str, unusual: Collection[str]) -> _Input:
+    others = [name for name in inputs.schema.names if name not in (*inputs.names, *unusual, target)]
+    texts = [name for name in others if kind_of(inputs.schema.field(name).type) == "text"]
+    counts = {name: len(pq.read_table(path, columns=[name]).column(0).unique()) for name in texts}
+    categories = tuple(name for name in texts if counts[name] <= MOST_VALUES)
+    features = (*inputs.names, *categories)
+    note = f"{len(inputs.names)} numeric columns: {_short(list(inputs.names))}"
+    if categories:
+        note += f"; {len(categories)} of categories: {_short(list(categories))}"
+    named = "decode: features  # clients send rows by column name; missing numbers become the train median"
+    return _Input({"features": features, "decode": "features"}, (*_feature_lines(features), named), note)
+
+
+_SEEN: dict[Holds, Callable[[Path, ParquetInputs, str, Collection[str]], _Input]] = {
+    "image": _see_images,
+    "tensor": _see_tensors,
+    "audio": _see_sound,
+    "text": _see_text,
+    "numbers": _see_columns,
+    "features": _see_columns,
+}
 
 
 def _target_column(schema: pa.Schema, origin: str) -> str:
@@ -217,9 +300,7 @@ def _image_lines(image: Image) -> list[str]:
     return [f"image: {json.dumps(given)}  # every image becomes this"] if given else []
 
 
-def _input_lines(inputs: tuple[str, ...], kind: str) -> list[str]:
-    if kind != "number":
-        return [f"input: {json.dumps(inputs[0])}"]
+def _feature_lines(inputs: tuple[str, ...]) -> list[str]:
     lines = ["features: ["]
     for name in inputs:
         item = json.dumps(name, ensure_ascii=False)
@@ -241,15 +322,21 @@ def _siblings(path: Path) -> list[str]:
             if other.is_file():
                 found.append(f"{part}: {json.dumps(other.name)}")
                 break
+    for word in ("oos", "ood"):
+        for other in sorted(path.parent.glob("*.parquet")):
+            if not other.name.startswith(path.name.partition("train")[0] + word) or "test" not in other.name:
+                continue
+            found.append(f"elsewhere: {{{word}: {json.dumps(other.name)}}}  # rows that no class fits")
+            return found
     return found
 
 
 def _try_first(source: Source) -> tuple[int, ...]:
     """Decode the first rows, so that what cannot work is said now; returns a row's shape."""
-    first = next(source.blocks(), None)
+    first = next(source.blocks() if source.decode is None else source.raw(source.decode), None)
     if first is None:
         raise DataError("the source has no rows", source.name)
-    shape: tuple[int, ...] = first.shape[1:]
+    shape: tuple[int, ...] = () if source.decode is not None else first.shape[1:]
     return shape
 
 
@@ -259,13 +346,10 @@ def _short(items: list[str], most: int = 6) -> str:
 
 
 def _text(finding: Finding, name: str, path: Path) -> str:
-    images = finding.image_side is not None
     classify = finding.task == "classification"
-    models = IMAGE_MODELS if images else TABULAR_MODELS
+    models = MODELS[finding.holds]
     teacher = "{factory: resnet, kwargs: {depth: 14, width: 32}}"
-    if not images:
-        teacher = "{factory: mlp, kwargs: {widths: [256, 128]}}"
-    elif (finding.image_side or 0) < 16:
+    if (finding.image_side or LARGEST_SIDE) < 16:
         teacher = "{factory: cnn, kwargs: {channels: [64, 128], hidden: 256}}"
     drop = 0.01 if classify else float(f"{0.05 * finding.target_std or 0.01:.2g}")
     unit = "0.01 is one point of accuracy" if classify else "in the target's unit; 5% of its deviation"

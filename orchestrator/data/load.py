@@ -10,6 +10,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import PIL
+import scipy
+import tokenizers
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import (
@@ -20,6 +22,7 @@ from orchestrator.config.data import (
     ParquetData,
     PartName,
 )
+from orchestrator.config.encoding import Encoding
 from orchestrator.data.build import build
 from orchestrator.data.cache import SCHEMA, default_cache, get_or_build, open_cached
 from orchestrator.data.custom import CustomSource, transformer
@@ -31,8 +34,26 @@ from orchestrator.data.source import Source
 
 __all__ = ["default_cache", "load", "open_cached"]
 
+_SHIPPED: dict[str, dict[str, object]] = {
+    "breast_cancer": {"decode": "features"},
+    "gapminder": {
+        "decode": "features",
+        "features": ("continent", "year", "population", "gdp_per_capita"),
+        "target": "life_expectancy",
+    },
+}
+"""How embedded tables are read; images need nothing said."""
 
-def load(settings: DataSettings, *, seed: int, cache: Path, allowed: Collection[str] = ()) -> Dataset:
+
+def load(
+    settings: DataSettings,
+    *,
+    seed: int,
+    cache: Path,
+    allowed: Collection[str] = (),
+    encoding: Encoding | None = None,
+    labelled: bool = True,
+) -> Dataset:
     """The data set, decoded at most once per node and then memory-mapped from `cache`.
 
     The cache is looked up by settings, seed and a digest of the source's content, and its rows are
@@ -43,6 +64,8 @@ def load(settings: DataSettings, *, seed: int, cache: Path, allowed: Collection[
         seed: decides the parts and the order of the rows in them.
         cache: folder of decoded data sets, see `default_cache`.
         allowed: import paths that may be called.
+        encoding: another data set's, that raw values are to be encoded by in place of one fitted to them.
+        labelled: False for rows whose labels are not looked at: all are 0, of one class.
 
     Raises:
         DataError: the data is missing, unreadable or not what `settings` say.
@@ -51,16 +74,23 @@ def load(settings: DataSettings, *, seed: int, cache: Path, allowed: Collection[
     """
     if isinstance(settings, EmbeddedData):
         with as_file(files("orchestrator.data.embedded") / f"{settings.name}.parquet") as path:
-            shipped = ParquetData(
-                train=str(path), task=settings.task, shares=settings.shares, limit=settings.limit
+            shipped = ParquetData.model_validate(
+                {
+                    "train": str(path),
+                    "task": settings.task,
+                    "shares": settings.shares,
+                    "limit": settings.limit,
+                    "small_classes": settings.small_classes,
+                    **_SHIPPED.get(settings.name, {}),
+                }
             )
-            return _load(settings, _parquet(shipped), (), seed, cache, allowed)
+            return _load(settings, _parquet(shipped), (), seed, cache, allowed, encoding, labelled)
     if isinstance(settings, ParquetData):
-        return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed)
+        return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed, encoding, labelled)
     if isinstance(settings, FolderData):
-        return _load(settings, _folder(settings), (), seed, cache, allowed)
+        return _load(settings, _folder(settings), (), seed, cache, allowed, encoding, labelled)
     source = CustomSource(settings, allowed)
-    return _load(settings, {"train": source}, source.classes, seed, cache, allowed)
+    return _load(settings, {"train": source}, source.classes, seed, cache, allowed, encoding, labelled)
 
 
 def _load(
@@ -70,20 +100,37 @@ def _load(
     seed: int,
     cache: Path,
     allowed: Collection[str],
+    encoding: Encoding | None,
+    labelled: bool,
 ) -> Dataset:
     transform = transformer(settings.transform, allowed)
-    key = fingerprint(
-        {
-            "schema": SCHEMA,
-            "settings": settings.plain(),
-            "seed": seed,
-            "sources": {name: source.fingerprint() for name, source in sources.items()},
-            "transform": _code_digest(settings.transform),
-            "pillow": PIL.__version__,
-        }
-    )
+    facts: dict[str, object] = {
+        "schema": SCHEMA,
+        "settings": settings.plain(),
+        "seed": seed,
+        "sources": {name: source.fingerprint() for name, source in sources.items()},
+        "transform": _code_digest(settings.transform),
+        "pillow": PIL.__version__,
+    }
+    train = sources["train"]
+    if encoding is not None and train.decode is None and not (encoding.kind == "table" and train.columns):
+        encoding = None
+    if encoding is not None:
+        facts["encoding"] = encoding.plain()
+    if not labelled:
+        facts["labelled"] = False
+    if train.decode is not None:
+        facts["made_by"] = [tokenizers.__version__, scipy.__version__]
+    key = fingerprint(facts)
     write: Callable[[Path], dict[str, object]] = partial(
-        build, sources=sources, settings=settings, seed=seed, classes=classes, transform=transform
+        build,
+        sources=sources,
+        settings=settings,
+        seed=seed,
+        classes=classes,
+        transform=transform,
+        encoding=encoding,
+        labelled=labelled,
     )
     return get_or_build(cache, key[:32], write)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from orchestrator.config.decode import Decode
 from orchestrator.data.dataset import Array
 from orchestrator.errors import DataError
 
@@ -23,6 +24,9 @@ class Source(Protocol):
     """Rows that there are; what `limit` leaves out still counts for the ids of the next file."""
     columns: tuple[str, ...]
     """Names of the features, for errors; empty for images and tensors."""
+
+    decode: Decode | None
+    """How raw values are fitted and encoded; None of sources whose blocks are rows already."""
 
     def fingerprint(self) -> str:
         """A digest that changes whenever the rows may have changed."""
@@ -40,6 +44,29 @@ class Source(Protocol):
         """The inputs in source order, some rows at a time."""
         ...
 
+    def raw(self, decode: Decode) -> Iterator[Any]:
+        """Raw values in source order, some rows at a time, as `data.encode.encode` takes them."""
+        ...
+
+    def incomplete(self) -> bool:
+        """Whether numbers are missing that the median of train rows may stand for."""
+        ...
+
+
+class DecodedSource:
+    """Base of sources that decode by themselves: nothing is fitted to their rows."""
+
+    name: str
+    decode: Decode | None = None
+
+    def raw(self, decode: Decode) -> Iterator[Any]:
+        """See `Source`."""
+        raise DataError(f"{self.name} holds no raw values", decode.kind)
+
+    def incomplete(self) -> bool:
+        """See `Source`."""
+        return False
+
 
 def check_finite(block: Array, first_row: int, origin: str, columns: tuple[str, ...]) -> None:
     """Feature rows [n, F] have numbers only; images always have.
@@ -47,7 +74,7 @@ def check_finite(block: Array, first_row: int, origin: str, columns: tuple[str, 
     Raises:
         DataError: a value is missing or not finite; it names the row, counted from `first_row`.
     """
-    if block.dtype == np.uint8:
+    if block.dtype.kind != "f":
         return
     wrong = np.argwhere(~np.isfinite(block))
     if len(wrong):

@@ -12,6 +12,8 @@ from orchestrator.data.dataset import Array
 from orchestrator.errors import DataError
 
 LEAST_ROWS = 20
+_FIRST: tuple[PartName, ...] = ("train", "test", "validation", "contract", "calibration")
+"""Which parts the rows of a class go to that has too few for all."""
 
 
 def free_shares(shares: Shares, named: Collection[PartName]) -> dict[PartName, float]:
@@ -35,14 +37,16 @@ def cut(
     seed: int,
     origin: str,
     classes: Sequence[str] = (),
+    spread: bool = False,
 ) -> dict[PartName, Array]:
     """Row numbers of each part, in a random order that depends on `seed` and `rows` alone.
 
     With `labels` every class is cut by itself (largest remainder), and every part gets at least one row
-    of every class.
+    of every class. With `spread`, a class of too few rows for that gives one row each to train, test,
+    validation, contract and calibration, as far as they go.
 
     Raises:
-        DataError: there are too few rows, or a class has fewer rows than there are parts.
+        DataError: there are too few rows, or a class has fewer rows than there are parts (none, to spread).
     """
     if rows < LEAST_ROWS:
         raise DataError(f"too few rows in {origin}", rows, f"at least {LEAST_ROWS} are needed")
@@ -57,12 +61,16 @@ def cut(
         ordered = labels[order]
         for label, name in enumerate(classes):
             members = order[ordered == label]
+            if spread and 0 < len(members) < len(names):
+                part_of[members] = [names.index(part) for part in _FIRST if part in names][: len(members)]
+                continue
             if len(members) < len(names):
                 raise DataError(
                     f"class '{name}' of {origin} is too small to split into {len(names)} parts "
                     f"({', '.join(names)})",
                     f"{len(members)} rows",
-                    f"give every class at least {len(names)} rows, or name files for some of the parts",
+                    f"give every class at least {len(names)} rows, name files for some of the parts, or set "
+                    "data.small_classes: spread",
                 )
             counts = apportion(len(members), wanted, owed)
             owed = [owed[k] + len(members) * wanted[k] - counts[k] for k in numbers]

@@ -1,5 +1,7 @@
 """Sections of a suggested run file."""
 
+from orchestrator.data.columns import Holds
+
 IMAGE_MODELS = """\
 models:
   teacher:  # the accurate one: the search compresses it
@@ -22,7 +24,7 @@ models:
 TABULAR_MODELS = """\
 models:
   teacher:  # the accurate one: the search compresses it
-    model: {teacher}
+    model: {{factory: mlp, kwargs: {{widths: [256, 128]}}}}
     training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.003}}
   student:  # small, taught by the teacher
     model: {{factory: mlp, kwargs: {{widths: [64, 32]}}}}
@@ -37,6 +39,41 @@ models:
     model: {{factory: mlp, kwargs: {{widths: [96]}}}}
     training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.003}}
 """
+
+TEXT_MODELS = """\
+models:
+  teacher:  # convolutions over words; the search compresses it
+    model: {{factory: text_cnn, kwargs: {{view: words}}}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.002}}
+  student:  # words of a kind of their own: another view for the ensembles
+    model: {{factory: text_transformer, kwargs: {{view: subwords}}}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.001}}
+  small:  # a linear model of hashed n-grams: small, fast, and hard to beat
+    model: {{factory: text_ngrams, kwargs: {{view: ngrams}}}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.02}}
+"""
+
+AUDIO_MODELS = """\
+models:
+  teacher:  # convolutions over a spectrogram; the search compresses it
+    model: {{factory: audio_cnn}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.002}}
+  student:  # attention over the spectrogram: another view for the ensembles
+    model: {{factory: audio_transformer}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.001}}
+  small:  # from the waveform itself: a third view
+    model: {{factory: wave_cnn}}
+    training: {{epochs: {epochs}, batch_size: {batch}, optimizer: adamw, lr: 0.002}}
+"""
+
+MODELS: dict[Holds, str] = {
+    "image": IMAGE_MODELS,
+    "tensor": TABULAR_MODELS,
+    "numbers": TABULAR_MODELS,
+    "features": TABULAR_MODELS,
+    "text": TEXT_MODELS,
+    "audio": AUDIO_MODELS,
+}
 
 SEARCH = """\
 search:  # pruning x precision x distillation, on latency measured on this machine

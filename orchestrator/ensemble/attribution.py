@@ -22,8 +22,8 @@ from orchestrator.config.ensemble import (
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, scores_of
 from orchestrator.ensemble.contributions import first_stages, shares_of
-from orchestrator.ensemble.fit import with_records
 from orchestrator.ensemble.gate import gate_shares
+from orchestrator.ensemble.guard import with_records
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import shares_without
 from orchestrator.ensemble.quorum import answers_without

@@ -4,8 +4,9 @@ A coalition is a set of the root's members. Its worth is that of the tree restri
 mix with the weights of these members renormalised, a cascade of these stages with their thresholds, whose
 last stage answers all that reach it, a boosting's sum of these stages. Class weights, a gate and a
 meta-learner are for all members together: without some, weights that are alike for all rows, or the mean,
-stand in, as when members are missing. Nothing is fitted again. The empty coalition knows nothing: it says
-every class with the same probability and so is right in one row of K, or says the mean of the targets.
+stand in, as when members are missing. A chain's later model answers only where all that it sees are there.
+Nothing is fitted again. The empty coalition knows nothing: it says every class with the same probability and
+so is right in one row of K, or says the mean of the targets.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from orchestrator.config.ensemble import (
     Boosting,
     Cascade,
+    Chain,
     Member,
     Node,
     Parallel,
@@ -33,7 +35,7 @@ from orchestrator.config.ensemble import (
 )
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.ensemble.tree import replay
 
@@ -60,8 +62,8 @@ class Contribution:
 def restricted(tree: Node, kept: Coalition) -> Node | None:  # noqa: ARG001
     """The tree with only some of its members, at least one.
 
-    None where that means nothing: what was fitted for all members together cannot be cut apart. Every kind
-    that can be registers its own.
+    None where nobody of them can answer, and where the tree has no members. Every kind that has them
+    registers its own.
     """
     return None
 
@@ -70,13 +72,25 @@ def restricted(tree: Node, kept: Coalition) -> Node | None:  # noqa: ARG001
 def _of_pooled(tree: PooledNode, kept: Coalition) -> Node | None:
     missing = tuple(position for position in range(len(tree.members)) if position not in kept)
     update: dict[str, Any] = {"members": tuple(tree.members[position] for position in kept), "quorum": None}
-    if isinstance(tree, Stacking):
+    if isinstance(tree, Chain):
+        update["members"] = sighted = _sighted(update["members"])
+        if len(sighted) in (0, len(tree.members)):
+            return tree if sighted else None
+    if isinstance(tree, Stacking | Chain):
         mean = Parallel(members=tree.members, calibration=tree.calibration)
         return mean.model_copy(update=update)
     update["weights"] = renormalized(tree.weights, missing)
     if isinstance(tree, WeightedMix):
         update |= {"method": "likelihood", "class_weights": None, "gate": None}
     return tree.model_copy(update=update)
+
+
+def _sighted(kept: Sequence[Node]) -> tuple[Node, ...]:
+    """Those that can answer: they see nobody who is not among them."""
+    names = {identity(node) for node in kept if isinstance(node, Member)}
+    return tuple(
+        node for node in kept if not isinstance(node, Member) or names.issuperset(map(identity, node.sees))
+    )
 
 
 @restricted.register
@@ -133,10 +147,10 @@ def contributions(
             `squared_error`.
 
     Returns:
-        None for an ensemble that cannot be restricted.
+        None for a single model.
     """
     count = len(children(tree))
-    if restricted(tree, tuple(range(1, count))) is None:
+    if not count:
         return None
     everyone = tuple(range(count))
     coalitions = all_coalitions(count) if count <= MOST else _outer(everyone)
@@ -187,10 +201,11 @@ def _worth(
     tree: Node, coalition: Coalition, outputs: Mapping[Member, Output], targets: npt.NDArray[Any], task: Task
 ) -> dict[str, float]:
     """By measure, larger is better."""
-    if not coalition:
+    part = tree if len(coalition) == len(children(tree)) else None
+    if part is None and coalition:
+        part = restricted(tree, coalition)
+    if part is None:
         return _ignorance(next(iter(outputs.values())).shape[1], targets, task)
-    part = tree if len(coalition) == len(children(tree)) else restricted(tree, coalition)
-    assert part is not None
     scores = replay(part, outputs, task).scores
     if task == "regression":
         return {"squared_error": -float(np.square(scores - targets.reshape(scores.shape)).mean())}

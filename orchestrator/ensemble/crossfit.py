@@ -332,7 +332,7 @@ class Evidence:
                 # The likelihood looks at the probability of the truth alone: one column is enough.
                 truth = np.maximum(known[:, np.arange(len(targets)), targets], _TINY)
                 columns = [np.log(chances.astype(np.float64))[:, None] for chances in truth]
-                found = likelihood_weights(columns, np.zeros(len(targets), dtype=np.int64))
+                found = likelihood_weights(columns, np.zeros(len(targets), dtype=np.int64), node.prior or 0)
             self._fitted[node, fold] = np.asarray(found, dtype=np.float32)
         return self._fitted[node, fold]
 

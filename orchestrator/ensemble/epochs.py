@@ -17,7 +17,8 @@ def reweighted(
     """The spec with other weights of its root's members, or thresholds of its stages.
 
     What was measured or promised with the old ones does not hold any more and is left out: the expected
-    metric, prediction sets, intervals, and a cascade's guarantee.
+    metric, prediction sets, intervals, and a cascade's guarantee. A threshold to reject by stays, for clients
+    count on the output; what share it rejects may change.
 
     Raises:
         ConfigError: the root has no such numbers, or they do not fit it.

@@ -49,10 +49,10 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         `agree`, `differ`: names of the root's members that were asked and give the ensemble's class, or
         another; classification only.
         `without`: for each of the root's members the probability of the ensemble's class (regression: the
-        values) had it been missing. `flips`: the fewest members whose absence changes the class, all such
-        sets with the `answer` that they lead to. Both are None for a single model and for an ensemble that
-        cannot be restricted (see `contributions`), `flips` also for regression and with more than `MOST`
-        members.
+        values) had it been missing, None where there would be no answer. A boosting's stage takes those
+        after it with it, and without the first one there is none. `flips`: the fewest members whose absence
+        changes the class, all such sets with the `answer` that they lead to. Both are None for a single
+        model, `flips` also for regression and with more than `MOST` members.
     """
     task, classes = signature.task, signature.classes
     prediction = replay(tree, outputs, task)
@@ -65,8 +65,8 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
     names = [label(child) for child in children(tree)]
     top = int(prediction.scores[0].argmax())
     found["without"] = _without(tree, outputs, task, top) if names else None
-    restrictable = found["without"] is not None and task == "classification"
-    found["flips"] = _flips(tree, outputs, top, names, classes) if restrictable else None
+    flippable = bool(names) and task == "classification"
+    found["flips"] = _flips(tree, outputs, top, names, classes) if flippable else None
     return found
 
 
@@ -137,13 +137,14 @@ def _stage(node: Node, prediction: Prediction) -> int | None:
 
 def _without(
     tree: Node, outputs: Mapping[Member, Output], task: Task, top: int
-) -> list[float | list[float]] | None:
-    found: list[float | list[float]] = []
+) -> list[float | list[float] | None]:
+    found: list[float | list[float] | None] = []
     for position in range(len(children(tree))):
         scores = _rest(tree, outputs, (position,), task)
         if scores is None:
-            return None
-        found.append(float(np.exp(scores[top])) if task == "classification" else scores.tolist())
+            found.append(None)
+        else:
+            found.append(float(np.exp(scores[top])) if task == "classification" else scores.tolist())
     return found
 
 
@@ -159,15 +160,15 @@ def _flips(
         if flips and len(missing) > len(flips[0]["without"]):
             break
         scores = _rest(tree, outputs, missing, "classification")
-        if scores is None:
-            return None
-        if (answer := int(scores.argmax())) != top:
+        if scores is not None and (answer := int(scores.argmax())) != top:
             flips.append({"without": [names[position] for position in missing], "answer": classes[answer]})
     return flips
 
 
 def _rest(tree: Node, outputs: Mapping[Member, Output], missing: Coalition, task: Task) -> Floats | None:
-    """Scores [K] of the row without some of the root's members; None if that means nothing."""
-    kept = tuple(position for position in range(len(children(tree))) if position not in missing)
-    part = restricted(tree, kept)
+    """Scores [K] of the row without some of the root's members; None if there would be no answer."""
+    if isinstance(tree, Boosting):
+        part = first_stages(tree, min(missing)) if min(missing) > 0 else None
+    else:
+        part = restricted(tree, tuple(place for place in range(len(children(tree))) if place not in missing))
     return None if part is None else replay(part, outputs, task).scores[0]

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.calibration import Record
 from orchestrator.config.ensemble import Combined, Member, Node, children, leaves, with_children
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.conformal import fit_root
 from orchestrator.ensemble.expect import fit_expectations, has_quorum
-from orchestrator.ensemble.guard import records
+from orchestrator.ensemble.guard import records, with_records
 from orchestrator.ensemble.node import Ground, Output, fit_node, identity
+from orchestrator.ensemble.reject import fit_reject
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import EnsembleError
 
-_OF_A_ROOT = {"expected": None, "fallback": None, "prediction_sets": None, "intervals": None}
+_OF_A_ROOT = dict.fromkeys(("expected", "fallback", "prediction_sets", "intervals", "reject"))
 """What an ensemble loses that becomes a part of another one."""
 
 
@@ -60,6 +60,7 @@ def fit(
     cost: Callable[[Member], float] | None = None,
     calibration: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
     folded: tuple[Mapping[Member, Output], npt.NDArray[Any]] | None = None,
+    outside: Mapping[Member, Output] | None = None,
 ) -> Node:
     """The tree with temperatures, weights, thresholds and calibrations fitted bottom-up; values already set
     are kept. With a quorum anywhere it also gets members' records and what it is worth without some.
@@ -80,6 +81,7 @@ def fit(
             intervals need them, and nothing else is fitted on them.
         folded: Outputs and targets of the train rows, each row by members trained without its fold: a stack
             with `folds` needs them.
+        outside: Outputs on rows that are out of scope: a `reject` by its `recall` needs them.
 
     Raises:
         EnsembleError: outputs are missing, or a node cannot be fitted for this task.
@@ -94,7 +96,21 @@ def fit(
         known = records(replay(fitted, found, task), task)
         fitted = with_records(fitted, {identity(member): record for member, record in known.items()})
         fitted = fitted.model_copy(update={"expected": expected})
-    return _with_sets(fitted, unseen)
+    return _with_sets(_with_reject(fitted, ground, outside), unseen)
+
+
+def _with_reject(tree: Node, ground: Ground, outside: Mapping[Member, Output] | None) -> Node:
+    """The tree with its threshold to reject by, if it asks for one."""
+    if not isinstance(tree, Combined) or tree.reject is None or tree.reject.fitted:
+        return tree
+    sound = with_records(tree, {})  # rows out of scope may be answered as no row before
+    said = {member: ground.outputs[identity(member)] for member in distinct(tree)}
+    inside = replay(sound, said, ground.task)
+    theirs = None
+    if outside is not None:
+        found = {identity(member): output for member, output in outside.items()}
+        theirs = replay(sound, {member: found[identity(member)] for member in distinct(tree)}, ground.task)
+    return tree.model_copy(update={"reject": fit_reject(tree.reject, tree, inside, theirs)})
 
 
 def _with_sets(tree: Node, unseen: Ground | None) -> Node:
@@ -123,10 +139,3 @@ def _ground(
         return replay(node, {member: by_identity[identity(member)] for member in distinct(node)}, task).scores
 
     return Ground(by_identity, np.asarray(targets), metric, task, allowed, scores)
-
-
-def with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
-    """The tree with these records of its members, by identity, and no others."""
-    if isinstance(tree, Member):
-        return tree.model_copy(update={"record": known.get(identity(tree))})
-    return with_children(tree, [with_records(child, known) for child in children(tree)])

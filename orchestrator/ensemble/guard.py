@@ -14,7 +14,7 @@ holds for requests like the rows of the record: when inputs drift, members part 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.calibration import Record
-from orchestrator.config.ensemble import Member
+from orchestrator.config.ensemble import Member, Node, children, with_children
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.betting import NOTHING, Evidence, grown, log_capital
 from orchestrator.ensemble.combine import Floats, deviations, scores_of
-from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.measure.intervals import wilson
 
@@ -182,3 +182,10 @@ def _opposed(
             against = (labels[one] == labels[other]) & (labels[one] != labels[own])
             shares = against * np.exp(np.minimum(sure[one], sure[other]))
         yield shares, answered[own] & answered[one] & answered[other]
+
+
+def with_records(tree: Node, known: Mapping[tuple[str, str], Record]) -> Node:
+    """The tree with these records of its members, by identity, and no others."""
+    if isinstance(tree, Member):
+        return tree.model_copy(update={"record": known.get(identity(tree))})
+    return with_children(tree, [with_records(child, known) for child in children(tree)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature
@@ -9,21 +11,43 @@ from orchestrator.ensemble.combine import Rows, scores_of
 from orchestrator.ensemble.node import (
     Ask,
     Ground,
+    Output,
+    Reply,
     Steps,
     answer_uncalibrated,
     at_once,
     fit_uncalibrated,
     identity,
 )
+from orchestrator.ensemble.sight import told
 from orchestrator.errors import QuorumError
 
 
 @answer_uncalibrated.register
 def _answer(node: Member, rows: Rows, task: Task) -> Steps:
-    (reply,) = yield (Ask(node, rows),)
+    output = yield from _outputs(node, rows, task)
+    return at_once(scores_of(output, task, node.temperature))
+
+
+def _outputs(node: Member, rows: Rows, task: Task) -> Generator[tuple[Ask, ...], tuple[Reply, ...], Output]:
+    """Its raw outputs [n, K], after those of all that it sees; who sees a missing one is missing, too."""
+    seen = None
+    if node.sees:
+        first = [member for member in node.sees if not member.sees]
+        replies = yield tuple(Ask(member, rows) for member in first)
+        said = dict(zip(map(identity, first), map(_sound, replies), strict=True))
+        for member in node.sees:
+            if member.sees:
+                said[identity(member)] = yield from _outputs(member, rows, task)
+        seen = told([said[identity(member)] for member in node.sees], task)
+    (reply,) = yield (Ask(node, rows, seen),)
+    return _sound(reply)
+
+
+def _sound(reply: Reply) -> Output:
     if isinstance(reply, QuorumError):
         raise reply
-    return at_once(scores_of(reply, task, node.temperature))
+    return reply
 
 
 @fit_uncalibrated.register

@@ -19,6 +19,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import calibrated, fit_scaling
 from orchestrator.ensemble.combine import Floats, Rows
+from orchestrator.ensemble.sight import beside
 from orchestrator.errors import EnsembleError, QuorumError
 
 Output = npt.NDArray[np.floating[Any]]
@@ -30,6 +31,13 @@ class Ask:
 
     member: Member
     rows: Rows
+    seen: npt.NDArray[np.float32] | None = None
+    """[len(rows), E] what the members that it sees said of these rows; None of one that sees inputs alone."""
+
+    def of(self, inputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What the member gets [len(rows), ...] of the request's inputs [N, ...]."""
+        mine = inputs if len(self.rows) == len(inputs) else inputs[self.rows]
+        return mine if self.seen is None else beside(mine, self.seen)
 
 
 @dataclass(frozen=True, eq=False)

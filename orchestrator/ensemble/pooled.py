@@ -61,7 +61,7 @@ def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
         [answer(member, rows, task) for member in node.members],
         lambda lost: quorum.check(node.members, node.quorum, lost),
     )
-    found, weights = list(parts.values()), _given(node)
+    found, weights = list(parts.values()), given_weights(node)
     if len(parts) == len(node.members):
         scores = pooled(node, found, weights, task)
     else:
@@ -84,11 +84,11 @@ def shares_without(node: PooledNode, missing: Missing) -> Survivors:
     if known is not None:
         return known
     log_temperature = by_trend(node.trend, missing) if node.trend else 0.0
-    weights = renormalized(_given(node), missing)
+    weights = renormalized(given_weights(node), missing)
     return Survivors(without=missing, weights=weights, temperature=math.exp(log_temperature))
 
 
-def _given(node: PooledNode) -> Weights | None:
+def given_weights(node: PooledNode) -> Weights | None:
     """Weights that a node has; some kinds have none."""
     weights: Weights | None = getattr(node, "weights", None)
     return weights
@@ -115,13 +115,13 @@ def _fit_survivors(fitted: PooledNode, given: PooledNode, ground: Ground) -> Nod
 
     def survivors(missing: Missing, refit: bool) -> Survivors:
         left = [member for position, member in enumerate(scores) if position not in missing]
-        weights = fit_weights(fitted, left, ground) if refit else renormalized(_given(fitted), missing)
+        weights = fit_weights(fitted, left, ground) if refit else renormalized(given_weights(fitted), missing)
         temperature = temperature_before(fitted, pooled(fitted, left, weights, ground.task), ground)
         return Survivors(without=missing, weights=weights, temperature=temperature)
 
     if count <= MOST:
         allowed = [found for found in sets_of(count) if quorum.tolerates(fitted.members, least, found)]
-        refit = _given(given) is None
+        refit = given_weights(given) is None
         return fitted.model_copy(update={"survivors": tuple(survivors(found, refit) for found in allowed)})
     if fitted.calibration is None:
         return fitted

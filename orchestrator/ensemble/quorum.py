@@ -28,7 +28,8 @@ def tolerates(below: Sequence[Child], quorum: int | None, missing: Collection[in
 def answers_without(tree: Node, missing: Collection[Member]) -> bool:
     """Whether a tree can answer every row without these of its members."""
     if not isinstance(tree, Combined):
-        return identity(tree) not in map(identity, missing)
+        sound = identity(tree) not in map(identity, missing)
+        return sound and all(answers_without(member, missing) for member in tree.sees)
     below = children(tree)
     lost = [place for place, child in enumerate(below) if not answers_without(child, missing)]
     if isinstance(tree, Boosting) and lost:
@@ -48,6 +49,12 @@ def check(below: Sequence[Child], quorum: int | None, lost: Mapping[int, QuorumE
     if quorum is None or any(below[position].required for position in lost):
         raise failed(names)
     raise QuorumError("too few sound answers", names, f"{quorum} of {len(below)} members must answer")
+
+
+def far(least: float, largest: float, record: Record) -> bool:
+    """Whether outputs from `least` to `largest` are further outside of the recorded range than it is wide."""
+    span = record.high - record.low
+    return least < record.low - span or largest > record.high + span
 
 
 def problem(output: Output | None, rows: int, width: int | None, record: Record | None) -> str | None:
@@ -70,8 +77,7 @@ def problem(output: Output | None, rows: int, width: int | None, record: Record 
         return "output is not finite"
     if record is None:
         return None
-    span = record.high - record.low
     least, largest = float(output.min()), float(output.max())
-    if least < record.low - span or largest > record.high + span:
+    if far(least, largest, record):
         return f"output {least:.4g} to {largest:.4g}, far outside of {record.low:.4g} to {record.high:.4g}"
     return None

@@ -28,7 +28,7 @@ from orchestrator.config.ensemble import Cascade, Combined, Member, Node, childr
 from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer_uncalibrated`.
-from orchestrator.ensemble import boost, cascade, leaf, mix, parallel, quorum, stack  # noqa: F401
+from orchestrator.ensemble import boost, cascade, chain, leaf, mix, parallel, quorum, stack  # noqa: F401
 from orchestrator.ensemble.combine import Floats, probabilities, scores_of
 from orchestrator.ensemble.missing import expected_without
 from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, at_once, identity
@@ -84,6 +84,7 @@ class Prediction:
         )
 
 
+UNKNOWN = "no such predictor"
 Walk = Generator[tuple[Ask, ...], tuple[Outcome, ...], Prediction]
 
 
@@ -97,7 +98,7 @@ def distinct(tree: Node) -> list[Member]:
 
 def asked_together(tree: Node) -> list[tuple[Member, ...]]:
     """The distinct members in groups, each asked for the same rows at the same time: one for all that answer
-    every row, then one for each later stage of a cascade."""
+    every row, then one for each later stage of a cascade, and for each member that sees others."""
     left = {identity(member): member for member in distinct(tree)}
     groups = [
         tuple(left.pop(key) for key in dict.fromkeys(map(identity, group)) if key in left)
@@ -109,10 +110,14 @@ def asked_together(tree: Node) -> list[tuple[Member, ...]]:
 def _groups(node: Node) -> list[list[Member]]:
     """As `asked_together`, with repetitions; the first group answers every row of the node."""
     if isinstance(node, Member):
-        return [[node]]
-    below = [_groups(child) for child in children(node)]
+        return [*_side_by_side(node.sees), [node]] if node.sees else [[node]]
     if isinstance(node, Cascade):
-        return [group for stage in below for group in stage]
+        return [group for stage in children(node) for group in _groups(stage)]
+    return _side_by_side(children(node))
+
+
+def _side_by_side(nodes: Sequence[Node]) -> list[list[Member]]:
+    below = [_groups(node) for node in nodes]
     first = [member for groups in below for member in groups[0]]
     return [first, *(group for groups in below for group in groups[1:])]
 
@@ -171,7 +176,10 @@ def predict(
         QuorumError: too many members failed; they are named.
     """
     by_identity = {identity(member): call for member, call in members.items()}
-    steps = walk(tree, len(inputs), task)
+    return _driven(walk(tree, len(inputs), task), lambda ask: _call(by_identity, ask, inputs))
+
+
+def _driven(steps: Walk, answered: Callable[[Ask], Outcome]) -> Prediction:
     outcomes: tuple[Outcome, ...] | None = None
     while True:
         try:
@@ -179,14 +187,19 @@ def predict(
         except StopIteration as done:
             prediction: Prediction = done.value
             return prediction
-        outcomes = tuple(_call(by_identity, ask, inputs) for ask in asks)
+        outcomes = tuple(map(answered, asks))
 
 
 def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Prediction:
     """The prediction that members with these outputs [N, K] on all rows would lead to; others are missing."""
-    members = {member: _lookup(output) for member, output in outputs.items()}
+    by_identity = {identity(member): output for member, output in outputs.items()}
+
+    def known(ask: Ask) -> Outcome:
+        output = by_identity.get(identity(ask.member))
+        return Outcome(failure=UNKNOWN) if output is None else Outcome(output[ask.rows])
+
     rows = len(next(iter(outputs.values())))
-    return predict(tree, members, np.arange(rows), task)
+    return _driven(walk(tree, rows, task), known)
 
 
 def mean_cost(prediction: Prediction, macs: Mapping[Member, float]) -> float:
@@ -201,10 +214,6 @@ def mean_cost(prediction: Prediction, macs: Mapping[Member, float]) -> float:
     return spent / total if total else 0.0
 
 
-def _lookup(output: Output) -> Callable[[npt.NDArray[Any]], Output]:
-    return lambda rows: output[rows]
-
-
 def _call(
     members: Mapping[tuple[str, str], Callable[[npt.NDArray[Any]], Output]],
     ask: Ask,
@@ -212,9 +221,9 @@ def _call(
 ) -> Outcome:
     call = members.get(identity(ask.member))
     if call is None:
-        return Outcome(failure="no such predictor")
+        return Outcome(failure=UNKNOWN)
     try:
-        return Outcome(output=call(inputs[ask.rows]))
+        return Outcome(output=call(ask.of(inputs)))
     except OrchestratorError as error:
         return Outcome(failure=str(error))
 
@@ -224,7 +233,6 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
     keys = {member: identity(member) for member in memory.members}
     lost = {member: memory.lost[key] for member, key in keys.items() if key in memory.lost}
     positions = tuple(number for number, member in enumerate(memory.members) if member in lost)
-    known = tree.expected if isinstance(tree, Combined) else None
     return Prediction(
         outputs=found.scores.astype(np.float32),
         probs=probs,
@@ -234,7 +242,36 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
         said={member: memory.outputs[key] for member, key in keys.items() if key in memory.outputs},
         missing=lost,
         degraded=memory.degraded,
-        expected=None if known is None else expected_without(known, positions),
+        expected=_expected_without(tree, positions),
+    )
+
+
+def _expected_without(tree: Node, positions: tuple[int, ...]) -> Expected | None:
+    known = tree.expected if isinstance(tree, Combined) else None
+    return None if known is None else expected_without(known, positions)
+
+
+def whole_prediction(tree: Node, scores: Floats, said: dict[Member, Output], task: Task) -> Prediction:
+    """The prediction with these scores [N, K] of a tree without stages whose members all answered all rows.
+
+    Args:
+        tree: a fitted tree.
+        scores: its own.
+        said: raw outputs [N, K] of each distinct member.
+        task: as for `walk`.
+    """
+    rows = len(scores)
+    everyone = np.ones(rows, dtype=bool)
+    return Prediction(
+        outputs=scores.astype(np.float32),
+        probs=probabilities(scores).astype(np.float32) if task == "classification" else None,
+        scores=scores,
+        members=dict.fromkeys(said, everyone),
+        stages=np.zeros(rows, dtype=np.int64),
+        said=said,
+        missing={},
+        degraded=np.zeros(rows, dtype=bool),
+        expected=_expected_without(tree, ()),
     )
 
 
@@ -264,6 +301,7 @@ class _Memory:
     outputs: dict[tuple[str, str], Output] = field(default_factory=dict)
     known: dict[tuple[str, str], npt.NDArray[np.bool_]] = field(default_factory=dict)
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
+    seen: dict[tuple[str, str], npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.known = {identity(member): np.zeros(self.rows, dtype=bool) for member in self.members}
@@ -276,13 +314,20 @@ class _Memory:
         for ask in asks:
             mask = wanted.setdefault(identity(ask.member), np.zeros(self.rows, dtype=bool))
             mask[ask.rows] = True
+            if ask.seen is not None:
+                blank = np.zeros((self.rows, ask.seen.shape[1]), np.float32)
+                self.seen.setdefault(identity(ask.member), blank)[ask.rows] = ask.seen
         first = {identity(member): member for member in self.members}
         gaps = {
             key: np.flatnonzero(mask & ~self.known[key])
             for key, mask in wanted.items()
             if key not in self.lost
         }
-        return tuple(Ask(first[key], rows) for key, rows in gaps.items() if len(rows))
+        return tuple(
+            Ask(first[key], rows, self.seen[key][rows] if key in self.seen else None)
+            for key, rows in gaps.items()
+            if len(rows)
+        )
 
     def keep(self, asks: Sequence[Ask], outcomes: Sequence[Outcome]) -> None:
         """Store the answers to `asks`."""

@@ -83,3 +83,16 @@ def detection_auroc(inside: npt.NDArray[Any], outside: npt.NDArray[Any]) -> floa
     found = np.concatenate([inside, outside]).astype(np.float64)
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     return score(Metric(name="auroc"), np.stack([np.zeros_like(found), found], axis=1), labels)
+
+
+def false_positive_rate(inside: npt.NDArray[Any], outside: npt.NDArray[Any], recall: float = 0.95) -> float:
+    """Share of rows from elsewhere that pass a threshold which `recall` of the other rows pass (FPR at 95 %
+    recall, as in Liang et al. 2018, https://arxiv.org/abs/1706.02690). 0 is best.
+
+    Args:
+        inside: Uncertainty [N] of rows like those of the training.
+        outside: Uncertainty [M] of the others.
+        recall: Share of the inside rows that are kept, at least.
+    """
+    kept = np.sort(inside)[int(np.ceil(recall * len(inside))) - 1]
+    return float(np.mean(np.asarray(outside) <= kept))

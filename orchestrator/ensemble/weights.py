@@ -31,12 +31,14 @@ DECIMALS = 10
 """Weights are rounded to this many: sums taken in another order then give the same weights."""
 
 
-def likelihood_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
+def likelihood_weights(scores: Members, targets: npt.NDArray[np.int64], prior: int = 0) -> Weights:
     """Weights of least negative log-likelihood of the mixed probabilities.
 
     Args:
         scores: Log-probabilities [N, K], one array a member.
         targets: Labels [N].
+        prior: Rows added for each member that it alone answers, surely and rightly: the most likely weights
+            under a Dirichlet prior of 1 + `prior`.
 
     Raises:
         EnsembleError: the solver did not reach the optimum.
@@ -44,6 +46,7 @@ def likelihood_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weigh
     chosen = np.stack([member[np.arange(len(targets)), targets] for member in scores], axis=1)
     # Each row scaled by its best member: changes the likelihood by a constant and keeps exp in range.
     odds = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+    odds = np.concatenate([odds, np.repeat(np.eye(len(scores)), prior, axis=0)])
     weights = np.full(len(scores), 1 / len(scores))
     for _ in range(STEPS):
         mixed = odds @ weights

@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.load.connection import Connection, Target
+from orchestrator.load.connection import Connection, Reply, Target
 
 T = TypeVar("T")
+Seen = Callable[[int, Reply | None, float], None]
+"""Number, reply (None where there was none) and latency in seconds of a request."""
 
 QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
 LATE_MS = 1.0
@@ -98,31 +100,34 @@ def poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]
 
 
 def open_loop(
-    target: Target,
+    target: Target | Sequence[Target],
     *,
     rate: float,
     seconds: float,
     seed: int = 0,
     connections: int = 256,
     timeout_s: float = 10.0,
+    seen: Seen | None = None,
 ) -> Report:
     """Send at Poisson times and wait for all answers.
 
     Args:
-        target: what is sent where.
+        target: what is sent where; of several, to one server, the next one each time.
         rate: mean requests per second.
         seconds: length of the schedule.
         seed: of the times.
         connections: most connections; a request waits for a free one, and that wait counts.
         timeout_s: longest latency; later answers are not waited for.
+        seen: told of each request's end.
     """
-    times = poisson_times(rate, seconds, seed)
-    return _run(_open_loop(target, times, Report(rate), seconds, connections, timeout_s))
+    targets = [target] if isinstance(target, Target) else list(target)
+    load = _Load(targets, Report(rate), seconds, connections, timeout_s, seen)
+    return _run(_open_loop(load, poisson_times(rate, seconds, seed)))
 
 
 def closed_loop(target: Target, *, connections: int, seconds: float, timeout_s: float = 10.0) -> Report:
     """Keep `connections` requests in work for `seconds`; those in work at the end are waited for."""
-    return _run(_closed_loop(target, Report(None), connections, seconds, timeout_s))
+    return _run(_closed_loop(_Load([target], Report(None), seconds, connections, timeout_s)))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -142,16 +147,16 @@ class _Pool:
         self._room = asyncio.Semaphore(most)
         self._idle: list[Connection] = []
 
-    async def send(self) -> str:
+    async def send(self, request: bytes) -> Reply:
         async with self._room:
             connection = await self._take()
             try:
-                reply = await connection.send(self._target.request)
+                reply = await connection.send(request)
             except BaseException:
                 connection.close()
                 raise
             self._idle.append(connection)
-            return str(reply.status)
+            return reply
 
     async def _take(self) -> Connection:
         while self._idle:
@@ -165,58 +170,66 @@ class _Pool:
             connection.close()
 
 
-async def _timed(pool: _Pool, report: Report, since: float, timeout_s: float) -> None:
-    """One request, its latency counted from `since` on the loop's clock."""
-    now = asyncio.get_running_loop().time
-    try:
-        async with asyncio.timeout_at(since + timeout_s):
-            outcome = await pool.send()
-    except TimeoutError:
-        outcome = "timeout"
-    except OSError:
-        outcome = "connection"
-    report.note(outcome, now() - since)
+@dataclass(frozen=True)
+class _Load:
+    targets: Sequence[Target]
+    report: Report
+    seconds: float
+    connections: int
+    timeout_s: float
+    seen: Seen | None = None
+
+    def pool(self) -> _Pool:
+        return _Pool(self.targets[0], self.connections)
+
+    async def timed(self, pool: _Pool, number: int, since: float) -> None:
+        """One request, its latency counted from `since` on the loop's clock."""
+        now = asyncio.get_running_loop().time
+        reply: Reply | None = None
+        try:
+            async with asyncio.timeout_at(since + self.timeout_s):
+                reply = await pool.send(self.targets[number % len(self.targets)].request)
+                outcome = str(reply.status)
+        except TimeoutError:
+            outcome = "timeout"
+        except OSError:
+            outcome = "connection"
+        latency_s = now() - since
+        self.report.note(outcome, latency_s)
+        if self.seen is not None:
+            self.seen(number, reply, latency_s)
 
 
-async def _open_loop(
-    target: Target,
-    times: NDArray[np.float64],
-    report: Report,
-    seconds: float,
-    connections: int,
-    timeout_s: float,
-) -> Report:
+async def _open_loop(load: _Load, times: NDArray[np.float64]) -> Report:
     now = asyncio.get_running_loop().time
-    pool = _Pool(target, connections)
+    pool, report = load.pool(), load.report
     start = now()
     async with asyncio.TaskGroup() as group:
-        for time in times.tolist():
+        for number, time in enumerate(times.tolist()):
             wait = start + time - now()
             if wait > 0:
                 await asyncio.sleep(wait)
             report.late_ms.append((now() - start - time) * 1e3)
-            group.create_task(_timed(pool, report, start + time, timeout_s))
-    report.seconds = max(now() - start, seconds)
+            group.create_task(load.timed(pool, number, start + time))
+    report.seconds = max(now() - start, load.seconds)
     pool.close()
     return report
 
 
-async def _closed_loop(
-    target: Target, report: Report, connections: int, seconds: float, timeout_s: float
-) -> Report:
+async def _closed_loop(load: _Load) -> Report:
     now = asyncio.get_running_loop().time
-    pool = _Pool(target, connections)
+    pool, report = load.pool(), load.report
     start = now()
 
     async def client() -> None:
-        while (since := now()) < start + seconds:
+        while (since := now()) < start + load.seconds:
             good = report.answered
-            await _timed(pool, report, since, timeout_s)
+            await load.timed(pool, 0, since)
             if report.answered == good:
                 await asyncio.sleep(RETRY_S)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(connections):
+        for _ in range(load.connections):
             group.create_task(client())
     report.seconds = now() - start
     pool.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import wave
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -35,18 +38,20 @@ def infer_body(tensors: Mapping[str, NDArray[Any]], *, binary: bool = True) -> t
     """Body and headers of an inference request.
 
     Args:
-        tensors: inputs by name.
+        tensors: inputs by name; those of objects are `bytes`.
         binary: raw tensors behind a JSON header, or all in JSON.
     """
-    names = {np.dtype(code): name for name, code in _DATATYPES.items()}
+    names = {np.dtype(code): name for name, code in _DATATYPES.items()} | {np.dtype(object): "BYTES"}
     inputs, raw = [], []
     for name, array in tensors.items():
         tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": names[array.dtype]}
         if binary:
-            raw.append(array.tobytes())
-            tensor["parameters"] = {"binary_data_size": array.nbytes}
+            raw.append(_bytes(array))
+            tensor["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            tensor["data"] = array.ravel().tolist()
+            tensor["data"] = [
+                one.decode() if isinstance(one, bytes) else one for one in array.ravel().tolist()
+            ]
         inputs.append(tensor)
     header = json.dumps({"inputs": inputs}, separators=(",", ":")).encode()
     if not binary:
@@ -115,17 +120,47 @@ def target_of(
         tensors = {found["name"]: _values(found, rows, random) for found in facts["inputs"]}
     except (KeyError, TypeError) as error:
         raise ServingError("the server does not speak the Open Inference Protocol", url) from error
-    body, about = infer_body(tensors, binary=binary)
+    try:
+        body, about = infer_body(tensors, binary=binary)
+    except UnicodeDecodeError as error:
+        raise ServingError("files have no form in JSON", name, "send binary tensors") from error
     place = f"{url.rstrip('/')}/v2/models/{quote(name, safe='')}/infer"
     return name, post(place, body, about | dict(headers or {}))
 
 
+def _bytes(array: NDArray[Any]) -> bytes:
+    if array.dtype != object:
+        return array.tobytes()
+    return b"".join(len(one).to_bytes(4, "little") + one for one in array.ravel().tolist())
+
+
+def _elements(tensor: Mapping[str, Any], count: int, random: np.random.Generator) -> list[bytes]:
+    """Elements of BYTES: what the server says that they are, or else words."""
+    about = tensor.get("parameters", {})
+    if about.get("content_type") != "audio/wav":
+        words = ("red", "blue", "book", "a", "flight", "to", "rome", "play", "some", "jazz")
+        return [" ".join(random.choice(words, 1 + 7 * bool(about))).encode() for _ in range(count)]
+    rate = int(about["rate_hz"])
+    return [_wav(random.normal(scale=3000, size=rate).astype("<i2").tobytes(), rate) for _ in range(count)]
+
+
+def _wav(samples: bytes, rate: int) -> bytes:
+    """A PCM WAV file of one channel of 16 bits."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples)
+    return buffer.getvalue()
+
+
 def _values(tensor: Mapping[str, Any], rows: int, random: np.random.Generator) -> NDArray[Any]:
+    first, *others = tensor["shape"]
+    shape = [rows if first < 0 else first, *(max(size, 1) for size in others)]
+    if tensor["datatype"] == "BYTES":
+        return np.array(_elements(tensor, math.prod(shape), random), object).reshape(shape)
     code = _DATATYPES.get(tensor["datatype"])
     if code is None:
         raise ServingError("no request can be made up for this datatype", tensor["datatype"])
-    first, *others = tensor["shape"]
-    shape = [rows if first < 0 else first, *(max(size, 1) for size in others)]
     dtype = np.dtype(code)
     if dtype.kind == "f":
         return random.normal(size=shape).astype(dtype)

@@ -266,13 +266,20 @@ def keep_latency(
     Bench(store, settings).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
 
 
+_RANGES = {"uint8": (0, 256), "int16": (-3000, 3000), "int32": (1, 1000)}
+"""Of random pixels, sound and tokens; models cut tokens to those that they know."""
+
+
 def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArray[Any]:
-    """Random rows of the right shape and scale: uint8 [rows, C, H, W] or float32 [rows, F]."""
+    """Random rows of the right shape and scale: pixels, features, sound, or numbers of tokens without
+    padding."""
     rng = np.random.default_rng(seed)
-    if signature.input_dtype == "uint8":
-        return rng.integers(0, 256, size=(rows, *signature.input_shape), dtype=np.uint8)
+    if signature.input_dtype != "float32":
+        low, high = _RANGES[signature.input_dtype]
+        kind = np.dtype(signature.input_dtype)
+        return rng.integers(low, high, size=(rows, *signature.input_shape), dtype=kind)
     noise = rng.standard_normal((rows, *signature.input_shape))
-    if len(signature.input_shape) == 1:
+    if len(signature.input_shape) == 1 and signature.mean:
         noise = noise * np.asarray(signature.std) + np.asarray(signature.mean)
     return noise.astype(np.float32)
 

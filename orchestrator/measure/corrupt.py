@@ -2,7 +2,8 @@
 
 Images follow Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261), with the strengths of their
 CIFAR-10-C: Gaussian noise, Gaussian blur, contrast, brightness and pixelate, in numpy alone. Brightness adds
-to every channel, which is what theirs does to a grey image. Feature rows get noise, or lose values.
+to every channel, which is what theirs does to a grey image. Feature rows get noise, or lose values; text
+loses tokens; sound gets white noise, or is quiet.
 
 Every row is a pure function of (seed, its id, kind, severity): neither order nor company changes it.
 """
@@ -15,12 +16,16 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.config.encoding import Category, TableEncoding
 from orchestrator.config.signature import Signature
+from orchestrator.data.text import UNKNOWN
 from orchestrator.errors import DataError
 
 ImageShift = Literal["gaussian_noise", "gaussian_blur", "contrast", "brightness", "pixelate"]
 ColumnShift = Literal["noise", "missing"]
-Shift = Literal[ImageShift, ColumnShift]
+TokenShift = Literal["unknown"]
+SoundShift = Literal["hiss", "quiet"]
+Shift = Literal[ImageShift, ColumnShift, TokenShift, SoundShift]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 STRENGTHS: dict[Shift, tuple[float, float, float, float, float]] = {
@@ -31,9 +36,14 @@ STRENGTHS: dict[Shift, tuple[float, float, float, float, float]] = {
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "noise": (0.1, 0.2, 0.3, 0.4, 0.5),
     "missing": (0.05, 0.1, 0.2, 0.3, 0.4),
+    "unknown": (0.05, 0.1, 0.2, 0.3, 0.4),
+    "hiss": (0.1, 0.2, 0.3, 0.5, 0.7),
+    "quiet": (0.5, 0.25, 0.1, 0.05, 0.02),
 }
 """Deviation, or sigma in pixels at 32, factor, offset, share of the resolution; for columns deviations of the
-column, and share of values that are gone. Images are on a scale of 0..1."""
+column, and share of values that are gone; for text share of tokens that are unknown; for sound white noise
+over the sound's own root mean square, and factor. Images are on a scale of 0..1."""
+_KINDS = {"uint8": ImageShift, "float32": ColumnShift, "int32": TokenShift, "int16": SoundShift}
 _SIDE = 32
 """Pixels of the images that the strengths are for: a blur grows with the image."""
 
@@ -43,7 +53,7 @@ Floats = npt.NDArray[np.float64]
 
 def shifts(signature: Signature) -> tuple[Shift, ...]:
     """The kinds that rows of this signature can have."""
-    return cast(tuple[Shift, ...], get_args(ImageShift if _images(signature) else ColumnShift))
+    return cast(tuple[Shift, ...], get_args(_KINDS[signature.input_dtype]))
 
 
 def corrupt(
@@ -52,9 +62,9 @@ def corrupt(
     """The rows shifted, of the same shape and type.
 
     Args:
-        inputs: uint8 [N, C, H, W] or float32 [N, F].
+        inputs: uint8 [N, C, H, W], float32 [N, F], int32 [N, L] or int16 [N, T].
         ids: int64 [N], of the rows.
-        signature: of the data; a lost value becomes its column's mean in the training part.
+        signature: of the data; a lost value becomes its column's mean in the training part, or is unknown.
         shift: one of `shifts(signature)`.
         severity: 1 to 5.
         seed: of what is random.
@@ -69,7 +79,7 @@ def corrupt(
     strength = STRENGTHS[shift][severity - 1]
     randoms = _randoms(ids, shift, severity, seed)
     if not _images(signature):
-        return _columns(inputs, signature, shift, strength, randoms)
+        return _OTHERS[signature.input_dtype](inputs, signature, shift, strength, randoms)
     scaled = inputs.astype(np.float64) / 255
     if shift == "gaussian_noise":
         noise = np.stack([random.standard_normal(inputs.shape[1:]) for random in randoms])
@@ -96,9 +106,37 @@ def _columns(
 ) -> Array:
     if shift == "noise":
         noise = np.stack([random.standard_normal(inputs.shape[1:]) for random in randoms])
-        return np.asarray((inputs + strength * np.asarray(signature.std) * noise).astype(inputs.dtype))
+        std = np.asarray(signature.std)
+        if isinstance(signature.encoding, TableEncoding):
+            # A code beside a category's own is another category, not a noisy one.
+            std = std * [not isinstance(column, Category) for column in signature.encoding.columns]
+        return np.asarray((inputs + strength * std * noise).astype(inputs.dtype))
     gone = np.stack([random.random(inputs.shape[1:]) < strength for random in randoms])
     return np.asarray(np.where(gone, np.asarray(signature.mean), inputs).astype(inputs.dtype))
+
+
+def _tokens(
+    inputs: Array, _: Signature, __: Shift, strength: float, randoms: Iterator[np.random.Generator]
+) -> Array:
+    """Where a row is not filled up, tokens become unknown ones."""
+    gone = np.stack([random.random(inputs.shape[1:]) < strength for random in randoms])
+    return np.where(gone & (inputs > UNKNOWN), UNKNOWN, inputs).astype(inputs.dtype)
+
+
+def _sound(
+    inputs: Array, _: Signature, shift: Shift, strength: float, randoms: Iterator[np.random.Generator]
+) -> Array:
+    samples = inputs.astype(np.float64)
+    if shift == "quiet":
+        return np.asarray(np.rint(samples * strength).astype(inputs.dtype))
+    loudness = np.sqrt(np.mean(samples**2, axis=1, keepdims=True))
+    noise = np.stack([random.standard_normal(inputs.shape[1:]) for random in randoms])
+    return np.asarray(
+        np.rint(np.clip(samples + strength * loudness * noise, -32768, 32767)).astype(inputs.dtype)
+    )
+
+
+_OTHERS = {"float32": _columns, "int32": _tokens, "int16": _sound}
 
 
 def _contrast(images: Floats, factor: float) -> Floats:

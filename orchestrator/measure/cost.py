@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.config.signature import Signature
+from orchestrator.models.build import example_rows
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Cost:
 
 
 def count(module: nn.Module, signature: Signature) -> Cost:
-    """Run one row of zeros and count what it multiplies. The module's mode is left as it was.
+    """Run one row of `example_rows` and count what it multiplies. The module's mode is left as it was.
 
     The module is a float one (or exported from it): int8 kernels of a lowered graph are not seen.
     """
     training = {part: part.training for part in module.modules()}
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    row = torch.zeros(1, *signature.input_shape, dtype=getattr(torch, signature.input_dtype), device=device)
+    row = example_rows(signature, 1).to(device)
     counter = FlopCounterMode(display=False)
     try:
         # Not module.eval(): a graph module from torch.export refuses it.

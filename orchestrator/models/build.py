@@ -14,7 +14,21 @@ from orchestrator.config.signature import Signature
 from orchestrator.errors import ModelError
 
 # Imported for their registration with `make_body`.
-from orchestrator.models import airbench, cnn, mlp, resnet, side_by_side, vit  # noqa: F401
+from orchestrator.models import (  # noqa: F401
+    airbench,
+    audio_cnn,
+    audio_transformer,
+    cnn,
+    ft_transformer,
+    mlp,
+    resnet,
+    side_by_side,
+    text_cnn,
+    text_ngrams,
+    text_transformer,
+    vit,
+    wave_cnn,
+)
 from orchestrator.models.base import make_body
 from orchestrator.models.served import Served
 
@@ -51,8 +65,12 @@ def build(
 
 
 def example_rows(signature: Signature, rows: int) -> Tensor:
-    """Zeros [rows, *input_shape] of the signature's type: for tracing, trial runs and counting."""
-    return torch.zeros(rows, *signature.input_shape, dtype=getattr(torch, signature.input_dtype))
+    """Zeros [rows, *input_shape] of the signature's type: for tracing, trial runs and counting.
+
+    Numbers of tokens are ones: zeros are padding, which models may leave out.
+    """
+    value = int(signature.input_dtype == "int32")
+    return torch.full((rows, *signature.input_shape), value, dtype=getattr(torch, signature.input_dtype))
 
 
 def _call_factory(settings: ImportedModel, signature: Signature, allowed: Collection[str]) -> nn.Module:
@@ -83,7 +101,7 @@ def _try_rows(model: Served, factory: str, signature: Signature) -> None:
             f"the model fails on two rows of shape {list(signature.input_shape)} "
             f"({type(error).__name__}: {error})",
             factory,
-            "it gets scaled float32 rows [B, *signature.input_shape]",
+            "it gets scaled float32 rows [B, *signature.input_shape]; raw ones where signature.mean is empty",
         ) from error
     wanted = (2, signature.outputs)
     if not isinstance(out, Tensor) or out.shape != wanted or not out.is_floating_point():

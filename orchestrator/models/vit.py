@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.config.model import Vit, VitKwargs
+from orchestrator.config.model import EncoderKwargs, Vit, VitKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ModelError
 from orchestrator.models.base import image_shape, make_body
@@ -26,15 +26,16 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; of `seen`, bool [B, T], a row's tokens attend to those that are True."""
         tokens, dim = x.shape[1], x.shape[2]
         rows = x.reshape(-1, dim)
         shape = (-1, tokens, self.heads, self.inner // self.heads)
         query, key, value = (
             layer(rows).reshape(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mask = None if seen is None else seen[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(-1, self.inner))
         return out.reshape(-1, tokens, dim)
 
@@ -44,21 +45,44 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; dropout acts on what each half adds."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, T, C]; `seen` as in `Attention`."""
         tokens, dim = x.shape[1], x.shape[2]
-        x = x + self.attention(self.norm1(x))
-        widened: Tensor = self.mlp(self.norm2(x).reshape(-1, dim))
+        x = x + self.dropout(self.attention(self.norm1(x), seen))
+        widened: Tensor = self.dropout(self.mlp(self.norm2(x).reshape(-1, dim)))
         return x + widened.reshape(-1, tokens, dim)
+
+
+class Blocks(nn.Module):
+    """Encoder blocks, a last norm and the mean over the tokens that are seen."""
+
+    def __init__(self, kwargs: EncoderKwargs) -> None:
+        super().__init__()
+        hidden = max(1, round(kwargs.dim * kwargs.mlp_ratio))
+        self.blocks = nn.ModuleList(
+            Encoder(kwargs.dim, kwargs.heads, hidden, kwargs.dropout) for _ in range(kwargs.depth)
+        )
+        self.norm = nn.LayerNorm(kwargs.dim)
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, C]; `seen`, bool [B, T], has at least one token a row."""
+        for block in self.blocks:
+            x = block(x, seen)
+        x = self.norm(x)
+        if seen is None:
+            return x.mean(1)
+        weights = seen.to(x.dtype)[:, :, None]
+        return (x * weights).sum(1) / weights.sum(1)
 
 
 class VisionTransformer(nn.Module):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.cluster import inside_job
+from orchestrator.config.base import fingerprint
 from orchestrator.config.data import FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member
 from orchestrator.config.run import RunConfig
@@ -17,6 +18,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
+from orchestrator.ensemble.sight import beside, told
 from orchestrator.errors import ConfigError
 from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
@@ -55,15 +57,29 @@ class Run:
         Returns:
             float32 [N, K]: logits, or values in raw units.
         """
+        return self.outputs_on(member, part, self.rows_for(member, part))
+
+    def outputs_on(self, member: Member, part: PartName, dataset: Dataset) -> np.ndarray:
+        """The same on a part of given data, whose rows are what the member takes."""
         return outputs_on(
             self.store,
             member.digest,
             member.execution,
-            self.dataset,
+            dataset,
             part,
             self.config.latency,
             allowed=self.allowed,
         )
+
+    def rows_for(self, member: Member, part: PartName) -> Dataset:
+        """The run's data, or for a member that sees others one part of it, with what they say in its rows."""
+        if not member.sees:
+            return self.dataset
+        rows = self.dataset.part(part)
+        said = told([self.outputs(one, part) for one in member.sees], self.dataset.signature.task)
+        shown = replace(rows, inputs=beside(rows.inputs, said))
+        key = fingerprint([self.dataset.digest, [one.digest for one in member.sees]])
+        return replace(self.dataset, parts={part: shown}, digest=key)
 
     def executable(self, member: Member) -> Executable:
         """The member ready to run, for the run's threads and batch."""

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.base import fingerprint
+from orchestrator.config.data import DataSettings, ParquetData
 from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Signature
-from orchestrator.data.elsewhere import images_from_elsewhere
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.elsewhere import images_from_elsewhere, rows_from_elsewhere
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.ensemble.contributions import member_scores, shares_of
 from orchestrator.ensemble.node import Output, identity
+from orchestrator.ensemble.sight import beside, told
 from orchestrator.ensemble.tree import Prediction, distinct, replay
-from orchestrator.ensemble.uncertainty import detection_auroc, uncertainty
+from orchestrator.ensemble.uncertainty import detection_auroc, false_positive_rate, uncertainty
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run
 from orchestrator.runtime.outputs import foreign_outputs
 
 Figures = dict[str, Any]
-"""By kind of foreign rows: how many `rows`, and the AUROC of finding them among test rows, by `confidence`,
-`total` and `epistemic` uncertainty; the last is None of a single model."""
+"""By kind of foreign rows: how many `rows`, the AUROC of finding them among test rows, by `confidence`,
+`total` and `epistemic` uncertainty, and `fpr95`, by the same: the share of them that look as sure as 95 % of
+test rows. `epistemic` is None of a single model."""
 ROWS = 1000
-"""Foreign rows, and test rows that they are compared with, at most."""
+"""Foreign rows, and test rows that they are compared with, at most; of files that the data names, all."""
 NAMED = "elsewhere"
 """Kind of the rows that the run file names."""
 
@@ -34,8 +39,8 @@ NAMED = "elsewhere"
 def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
     """Figures of models and ensembles by name; nothing of a regression.
 
-    The rows are those of the run file's `elsewhere`, and beside images made-up ones. What models say of them
-    is kept in the store, so that each runs once.
+    The rows are those of the files that `data.elsewhere` names, of the run file's `elsewhere`, and beside
+    images made-up ones. What models say of them is kept in the store, so that each runs once.
 
     Args:
         run: whose.
@@ -43,13 +48,66 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
 
     Raises:
         ConfigError: the rows of `elsewhere` have another shape than the data's.
+        DataError: a file of `data.elsewhere` is missing, damaged or of another form.
     """
     if run.dataset.signature.task != "classification":
         return {}
     rows, source = _foreign(run)
     members = {identity(leaf): leaf for tree in trees.values() for leaf in distinct(tree)}
-    said = {
-        key: foreign_outputs(
+    said: dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]] = {}
+    for key, member in members.items():
+        # Those that it sees stand before it.
+        seen = [said[identity(one)] for one in member.sees]
+        said[key] = foreign_outputs(
+            run.store,
+            member.digest,
+            member.execution,
+            {kind: _seen_rows(inputs, [one[kind] for one in seen]) for kind, inputs in rows.items()},
+            run.config.latency,
+            source=source,
+            allowed=run.allowed,
+        )
+    found: dict[str, Figures] = {}
+    for name, tree in trees.items():
+        leaves = distinct(tree)
+        few, all_ = (
+            _doubts(tree, {leaf: run.outputs(leaf, "test")[:most] for leaf in leaves})
+            for most in (ROWS, None)
+        )
+        found[name] = {}
+        for kind, inputs in rows.items():
+            theirs = _doubts(tree, {leaf: said[identity(leaf)][kind] for leaf in leaves})
+            found[name][kind] = _figures(
+                len(inputs), all_ if kind == NAMED or kind in _files(run) else few, theirs
+            )
+    return found
+
+
+def _figures(rows: int, own: Mapping[str, Floats], theirs: Mapping[str, Floats]) -> dict[str, Any]:
+    found: dict[str, Any] = {"rows": rows, "epistemic": None}
+    found |= {measure: detection_auroc(own[measure], theirs[measure]) for measure in own}
+    rates = {measure: false_positive_rate(own[measure], theirs[measure]) for measure in own}
+    return found | {"fpr95": {"epistemic": None} | rates}
+
+
+def _files(run: Run) -> Collection[str]:
+    """Names of the files that the data names."""
+    data = run.config.data
+    return data.elsewhere if isinstance(data, ParquetData) else ()
+
+
+def out_of_scope(run: Run, members: Sequence[Member]) -> dict[Member, Output]:
+    """What members say of the validation part of the run file's `elsewhere`.
+
+    Raises:
+        ConfigError: there is none, or its rows have another shape than the data's.
+    """
+    if run.config.elsewhere is None:
+        raise ConfigError("a reject by recall needs rows that are out of scope", None, "name 'elsewhere'")
+    other = _named(run, run.config.elsewhere)
+    rows, source = {NAMED: other.part("validation").inputs}, f"{other.digest}, validation"
+    return {
+        member: foreign_outputs(
             run.store,
             member.digest,
             member.execution,
@@ -57,19 +115,14 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
             run.config.latency,
             source=source,
             allowed=run.allowed,
-        )
-        for key, member in members.items()
+        )[NAMED]
+        for member in members
     }
-    found: dict[str, Figures] = {}
-    for name, tree in trees.items():
-        own = _doubts(tree, {leaf: run.outputs(leaf, "test")[:ROWS] for leaf in distinct(tree)})
-        found[name] = {}
-        for kind, inputs in rows.items():
-            theirs = _doubts(tree, {leaf: said[identity(leaf)][kind] for leaf in distinct(tree)})
-            found[name][kind] = {"rows": len(inputs), "epistemic": None} | {
-                measure: detection_auroc(own[measure], theirs[measure]) for measure in own
-            }
-    return found
+
+
+def _seen_rows(inputs: npt.NDArray[Any], said: Sequence[Output]) -> npt.NDArray[Any]:
+    """Inputs, for a member that sees others beside what these say of them."""
+    return beside(inputs, told(said, "classification")) if said else inputs
 
 
 def unsure(prediction: Prediction) -> Floats:
@@ -91,18 +144,34 @@ def _doubts(tree: Node, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
     return {"confidence": unsure(prediction), "total": doubt.total, "epistemic": doubt.epistemic}
 
 
+def _named(run: Run, settings: DataSettings) -> Dataset:
+    """The data set from elsewhere."""
+    own = run.dataset.signature
+    other = load(
+        settings,
+        seed=run.config.seed,
+        cache=default_cache(),
+        allowed=run.allowed,
+        encoding=own.encoding,
+        labelled=False,
+    )
+    takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
+    if takes != gives:
+        raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
+    return other
+
+
 def _foreign(run: Run) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Foreign rows by kind, and a name for all that decides them."""
     found: dict[str, npt.NDArray[Any]] = {}
     source: dict[str, Any] = {"data": run.dataset.digest, "seed": run.config.seed, "rows": ROWS}
     if run.config.elsewhere is not None:
-        own = run.dataset.signature
-        other = load(run.config.elsewhere, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
-        takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
-        if takes != gives:
-            raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")
-        found[NAMED] = other.part("test").inputs[:ROWS]
+        other = _named(run, run.config.elsewhere)
+        found[NAMED] = other.part("test").inputs
         source[NAMED] = other.digest
     if sees_images(run.dataset.signature):
         found |= images_from_elsewhere(run.dataset.part("test").inputs[:ROWS], run.config.seed)
-    return found, fingerprint(source)
+    named = rows_from_elsewhere(run.config.data, run.dataset.signature, run.allowed)
+    if named:
+        source["named"] = {name: hashlib.sha256(rows.tobytes()).hexdigest() for name, rows in named.items()}
+    return found | named, fingerprint(source)

@@ -13,6 +13,7 @@ from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import (
     Boosting,
     Cascade,
+    Chain,
     Combined,
     Ensemble,
     Member,
@@ -29,7 +30,9 @@ from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.thresholds import NONE_LEAVES
 from orchestrator.ensemble.tree import distinct
 from orchestrator.pipeline.boosting import train_stages
+from orchestrator.pipeline.chaining import train_later
 from orchestrator.pipeline.context import Run
+from orchestrator.pipeline.elsewhere import out_of_scope
 from orchestrator.pipeline.evaluation import cost_of
 from orchestrator.pipeline.folding import out_of_fold_outputs
 
@@ -37,7 +40,7 @@ from orchestrator.pipeline.folding import out_of_fold_outputs
 def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool = False) -> tuple[Spec, str]:
     """Fit one ensemble of the run file and name its spec `<run>/<ensemble>` in the store.
 
-    What a boosting or a stack with folds lacks is trained first.
+    What a boosting, a chain or a stack with folds lacks is trained first.
 
     Args:
         run: whose.
@@ -56,6 +59,8 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool 
     if isinstance(tree, Boosting):
         tree = train_stages(run, name, tree, known, fresh=fresh)
     bound = bind(tree, known)
+    if isinstance(bound, Chain):
+        bound = train_later(run, name, bound, fresh=fresh)
     if isinstance(bound, Stacking) and bound.folds is not None:
         folded = out_of_fold_outputs(run, bound, fresh=fresh)
     promises = any(map(_promises, walk_nodes(bound)))
@@ -68,6 +73,7 @@ def fit_ensemble(run: Run, name: str, known: Mapping[str, Node], *, fresh: bool 
         cost=lambda member: float(cost_of(run, member.digest).macs),
         calibration=_rows(run, bound, "calibration") if promises else None,
         folded=folded,
+        outside=_out_of_scope(run, bound),
     )
     spec = Spec(
         name=name,
@@ -89,6 +95,13 @@ def _promises(node: Node) -> bool:
     return isinstance(node, Combined) and (node.prediction_sets is not None or node.intervals is not None)
 
 
+def _out_of_scope(run: Run, tree: Node) -> dict[Member, Output] | None:
+    """What members say of validation rows from elsewhere, where a reject asks for their recall."""
+    if not isinstance(tree, Combined) or tree.reject is None or tree.reject.recall is None:
+        return None
+    return out_of_scope(run, distinct(tree))
+
+
 def _rows(run: Run, tree: Node, part: PartName) -> tuple[dict[Member, Output], Output]:
     """Every member's outputs on a part, and its targets."""
     outputs = {member: run.outputs(member, part) for member in distinct(tree)}
@@ -108,6 +121,8 @@ def describe(tree: Node) -> str:
     if isinstance(tree, Boosting):
         stages = zip(tree.members, tree.factors or (), strict=True)
         return "sum of " + ", ".join(f"{factor:g} {label(stage)}" for stage, factor in stages)
+    if isinstance(tree, Chain):
+        return f"{label(tree.members[-1])}, which sees " + ", ".join(map(label, tree.members[:-1]))
     if isinstance(tree, Stacking):
         return "stack of " + ", ".join(map(label, tree.members))
     if isinstance(tree, Member):

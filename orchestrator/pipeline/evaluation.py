@@ -14,6 +14,7 @@ import numpy.typing as npt
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Node, Spec
 from orchestrator.ensemble.conformal import intervals, prediction_sets
+from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
 from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
@@ -135,6 +136,7 @@ def _latency(run: Run, row: TrialRow) -> Figures:
         "execution": row.execution,
         "median": row.latency_ms,
         "ci": list(row.latency_ci),
+        "p95": row.p95_ms,
     }
 
 
@@ -152,6 +154,7 @@ def _shown(record: Mapping[str, Any]) -> Figures:
         "execution": record["execution"],
         "median": record["median_ms"],
         "ci": record["ci"],
+        "p95": record.get("p95_ms"),
     }
 
 
@@ -187,6 +190,17 @@ def _promised(tree: Node, prediction: Prediction, targets: npt.NDArray[Any]) -> 
             "covered_ci": list(wilson(covered, len(targets))),
             "mean_size": float(sizes.mean()),
             "empty": float((sizes == 0).mean()),
+        }
+    dropped = rejected(tree, prediction)
+    if tree.reject is not None and dropped is not None:
+        right = prediction.outputs.argmax(axis=1) == targets
+        kept = int((~dropped).sum())
+        found["reject"] = {
+            "by": tree.reject.by,
+            "threshold": tree.reject.threshold,
+            "rejected": float(dropped.mean()),
+            "accuracy_kept": float(right[~dropped].mean()) if kept else None,
+            "accuracy_rejected": float(right[dropped].mean()) if kept < len(targets) else None,
         }
     if tree.intervals is not None:
         low, high = intervals(tree.intervals, prediction.outputs)

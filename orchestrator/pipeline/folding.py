@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Member, Stacking
+from orchestrator.config.ensemble import Chain, Member, Stacking
 from orchestrator.config.groups import fold_name
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.ensemble.node import Output
 from orchestrator.errors import EnsembleError
@@ -20,7 +21,7 @@ from orchestrator.training.ray_train import TrainJob
 
 
 def out_of_fold_outputs(
-    run: Run, stack: Stacking, *, fresh: bool = False
+    run: Run, stack: Stacking | Chain, *, fresh: bool = False
 ) -> tuple[dict[Member, Output], npt.NDArray[Any]]:
     """Outputs [N, K] of every member on the train rows, and their targets.
 
@@ -28,7 +29,7 @@ def out_of_fold_outputs(
 
     Args:
         run: whose.
-        stack: its members are models of the run, bound.
+        stack: its members are models of the run, bound; or a chain, before it is trained.
         fresh: forget settings and checkpoints kept under the trainings' names.
 
     Raises:
@@ -38,42 +39,50 @@ def out_of_fold_outputs(
     assert stack.folds is not None
     members = [member for member in stack.members if isinstance(member, Member)]
     jobs = {member: _jobs(run, member.name, stack.folds) for member in dict.fromkeys(members)}
-    every = [job for found in jobs.values() for job in found]
-    done = {} if fresh else finished(run, every)
-    if len(done) < len(every):
-        done = trained(run, every, fresh=fresh)
+    done = done_or_trained(run, [job for found in jobs.values() for job in found], fresh=fresh)
     outputs = {member: held_out(run, [done[job.name] for job in found]) for member, found in jobs.items()}
     return outputs, run.dataset.part("train").targets
 
 
-def held_out(run: Run, digests: Sequence[str]) -> Output:
+def done_or_trained(run: Run, jobs: list[TrainJob], *, fresh: bool) -> dict[str, str]:
+    """Name -> digest; what the store lacks is trained."""
+    done = {} if fresh else finished(run, jobs)
+    return done if len(done) == len(jobs) else trained(run, jobs, fresh=fresh)
+
+
+def without_folds(job: TrainJob, folds: int) -> list[TrainJob]:
+    """The same training once without each fold."""
+    return [
+        replace(job, name=fold_name(job.name, number, folds), fold=(number, folds)) for number in range(folds)
+    ]
+
+
+def held_out(run: Run, digests: Sequence[str], dataset: Dataset | None = None) -> Output:
     """Outputs [N, K] on the train rows, each fold's by the artifact that was trained without it.
 
     Args:
         run: whose rows.
         digests: the artifact of each fold.
+        dataset: the same rows as they were trained on; the run's when not given.
 
     Raises:
         EnsembleError: an artifact was trained on other rows than all those of the other folds.
     """
-    part = run.dataset.part("train")
+    dataset = dataset or run.dataset
+    part = dataset.part("train")
     fold, found = fold_of(len(part), len(digests)), []
     for number, digest in enumerate(digests):
         manifest = run.store.manifest(digest)
         allowed = rows_digest(part.ids[fold != number])
-        if manifest.data != run.dataset.digest or manifest.what.get("rows") != allowed:
+        if manifest.data != dataset.digest or manifest.what.get("rows") != allowed:
             raise EnsembleError(
                 f"the model of fold {number + 1} was not trained on the rows of the other folds alone",
                 digest[:12],
                 "train it anew with --fresh",
             )
-        found.append(run.outputs(Member(name=digest[:12], digest=digest), "train"))
+        found.append(run.outputs_on(Member(name=digest[:12], digest=digest), "train", dataset))
     return np.stack(found)[fold, np.arange(len(part))]
 
 
 def _jobs(run: Run, name: str, folds: int) -> list[TrainJob]:
-    entry = run.config.models[name]
-    return [
-        replace(job_of(run, fold_name(name, number, folds), entry, {}), fold=(number, folds))
-        for number in range(folds)
-    ]
+    return without_folds(job_of(run, name, run.config.models[name], {}), folds)

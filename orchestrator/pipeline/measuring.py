@@ -137,7 +137,7 @@ def with_latency(row: TrialRow, record: dict[str, Any]) -> TrialRow:
         return row.failed(str(record["error"]))
     low, high = record["ci"]
     slow, fast = record["ratio_ci"]
-    return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast))
+    return row.measured(record["median_ms"], (low, high), record["ratio"], (slow, fast), record.get("p95_ms"))
 
 
 def _got(call: Any) -> Any:

@@ -25,6 +25,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.data import Image
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.signature import Signature
+from orchestrator.data.fit import columns_of, decode_of
 from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import ParquetInputs, reading
 from orchestrator.data.source import check_finite
@@ -45,10 +46,11 @@ class Columns:
     """Which columns of the input are what."""
 
     input: str | None = None
-    """Of images or tensors; found from the schema when there is one."""
+    """Of images, sound, text or tensors; found from the schema when there is one."""
     features: tuple[str, ...] = ()
-    """Numeric columns that make a row, in the order of training. Without them, and without a column of images
-    or tensors: all numeric ones that are not named below, in file order."""
+    """Columns that make a row, in the order of training. An ensemble that was trained on named columns knows
+    them. Others, without them and without a column of images or tensors, take all numeric ones that are not
+    named below, in file order."""
     ignore: tuple[str, ...] = ("label",)
     """No input."""
     keep: tuple[str, ...] = ()
@@ -192,8 +194,9 @@ class Worker:
             source,
             _decoder(signature),
             wanted=columns.input,
-            features=columns.features,
+            features=columns.features or columns_of(signature.encoding),
             others=(*columns.ignore, *columns.keep),
+            decode=None if signature.encoding is None else decode_of(signature.encoding),
         )
         with reading(source):
             kept = pq.read_table(source, columns=list(columns.keep)) if columns.keep else None
@@ -202,7 +205,7 @@ class Worker:
         done = degraded = 0
         writer: pq.ParquetWriter | None = None
         try:
-            for block in inputs.blocks(inputs.rows):
+            for block in inputs.encoded(signature.encoding):
                 _check_fits(block, inputs, signature)
                 check_finite(block, done, inputs.name, inputs.columns)
                 prediction = predict(self._spec.tree, self._members, block, signature.task)

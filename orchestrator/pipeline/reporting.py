@@ -300,6 +300,8 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
             point["metric_ci"] = wilson(row.metric * count, count)
     if row.ok:
         point["latency_ms"], point["latency_ci"] = row.latency_ms, row.latency_ci
+        if row.p95_ms is not None:
+            point["p95_ms"] = row.p95_ms
         point["speedup"], point["speedup_ci"] = row.speedup, row.speedup_ci
     return point
 

@@ -156,8 +156,9 @@ def _origin(store: Store, name: str, digest: str) -> _Origin:
 
 
 def _belongs(origin: _Origin) -> bool:
-    """Whether it was trained for an ensemble that alone knows how: a boosting's stage, or without a fold."""
-    return not {"before", "fold"}.isdisjoint(origin.manifest.what)
+    """Whether it was trained for an ensemble that alone knows how: a boosting's stage, a chain's later model,
+    or without a fold."""
+    return not {"before", "fold", "sees"}.isdisjoint(origin.manifest.what)
 
 
 def _trained(name: str, origin: _Origin) -> InputError:

@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.local import check_port, serve_locally, serve_until_stopped
+from deployments.protocol.model import DATATYPE, INPUT
 from orchestrator.cluster import connected
+from orchestrator.config.encoding import Category, TableEncoding
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, children, walk_nodes
 from orchestrator.config.load import validate
 from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.config.signature import Signature
 from orchestrator.ensemble.combine import Floats, decision_margin
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import distinct, predict, replay
@@ -105,9 +108,7 @@ def _drive(run: Run, spec: Spec, url: str, serving: ServingSettings) -> dict[str
 
 def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray) -> np.ndarray:
     """One inference request with JSON tensors; float32 [K] probabilities or values."""
-    datatype = "UINT8" if spec.signature.input_dtype == "uint8" else "FP32"
-    tensor = {"name": "input", "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
-    body = json.dumps({"inputs": [tensor]})
+    body = json.dumps({"inputs": tensors_of(spec.signature, rows)})
     try:
         connection.request(
             "POST", f"/v2/models/{spec.name}/infer", body, {"Content-Type": "application/json"}
@@ -122,6 +123,24 @@ def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray)
     wanted = "probabilities" if spec.signature.task == "classification" else "values"
     outputs = {found["name"]: found["data"] for found in json.loads(text)["outputs"]}
     return np.asarray(outputs[wanted], dtype=np.float32).ravel()
+
+
+def tensors_of(signature: Signature, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Rows [N, ...] as a client would send them: one tensor, or one for each named column."""
+    encoding, count = signature.encoding, len(rows)
+    if not isinstance(encoding, TableEncoding):
+        datatype = DATATYPE[signature.input_dtype]
+        return [
+            {"name": INPUT, "shape": list(rows.shape), "datatype": datatype, "data": rows.ravel().tolist()}
+        ]
+    found = []
+    for place, column in enumerate(encoding.columns):
+        values: list[Any] = rows[:, place].tolist()
+        if isinstance(column, Category):
+            values = [None if code < 1 else column.values[int(code) - 1] for code in values]
+        datatype = "BYTES" if isinstance(column, Category) else "FP32"
+        found.append({"name": column.name, "shape": [count, 1], "datatype": datatype, "data": values})
+    return found
 
 
 def _in_process(run: Run, spec: Spec, inputs: np.ndarray) -> np.ndarray:

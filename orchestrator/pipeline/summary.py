@@ -91,7 +91,7 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
     )
     table.add_column("")
     table.add_column("name", overflow="fold")
-    for column in (summary_metric(summary), "95 % interval", "latency ms", "bytes"):
+    for column in (summary_metric(summary), "95 % interval", "latency ms", "p95 ms", "bytes"):
         table.add_column(column, justify="right")
     for kind, name, figures in _entries(summary):
         value, (low, high) = figures["metric"]["value"], figures["metric"]["ci"]
@@ -102,6 +102,7 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
             f"{value:.4f}",
             f"{low:.4f} to {high:.4f}",
             f"{time['median']:.3f} ({time['ci'][0]:.3f} to {time['ci'][1]:.3f})",
+            "" if time.get("p95") is None else f"{time['p95']:.3f}",
             f"{figures['bytes']:,}",
         )
     console.print(table)

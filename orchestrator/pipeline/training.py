@@ -42,7 +42,6 @@ def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None)
     for name in done:
         run.progress("train", f"{name}: finished before")
     if len(done) < len(jobs):
-        _check_imports(run)
         done = trained(run, jobs, fresh=fresh)
     digests = {name: (imported | done)[name] for name in entries}
     for name, digest in digests.items():
@@ -57,7 +56,11 @@ def trained(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[
         run: whose.
         jobs: all of them, finished or not.
         fresh: forget settings and checkpoints kept under their names.
+
+    Raises:
+        ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
     """
+    _check_imports(run, jobs)
     run.cluster()
     watch = TrainingWatch(run, {job.name: job.entry.training.epochs for job in jobs})
     return train_models(jobs, storage=run.folder / "training", on_event=watch, fresh=fresh)
@@ -78,7 +81,13 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
     transfer = entry.training.transfer
     folder = None
     if transfer is not None:
-        rows = load(transfer, seed=run.config.seed, cache=default_cache(), allowed=run.allowed)
+        rows = load(
+            transfer,
+            seed=run.config.seed,
+            cache=default_cache(),
+            allowed=run.allowed,
+            encoding=run.dataset.signature.encoding,
+        )
         folder = str(rows.folder)
     return TrainJob(
         name=name,
@@ -93,12 +102,15 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
     )
 
 
-def _check_imports(run: Run) -> None:
-    """Import what the run file names before Ray starts, instead of failing in a worker."""
+def _check_imports(run: Run, jobs: Sequence[TrainJob]) -> None:
+    """Import what the jobs name before Ray starts, instead of failing in a worker."""
     named = [run.config.metric.name]
-    for entry in run.config.models.values():
-        if isinstance(entry.model, ImportedModel):
-            named.append(entry.model.factory)
+    for entry in (job.entry for job in jobs):
+        named += [
+            model.factory
+            for model in (entry.model, *(entry.together or ()))
+            if isinstance(model, ImportedModel)
+        ]
         if isinstance(entry.training.loss, CustomLoss):
             named.append(entry.training.loss.loss)
     for path in named:

@@ -135,6 +135,7 @@ def _point(row: TrialRow) -> dict[str, Any]:
         "metric": row.metric,
         "drop": row.drop,
         "latency_ms": row.latency_ms,
+        "p95_ms": row.p95_ms,
         "bytes": row.bytes,
     }
 

@@ -111,7 +111,9 @@ def _row(node: dict[str, Any], depth: int, without: str = "") -> tuple[str, ...]
     )
 
 
-def _figure(value: float | list[float]) -> str:
+def _figure(value: float | list[float] | None) -> str:
+    if value is None:
+        return "no answer"
     return f"{value:.3f}" if isinstance(value, float) else _said(value)
 
 

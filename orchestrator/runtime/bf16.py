@@ -13,15 +13,22 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Instan
 
 
 class Bf16Body(nn.Module):
-    """Casts at both ends of a bfloat16 network."""
+    """Casts at both ends of a bfloat16 network.
+
+    Integers reach it as they are, and so does the input of a network that says `takes_float32`: it needs
+    exact numbers (codes, sound) and casts what it made of them.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.exact = any(getattr(part, "takes_float32", False) for part in network.modules())
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 in, float32 out."""
-        out: Tensor = self.network(x.to(torch.bfloat16)).to(torch.float32)
+        """float32 or integers in, float32 out."""
+        if x.is_floating_point() and not self.exact:
+            x = x.to(torch.bfloat16)
+        out: Tensor = self.network(x).to(torch.float32)
         return out
 
 
@@ -38,9 +45,10 @@ def to_bf16(module: nn.Module) -> nn.Module:
 
 
 def round_numbers(network: nn.Module, kept: tuple[type[nn.Module], ...]) -> None:
-    """Parameters and buffers to bfloat16, in place, but those of parts of a `kept` class."""
+    """Parameters and buffers to bfloat16, in place, but those of parts of a `kept` class, or that say so
+    (`keeps_float32`)."""
     for part in network.modules():
-        if not isinstance(part, kept):
+        if not isinstance(part, kept) and not getattr(part, "keeps_float32", False):
             for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.to(torch.bfloat16)

@@ -63,6 +63,8 @@ _NARROW = 127
 """Largest integer of an activation of 7 bits."""
 _RANGE_AT_RUN_TIME = torch.ops.quantized_decomposed.choose_qparams.tensor
 _FROM_SIGNATURE = ("preprocess.", "rescale.")
+_FROM_SETTINGS = ("body.front.even", "body.front.odd", "body.front.bands")
+"""Fixed matrices of spectrograms (`models.logmel`): larger than the network behind them."""
 
 
 class _RowLinear(nn.Linear):
@@ -201,14 +203,15 @@ def arguments(graph: fx.GraphModule) -> list[list[Any]]:
 
 
 def tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """The tensors that the graph reads, by name: what must be saved. Scaling comes from the signature."""
+    """The tensors that the graph reads, by name: what must be saved. Scaling comes from the signature, and a
+    spectrogram's matrices from the settings."""
     state = graph.state_dict(keep_vars=True)
     state.update(graph.named_buffers())
     names = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     return {
         name: state[name].detach()
         for name in sorted(names)
-        if name in state and not name.startswith(_FROM_SIGNATURE)
+        if name in state and not name.startswith(_FROM_SIGNATURE) and name not in _FROM_SETTINGS
     }
 
 

@@ -7,7 +7,8 @@ is made and at every start.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from orchestrator.config.ensemble import Member
 from orchestrator.config.steps import precision_of
 from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
-from orchestrator.models.served import Served
+from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.forms import cached, random_like
@@ -54,14 +55,51 @@ class Joint:
         """Why members that should be compiled run eagerly; None when none does."""
         self._graph, self._joined, self._alone = graph, tuple(joined), alone
 
-    def __call__(self, inputs: NDArray[np.generic]) -> dict[Member, NDArray[np.float32] | Exception]:
-        """Outputs [B, K] of each member for rows [B, *input_shape], or why it has none."""
+    def stacked(
+        self, inputs: NDArray[np.generic], begin: Callable[[Collection[Member]], bool]
+    ) -> NDArray[np.float32] | None:
+        """Outputs [B, M, K] of all members in their order, for rows [B, *input_shape]; None where one failed.
+
+        Args:
+            inputs: the rows.
+            begin: as for a call.
+        """
+        if self._graph is not None and not self._alone:
+            outputs = _tried(self._graph, inputs) if begin(self._joined) else None
+            return outputs if isinstance(outputs, np.ndarray) else None
+        found = self(inputs, begin)
+        parts = [found.get(member) for member in self.members]
+        arrays = [part for part in parts if isinstance(part, np.ndarray)]
+        alike = len(arrays) == len(parts) and len({part.shape for part in arrays}) == 1
+        return np.stack(arrays, axis=1) if alike else None
+
+    def __call__(
+        self,
+        inputs: NDArray[np.generic],
+        begin: Callable[[Collection[Member]], bool] = lambda _members: True,
+        without: Collection[Member] = (),
+    ) -> dict[Member, NDArray[np.float32] | Exception]:
+        """Outputs [B, K] of each member for rows [B, *input_shape], or why it has none.
+
+        Args:
+            inputs: the rows.
+            begin: told which members are computed next; False ends the call with what is known so far.
+            without: members that are left alone, and with one of the graph all of it.
+        """
         found: dict[Member, NDArray[np.float32] | Exception] = {}
-        if self._graph is not None:
+        if self._graph is not None and not any(member in without for member in self._joined):
+            if not begin(self._joined):
+                return found
             outputs = _tried(self._graph, inputs)
             for position, member in enumerate(self._joined):
                 found[member] = outputs if isinstance(outputs, Exception) else outputs[:, position]
-        return found | {member: _tried(one, inputs) for member, one in self._alone.items()}
+        for member, one in self._alone.items():
+            if member in without:
+                continue
+            if not begin((member,)):
+                break
+            found[member] = _tried(one, inputs)
+        return found
 
 
 def _tried(executable: Executable, inputs: NDArray[np.generic]) -> NDArray[np.float32] | Exception:
@@ -144,6 +182,8 @@ def _same_scaling(first: nn.Module, other: nn.Module) -> bool:
     if not (isinstance(first, Served) and isinstance(other, Served)):
         return False
     one, two = first.preprocess, other.preprocess
+    if not (isinstance(one, Preprocess) and isinstance(two, Preprocess)):
+        return type(one) is type(two)
     return torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
 
 
@@ -180,12 +220,19 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
 
 def _check(forward: Any, sample: Path, tolerance: float) -> None:
     """Refuse a graph whose answers to the kept rows are not those that were kept with them."""
-    with np.load(sample, allow_pickle=False) as kept:
-        rows, expected = kept["rows"], kept["outputs"]
-    with torch.inference_mode():
-        found = forward(torch.from_numpy(rows)).numpy()
-    error = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
-    if not error <= tolerance:  # NaN is one, too
+    try:
+        with np.load(sample, allow_pickle=False) as kept:
+            rows, expected = kept["rows"], kept["outputs"]
+        with torch.inference_mode():
+            found = forward(torch.from_numpy(rows)).numpy()
+        if found.shape != expected.shape:
+            raise ValueError(f"outputs {found.shape}, kept {expected.shape}")
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ExecutionError(
-            "the compiled graph answers otherwise than its models", f"{error:.2g}", "they run eagerly"
+            "the compiled graph cannot be checked", f"{type(error).__name__}: {error}", "they run eagerly"
+        ) from error
+    difference = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
+    if not difference <= tolerance:  # NaN is one, too
+        raise ExecutionError(
+            "the compiled graph answers otherwise than its models", f"{difference:.2g}", "they run eagerly"
         )

@@ -10,11 +10,12 @@ from torch import nn
 def split(module: nn.Module, ranks: Mapping[str, int]) -> None:
     """Replace the named layers, in place, by two of their rank; the new weights are not set.
 
-    A linear becomes linear -> linear, a convolution k x k to `rank` channels -> 1 x 1.
+    A linear becomes linear -> linear, a convolution k x k to `rank` channels -> 1 x 1, an embedding one
+    of `rank` features -> linear.
 
     Raises:
         AttributeError: there is no such layer.
-        TypeError: it is neither a linear nor a convolution without groups.
+        TypeError: it is neither a linear, a convolution without groups nor an embedding.
     """
     for name, rank in ranks.items():
         owner, _, leaf = name.rpartition(".")
@@ -38,6 +39,9 @@ def thin(layer: nn.Module, rank: int) -> nn.Sequential:
             padding_mode=layer.padding_mode,
         )
         second = nn.Conv2d(rank, layer.out_channels, 1, bias=layer.bias is not None)
+    elif type(layer) is nn.Embedding:
+        first = nn.Embedding(layer.num_embeddings, rank, layer.padding_idx)
+        second = nn.Linear(rank, layer.embedding_dim, bias=False)
     else:
         raise TypeError(f"{type(layer).__name__} has no product form")
     return nn.Sequential(first, second).to(layer.weight)

@@ -30,6 +30,7 @@ from orchestrator.config.steps import (
     Qat,
     Recovery,
     StaticInt8,
+    VocabularyPruning,
     WeightOnlyInt4,
     WeightOnlyInt8,
 )
@@ -41,6 +42,7 @@ from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.graphs import QUANTIZED, form_of
 from orchestrator.runtime.heads import keep_heads
 from orchestrator.runtime.lowrank import split
+from orchestrator.runtime.vocabulary import forget
 from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.store import Store
 
@@ -178,6 +180,19 @@ def _(
 ) -> nn.Module:
     with _fitting("heads"):
         keep_heads(module, decision["kept"])
+    return module
+
+
+@replay.register
+def _(
+    step: VocabularyPruning,  # noqa: ARG001
+    module: nn.Module,
+    decision: Mapping[str, Any],
+    signature: Signature,  # noqa: ARG001
+) -> nn.Module:
+    with _fitting("vocabulary"):
+        for name, kept in decision["kept"].items():
+            forget(module, name, kept)
     return module
 
 

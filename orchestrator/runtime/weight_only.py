@@ -54,9 +54,14 @@ class WeightOnlyConv2d(_WeightOnly, nn.Conv2d):
     """A convolution of small integers."""
 
 
+class WeightOnlyEmbedding(_WeightOnly, nn.Embedding):
+    """An embedding of small integers."""
+
+
 _FORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: WeightOnlyLinear,
     nn.Conv2d: WeightOnlyConv2d,
+    nn.Embedding: WeightOnlyEmbedding,
 }
 
 _PLAIN = {form: plain for plain, form in _FORMS.items()}

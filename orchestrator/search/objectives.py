@@ -41,6 +41,8 @@ class TrialRow:
     latency_ms: float = 0.0
     """Median over blocks at the settings' batch and threads."""
     latency_ci: tuple[float, float] = (0.0, 0.0)
+    p95_ms: float | None = None
+    """95th percentile of single calls by the clock; None where it was not measured."""
     speedup: float = 0.0
     """The parent's eager latency over this one, measured interleaved."""
     speedup_ci: tuple[float, float] = (0.0, 0.0)
@@ -86,6 +88,7 @@ class TrialRow:
         latency_ci: tuple[float, float],
         speedup: float,
         speedup_ci: tuple[float, float],
+        p95_ms: float | None = None,
     ) -> TrialRow:
         """This trial with its latency; failed when a number is not finite and positive."""
         numbers = (self.metric, latency_ms, *latency_ci, speedup, *speedup_ci)
@@ -96,6 +99,7 @@ class TrialRow:
             status="ok",
             latency_ms=latency_ms,
             latency_ci=latency_ci,
+            p95_ms=p95_ms,
             speedup=speedup,
             speedup_ci=speedup_ci,
         )

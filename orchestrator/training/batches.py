@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.config.training import Augment, Sample
+from orchestrator.config.training import Augment
 from orchestrator.data.dataset import Part
 from orchestrator.errors import TrainingError
 from orchestrator.training.augment import augment, views
-from orchestrator.training.sampling import drawn_rows
 
 TEACHER_BATCH = 256
 RESIDENT_SHARE = 0.25
@@ -80,22 +79,22 @@ class Rows:
         seed: int,
         batch_size: int,
         teacher: Teacher | None,
-        sample: Sample | None = None,
+        drawn: NDArray[np.int64] | None = None,
     ) -> None:
         self.inputs = wrap_array(part.inputs)
         self.targets = wrap_array(part.targets)
         self.ids = np.asarray(part.ids, dtype=np.int64)
         self.settings, self.seed = settings, seed
-        self.drawn = drawn_rows(len(part.ids), sample, seed)
+        self.drawn = np.arange(len(part.ids)) if drawn is None else drawn
         self.steps = steps_of(len(self.drawn), batch_size)
         self._teacher = teacher
         self._resident: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
     def epoch(
-        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int
+        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int, first: int = 0
     ) -> Iterator[Batch]:
-        """This rank's batches of an epoch.
+        """This rank's batches of an epoch, from step `first` on.
 
         The epoch is cut into steps of nearly equal size, so that no row is dropped and no tiny last batch
         disturbs the batch statistics; each step is dealt to the ranks row by row.
@@ -103,7 +102,7 @@ class Rows:
         view = epoch % views(self.settings)
         teacher, everything = self._teacher_outputs(view, device, channels_last), self._inputs_near(device)
         shuffled = self.drawn[order(len(self.drawn), self.seed, epoch)]
-        for step in np.array_split(shuffled, self.steps):
+        for step in np.array_split(shuffled, self.steps)[first:]:
             mine = step[rank::world]
             index = torch.from_numpy(mine)
             inputs = everything.index_select(0, index.to(everything.device))

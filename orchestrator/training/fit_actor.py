@@ -23,6 +23,7 @@ from orchestrator.mailbox import Mailbox, send
 from orchestrator.store.store import Store
 from orchestrator.training.job import TrainJob, drop_damaged, run_name
 from orchestrator.training.ray_worker import work
+from orchestrator.training.watch import STEP_TIMEOUT_S, hung_at
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ _v2: Any = ray.train  # At run time these are the classes of Train V2; type chec
 _trainer: Any = TorchTrainer
 
 # Ray Train answers a report only at the controller's next look, by default every 2 s.
-_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 
 class FitActor:
@@ -39,6 +41,8 @@ class FitActor:
     def __init__(self, mailbox: Mailbox) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # One more process a training, which only helps where another node can take over.
+        os.environ[_WATCHER] = "1" if sum(bool(node["Alive"]) for node in ray.nodes()) > 1 else "0"
         self._mailbox = mailbox
 
     def fit(self, job: TrainJob, workers: int, storage: Path) -> str | OrchestratorError:
@@ -66,7 +70,8 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
     Raises:
         TrainingError: it failed after its retries, or would fail again.
     """
-    if drop_damaged(storage / run_name(job)):
+    folder = storage / run_name(job)
+    if drop_damaged(folder):
         send(mailbox, job.name, "the record of its checkpoints was damaged, training starts over")
     resources = job.entry.resources
     least, most = resources.span
@@ -75,11 +80,12 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         each["GPU"] = resources.gpus
     trainer = _trainer(
         work,
-        train_loop_config={"job": job.plain(), "mailbox": mailbox},
+        train_loop_config={"job": job.plain(), "mailbox": mailbox, "folder": str(folder)},
         scaling_config=_v2.ScalingConfig(
             num_workers=least if least == most else (least, max(least, workers)),
             use_gpu=resources.gpus > 0,
             resources_per_worker=each,
+            label_selector=resources.labels,
         ),
         run_config=_v2.RunConfig(
             name=run_name(job),
@@ -96,8 +102,17 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         result = trainer.fit()
     except _v2.TrainingFailedError as error:
         tries = resources.max_failures + 1
+        often = "once" if tries == 1 else f"{tries} times"
+        place = hung_at(folder)
+        if place is not None:
+            limit_s = resources.step_timeout_s or STEP_TIMEOUT_S
+            raise TrainingError(
+                f"no step ended within {limit_s:g} s; its workers were ended {often}, at last in",
+                place,
+                f"see {folder}/hang-*.txt; raise resources.step_timeout_s if a step may take longer",
+            ) from error
         raise TrainingError(
-            f"its workers failed {'once' if tries == 1 else f'{tries} times'}",
+            f"its workers failed {often}",
             last_line(error),
             "run again to go on from the last epoch; see the workers' logs",
         ) from error

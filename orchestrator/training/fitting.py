@@ -71,6 +71,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         signature=signature,
         metric=job.metric,
         seed=job.seed,
+        sample_seed=job.sample_seed,
         threads=threads,
         device=device,
         teacher=said,
@@ -246,15 +247,19 @@ def _store_result(
     if job.fold is not None:
         what["fold"] = list(job.fold)
         what["rows"] = rows_digest(train_rows(job, dataset).ids)
+    if job.sees:
+        what["sees"] = list(job.sees)
     if job.before:
         what["before"] = [[digest, factor] for digest, factor in job.before]
+        if training.sample is not None:
+            what["sample_seed"] = job.sample_seed
     weights, epochs = _result(job, state)
     draft = Draft(
         model=job.entry.model,
         signature=signature_of(job, dataset),
         plan=(),
         decisions=(),
-        parents=tuple(filter(None, (job.teacher_digest, *(digest for digest, _ in job.before)))),
+        parents=tuple(filter(None, (job.teacher_digest, *job.sees, *(digest for digest, _ in job.before)))),
         data=dataset.digest,
         seed=job.seed,
         what=what,

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim as keep_name
-from orchestrator.config.groups import name_of
+from orchestrator.config.groups import name_of, nth_seed
 from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.load import open_cached
@@ -41,6 +41,8 @@ class TrainJob:
     """Cache folder of the transfer set that `entry.training.transfer` describes."""
     before: tuple[tuple[str, float], ...] = ()
     """Of a boosting's stage: digest and factor of each one before it, whose sum its outputs are added to."""
+    sees: tuple[str, ...] = ()
+    """Of a chain's later model: artifacts whose outputs stand in its rows, which decide them."""
     fold: tuple[int, int] | None = None
     """(number, of so many): train rows of this fold are left out (`data.split.fold_of`)."""
 
@@ -58,6 +60,7 @@ class TrainJob:
                 "metric": Metric.model_validate(values["metric"]),
                 "allowed": tuple(values["allowed"]),
                 "fold": None if values["fold"] is None else tuple(values["fold"]),
+                "sees": tuple(values["sees"]),
                 "before": tuple((digest, factor) for digest, factor in values["before"]),
             }
         )
@@ -87,9 +90,16 @@ class TrainJob:
         }
         if self.before:
             found["before"] = [list(pair) for pair in self.before]
+            if self.entry.training.sample is not None:
+                found["sample_seed"] = self.sample_seed
         if self.fold is not None:
             found["fold"] = list(self.fold)
         return found
+
+    @property
+    def sample_seed(self) -> int:
+        """Of the rows that `entry.training.sample` draws: each stage of a boosting draws others."""
+        return nth_seed(self.seed, len(self.before) + 1)
 
     def place(self) -> dict[str, Any]:
         """Which of the models of its training this is, and what they are; empty for one that stands alone."""

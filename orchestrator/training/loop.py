@@ -28,11 +28,13 @@ from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
 from orchestrator.training.lookahead import SlowWeights
-from orchestrator.training.losses import Loss, loss_settings, make_loss
+from orchestrator.training.losses import Loss, loss_settings, make_loss, weighed
 from orchestrator.training.offset import Offset, added
 from orchestrator.training.optim import make_optimizer, rate, set_rate
+from orchestrator.training.sampling import drawn_rows
 from orchestrator.training.sharding import Strategy
 from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def train(
     signature: Signature,
     metric: Metric,
     seed: int,
+    sample_seed: int | None = None,
     threads: int | None = None,
     device: str | torch.device = "cpu",
     teacher: Teacher | Offset | None = None,
@@ -62,6 +65,7 @@ def train(
     world: int = 1,
     strategy: Strategy = "ddp",
     allowed: Collection[str] = (),
+    watch: Watch | None = None,
 ) -> Iterator[EpochReport]:
     """Train a module in place, one report an epoch.
 
@@ -77,6 +81,7 @@ def train(
         signature: of the model.
         metric: what early stopping follows.
         seed: decides row order, augmentation and dropout.
+        sample_seed: decides which rows `settings.sample` draws; `seed` when not given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
@@ -89,13 +94,16 @@ def train(
         world: number of data-parallel processes.
         strategy: how to be data-parallel.
         allowed: import paths that a custom loss or metric may come from.
+        watch: told of each step; may ask for the state within an epoch.
 
     Raises:
         TrainingError: the loss is not finite, or the rows cannot be cut as asked.
         ConfigError: loss or augmentation does not fit the data.
     """
-    place = _Place(torch.device(device), threads, seed, rank, world, strategy, first_epoch)
+    drawn = seed if sample_seed is None else sample_seed
+    place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
+    run.watch = watch
     run.prepare(train, signature, teacher, masks or {})
     with run.borrowed_module():
         while not run.state.finished:
@@ -112,6 +120,7 @@ class _Place:
     device: torch.device
     threads: int | None
     seed: int
+    sample_seed: int
     rank: int
     world: int
     strategy: Strategy
@@ -158,6 +167,7 @@ class _Run:
         self.module, self.validation, self.settings = module, validation, settings
         self.place, self.metric, self.allowed, self.state = place, metric, allowed, state
         sharded = place.world > 1 and place.strategy == "fsdp"
+        self.watch: Watch | None = None
         self.images_last = settings.channels_last and validation.inputs.ndim == 4 and not sharded
 
     @contextmanager
@@ -181,22 +191,24 @@ class _Run:
         """Check the request; put module, optimizer and masks where they belong, and load the state."""
         settings, place = self.settings, self.place
         check_augment(settings.augment, signature)
-        chosen = loss_settings(settings, signature)
+        chosen = weighed(loss_settings(settings, signature), train.targets, signature.outputs)
         if isinstance(chosen, DistillationLoss) and teacher is None and not self.state.finished:
             raise ConfigError("a distillation loss needs a teacher", fix="name a teacher")
         self.loss: Loss = make_loss(chosen, signature, self.allowed)
         self.offset: Offset | None = None
         if isinstance(teacher, Offset):
             self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
-        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, settings.sample)
-        self._check_rows(len(self.rows.drawn))
+        drawn = drawn_rows(len(train), settings.sample, place.sample_seed)
+        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, drawn)
+        self._check_rows(len(drawn))
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
         if whole and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(
                 "pruning masks, sparsify, penalty, clip_weights and lookahead do not work under FSDP",
                 fix="use strategy ddp",
             )
-        if not self.state.epoch:
+        started = self.state.epoch or self.state.step
+        if not started:
             initialize(self.module, train)
         self.module.to(place.device)
         if self.images_last:
@@ -205,7 +217,7 @@ class _Run:
         if settings.compile and compiler_works(place.device.type):
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         self.optimizer = make_optimizer(self.module, settings)
-        if self.state.epoch:
+        if started:
             sharding.fill_model(self.module, self.state.model)
             sharding.fill_optimizer(self.module, self.optimizer, self.state.optimizer)
         self.constraints = Constraints(self.module, settings, masks)
@@ -240,11 +252,11 @@ class _Run:
         """All steps of an epoch -> mean loss over all ranks' rows, last learning rate."""
         settings, place = self.settings, self.place
         self.network.train()
-        total = torch.zeros((), device=place.device)
-        lr = 0.0
+        total = self._begun()
+        lr, first = 0.0, self.state.step
         which = place.first_epoch + epoch
-        batches = self.rows.epoch(which, place.device, self.images_last, place.rank, place.world)
-        for step, batch in enumerate(batches):
+        batches = self.rows.epoch(which, place.device, self.images_last, place.rank, place.world, first)
+        for step, batch in enumerate(batches, first):
             overall, steps = epoch * self.rows.steps + step, settings.epochs * self.rows.steps
             lr = rate(settings, overall, steps)
             self.constraints.begin(overall, step, steps)
@@ -264,9 +276,40 @@ class _Run:
             # Only the summed loss is the same on all ranks: a lone rank must not leave the others waiting.
             if place.world == 1 and step % CHECK_EVERY == 0:
                 self._check_finite(total.item(), epoch)
+            if self.watch is not None and self.watch.step() and self._can_pause(step + 1):
+                self._keep(self.watch, step + 1, total)
         mean = sharding.sum_over_ranks(total, place.world).item() / (self.rows.steps * place.world)
         self._check_finite(mean, epoch)
         return mean, lr
+
+    def _begun(self) -> Tensor:
+        """The sum of losses so far; of an epoch that goes on, random numbers go on as well."""
+        begun, place = self.state.begun, self.place
+        mine = begun.get(f"random{place.rank}")
+        if mine is not None and place.device.type == "cpu":
+            torch.set_rng_state(mine)
+        loss = begun.get("loss") if place.rank == 0 else None
+        return torch.zeros((), device=place.device) if loss is None else loss.clone().to(place.device)
+
+    def _can_pause(self, step: int) -> bool:
+        """Whether a state within an epoch is all that is needed: these keep more between steps."""
+        settings = self.settings
+        kept = settings.sparsify, settings.clip_weights, settings.lookahead
+        return step < self.rows.steps and kept == (None, None, None)
+
+    def _keep(self, watch: Watch, step: int, total: Tensor) -> None:
+        """Save the state within an epoch; the run goes on unchanged."""
+        state, world = self.state, self.place.world
+        state.model = sharding.model_tensors(self.module)
+        state.optimizer = sharding.optimizer_tensors(self.module, self.optimizer)
+        state.step = step
+        # Ranks add their sums at the epoch's end: the first has the sum of all, the others none.
+        whole = sharding.sum_over_ranks(total.clone(), world).cpu()
+        state.begun = {"loss": whole}
+        if self.place.device.type == "cpu":
+            found = sharding.gather_rows(torch.get_rng_state(), world)
+            state.begun |= {f"random{rank}": each for rank, each in enumerate(found)}
+        watch.save(state)
 
     def _whole_loss(self, loss: Tensor) -> Tensor:
         """With what constraints and the module itself (`Hinted`) add."""
@@ -310,7 +353,7 @@ class _Run:
         """The state at the end of an epoch: curve, weights, best weights, whether to go on."""
         state, settings, patience = self.state, self.settings, self.settings.patience
         state.curve.append(report)
-        state.epoch = report.epoch + 1
+        state.epoch, state.step, state.begun = report.epoch + 1, 0, {}
         state.model = sharding.model_tensors(self.module)
         state.optimizer = sharding.optimizer_tensors(self.module, self.optimizer)
         sign = 1.0 if larger_is_better(self.metric) else -1.0

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from functools import singledispatch
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -54,11 +57,37 @@ def make_loss(settings: object, signature: Signature, allowed: Collection[str] =
 @make_loss.register
 def _(settings: CrossEntropy, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
     _needs("classification", signature, "cross_entropy")
+    if settings.class_weights is None:
 
-    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
-        return functional.cross_entropy(outputs, targets, label_smoothing=settings.label_smoothing)
+        def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+            return functional.cross_entropy(outputs, targets, label_smoothing=settings.label_smoothing)
 
-    return loss
+        return loss
+    if settings.class_weights == "balanced" or len(settings.class_weights) != signature.outputs:
+        raise ConfigError(
+            "class_weights must be one number a class",
+            settings.class_weights,
+            f"there are {signature.outputs}",
+        )
+    weights = torch.tensor(settings.class_weights)
+
+    def weighted(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        rows = functional.cross_entropy(
+            outputs, targets, label_smoothing=settings.label_smoothing, reduction="none"
+        )
+        # Over the number of rows, not of weights: a batch of rare classes then counts as much as it should.
+        return (weights.to(rows.device)[targets] * rows).mean()
+
+    return weighted
+
+
+def weighed(settings: LossSettings, targets: NDArray[Any], classes: int) -> LossSettings:
+    """`class_weights: balanced` as numbers, from the labels [N] that are learned from."""
+    if not isinstance(settings, CrossEntropy) or settings.class_weights != "balanced":
+        return settings
+    counts = np.bincount(targets[targets >= 0], minlength=classes)
+    found = counts.sum() / (classes * np.maximum(counts, 1))
+    return settings.model_copy(update={"class_weights": tuple(np.where(counts, found, 1.0).tolist())})
 
 
 @make_loss.register

@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from orchestrator.cluster import offers
 from orchestrator.config.training import Resources
 from orchestrator.errors import OrchestratorError, ResourceError, TrainingError, last_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox
@@ -61,7 +62,7 @@ def train_models(
     """
     storage = storage.resolve()
     totals = _totals()
-    workers = {job.name: _check_resources(job, totals) for job in jobs}
+    workers = {job.name: _check_resources(job, _totals(job.entry.resources.labels)) for job in jobs}
     for job in jobs:
         claim(job, storage, fresh)
     return _Schedule(jobs, workers, totals, storage, on_event).run()
@@ -77,8 +78,10 @@ class _Totals:
     node_gpus: float
 
 
-def _totals() -> _Totals:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _totals(labels: Mapping[str, str] | None = None) -> _Totals:
+    """Of the nodes with these labels."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive if offers(node["Labels"], labels or {})]
     cpus = [float(node.get("CPU", 0)) for node in nodes]
     gpus = [float(node.get("GPU", 0)) for node in nodes]
     return _Totals(sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))
@@ -92,6 +95,13 @@ def _check_resources(job: TrainJob, totals: _Totals) -> int:
     """
     resources = job.entry.resources
     least, most = resources.span
+    if not totals.cpus and resources.labels:
+        wanted = ", ".join(f"{name}: {value}" for name, value in resources.labels.items())
+        raise ResourceError(
+            f"no node with cores has the labels that model '{job.name}' asks for",
+            wanted,
+            f"change models.{job.name}.resources.labels, or start such a node with 'ray start --labels'",
+        )
     fix = f"set models.{job.name}.resources lower, or join a larger cluster"
     for kind, each, node, total in (
         ("CPUs", resources.cpus, totals.node_cpus, totals.cpus),

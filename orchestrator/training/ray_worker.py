@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,10 +36,17 @@ from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.offset import Offset
 from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.watch import STEP_TIMEOUT_S, HangGuard, forget_hang, hung_at, trace_file
 
 log = logging.getLogger(__name__)
 
+_v2: Any = ray.train  # At run time this is Train V2; type checkers see V1.
+
 CHECKPOINT = "checkpoint"
+LOOK_S = 2.0
+"""Between two looks of a lone worker whether its node is about to be taken away."""
+LOOK_STEPS = 20
+"""The same of several workers, who have to look together."""
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
@@ -46,14 +56,15 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     Ray spends its retries on dead workers alone.
 
     Args:
-        config: `job` (`TrainJob.plain`) and `mailbox` (handle of the actor that takes reports).
+        config: `job` (`TrainJob.plain`), `mailbox` (handle of the actor that takes reports), and `folder` of
+            the run on shared storage.
 
     Returns:
         `{"digest": ...}` on rank 0, or `{"error": [what, value, fix]}`.
     """
     job = TrainJob.from_plain(config["job"])
     try:
-        return {"digest": _train(job, config["mailbox"])}
+        return {"digest": _train(job, config["mailbox"], Path(config["folder"]))}
     except OrchestratorError as error:
         return {"error": [error.what, error.value, error.fix]}
 
@@ -70,33 +81,40 @@ class _Ready:
     others: Views | Offset | None
 
 
-def _train(job: TrainJob, mailbox: Mailbox) -> str:
+def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     training, resources = job.entry.training, job.entry.resources
     torch.set_num_threads(resources.cpus)
     device = ray.train.torch.get_device() if resources.gpus else torch.device("cpu")
     with sharding.failing_together(world):
+        if rank == 0:
+            _tell_hang(job.name, folder, mailbox)
         ready = _prepare(job, device, rank, world, mailbox)
-    reports = train(
-        ready.module,
-        ready.rows,
-        ready.dataset.part("validation"),
-        training,
-        signature=signature_of(job, ready.dataset),
-        metric=job.metric,
-        seed=job.seed,
-        threads=resources.cpus,
-        device=device,
-        teacher=ready.others,
-        state=ready.state,
-        rank=rank,
-        world=world,
-        strategy=resources.strategy,
-        allowed=job.allowed,
-    )
-    for report in reports:
-        _report(job.name, report, ready.state, rank, mailbox)
+    with _watching(job, folder, rank, world, mailbox) as watch:
+        reports = train(
+            ready.module,
+            ready.rows,
+            ready.dataset.part("validation"),
+            training,
+            signature=signature_of(job, ready.dataset),
+            metric=job.metric,
+            seed=job.seed,
+            sample_seed=job.sample_seed,
+            threads=resources.cpus,
+            device=device,
+            teacher=ready.others,
+            state=ready.state,
+            rank=rank,
+            world=world,
+            strategy=resources.strategy,
+            allowed=job.allowed,
+            watch=watch,
+        )
+        for report in reports:
+            watch.alive()
+            _report(job.name, report, ready.state, rank, mailbox)
+            watch.alive()
     return store_results(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
@@ -111,6 +129,70 @@ def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox
     if not state.finished:
         others = said_by_others(job, store, dataset, rows, device, fill=rank == 0)
     return _Ready(dataset, store, rows, state, module, others)
+
+
+class _Watch:
+    """Ends a worker that hangs, and saves the state when the node of a worker is about to be taken away."""
+
+    def __init__(self, guard: HangGuard, name: str, rank: int, world: int, mailbox: Mailbox) -> None:
+        self._guard, self._name, self._rank, self._world, self._mailbox = guard, name, rank, world, mailbox
+        self._steps, self._looked, self._saved = 0, time.monotonic(), False
+
+    def step(self) -> bool:
+        """Whether a notice came that nothing was saved for yet."""
+        self._guard.step()
+        self._steps += 1
+        if self._world > 1:
+            due = self._steps % LOOK_STEPS == 0
+        else:
+            due = time.monotonic() - self._looked >= LOOK_S
+        if not due or self._saved:
+            return False
+        self._looked = time.monotonic()
+        return _v2.get_preemption_info() is not None
+
+    def alive(self) -> None:
+        """Something other than a step went on."""
+        self._guard.step()
+
+    def save(self, state: TrainState) -> None:
+        """A checkpoint within the epoch."""
+        self._saved = True
+        kept = {"epoch": state.epoch, "step": state.step}
+        if self._rank > 0:
+            ray.train.report(kept)
+            return
+        with TemporaryDirectory() as folder:
+            state.save(folder)
+            ray.train.report(
+                kept,
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"{CHECKPOINT}-{state.epoch:06d}-{state.step:08d}",
+            )
+        send(
+            self._mailbox,
+            self._name,
+            f"a node is about to be taken away: saved in epoch {state.epoch + 1} after step {state.step}",
+        )
+
+
+@contextmanager
+def _watching(job: TrainJob, folder: Path, rank: int, world: int, mailbox: Mailbox) -> Iterator[_Watch]:
+    """Whoever looks on for the length of the block."""
+    limit_s = job.entry.resources.step_timeout_s or STEP_TIMEOUT_S
+    guard = HangGuard(limit_s, trace_file(folder, rank))
+    try:
+        yield _Watch(guard, job.name, rank, world, mailbox)
+    finally:
+        guard.close()
+
+
+def _tell_hang(name: str, folder: Path, mailbox: Mailbox) -> None:
+    """Say why the attempt before was ended."""
+    place = hung_at(folder)
+    if place is not None:
+        send(mailbox, name, f"the last attempt hung at {place} and was ended")
+    forget_hang(folder)
 
 
 def _last_state() -> TrainState:
@@ -132,7 +214,8 @@ def _announce(
     """Say that the first epoch begins: it may take minutes."""
     training, cpus = job.entry.training, job.entry.resources.cpus
     where = f"{world} worker{'s' * (world > 1)} x {cpus} core{'s' * (cpus > 1)}, {device.type}"
-    begins = f"goes on after epoch {state.epoch}" if state.epoch else "starts"
+    begins = f"goes on after epoch {state.epoch}" if state.epoch or state.step else "starts"
+    begins += f", step {state.step} of the next" if state.step else ""
     several = f" for {job.entry.yields} models" if job.entry.yields > 1 else ""
     send(mailbox, job.name, f"{begins}: {training.epochs} epochs of {rows} rows{several}, {where}")
     if training.precision == "bf16" and device.type == "cpu" and not has_bf16_kernels():

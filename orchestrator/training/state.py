@@ -1,4 +1,4 @@
-"""What a training run is at an epoch boundary: enough to go on as if it had never stopped."""
+"""What a training run is at an epoch boundary, or within one: enough to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import CorruptArtifactError
 
 TENSORS = "state.safetensors"
 FACTS = "state.json"
-_GROUPS = ("model", "optimizer", "best")
+_GROUPS = ("model", "optimizer", "best", "begun")
 _SNAPSHOT = "snapshot"
 
 
@@ -58,7 +58,8 @@ class EpochReport:
 class TrainState:
     """Whole (never sharded) CPU tensors and plain values; `train` brings it up to date before each report.
 
-    Neither a random state nor a schedule is kept: both are pure functions of (seed, epoch, rank) and step.
+    At the end of an epoch neither a random state nor a schedule is kept: both are pure functions of (seed,
+    epoch, rank) and step.
     """
 
     epoch: int = 0
@@ -66,13 +67,17 @@ class TrainState:
     finished: bool = False
     """All epochs are done, or the run stopped early."""
     model: dict[str, Tensor] = field(default_factory=dict)
-    """`state_dict` after the last finished epoch."""
+    """`state_dict` after the last finished epoch, or after `step` steps of the next one."""
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """`<parameter>/<slot>`, such as `body.0.weight/momentum_buffer`."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """`state_dict` of the best epoch; kept only when the run has a patience."""
     snapshots: list[dict[str, Tensor]] = field(default_factory=list)
     """`state_dict` at the end of each finished cycle; kept only when the run has snapshots."""
+    step: int = 0
+    """Finished steps of the epoch that has begun; above 0 only in a state that was saved within an epoch."""
+    begun: dict[str, Tensor] = field(default_factory=dict)
+    """Of such an epoch: `loss`, the sum so far on this rank, and `random<rank>`, torch's CPU generators."""
     best_epoch: int | None = None
     curve: list[EpochReport] = field(default_factory=list)
 
@@ -104,6 +109,7 @@ class TrainState:
             "snapshots": len(self.snapshots),
             "curve": [report.plain() for report in self.curve],
             "sha256": _sha256(place / TENSORS),
+            **({"step": self.step} if self.step else {}),
         }
         (place / FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
@@ -122,6 +128,7 @@ class TrainState:
             tensors = load_file(place / TENSORS)
             state = cls(
                 epoch=facts["epoch"],
+                step=facts.get("step", 0),
                 finished=facts["finished"],
                 best_epoch=facts["best_epoch"],
                 curve=[EpochReport(**report) for report in facts["curve"]],

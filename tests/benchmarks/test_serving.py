@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from argparse import Namespace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import serving
-from benchmarks.serving_arms import BARE, FASTAPI, OURS, Case, arms, cases
+from benchmarks import serving, serving_blocks
+from benchmarks.serving_arms import BARE, BULK, FASTAPI, MANY, ONE, OURS, Arm, Case, baselines
 from benchmarks.serving_baselines.batcher import MOST_ROWS, Batcher
 from benchmarks.serving_baselines.body import HEADER_LENGTH, answer, parse
+from benchmarks.serving_blocks import Found, block, compare
 from benchmarks.serving_models import IMAGES, make
-from benchmarks.serving_ratios import MANY, STEPS, ratios, split
+from benchmarks.serving_parts import PARTS, Setting
+from benchmarks.serving_ratios import (
+    STEPS,
+    compiled_claims,
+    compressed_claims,
+    member_claims,
+    plain_claims,
+    split,
+)
 from benchmarks.serving_servers import Server, running
-from benchmarks.serving_wrk import available, load, write_script
+from benchmarks.serving_wrk import Load, available, load, write_script
 from deployments.protocol.model import Model, Tensor
 from deployments.protocol.rest import Codec
 from orchestrator.load.generate import closed_loop
@@ -66,13 +76,13 @@ def test_the_baselines_batcher_gathers_while_it_computes() -> None:
 
 
 def test_a_server_is_compared_measured_frozen_and_ended(tmp_path: Path) -> None:
-    models = make(tmp_path / "work", "eager")
-    arm = arms(models.folder, str(models.store.root), compiled=False)[FASTAPI]
+    models = make(tmp_path / "work", "eager", ["trio"])
+    arm = baselines(models.folder)[FASTAPI].sent(ONE)
     servers: list[Server] = []
     with running(servers):
         server = Server(FASTAPI, arm.command, free_port(), tmp_path / "server", {})
         servers.append(server)
-        serving._compare(server, arm, models)
+        compare(server, arm, models)
         body, headers = infer_body({"input": ROWS[:1]})
         request = post(f"{server.url}/v2/models/trio/infer", body, headers)
         server.pause()
@@ -91,17 +101,17 @@ def test_a_server_is_compared_measured_frozen_and_ended(tmp_path: Path) -> None:
     assert not server.processes()
 
 
-def test_other_answers_end_the_benchmark(tmp_path: Path) -> None:
+def test_a_server_with_other_answers_is_not_measured(tmp_path: Path) -> None:
     models = make(tmp_path / "work", "eager")
     other: Any = SimpleNamespace(
         folder=models.folder, images=models.images, expected=lambda *_: np.zeros((len(models.images), 10))
     )
-    arm = arms(models.folder, str(models.store.root), compiled=False)[FASTAPI]
+    arm = baselines(models.folder)[FASTAPI].sent(ONE)
     servers: list[Server] = []
     with running(servers):
         servers.append(Server(FASTAPI, arm.command, free_port(), tmp_path / "server", {}))
         with pytest.raises(RuntimeError, match="answers of trio differ by"):
-            serving._compare(servers[0], arm, other)
+            compare(servers[0], arm, other)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -123,33 +133,103 @@ def test_what_a_server_leaves_behind_is_ended(tmp_path: Path) -> None:
 
 
 def rows_of(rate: float) -> dict[tuple[str, str], dict[str, float]]:
-    """Rates that grow from server to server."""
-    found = {}
-    for number, (name, arm) in enumerate(arms(Path("f"), "s", compiled=True).items()):
-        for model in arm.models:
-            for case in cases(model):
-                found[name, case.name] = {"per_s": rate * (number + 1), "p50_ms": 1.0 + number}
-    return found
+    """Rates that grow from server to server, ours last."""
+    names = [*baselines(Path("f")), OURS]
+    cases = [ONE, MANY, BULK]
+    return {
+        (name, case.name): {"per_s": rate * (number + 1), "p50_ms": 1.0 + number}
+        for number, name in enumerate(names)
+        for case in cases
+    }
 
 
 def test_the_factors_of_the_split_multiply_to_the_whole_gain() -> None:
-    rows = rows_of(100.0)
-    found = ratios(rows, 1.2)
-    assert prod(step["factor"] for step in split(rows)) == pytest.approx(found["vs_composition"].value)
+    rows = {key: row for key, row in rows_of(100.0).items() if key[0] != BARE}
+    plain = plain_claims({key: row for key, row in rows.items() if "compiled" not in key[0]})
+    assert prod(step["factor"] for step in split(rows)) == pytest.approx(plain["vs_composition"].value)
     assert len(split(rows)) == len(STEPS)
-    assert found["vs_composition"].value == pytest.approx(11.0)
-    assert found["vs_best_baseline"].value == pytest.approx(11 / 8)
-    assert found["vs_best_baseline"].of == "over fastapi"
-    assert found["vs_best_compiled_baseline"].of == "over fastapi, compiled"
-    assert found["bulk_throughput"].value == pytest.approx(1.1)
-    assert not found["p50_vs_fastapi"].met
-    assert found["cold_start_s"].met
+    assert plain["vs_composition"].value == pytest.approx(11.0)
+    assert plain["vs_best_baseline"].value == pytest.approx(11 / 8)
+    assert plain["vs_best_baseline"].of == "over fastapi"
+    assert not plain["p50_vs_fastapi"].met
+    assert compiled_claims(rows)["vs_best_compiled_baseline"].of == "over fastapi, compiled"
 
 
-def test_without_compiled_baselines_there_is_no_split() -> None:
-    rows = {key: row for key, row in rows_of(1.0).items() if "compiled" not in key[0]}
-    assert split(rows) == []
-    assert "vs_best_compiled_baseline" not in ratios(rows, 1.0)
-    assert rows[OURS, MANY]["per_s"] > rows[FASTAPI, MANY]["per_s"]
-    assert {server for server, _ in rows} >= {OURS, BARE}
-    assert Case("trio", 16).name == MANY
+def test_what_was_not_measured_has_no_value_and_meets_no_goal() -> None:
+    rows: Any = {(OURS, MANY.name): {"failed": "it is gone"}, (FASTAPI, MANY.name): {"per_s": 3.0}}
+    claims = plain_claims(rows) | compiled_claims(rows) | member_claims(rows)
+    assert {claim.plain()["value"] for claim in claims.values()} == {None}
+    assert not any(claim.met for claim in claims.values())
+    assert {step["factor"] for step in split(rows)} == {None}
+
+
+def test_the_best_compressed_ensemble_is_the_fastest_that_keeps_its_accuracy() -> None:
+    rates = {"trio": 100.0, "trio-bf16": 150.0, "trio-int8": 300.0, "trio-half": 200.0}
+    rows: Any = {(OURS, Case(name, 16).name): {"per_s": rate} for name, rate in rates.items()}
+    rows[OURS, Case("trio-half", 16, rows=8).name] = {"per_s": 90.0}
+    rows["composition", Case("trio", 16, rows=8).name] = {"per_s": 3.0}
+    lost = {"trio-bf16": 0.0, "trio-int8": 0.02, "trio-half": 0.004}
+    claims = compressed_claims(rows, lost, "digits")
+    assert claims["compressed_gain"].value == pytest.approx(2.0)
+    assert claims["compressed_gain"].of.startswith("trio-half over trio")
+    assert claims["batch8_vs_composition"].value == pytest.approx(30.0)
+    none = compressed_claims(rows, {"trio-int8": 0.02}, "digits")
+    assert none["compressed_gain"].plain()["value"] is None
+
+
+class _Sleepy:
+    """Answers no block for a while after it was frozen."""
+
+    name = "sleepy"
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.waited = failures, 0
+
+    def wait_until(self, _request: Any, _within_s: float) -> None:
+        self.waited += 1
+
+    def load(self, *_: Any, **__: Any) -> Load:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise RuntimeError("0 of 0 requests failed")
+        return Load(10, 1.0, 0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(("failures", "blocks"), [(0, 1), (2, 1), (3, 0)], ids=["well", "late", "never"])
+def test_a_block_is_tried_three_times(failures: int, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    server: Any = _Sleepy(failures)
+    monkeypatch.setattr(serving_blocks, "load", server.load)
+    found = Found()
+    block(server, post("http://127.0.0.1:1/", b"", {}), "", Path(), MANY, 1, found)
+    assert len(found.blocks) == blocks
+    assert server.waited == min(failures + 1, 3)
+    assert bool(found.failed) == (blocks == 0)
+
+
+def test_a_part_fails_by_itself_and_finished_ones_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def works(_setting: Setting, _measure: Any) -> Any:
+        calls.append("works")
+        return [{"server": OURS, "per_s": 1.0}], member_claims({})
+
+    def breaks(_setting: Setting, _measure: Any) -> Any:
+        calls.append("breaks")
+        raise OSError("no room")
+
+    monkeypatch.setattr(serving, "PARTS", {"plain": works, "bulk": breaks})
+    monkeypatch.setattr(serving, "available", lambda: True)
+    asked = Namespace(work=tmp_path, quick=True, data=None, part=None, rounds=1, seconds=1)
+    rows, ratios = serving.measure(asked)
+    again, _ = serving.measure(asked)
+    assert calls == ["works", "breaks", "breaks"]
+    assert [row for row in rows if "failed" in row] == [{"part": "bulk", "failed": "OSError: no room"}]
+    assert {row.get("per_s") for row in again} >= {1.0}
+    assert ratios["eight_members_p50"].plain()["value"] is None
+
+
+def test_each_claim_belongs_to_a_part_that_exists() -> None:
+    assert list(PARTS) == ["plain", "compiled", "compressed", "members", "bulk", "cold_start", "json"]
+    assert Arm(("x",)).sent(ONE, MANY, BULK).models == ("trio", "bulk")

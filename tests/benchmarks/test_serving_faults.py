@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from argparse import Namespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.open_loop import Client, Response, poisson
-from benchmarks.serving_faults import Offline, _judged, measure, prepare, upper_bound
+from benchmarks.serving_faults import Offline, Sent, _judged, measure, prepare, upper_bound
+from orchestrator.load.connection import Reply
 from orchestrator.store.store import Store
-
-
-def test_arrivals_do_not_wait_for_answers() -> None:
-    async def slow(number: int) -> int:
-        await asyncio.sleep(0.3)
-        return number
-
-    found = asyncio.run(poisson(slow, 200, 0.5))
-    assert [number for number, _ in found] == list(range(len(found)))
-    assert 60 < len(found) < 150
-    assert min(seconds for _, seconds in found) >= 0.3
-
-
-def test_a_latency_counts_from_when_the_request_was_due() -> None:
-    async def blocks(number: int) -> None:
-        if number == 0:
-            time.sleep(0.3)  # the generator itself is late
-
-    found = asyncio.run(poisson(blocks, 100, 0.2))
-    assert found[1][1] > 0.1
-
-
-async def _server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while head := await reader.readuntil(b"\r\n\r\n"):
-        length = int(head.decode().split("Content-Length: ")[1].split("\r\n")[0])
-        body = await reader.readexactly(length)
-        if body == b"die":
-            writer.close()
-            return
-        if body != b"hang":
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (length, body))
-
-
-def test_the_client_keeps_connections_and_never_tries_again() -> None:
-    async def test() -> list[Response]:
-        server = await asyncio.start_server(_server, "127.0.0.1", 0)
-        client = Client("127.0.0.1", server.sockets[0].getsockname()[1], "/", 0.2)
-        try:
-            found = [await client.post(body) for body in (b"one", b"two", b"die", b"hang", b"three")]
-            assert len(client._idle) == 1
-            return found
-        finally:
-            await client.close()
-            server.close()
-
-    found = asyncio.run(test())
-    assert [response.status for response in found] == [200, 200, 0, 0, 200]
-    assert [response.body for response in found] == [b"one", b"two", b"", b"", b"three"]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +19,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
     return prepare(Store(tmp_path_factory.mktemp("faults") / "store"))
 
 
-def reply(probs: np.ndarray, members: str, degraded: bool) -> Response:
+def sent(probs: np.ndarray, members: str, degraded: bool, seconds: float = 0.01) -> Sent:
     facts = {"members_used": members, "degraded": degraded}
     outputs = [{"data": probs.tolist()}]
-    return Response(200, json.dumps({"parameters": facts, "outputs": outputs}).encode())
+    body = json.dumps({"parameters": facts, "outputs": outputs}).encode()
+    return Sent(0, Reply(200, body), seconds)
 
 
 def test_a_reply_is_right_only_if_it_is_what_its_members_say_and_it_says_so(offline: Offline) -> None:
@@ -88,12 +39,13 @@ def test_a_reply_is_right_only_if_it_is_what_its_members_say_and_it_says_so(offl
         (whole + 3e-4, "m0,m1,m2", False, 1),
     ]
     for probs, members, degraded, wrong in cases:
-        row = _judged([(reply(probs, members, degraded), 0.01)], offline, 0.2)
+        row = _judged([sent(probs, members, degraded)], offline, 0.2)
         assert row["wrong"] == wrong
         assert row["degraded"] == degraded
-    late = _judged([(reply(whole, "m0,m1,m2", False), 0.3), (Response(503), 0.01)], offline, 0.2)
-    assert (late["answered_in_time"], late["answered"]) == (0, 0.5)
-    assert late["statuses"] == {"200": 1, "503": 1}
+    others = [Sent(0, Reply(503, b""), 0.01), Sent(0, None, 5.0)]
+    late = _judged([sent(whole, "m0,m1,m2", False, 0.3), *others], offline, 0.2)
+    assert (late["answered_in_time"], late["answered"]) == (0, pytest.approx(1 / 3))
+    assert late["statuses"] == {"200": 1, "503": 1, "none": 1}
 
 
 def test_the_bound_beside_a_zero() -> None:

@@ -54,11 +54,15 @@ def distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
         ("torch_encoder", IMAGES, (CHANNELS, HEADS)),
         ("hugging_face_vit", IMAGES, (CHANNELS, HEADS)),
         ("hugging_face_encoder", FEATURES, (CHANNELS, HEADS)),
+        ("text_transformer", toys.TEXT, (CHANNELS, HEADS)),
+        ("hugging_face_text", toys.TEXT, (CHANNELS, HEADS)),
+        ("ft_transformer", toys.TABLE, (CHANNELS, HEADS)),
     ],
 )
 def test_transformers(tmp_path: Path, name: str, shape: tuple[int, ...], pruning: tuple[Step, ...]) -> None:
-    module, signature, settings = toys.toy(name) if name == "vit" else toys.imported(name, shape)
-    allowed = () if name == "vit" else (f"{toys.__name__}:{name}",)
+    built_in = name in toys.MODELS
+    module, signature, settings = toys.toy(name) if built_in else toys.imported(name, shape)
+    allowed = () if built_in else (f"{toys.__name__}:{name}",)
     store = Store(tmp_path)
     parent = toys.put(store, module, signature, settings)
     inputs = toys.rows(shape).inputs
@@ -80,6 +84,26 @@ def test_transformers(tmp_path: Path, name: str, shape: tuple[int, ...], pruning
     assert audited["left"] == 0
     # Of so small a model attention's products, which stay in float, are a large share.
     assert audited["share"] > 0.7
+
+
+@pytest.mark.parametrize("name", ["text_cnn", "audio_cnn", "wave_cnn"])
+def test_convolutions_over_text_and_sound(tmp_path: Path, name: str) -> None:
+    module, signature, settings = toys.toy(name)
+    store, rows = Store(tmp_path), toys.rows(signature.input_shape)
+    parent = toys.put(store, module, signature, settings)
+    context = toys.context(signature.input_shape)
+    pruned, recovered, int8 = follow(store, parent, (CHANNELS, RECOVER, StaticInt8()), context, ())
+    macs = [count(rebuild(store, one).module, signature).macs for one in (parent, pruned)]
+    assert macs[0] > macs[1]
+    wanted, inputs = answers(store, parent, rows.inputs, ()), rows.inputs
+    assert distance(answers(store, recovered, inputs, ()), wanted) < distance(
+        answers(store, pruned, inputs, ()), wanted
+    )
+    assert distance(answers(store, int8, inputs, ()), answers(store, recovered, inputs, ())) < 0.1
+    audited = audit(store, int8)["int8"]
+    # The spectrogram's products stay in float, and are said to.
+    assert {one["layer"] for one in audited["fell_back"]} == ({"body.front"} if name == "audio_cnn" else set())
+    assert store.artifact_bytes(int8) < store.artifact_bytes(recovered)
 
 
 def test_a_regression(tmp_path: Path) -> None:

@@ -8,15 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.compression.plan import Context, State
+from orchestrator.config.encoding import (
+    AudioEncoding,
+    Category,
+    Encoding,
+    NgramHashes,
+    Number,
+    TableEncoding,
+    TextEncoding,
+    Tokens,
+)
 from orchestrator.config.model import (
     Airbench,
     AirbenchKwargs,
+    AudioCnn,
+    AudioCnnKwargs,
+    AudioTransformer,
+    AudioTransformerKwargs,
     Cnn,
     CnnKwargs,
+    FtTransformer,
+    FtTransformerKwargs,
     ImportedModel,
     Mlp,
     MlpKwargs,
@@ -25,12 +42,21 @@ from orchestrator.config.model import (
     ResNet9,
     ResNet9Kwargs,
     ResNetKwargs,
+    TextCnn,
+    TextCnnKwargs,
+    TextNgrams,
+    TextNgramsKwargs,
+    TextTransformer,
+    TextTransformerKwargs,
     Vit,
     VitKwargs,
+    WaveCnn,
+    WaveCnnKwargs,
 )
 from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Part
 from orchestrator.models.build import build
+from orchestrator.models.text import text_view
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -44,6 +70,27 @@ _SIZES: dict[str, Any] = {
 }
 """Of the models of `transformers`."""
 
+TEXT, SOUND, TABLE = (22,), (1600,), (5,)
+ENCODINGS: dict[tuple[int, ...], Encoding] = {
+    TEXT: TextEncoding(
+        segments=(
+            NgramHashes(name="pieces", length=12, size=64),
+            Tokens(name="words", length=10, size=50, tokenizer="{}"),
+        )
+    ),
+    SOUND: AudioEncoding(rate=8000, length=1600),
+    TABLE: TableEncoding(
+        columns=(
+            Number(name="a", fill=0.0),
+            Category(name="b", values=("v", "w", "x", "y", "z")),
+            Number(name="c", fill=0.0),
+            Category(name="d", values=("u",)),
+            Number(name="e", fill=0.0),
+        )
+    ),
+}
+"""Of rows that are no images and no plain features, by their shape."""
+
 MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
     "mlp": (Mlp(kwargs=MlpKwargs(widths=(32, 16))), (12,)),
     "cnn": (Cnn(kwargs=CnnKwargs(channels=(8, 16), hidden=16)), (1, 8, 8)),
@@ -52,32 +99,72 @@ MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
     "mirror": (ResNet9(kwargs=ResNet9Kwargs(width=8, whiten=True, mirror=True)), (3, 16, 16)),
     "airbench": (Airbench(kwargs=AirbenchKwargs(widths=(8, 16))), (3, 16, 16)),
     "vit": (Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)), (3, 16, 16)),
+    "text_ngrams": (TextNgrams(kwargs=TextNgramsKwargs(dim=16, hidden=16)), TEXT),
+    "text_cnn": (TextCnn(kwargs=TextCnnKwargs(dim=16, widths=(1, 3), channels=16)), TEXT),
+    "text_transformer": (TextTransformer(kwargs=TextTransformerKwargs(dim=16, depth=1, heads=2)), TEXT),
+    "audio_cnn": (AudioCnn(kwargs=AudioCnnKwargs(mels=16, widths=(8, 16))), SOUND),
+    "audio_transformer": (AudioTransformer(kwargs=AudioTransformerKwargs(mels=16, dim=16, depth=1)), SOUND),
+    "wave_cnn": (WaveCnn(kwargs=WaveCnnKwargs(widths=(8, 16))), SOUND),
+    "ft_transformer": (FtTransformer(kwargs=FtTransformerKwargs(dim=16, depth=1)), TABLE),
+    "table_mlp": (Mlp(kwargs=MlpKwargs(widths=(32, 16))), TABLE),
 }
 
 
 def signature(shape: tuple[int, ...], task: str = "classification") -> Signature:
-    """Images where `shape` has three sizes, else feature rows."""
+    """Images where `shape` has three sizes; text, sound or a table where it is one of `ENCODINGS`; else
+    features."""
+    encoding, dtype = ENCODINGS.get(shape), _dtype(shape)
     scale: dict[str, Any] = {"mean": (120.0,) * shape[0], "std": (60.0,) * shape[0]}
+    if isinstance(encoding, TableEncoding):
+        numbers = [isinstance(column, Number) for column in encoding.columns]
+        scale = {"mean": [120.0 * one for one in numbers], "std": [60.0 if one else 1.0 for one in numbers]}
+    elif encoding is not None:
+        scale = {"mean": (), "std": ()}
     if task == "regression":
         scale |= {"target_mean": (3.0,) * CLASSES, "target_std": (2.0,) * CLASSES}
     return Signature(
         task="regression" if task == "regression" else "classification",
         input_shape=shape,
-        input_dtype="uint8" if len(shape) == 3 else "float32",
+        input_dtype=dtype,
         outputs=CLASSES,
+        encoding=encoding,
         **scale,
     )
 
 
+def _dtype(shape: tuple[int, ...]) -> Any:
+    return {TEXT: "int32", SOUND: "int16"}.get(shape, "uint8" if len(shape) == 3 else "float32")
+
+
 def rows(shape: tuple[int, ...], count: int = 64, seed: int = 0) -> Part:
-    """Rows whose class is seen in their mean."""
+    """Rows whose class is seen in their mean, their tokens, their pitch or a category."""
     random = np.random.default_rng(seed)
     targets = random.integers(0, CLASSES, count)
+    if shape == TEXT:
+        found = np.concatenate([_texts(random, targets, 12, 64), _texts(random, targets, 10, 50)], axis=1)
+        return Part(found, targets, np.arange(count))
+    if shape == SOUND:
+        time = np.arange(shape[0]) / 8000
+        wave = 3000 * np.sin(2 * np.pi * 400 * (1 + targets[:, None]) * time)
+        noisy = wave + random.normal(0, 300, (count, *shape))
+        return Part(noisy.astype(np.int16), targets, np.arange(count))
     values = random.normal(60 + 30 * targets.reshape(-1, *(1 for _ in shape)), 40, (count, *shape)).clip(
         0, 255
     )
     inputs = values.astype(np.uint8 if len(shape) == 3 else np.float32)
+    if shape == TABLE:
+        inputs[:, 1], inputs[:, 3] = targets + 1, random.integers(0, 2, count)
     return Part(inputs, targets, np.arange(count))
+
+
+def _texts(
+    random: np.random.Generator, targets: NDArray[np.int64], length: int, size: int
+) -> NDArray[np.int32]:
+    """Random tokens, half of them the class's own, of random number; what is behind them is padding."""
+    tokens = random.integers(2 + CLASSES, size, (len(targets), length))
+    tokens = np.where(random.random(tokens.shape) < 0.5, 2 + targets[:, None], tokens)
+    ends = random.integers(1, length + 1, (len(targets), 1))
+    return np.where(np.arange(length) < ends, tokens, 0).astype(np.int32)
 
 
 def model(settings: ModelSettings, of: Signature, allowed: tuple[str, ...] = ()) -> nn.Module:
@@ -333,6 +420,29 @@ def hugging_face_vit(signature: Signature) -> nn.Module:
 def hugging_face_encoder(signature: Signature) -> nn.Module:  # noqa: ARG001
     """Model factory: an encoder of `transformers`, built from its config."""
     return _HuggingFaceEncoder()
+
+
+class _HuggingFaceText(nn.Module):
+    """A text encoder of `transformers` that sees tokens as our own models do."""
+
+    def __init__(self, of: Signature) -> None:
+        super().__init__()
+        self.view = text_view(of, "hugging_face_text", "words", ("tokens",))
+        config = transformers.BertConfig(vocab_size=self.view.size, max_position_embeddings=16, **_SIZES)
+        self.encoder = transformers.BertModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(16, of.outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = self.view(x)
+        seen = ids.ne(0).to(self.head.weight.dtype)
+        hidden = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
+        out: Tensor = self.head((hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True))
+        return out
+
+
+def hugging_face_text(signature: Signature) -> nn.Module:
+    """Model factory: a text encoder of `transformers`, built from its config."""
+    return _HuggingFaceText(signature)
 
 
 def grouped(signature: Signature) -> nn.Module:

@@ -64,6 +64,17 @@ def test_sets_belong_to_the_top_of_an_ensemble_and_to_its_task() -> None:
     assert "use prediction_sets" in refused(ensembles={"x": pair("big", "small") | wrong})
 
 
+def test_a_reject_belongs_to_the_top_of_a_classifier_s_ensemble() -> None:
+    asked = {"reject": {"by": "entropy", "keep": 0.9}}
+    found = run(ensembles={"x": pair("big", "small") | asked}).ensembles["x"]
+    assert found.reject is not None
+    assert (found.reject.by, found.reject.fitted) == ("entropy", False)
+    inner = {"kind": "parallel", "members": ["big", pair("big", "small") | asked]}
+    assert "reject belongs to the whole ensemble" in refused(ensembles={"x": inner})
+    recall = {"reject": {"recall": 0.9}}
+    assert "name 'elsewhere'" in refused(ensembles={"x": pair("big", "small") | recall})
+
+
 def pupil(ensemble: str, parent: str = "big") -> dict[str, Any]:
     step = {"kind": "distill", "model": {"factory": "mlp"}, "ensemble": ensemble}
     return {"parent": parent, "plan": [step]}
@@ -163,6 +174,14 @@ TOGETHER = {
         (
             {"ensembles": {"x": BOOSTING | {"members": [{"name": "small"}]}}},
             "ensembles.x: members, factors, train_losses and survivors are filled in by the run",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"members": ["big", "small"]}}},
+            "ensembles.x: members, factors, train_losses and survivors are filled in by the run",
+        ),
+        (
+            {"ensembles": {"x": BOOSTING | {"rounds": 1}}},
+            "ensembles.x.rounds: Input should be greater than or equal to 2",
         ),
         (
             {"ensembles": {"x": {"kind": "parallel", "members": ["big", BOOSTING]}}},

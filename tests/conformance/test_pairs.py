@@ -32,9 +32,8 @@ pytestmark = pytest.mark.slow
 
 KINDS: dict[str, Step] = {
     **{name: step for name, step in STEPS.items() if name == step.kind},
-    # A student that every later step can work on.
     "distill": Distill(
-        model=Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)),
+        model=Vit(),
         others=("other",),
         training=Training(epochs=1, batch_size=32, lr=0.01, loss=DistillationLoss()),
     ),
@@ -48,8 +47,13 @@ PAIRS = [
     for first, second in itertools.permutations(KINDS, 2)
     if KINDS[first].stage < KINDS[second].stage
 ]
-MODEL = "vit"
-"""The one architecture that every kind works on."""
+TEXT = "prune_vocabulary"
+STUDENTS: dict[str, ModelSettings] = {
+    "vit": Vit(kwargs=VitKwargs(patch=8, dim=16, depth=1, heads=2)),
+    "text_transformer": toys.MODELS["text_transformer"][0],
+}
+"""The architectures that every kind works on, of images and of text, each with a student that later steps can
+work on."""
 
 
 @dataclass(frozen=True)
@@ -63,30 +67,42 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     torch.set_num_threads(1)
     store = Store(tmp_path_factory.mktemp("pairs") / "store")
-    module, signature, settings = toys.toy(MODEL)
-    other = toys.near(module)
-    context = toys.context(signature.input_shape, other=lambda _: Other(lambda: other, None))
-    return World(store, settings, toys.state(module, signature), context)
+    found = {}
+    for name in STUDENTS:
+        module, signature, settings = toys.toy(name)
+        other = toys.near(module)
+        context = toys.context(signature.input_shape, other=lambda _, other=other: Other(lambda: other, None))
+        found[name] = World(store, settings, toys.state(module, signature), context)
+    return found
+
+
+def _model(pair: tuple[str, str]) -> str:
+    return "text_transformer" if TEXT in pair else "vit"
+
+
+def _step(name: str, model: str) -> Step:
+    step = KINDS[name]
+    return step.model_copy(update={"model": STUDENTS[model]}) if isinstance(step, Distill) else step
+
+
+def _rows(model: str) -> NDArray[Any]:
+    return toys.rows(toys.MODELS[model][1], 33, seed=5).inputs
 
 
 @pytest.fixture(scope="module")
-def rows() -> NDArray[Any]:
-    return toys.rows(toys.MODELS[MODEL][1], 33, seed=5).inputs
-
-
-@pytest.fixture(scope="module")
-def made(world: World, rows: NDArray[Any]) -> dict[tuple[str, str], tuple[str, NDArray[np.float32]]]:
+def made(worlds: dict[str, World]) -> dict[tuple[str, str], tuple[str, NDArray[np.float32]]]:
     """Of each pair the stored artifact, and the outputs of the plan's module before it was ever saved."""
     found = {}
-    for first, seconds in itertools.groupby(PAIRS, key=lambda pair: pair[0]):
-        between = run_step(KINDS[first], world.start, world.context)
-        for _, second in seconds:
-            after = run_step(KINDS[second], between, world.context)
+    for (first, model), pairs in itertools.groupby(PAIRS, key=lambda pair: (pair[0], _model(pair))):
+        world = worlds[model]
+        between = run_step(_step(first, model), world.start, world.context)
+        for pair in pairs:
+            after = run_step(_step(pair[1], model), between, world.context)
             executable = of_module(after.module, after.signature, _execution(after), batch=8)
-            found[first, second] = _put(world, after), executable(rows)
+            found[pair] = _put(world, after), executable(_rows(model))
     return found
 
 
@@ -104,13 +120,12 @@ def _put(world: World, state: State) -> str:
 
 @pytest.fixture(scope="module")
 def fresh(
-    world: World,
+    worlds: dict[str, World],
     made: dict[tuple[str, str], tuple[str, NDArray[np.float32]]],
-    rows: NDArray[Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, NDArray[np.float32]]:
-    wanted = {digest: rows for digest, _ in made.values()}
-    return fresh_outputs(world.store, wanted, tmp_path_factory.mktemp("fresh"))
+    wanted = {digest: _rows(_model(pair)) for pair, (digest, _) in made.items()}
+    return fresh_outputs(worlds["vit"].store, wanted, tmp_path_factory.mktemp("fresh"))
 
 
 def _execution(state: State) -> Execution:

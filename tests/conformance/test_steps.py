@@ -16,7 +16,15 @@ from torch import nn
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Other
 from orchestrator.config.measure import Execution
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config.model import (
+    AudioCnn,
+    AudioCnnKwargs,
+    Mlp,
+    MlpKwargs,
+    ModelSettings,
+    TextCnn,
+    TextCnnKwargs,
+)
 from orchestrator.config.steps import (
     Bf16,
     ChannelPruning,
@@ -32,6 +40,7 @@ from orchestrator.config.steps import (
     Recovery,
     StaticInt8,
     Step,
+    VocabularyPruning,
     WeightOnlyInt4,
     WeightOnlyInt8,
 )
@@ -55,6 +64,7 @@ STEPS: dict[str, Step] = {
     "prune_channels_rounds": ChannelPruning(amount=0.5, criterion="taylor", scope="isomorphic", rounds=2),
     "prune_channels_macs": ChannelPruning(macs=0.6),
     "prune_heads": HeadPruning(amount=0.5),
+    "prune_vocabulary": VocabularyPruning(least=5),
     "prune_magnitude": MagnitudePruning(amount=0.5),
     "prune_magnitude_layer": MagnitudePruning(amount=0.5, scope="layer"),
     "prune_n_of_m": MagnitudePruning(n_of_m=(2, 4)),
@@ -73,10 +83,21 @@ STEPS: dict[str, Step] = {
     "int8_weight_only": WeightOnlyInt8(),
     "int4_weight_only": WeightOnlyInt4(group=16),
 }
-MODELS = ("mlp", "cnn", "resnet", "vit")
+MODELS = ("mlp", "cnn", "resnet", "vit", "text_cnn", "text_transformer", "audio_cnn", "ft_transformer")
+STUDENTS: dict[str, ModelSettings] = {
+    "text_transformer": TextCnn(kwargs=TextCnnKwargs(dim=8, widths=(1, 2), channels=8)),
+    "text_cnn": TextCnn(kwargs=TextCnnKwargs(dim=8, widths=(1, 2), channels=8)),
+    "audio_cnn": AudioCnn(kwargs=AudioCnnKwargs(mels=8, widths=(8,))),
+}
+"""Of distillation, where the rows are none for the step's own."""
+ATTENTIVE = ("vit", "text_transformer", "ft_transformer")
 UNSUPPORTED: dict[tuple[str, str], str] = {
-    **{("prune_heads", model): "it has no attention" for model in ("mlp", "cnn", "resnet")},
-    ("fp8", "resnet"): "its only linear is the head, of five outputs",
+    **{("prune_heads", model): "it has no attention" for model in MODELS if model not in ATTENTIVE},
+    **{("prune_vocabulary", model): "it has no tokens" for model in MODELS if not model.startswith("text")},
+    **{
+        ("fp8", model): "its only linear is the head, of five outputs"
+        for model in ("resnet", "text_cnn", "audio_cnn")
+    },
 }
 """(step, model) -> why."""
 
@@ -112,10 +133,11 @@ def applied(store: Store) -> dict[tuple[str, str], Applied]:
         context = toys.context(signature.input_shape, other=lambda _, other=other: Other(lambda: other, None))
         parent = toys.put(store, module, signature, settings)
         store.set_ref("other", toys.put(store, other, signature, settings))
-        after = run_step(STEPS[step], toys.state(module, signature), context)
+        plan = (_for(model, STEPS[step]),)
+        after = run_step(plan[0], toys.state(module, signature), context)
         executable = of_module(after.module, signature, _first(after.plan), batch=8)
         outputs = executable(toys.rows(signature.input_shape, 33, seed=5).inputs)
-        digest = apply_plan(store, parent, (STEPS[step],), context)
+        digest = apply_plan(store, parent, plan, context)
         found[step, model] = Applied(module, after, digest, outputs)
     return found
 
@@ -128,6 +150,12 @@ def fresh(
     rows = {model: toys.rows(toys.MODELS[model][1], 33, seed=5).inputs for model in MODELS}
     wanted = {case.digest: rows[model] for (_, model), case in applied.items()}
     return fresh_outputs(store, wanted, tmp_path_factory.mktemp("fresh"))
+
+
+def _for(model: str, step: Step) -> Step:
+    if isinstance(step, Distill) and model in STUDENTS:
+        return step.model_copy(update={"model": STUDENTS[model]})
+    return step
 
 
 def _first(plan: tuple[Step, ...]) -> Execution:

@@ -13,8 +13,10 @@ import pytest
 from orchestrator.config.ensemble import (
     VALUE_RULES,
     Boosting,
+    Chain,
     Combined,
     Ensemble,
+    Later,
     Member,
     Method,
     Node,
@@ -26,6 +28,7 @@ from orchestrator.config.ensemble import (
     leaves,
     with_children,
 )
+from orchestrator.config.model import Mlp
 from orchestrator.ensemble.quorum import answers_without
 from tests.ensemble.toys import A, B, C, D, cascade, mix, outputs, parallel, values
 
@@ -46,6 +49,9 @@ def stack(outputs: int) -> Stacking:
 
 BOOSTING = Boosting(policy="boosting", base="a", rounds=3, members=MEMBERS, factors=(0.5, 0.2, 0.3))
 """Factors of sum 1, so that values stay between those of the members."""
+SEER = D.model_copy(update={"sees": (A, B)})
+CHAIN = Chain(policy="chain", members=(A, B, SEER), later=(Later(model=Mlp()),))
+TABLE[SEER], VALUES[SEER] = TABLE[D], VALUES[D]
 RULES: dict[str, Ensemble] = {
     rule: Parallel(members=MEMBERS, rule=rule, weights=WEIGHTS if rule == "weighted_vote" else None)
     for rule in get_args(Rule)
@@ -73,6 +79,8 @@ TREES: dict[str, Ensemble] = {
     "cascade_of_means": cascade(A, B, C, thresholds=(0.6, 0.8), combine="mean"),
     "stacking": stack(3),
     "boosting": BOOSTING,
+    "chain": CHAIN,
+    "cascade_to_chain": cascade(A, CHAIN, thresholds=(0.6,)),
     "mix_of_boosting": mix(BOOSTING, D, weights=(0.6, 0.4)),
     "cascade_to_mix": cascade(A, mix(A, D, weights=(0.3, 0.7)), thresholds=(0.7,)),
     "mix_of_cascades": mix(
@@ -92,6 +100,7 @@ REGRESSION: dict[str, Ensemble] = {
     "gate": METHODS["gate"].model_copy(update={"gate": tuple(row[:3] for row in GATE)}),
     "stacking": stack(2),
     "boosting": BOOSTING,
+    "chain": CHAIN,
 }
 
 

@@ -1,10 +1,17 @@
-"""Images from elsewhere: made of nothing but a seed, or of an image's own pixels."""
+"""Rows from elsewhere: named files, and images made of nothing but a seed, or of an image's own pixels."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from orchestrator.data.elsewhere import images_from_elsewhere
+import numpy as np
+import pytest
+
+from orchestrator.config.data import EmbeddedData
+from orchestrator.data.elsewhere import images_from_elsewhere, rows_from_elsewhere
+from orchestrator.data.load import load
+from orchestrator.errors import DataError
+from tests.data import toy
 
 
 def test_noise_is_uniform_and_shuffling_keeps_each_image_own_pixels() -> None:
@@ -32,3 +39,30 @@ def test_the_seed_decides() -> None:
     for name in first:
         assert (first[name] == same[name]).all()
         assert (first[name] != other[name]).any()
+
+
+def test_named_files_are_encoded_as_the_data_and_need_no_labels(tmp_path: Path) -> None:
+    train = toy.write(tmp_path / "a.parquet", text=["fly to bonn", "play music"] * 30, label=toy.labels())
+    toy.write(tmp_path / "oos.parquet", text=["what is fly music", ""], label=[150, 150])
+    settings = toy.settings(train, elsewhere={"oos": "oos.parquet"})
+    dataset = load(settings, seed=0, cache=tmp_path / "cache")
+    found = rows_from_elsewhere(settings, dataset.signature)
+    assert found["oos"][:, :2].tolist() == [[1, 1], [1, 0]]
+    assert found["oos"][0, 2] > 1
+    assert load(toy.settings(train), seed=0, cache=tmp_path / "cache").digest == dataset.digest
+
+
+def test_named_files_of_images_and_numbers_are_decoded(tmp_path: Path) -> None:
+    images = toy.image_file(tmp_path / "a.parquet")
+    foreign = toy.pixels(5, seed=3)
+    toy.image_file(tmp_path / "b.parquet", foreign, label=[9] * 5)
+    settings = toy.settings(images, elsewhere={"others": "b.parquet"})
+    signature = load(settings, seed=0, cache=tmp_path / "cache").signature
+    found = rows_from_elsewhere(settings, signature)["others"]
+    assert np.array_equal(found, foreign.transpose(0, 3, 1, 2))
+    toy.image_file(tmp_path / "b.parquet", toy.pixels(5, (9, 9, 3)))
+    with pytest.raises(DataError, match=r"data\.elsewhere\.others are not of the data's form"):
+        rows_from_elsewhere(settings, signature)
+    with pytest.raises(DataError, match="data file not found"):
+        rows_from_elsewhere(toy.settings(images, elsewhere={"others": "none.parquet"}), signature)
+    assert rows_from_elsewhere(EmbeddedData(), signature) == {}

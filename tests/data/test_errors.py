@@ -71,8 +71,8 @@ def test_wrong_column(tmp_path: Path, wrong: dict[str, Any], parts: tuple[str, .
 
 
 def test_no_or_several_inputs(tmp_path: Path) -> None:
-    words = toy.write(tmp_path / "a.parquet", text=["a"] * 30, label=toy.labels(30))
-    refused(toy.settings(words), tmp_path, "no column of a.parquet can be the input", "text (string)")
+    days = toy.write(tmp_path / "a.parquet", day=pa.array([3] * 30, pa.date32()), label=toy.labels(30))
+    refused(toy.settings(days), tmp_path, "no column of a.parquet can be the input", "day (date32[day])")
     images = toy.structs([toy.png(image) for image in toy.pixels(30)])
     two = toy.write(tmp_path / "b.parquet", left=images, right=images, label=toy.labels(30))
     refused(toy.settings(two), tmp_path, "several columns", "left, right", "set data.input")
@@ -142,7 +142,7 @@ def test_sixteen_bit_images(tmp_path: Path) -> None:
     refused(toy.settings(path), tmp_path, "row 0", "more than 8 bits")
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e300])
 def test_features_that_are_not_finite(tmp_path: Path, value: float | None) -> None:
     column = pa.array([*np.arange(29.0), value, *np.arange(30.0)], pa.float64())
     path = toy.write(tmp_path / "a.parquet", x=np.arange(60), weight=column, label=toy.labels())

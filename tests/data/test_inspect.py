@@ -104,8 +104,11 @@ def test_image_folders(tmp_path: Path, nested: bool) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not found"):
         suggest(tmp_path / "none.parquet", "try")
-    path = toy.write(tmp_path / "a.parquet", sound=toy.structs([b"RIFF"] * 60), label=toy.labels())
+    path = toy.write(tmp_path / "a.parquet", scan=toy.structs([b"RIFF"] * 60), label=toy.labels())
     with pytest.raises(DataError, match=r"row 0 of a\.parquet holds no image"):
+        suggest(path, "try")
+    path = toy.write(tmp_path / "a.parquet", sound=toy.structs([b"RIFF"] * 60), label=toy.labels())
+    with pytest.raises(DataError, match=r"row 0 of a\.parquet is no PCM WAV file"):
         suggest(path, "try")
     gaps = toy.write(tmp_path / "b.parquet", x=np.arange(60), label=toy.labels() + 1)
     with pytest.raises(DataError, match="without gaps"):

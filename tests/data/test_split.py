@@ -94,6 +94,39 @@ def test_a_class_too_small_and_too_few_rows() -> None:
         cut(19, None, free_shares(Shares(), ()), seed=0, origin="x")
 
 
+def test_small_classes_may_be_spread() -> None:
+    labels = np.repeat([0, 1, 2, 3], [90, 3, 1, 6])
+    names = ("common", "few", "one", "enough")
+    parts = cut(100, labels, free_shares(Shares(), ()), seed=0, origin="x", classes=names, spread=True)
+    counts = {name: np.bincount(labels[rows], minlength=4).tolist() for name, rows in parts.items()}
+    assert {name: found[1:3] for name, found in counts.items()} == {
+        "train": [1, 1],
+        "validation": [1, 0],
+        "calibration": [0, 0],
+        "contract": [0, 0],
+        "test": [1, 0],
+    }
+    assert min(found[3] for found in counts.values()) == 1
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(100))
+    shares = free_shares(Shares(), ("test",))
+    with pytest.raises(DataError, match="class 'none' of x is too small"):
+        cut(100, labels, shares, seed=0, origin="x", classes=(*names, "none"), spread=True)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0])
+def test_a_long_tail_keeps_its_shares(exponent: float) -> None:
+    """Zipf's law over 60 classes: every part has every class, and the parts' sizes hold to a row a class."""
+    sizes = np.maximum(5, 3000 / np.arange(1, 61) ** exponent).astype(int)
+    labels = np.repeat(np.arange(60), sizes)
+    shares = free_shares(Shares(), ())
+    parts = cut(len(labels), labels, shares, seed=0, origin="x", classes=tuple(map(str, range(60))))
+    for name, rows in parts.items():
+        counts = np.bincount(labels[rows], minlength=60)
+        assert counts.min() >= 1
+        large = sizes >= 30
+        assert np.abs(counts - sizes * shares[name])[large].max() < 2
+
+
 def test_named_files_become_parts(tmp_path: Path) -> None:
     train = toy.image_file(tmp_path / "train.parquet", toy.pixels(60))
     toy.image_file(tmp_path / "val.parquet", toy.pixels(9, seed=1))

@@ -136,6 +136,8 @@ def browser(folder: Path) -> Iterator[Page]:
     command = [
         *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
         *("--hide-scrollbars", f"--user-data-dir={folder}", "--remote-debugging-pipe"),
+        # A microphone that beeps, and nobody to ask whether it may be used.
+        *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
     ]
     # The browser reads its third and writes its fourth descriptor.
     shell = ["bash", "-c", f'exec "$@" 3<&{to_it} 4>&{to_us}', "bash", *command]

@@ -23,21 +23,15 @@ from deployments.observe.members import Call, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.page.site import Site
 from deployments.protocol.model import describe
+from orchestrator.config.calibration import Reject
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import Prediction, distinct
 from orchestrator.errors import MemberFailedError
+from tests.deployments.raws import SIGNATURES
+from tests.deployments.toys import DIGITS
 
-DIGITS = Signature(
-    task="classification",
-    input_shape=(1, 8, 8),
-    input_dtype="uint8",
-    outputs=10,
-    classes=tuple("0123456789"),
-    mean=(78.0,),
-    std=(96.0,),
-)
 TABLE = Signature(
     task="regression",
     input_shape=(4,),
@@ -62,6 +56,15 @@ CASCADE = Spec(
 )
 PRICE = Spec(name="price", tree=WeightedMix(members=(SMALL, WIDE), weights=(0.5, 0.5)), signature=TABLE)
 SPECS = (MIX, CASCADE, PRICE)
+RAW_SPECS = tuple(
+    Spec(
+        name=name,
+        tree=WeightedMix(members=(SMALL, WIDE, DEEP), weights=(0.5, 0.3, 0.2), reject=Reject(threshold=0.6)),
+        signature=signature,
+    )
+    for name, signature in SIGNATURES.items()
+)
+"""Text, sound and named columns."""
 
 
 def linear(seed: int, signature: Signature, *, delay_s: float = 0.0, fails: float = 0.0) -> Call:
@@ -74,7 +77,7 @@ def linear(seed: int, signature: Signature, *, delay_s: float = 0.0, fails: floa
         await asyncio.sleep(delay_s * random.exponential())
         if random.random() < fails:
             raise MemberFailedError("this one fails at times")
-        scale = 64.0 if signature.input_dtype == "uint8" else 1.0
+        scale = {"uint8": 64.0, "int16": 8000.0, "int32": 16.0}.get(signature.input_dtype, 1.0)
         return np.asarray(rows.reshape(len(rows), -1) / scale @ weights, dtype=np.float32)
 
     return call

@@ -12,7 +12,7 @@ import pytest
 from deployments.contract import Contract
 from deployments.exchange import Answer, Question
 from deployments.protocol.model import describe
-from orchestrator.config.calibration import PredictionSets
+from orchestrator.config.calibration import PredictionSets, Reject
 from orchestrator.config.ensemble import Cascade, Member, Node, Spec, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.config.serving import BreakerSettings, GuardSettings, MemberOptions, ServingSettings
@@ -424,6 +424,14 @@ def test_explanation_is_worked_out_when_it_is_asked_for() -> None:
     ]
     plain = run(contract().answer(question(1, outputs=("prediction_set",)))).outputs
     assert list(plain) == ["probabilities", "label"]
+
+
+def test_rejected_rows_are_told_with_every_answer() -> None:
+    tree = TREE.model_copy(update={"reject": Reject(by="confidence", threshold=0.5)})
+    found = run(contract(tree).answer(question(1, 2, 3))).outputs
+    assert list(found) == ["probabilities", "label", "rejected"]
+    np.testing.assert_array_equal(found["rejected"], found["probabilities"].max(axis=1) < 0.5)
+    assert [(one.name, one.datatype) for one in describe(spec_of(tree)).outputs][2] == ("rejected", "BOOL")
 
 
 def test_nothing_leaks_over_thousands_of_requests_with_faults() -> None:

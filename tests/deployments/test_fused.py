@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 
 from deployments import fused as module
+from deployments import worker
 from deployments.exchange import Answer, Question
 from deployments.fused import Fused
 from deployments.placement import Here, Mixed
+from deployments.worker import HangingError
 from orchestrator.config.ensemble import Cascade, Parallel, Spec
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.tree import distinct
@@ -19,7 +22,7 @@ from orchestrator.runtime import execute, joint
 from orchestrator.store.store import Store
 from tests.deployments.toys import in_process, open_store, rows_of
 
-NAMES = ("alone", "average", "boosted", "cascade", "mix", "table", "nested", "cascades", "quorum")
+NAMES = ("alone", "average", "boosted", "chained", "cascade", "mix", "table", "nested", "cascades", "quorum")
 TIME_S = 20.0
 
 
@@ -76,22 +79,30 @@ def test_each_of_many_requests_gets_its_own_answer(served: tuple[Store, dict[str
         same(answer, store, spec, part)
 
 
-def test_requests_that_wait_share_one_walk(
-    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "walks"), [("mix", 0), ("cascade", 1)])
+def test_requests_that_wait_share_one_computation(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch, name: str, walks: int
 ) -> None:
     store, specs = served
-    walks: list[int] = []
+    walked: list[int] = []
+    asked: list[int] = []
+    walk, answers = module.walk, joint._tried  # type: ignore[attr-defined]
 
     def counted(tree: object, rows: int, task: object) -> object:
-        walks.append(rows)
+        walked.append(rows)
         return walk(tree, rows, task)  # type: ignore[arg-type]
 
-    walk = module.walk  # type: ignore[attr-defined]
+    def tried(executable: execute.Executable, inputs: np.ndarray) -> object:
+        asked.append(len(inputs))
+        return answers(executable, inputs)
+
     monkeypatch.setattr(module, "walk", counted)
-    rows = rows_of(specs["mix"])
-    ask(opened(store, specs["mix"]), *(rows[i : i + 1] for i in range(20)))
-    assert sum(walks) == 20
-    assert len(walks) == 1
+    monkeypatch.setattr(joint, "_tried", tried)
+    rows = rows_of(specs[name])
+    ask(opened(store, specs[name]), *(rows[i : i + 1] for i in range(20)))
+    assert walked == [20] * walks
+    assert asked[0] == 20
+    assert len(asked) == len(distinct(specs[name].tree))  # not compiled: each is called once
 
 
 def test_a_model_that_fails_fails_its_own_request_alone(
@@ -155,15 +166,51 @@ def test_no_time_and_no_room(served: tuple[Store, dict[str, Spec]]) -> None:
     assert len(refused) == 3
 
 
-def test_a_hanging_worker_is_unhealthy(
+def test_after_a_call_that_hangs_the_members_are_loaded_anew(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, specs = served
-    engine = opened(store, specs["mix"])
-    engine.check_health()
-    monkeypatch.setattr(module, "STUCK_S", -1.0)
-    with pytest.raises(MemberFailedError, match="still running"):
+    spec, go_on = specs["mix"], threading.Event()
+    rows = rows_of(spec)[:1]
+    engine = opened(store, spec)
+    assert isinstance(engine, Fused)
+    engine._hang_s = 0.1
+    member = distinct(spec.tree)[1]
+    monkeypatch.setitem(engine._groups[0]._alone, member, lambda _: go_on.wait(20))
+
+    async def test() -> Answer:
+        with pytest.raises(HangingError, match="a call hangs"):
+            await engine.predict(Question(rows, TIME_S))
+        assert engine._worker.hanging == {member}
         engine.check_health()
+        monkeypatch.setattr(worker, "STUCK_S", -1.0)
+        with pytest.raises(MemberFailedError, match="still running"):
+            engine.check_health()
+        engine._hang_s = TIME_S
+        return await engine.predict(Question(rows, TIME_S))
+
+    try:
+        same(asyncio.run(test()), store, spec, rows)
+    finally:
+        go_on.set()
+
+
+def test_a_quorum_answers_without_a_member_that_hangs(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec, go_on = specs["quorum"], threading.Event()
+    engine = opened(store, spec)
+    assert isinstance(engine, Mixed)
+    engine._groups[0]._hang_s = 0.1
+    hanging = distinct(spec.tree)[0]
+    monkeypatch.setitem(engine._groups[0]._joint._alone, hanging, lambda _: go_on.wait(20))
+    try:
+        (answer,) = ask(engine, rows_of(spec)[:1])
+    finally:
+        go_on.set()
+    assert answer.degraded
+    assert answer.missing == (hanging.name,)
 
 
 @pytest.mark.slow

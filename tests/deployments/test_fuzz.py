@@ -1,7 +1,4 @@
-"""Thousands of broken requests over every route, in process: none is answered by a defect, nothing leaks.
-
-`FUZZ_REQUESTS=100000` makes it a long one.
-"""
+"""Thousands of broken requests over every route, in process: none is answered by a defect, nothing leaks."""
 
 from __future__ import annotations
 
@@ -14,20 +11,30 @@ import os
 import random
 import tracemalloc
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
+from deployments.front import Front
+from deployments.http.admin import Admin
 from deployments.http.app import HttpApp
 from deployments.http.endpoints import Endpoints
 from deployments.protocol.datatypes import DATATYPES
+from orchestrator.config.serving import ServingSettings
 from tests.deployments.calling import Got, send
-from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front
+from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front, served
 from tests.deployments.pictures import encoded, png
+from tests.deployments.raws import COLUMNS, ROWS, SOUNDS, TONE, raw_front, wav
+from tests.deployments.released import NAME, Running, make_store
 from tests.deployments.test_predict import lists, stream
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
-ALLOWED = {200, 400, 404, 405, 408, 413, 415, 499}
+REQUESTS, MANY_REQUESTS = 2_000, 100_000
+ALLOWED = {200, 400, 404, 405, 408, 409, 413, 415, 499}
+GROWTH_BYTES = 50 * 2**20
 LEAK_BYTES = 8 * 2**20
 PIXELS = np.arange(18, dtype=np.uint8).reshape(3, 1, 2, 3)
 METHODS = ("GET", "POST", "POST", "POST", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "", "é")
@@ -77,9 +84,14 @@ QUERIES = (
 class Fuzz:
     """Makes requests from a seed: mostly good ones, with one or more things broken."""
 
+    models: tuple[str, ...] = ("images", "features")
+    kinds: tuple[str | None, ...] = KINDS
+    queries: tuple[str, ...] = QUERIES
+
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._paths = list(Endpoints(front()).table())
+        self._admin = list(Admin({}, ServingSettings()).routes())
         self._seeds = (
             png(PIXELS[0]),
             encoded(PIXELS[0], "JPEG"),
@@ -94,6 +106,8 @@ class Fuzz:
     def request(self) -> tuple[str, str, Any, dict[str, str], str]:
         """Method, path, body, headers, query."""
         rng = self._random
+        if rng.random() < 0.05:
+            return self._change()
         path = self._path()
         body, headers = self._infer() if path.endswith("infer") else self._plain()
         if rng.random() < 0.3:
@@ -111,6 +125,28 @@ class Fuzz:
         method = rng.choice(METHODS) if rng.random() < 0.5 else "POST"
         return method, path, parts, headers, self._query()
 
+    def _change(self) -> tuple[str, str, Any, dict[str, str], str]:
+        """Of a release, or labels."""
+        rng = self._random
+        digest = rng.choice(["0" * 64, "0", "x" * 64, "../..", ""])
+        body: dict[str, Any] = rng.choice(
+            [
+                {"weights": [rng.random(), 0.5]},
+                {"thresholds": [0.5]},
+                {"release": digest},
+                {"spec": rng.choice([NAME, "toys/other", digest])},
+                {"release": digest, "share": 0.1, "shadow": True},
+                {"labels": {"7": rng.choice([1, [1, 2], 99, -1])}},
+                {},
+            ]
+        )
+        if body and rng.random() < 0.5:
+            self._break(body)
+        path = rng.choice(self._admin).replace("{model}", rng.choice(["mix", "mix", "mix", "images", "é"]))
+        data = json.dumps(body).encode()
+        method = rng.choice(["POST", "POST", "POST", "GET", "DELETE", "PUT"])
+        return method, path, self._mutated(data) if rng.random() < 0.2 else data, {}, ""
+
     def _path(self) -> str:
         rng = self._random
         path = rng.choice(self._paths)
@@ -118,17 +154,15 @@ class Fuzz:
             path = rng.choice(["/v2/models/{model}/infer", "/predict", "/v2/models/{model}/predict"])
         model = rng.choice(["images", "features", "other", "é", "..", "%00", "stats", "a" * 3000])
         version = rng.choice([IMAGE_MODEL.version, FEATURE_MODEL.version, "1", ""])
-        path = path.replace("{model}", rng.choice(["images", "features", model])).replace(
-            "{version}", version
-        )
+        path = path.replace("{model}", rng.choice([*self.models, model])).replace("{version}", version)
         return path + rng.choice(["/", "//", "\0", "\n", "?"]) if rng.random() < 0.05 else path
 
     def _query(self) -> str:
         rng = self._random
-        return rng.choice(["model=images", "model=features"] if rng.random() < 0.5 else QUERIES)
+        return rng.choice([f"model={name}" for name in self.models] if rng.random() < 0.5 else self.queries)
 
     def _plain(self) -> tuple[bytes, dict[str, str]]:
-        kind = self._random.choice(KINDS)
+        kind = self._random.choice(self.kinds)
         return self._random.choice(self._seeds), {} if kind is None else {"Content-Type": kind}
 
     def _infer(self) -> tuple[bytes, dict[str, str]]:
@@ -146,6 +180,11 @@ class Fuzz:
         else:
             numbers = [0, 1, 255, 1.5, -3, 2**40, True]
             tensor["data"] = rng.choices(numbers[: rng.randrange(1, 8)], k=rows * rng.choice([3, 6]))
+        return self._sent(request, raw)
+
+    def _sent(self, request: dict[str, Any], raw: bytes) -> tuple[bytes, dict[str, str]]:
+        """A request with some of it broken, as body and headers."""
+        rng = self._random
         if rng.random() < 0.3:
             request["outputs"] = [
                 {
@@ -200,6 +239,71 @@ class Fuzz:
         return bytes(data)
 
 
+class RawFuzz(Fuzz):
+    """The same for models that take text, sound and columns."""
+
+    models = ("text", "audio", "table")
+    kinds = (*KINDS, None, None, None, "audio/wav", "audio/x-wav", "text/csv", "application/json")
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        words = ["book a flight", "", "é", "\0", "x" * 300, "  ", "\u202e", "[1]"]
+        self._words = words
+        self._last = ""
+        self._seeds = (
+            *(word.encode() for word in words),
+            json.dumps(words).encode(),
+            *SOUNDS,
+            wav(TONE, rate=44100, channels=2),
+            wav()[:50],
+            json.dumps(TONE.tolist()).encode(),
+            json.dumps([[0.5, -0.5], [0.1]]).encode(),
+            json.dumps(ROWS).encode(),
+            json.dumps({"rows": [{**ROWS[0], "age": 10**400}, ROWS[1]]}).encode(),
+            json.dumps([dict.fromkeys(ROWS[0], rng_value) for rng_value in (None, True, "3", [1])]).encode(),
+            stream(pa.array(words)),
+            stream(pa.array(SOUNDS)),
+            stream(pa.array([TONE, TONE[:3]])),
+            stream(*(pa.array(COLUMNS[name]) for name in COLUMNS), names=list(COLUMNS)),
+            stream(pa.nulls(5), pa.nulls(5), pa.nulls(5), names=list(COLUMNS)),
+        )
+
+    def _path(self) -> str:
+        self._last = super()._path()
+        return self._last
+
+    def _infer(self) -> tuple[bytes, dict[str, str]]:
+        rng = self._random
+        rows = rng.randrange(1, 4)
+        raw, inputs = b"", []
+        wanted = list(COLUMNS) if "/table/" in self._last else ["input"]
+        for name in wanted if rng.random() < 0.9 else rng.choice([["input"], [*COLUMNS, "x"], ["age"]]):
+            datatype = "BYTES" if name in ("input", "color") else "FP32"
+            shape = [rows, 1]
+            if rng.random() < 0.3:
+                datatype = rng.choice(["INT16", "INT32", rng.choice(DATATYPES)])
+                shape = rng.choice([[rows], [rows, 10], [2**31 - 1, 1], [0], [1, 2**40]])
+            tensor: dict[str, Any] = {"name": name, "shape": shape, "datatype": datatype}
+            if rng.random() < 0.5:
+                some = SOUNDS if "/audio/" in self._last else [*self._seeds, b"red", b""]
+                found = [rng.choice(some) for _ in range(rows)]
+                data = b"".join(len(one).to_bytes(4, "little") + one for one in found)
+                if datatype != "BYTES":
+                    data = rng.randbytes(rows * rng.choice([4, 4, 4, 1, 2, 8, 20, 40]))
+                if rng.random() < 0.2:
+                    data = self._mutated(data)
+                tensor["parameters"] = {"binary_data_size": len(data) + rng.choice([0] * 9 + [1])}
+                raw += data
+            else:
+                values = (
+                    [0, 1, 9, 1.5, None, -3, 2**40, True] if datatype != "BYTES" else [*self._words, None]
+                )
+                count = rows * rng.choice([1, 1, 1, 10])
+                tensor["data"] = rng.choices(values[: rng.randrange(1, 9)], k=count)
+            inputs.append(tensor)
+        return self._sent({"id": "7", "inputs": inputs, "parameters": {}}, raw)
+
+
 def check(got: Got, asked: Any) -> None:
     assert got.status in ALLOWED, (got, asked)
     assert int(got.headers["content-length"]) == len(got.body) or asked[0] == "HEAD", asked
@@ -220,11 +324,28 @@ async def run(fuzz: Fuzz, app: HttpApp, count: int) -> dict[int, int]:
     return found
 
 
-def test_no_request_is_answered_by_a_defect_and_nothing_leaks() -> None:
-    app = HttpApp(front(max_body_bytes=4096))
+def application(folder: Path) -> HttpApp:
+    """Three models, of one of which the releases can be changed."""
+    running = Running(make_store(folder), feedback={"every_s": 0, "answers": 100})
+    models = [served(IMAGE_MODEL), served(FEATURE_MODEL)]
+    mix = running.front.entries["mix"].served
+    limits = ServingSettings(deadline_s=10, max_body_bytes=4096)
+    return HttpApp(Front([*models, mix], limits), (), running.routes)
+
+
+def raw_application(_folder: Path) -> HttpApp:
+    """Models that take text, sound and columns."""
+    return HttpApp(raw_front(max_body_bytes=4096))
+
+
+@pytest.mark.parametrize(("make", "over"), [(Fuzz, application), (RawFuzz, raw_application)])
+def test_no_request_is_answered_by_a_defect_and_nothing_leaks(
+    make: type[Fuzz], over: Callable[[Path], HttpApp], tmp_path: Path
+) -> None:
+    app = over(tmp_path)
 
     async def test() -> tuple[dict[int, int], int]:
-        fuzz = Fuzz(seed=1)
+        fuzz = make(seed=1)
         await run(fuzz, app, REQUESTS // 2)  # caches fill
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
@@ -240,3 +361,25 @@ def test_no_request_is_answered_by_a_defect_and_nothing_leaks() -> None:
     assert found[200] > REQUESTS // 50, found  # good ones are among them
     assert {400, 404, 405, 415} <= set(found)
     assert grown < LEAK_BYTES, f"{grown} bytes"
+
+
+@pytest.mark.slow
+def test_after_a_hundred_thousand_requests_the_process_is_as_large_as_before(tmp_path: Path) -> None:
+    app = application(tmp_path)
+
+    async def test() -> int:
+        fuzz = Fuzz(seed=2)
+        await run(fuzz, app, MANY_REQUESTS // 20)
+        before = resident_bytes()
+        await run(fuzz, app, MANY_REQUESTS - MANY_REQUESTS // 20)
+        return resident_bytes() - before
+
+    grown = asyncio.run(test())
+    assert grown < GROWTH_BYTES, f"{grown} bytes"
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

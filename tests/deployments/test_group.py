@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.group import Group
+from deployments.worker import HangingError, Worker
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime.joint import Joint
@@ -38,11 +39,16 @@ class Computed:
         return call
 
 
-async def with_group(computed: Computed, test: Callable[[Group], Any]) -> Any:
+async def with_group(computed: Computed, test: Callable[[Group], Any], hang_s: float = math.inf) -> Any:
     alone: dict[Member, Any] = {member: computed.of(member) for member in (A, B)}
-    with ThreadPoolExecutor(1) as worker:
-        group = Group(Joint((A, B), None, (), alone, None), worker, max_rows=8, max_queued_rows=100)
+    group = Group(
+        Joint((A, B), None, (), alone, None), Worker("test"), hang_s=hang_s, max_rows=8, max_queued_rows=100
+    )
+    try:
         return await test(group)
+    finally:
+        computed.go_on.set()
+        await group.close()
 
 
 def rows(value: float) -> np.ndarray:
@@ -109,3 +115,34 @@ def test_a_caller_that_gives_up_leaves_the_others_their_answer() -> None:
         return await other
 
     assert asyncio.run(with_group(computed, test))[0, 0] == 2.0
+
+
+class Hangs(Computed):
+    """The first member hangs until it is told to go on; the second never does."""
+
+    def of(self, member: Member) -> Callable[[np.ndarray], np.ndarray]:
+        return super().of(member) if member is A else lambda rows: rows * 2
+
+
+def test_a_call_that_hangs_is_a_failure_of_its_member_until_it_returns() -> None:
+    computed = Hangs()
+
+    async def test(group: Group) -> list[Any]:
+        found = []
+        for value in (1, 2):
+            asked = (group.ask(A, rows(value)), group.ask(B, rows(value)))
+            found.append(await asyncio.gather(*asked, return_exceptions=True))
+        assert group._worker.hanging == {A}
+        computed.go_on.set()
+        while group._worker.hanging:
+            await asyncio.sleep(0.01)
+        found.append(await asyncio.gather(group.ask(A, rows(3)), group.ask(B, rows(3))))
+        return found
+
+    first, second, third = asyncio.run(with_group(computed, test, hang_s=0.05))
+    for hanging, sound in (first, second):
+        assert isinstance(hanging, HangingError)
+        assert sound[0, 0] > 0
+    assert [one[0, 0] for one in third] == [6.0, 6.0]
+    # The second request did not call it; the first call's answer, which came too late, is nobody's.
+    assert computed.calls == [[1.0], [3.0]]

@@ -208,6 +208,22 @@ def test_errors_are_status_codes(client: Any) -> None:
     assert client.is_server_live()
 
 
+def test_the_clients_deadline_is_that_of_the_question() -> None:
+    asked: list[float] = []
+    sound = served(IMAGE_MODEL)
+
+    async def predict(question: Question) -> Answer:
+        asked.append(question.timeout_s)
+        return await sound.predict(question)
+
+    over = Front([replace(sound, predict=predict)], ServingSettings(deadline_s=10))
+    with listening(over) as ports, triton.InferenceServerClient(f"127.0.0.1:{ports.grpc}") as found:
+        found.infer("images", [tensor(PIXELS)])
+        found.infer("images", [tensor(PIXELS)], client_timeout=6.0)
+    assert 6 < asked[0] <= 10
+    assert 0 < asked[1] <= 6
+
+
 def test_a_stream_goes_on_after_an_error(client: Any) -> None:
     found: queue.Queue[Any] = queue.Queue()
     client.start_stream(lambda result, error: found.put((result, error)))

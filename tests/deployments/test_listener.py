@@ -14,12 +14,12 @@ import pytest
 
 from deployments.exchange import Answer, Question, Served
 from deployments.http import listener
-from deployments.http.app import http_app
-from deployments.http.listener import HEAD_BYTES, Listener
+from deployments.http.app import HttpApp, http_app
+from deployments.http.listener import HEAD_BYTES, Listener, PortLock
 from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError
-from tests.deployments.listening import IMAGE_MODEL, free_port, served
+from tests.deployments.listening import IMAGE_MODEL, free_port, front, served
 
 ONE = b'{"inputs":[{"name":"input","shape":[1,1,2,3],"datatype":"UINT8","data":[1,2,3,4,5,6]}]}'
 INFER = b"POST /v2/models/images/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%b" % (
@@ -167,3 +167,104 @@ def test_bad_tls_files_are_told_at_the_start(tmp_path: Path) -> None:
             await Listener(http_app([served(IMAGE_MODEL)], settings), settings).start()
 
     run(test)
+
+
+async def read(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head and body of a reply."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return head, await reader.readexactly(length)
+
+
+def test_who_is_answered_or_about_to_ask_when_the_server_stops_is_not_cut_off() -> None:
+    async def test() -> None:
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def predict(question: Question) -> Answer:
+            if not asked.is_set():
+                asked.set()
+                await go_on.wait()
+            return await served(IMAGE_MODEL).predict(question)
+
+        settings = ServingSettings(port=free_port())
+        app = http_app([Served(IMAGE_MODEL, predict, served(IMAGE_MODEL).ready)], settings)
+        found = Listener(app, settings)
+        await found.start()
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", settings.port)
+        working, working_writer = await asyncio.open_connection("127.0.0.1", settings.port)
+        working_writer.write(INFER)
+        await asked.wait()
+        found.check_health()
+        stopping = asyncio.create_task(found.stop())
+        await asyncio.sleep(0.2)
+        with pytest.raises(OSError, match="Connect"):
+            await asyncio.open_connection("127.0.0.1", settings.port)
+        idle_writer.write(INFER)
+        head, _ = await read(idle)
+        assert b" 200 " in head
+        assert b"connection: close" in head.lower()
+        assert not await idle.read()
+        await asyncio.sleep(listener.IDLE_S + 0.3)
+        assert not stopping.done()
+        go_on.set()
+        head, body = await read(working)
+        assert b" 200 " in head
+        assert json.loads(body)["model_name"] == "images"
+        await stopping
+        with pytest.raises(ServingError, match="has stopped"):
+            found.check_health()
+        working_writer.close()
+        idle_writer.close()
+
+    run(test)
+
+
+def test_a_port_is_shared_with_servers_of_the_same_owner_alone() -> None:
+    port = free_port()
+    one, two, other = (PortLock("127.0.0.1", port, name) for name in ("app a", "app a", "app b"))
+    one.take()
+    two.take()
+    with pytest.raises(ServingError, match="another server listens on the port"):
+        other.take()
+    one.give_back()
+    with pytest.raises(ServingError, match="another server listens on the port"):
+        other.take()
+    two.give_back()
+    other.take()
+    other.give_back()
+
+
+class _Companion:
+    def __init__(self, name: str, events: list[str], error: ServingError | None = None) -> None:
+        self.name, self.events, self.error = name, events, error
+
+    async def start(self) -> None:
+        if self.error is not None:
+            raise self.error
+        self.events.append(f"start {self.name}")
+
+    async def stop(self) -> None:
+        self.events.append(f"stop {self.name}")
+
+    def check_health(self) -> None:
+        pass
+
+
+def test_what_was_started_is_stopped_when_another_cannot_start() -> None:
+    events: list[str] = []
+    beside = [_Companion("a", events), _Companion("b", events, ServingError("no port"))]
+    app = HttpApp(front(), beside)
+    said: list[Any] = []
+
+    async def test() -> None:
+        async def receive() -> Any:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        await app({"type": "lifespan"}, receive, send)
+
+    run(test)
+    assert events == ["start a", "stop a"]
+    assert said == [{"type": "lifespan.startup.failed", "message": "no port"}]

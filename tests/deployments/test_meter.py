@@ -42,6 +42,15 @@ def test_several_processes_are_added() -> None:
     assert sum(counts[:-1]) == 4
 
 
+def test_a_watched_gauge_is_read_when_it_is_looked_at() -> None:
+    meter, working = Meter("one"), [2, 3]
+    meter.watch(families.WORKING, value=lambda: working[0])
+    meter.watch(families.WORKING, value=lambda: working[1])
+    assert numbers([meter.snapshot()], families.WORKING) == {(): 5}
+    working[0] = 0
+    assert numbers([meter.snapshot()], families.WORKING) == {(): 3}
+
+
 def test_prometheus_reads_it() -> None:
     samples: dict[Any, float] = {
         (sample.name, *sorted(sample.labels.items())): sample.value

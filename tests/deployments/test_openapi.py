@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
+from deployments.http.admin import Admin
 from deployments.http.app import HttpApp
 from deployments.http.endpoints import Endpoints
+from orchestrator.config.serving import ServingSettings
 from tests.deployments.calling import send
 from tests.deployments.listening import IMAGE_MODEL, front, listening
 
-DOCUMENT: dict[str, Any] = asyncio.run(send(HttpApp(front()), "GET", "/openapi.json")).json()
+ADMIN = Admin({}, ServingSettings()).routes()
+DOCUMENT: dict[str, Any] = asyncio.run(send(HttpApp(front(), (), ADMIN), "GET", "/openapi.json")).json()
 
 
 def test_every_route_is_described_with_its_methods() -> None:
     described = {path: {verb.upper() for verb in item} for path, item in DOCUMENT["paths"].items()}
-    table = {path: set(handlers) for path, handlers in Endpoints(front()).table().items()}
+    table = {path: set(handlers) for path, handlers in (Endpoints(front()).table() | ADMIN).items()}
     del table["/v2/"]  # the other spelling of /v2
     assert described == table
 
@@ -42,6 +45,12 @@ def test_models_are_listed() -> None:
     (model, version) = DOCUMENT["paths"]["/v2/models/{model}/versions/{version}"]["get"]["parameters"]
     assert model["schema"]["enum"] == ["features", "images"]
     assert IMAGE_MODEL.version in version["schema"]["enum"]
+
+
+def test_without_releases_their_routes_are_not_described() -> None:
+    plain = asyncio.run(send(HttpApp(front()), "GET", "/openapi.json")).json()
+    assert not [path for path in plain["paths"] if path.startswith("/admin")]
+    assert "Promote" not in plain["components"]["schemas"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from orchestrator import keys
 from orchestrator.config.access import AccessSettings
 from orchestrator.config.serving import ServingSettings
 from tests.deployments.browser import Page, browser, needs_browser
+from tests.deployments.raws import COLUMNS, SOUNDS
 from tests.deployments.served import (
     CASCADE,
     MIX,
     PRICE,
+    RAW_SPECS,
     SMALL,
     WIDE,
     application,
@@ -215,6 +218,76 @@ def test_the_playground_answers_images_and_rows(page: Page, tmp_path: Path) -> N
         tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1, -2.5, 0.3, 4]}
         value = httpx.post(f"{url}/v2/models/price/infer", json={"inputs": [tensor]}).json()
         assert float(shown(page, ".verdict")) == pytest.approx(value["outputs"][0]["data"][0], rel=6e-3)
+    assert page.complaints == []
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_playground_takes_text_sound_and_columns(
+    page: Page, tmp_path: Path, width: int, scheme: str
+) -> None:
+    page.complaints.clear()
+    (tmp_path / "tone.wav").write_bytes(SOUNDS[2])
+
+    def choose(name: str) -> None:
+        page.run(f"document.querySelector('input[value={name}]').click()")
+        parts = [f"{part}-part" for part in ("image", "text", "audio", "table", "row")]
+        shown_parts = [part for part in parts if not page.run(f"document.querySelector('#{part}').hidden")]
+        assert shown_parts == [f"{name}-part"]
+
+    def verdict(url: str, name: str, body: Any, **more: Any) -> None:
+        page.until("document.querySelector('.verdict')")
+        answer = httpx.post(f"{url}/v2/models/{name}/predict", **({"json": body} if body else more)).json()
+        (row,) = answer["predictions"]
+        said = shown(page, ".verdict")
+        assert said.startswith(row["class"])
+        assert f"{100 * max(row['probabilities']):.1f} % sure" in said
+        assert ("Rejected" in shown(page, "#answer")) == row["rejected"]
+        assert "3 of 3 members" in shown(page, "#answer")
+        assert page.run("document.querySelectorAll('#answer tbody tr').length") == 3
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert _contrast(page) >= 4.5
+
+    with running(application(ServingSettings(), RAW_SPECS)) as url:
+        opened(page, url, width=width, scheme=scheme)
+        choose("text")
+        page.run("document.querySelector('#text').value = 'play some <b>jazz</b>'")
+        page.run("document.querySelector('#send').click()")
+        verdict(url, "text", ["play some <b>jazz</b>"])
+
+        choose("audio")
+        page.run("document.querySelector('#send').click()")
+        assert shown(page, "#row-note") == "give a sound first"
+        page.files("#sound", tmp_path / "tone.wav")
+        verdict(url, "audio", None, content=SOUNDS[2], headers={"Content-Type": "audio/wav"})
+        assert shown(page, "#sound-text") == "tone.wav, 0.0075 s"
+
+        choose("table")
+        fields = "[...document.querySelectorAll('#table-part input')]"
+        assert page.run(f"{fields}.map((one) => one.labels[0].textContent)") == [*COLUMNS]
+        page.run(f"{fields}.forEach((one, place) => {{ one.value = ['-2.5', 'red', ''][place]; }})")
+        page.run("document.querySelector('#send').click()")
+        verdict(url, "table", [{"age": -2.5, "color": "red", "hours per week": None}])
+    assert page.complaints == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_microphone_is_heard(page: Page) -> None:
+    """The browser's made-up microphone beeps once a second."""
+    with running(application(ServingSettings(), RAW_SPECS)) as url:
+        opened(page, url)
+        page.complaints.clear()  # the page of the test before was still polling
+        page.run("document.querySelector('input[value=audio]').click()")
+        page.run("document.querySelector('#record').click()")
+        page.until("document.querySelector('#record').getAttribute('aria-pressed') === 'true'")
+        time.sleep(1.5)
+        page.run("document.querySelector('#record').click()")
+        page.until("document.querySelector('.verdict')")
+        assert shown(page, "#sound-text").startswith("Recording, ")
+        assert float(page.run("document.querySelector('#wave').dataset.seconds")) > 0.1
+        assert shown(page, "#record") == "Record with the microphone"
     assert page.complaints == []
 
 

@@ -56,7 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             yield Running(port, store, {spec.name: spec for spec in specs})
 
 
-@pytest.mark.parametrize("name", [FUSED, MIXED, DISTRIBUTED])
+@pytest.mark.parametrize("name", [FUSED, MIXED, DISTRIBUTED, "chained"])
 def test_answers_are_the_same_everywhere(running: Running, name: str) -> None:
     spec = running.specs[name]
     client = InferenceServerClient(f"127.0.0.1:{running.port}", concurrency=8)

@@ -204,3 +204,10 @@ def test_a_small_file_with_a_huge_image_is_refused_by_its_head() -> None:
     assert len(buffer.getvalue()) < 20_000
     assert images.MAX_PIXELS < 20_000 * 2_000
     assert post(buffer.getvalue(), "image/png").status == 413
+
+
+def test_images_are_bounded_by_what_they_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_DECODED_BYTES", 12)
+    assert post(stream(pa.array([png(row) for row in PIXELS[:2]])), ARROW).status == 200
+    got = post(stream(pa.array([png(row) for row in PIXELS])), ARROW)
+    assert (got.status, "at most 2 images: 3" in got.json()["error"]) == (413, True)

@@ -11,76 +11,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.exchange import Answer, Question, Served
-from deployments.front import Front
-from deployments.http.admin import Admin
-from deployments.http.app import HttpApp
-from deployments.placement import Here
+from deployments.exchange import Answer, Question
 from deployments.protocol.model import describe
-from deployments.releases.controls import Controls
-from deployments.releases.follower import Follower
 from deployments.releases.trial import agreement, drawn
+from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec, WeightedMix
+from orchestrator.config.model import TextNgrams
 from orchestrator.config.release import FeedbackSettings
-from orchestrator.config.serving import AppSettings, ServingSettings
+from orchestrator.data.encode import encode
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import MemberFailedError, RefConflictError, ServingError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
+from tests.deployments.raws import signature
+from tests.deployments.released import NAME, Running, make_store
 from tests.deployments.toys import DIGITS, IMAGES, SMALL_MLP, in_process, put
-
-NAME = "toys/mix"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store with a mix of two models, under a ref."""
-    opened = Store(tmp_path / "store")
-    members = tuple(put(opened, f"mlp{seed}", SMALL_MLP, DIGITS, seed) for seed in (0, 1))
-    spec = Spec(name="mix", tree=WeightedMix(members=members, weights=(0.5, 0.5)), signature=DIGITS)
-    opened.set_ref(NAME, opened.put_spec(spec))
-    return opened
-
-
-class Running:
-    """A served name in this process, asked as clients ask."""
-
-    def __init__(self, store: Store, **serving: Any) -> None:
-        settings = ServingSettings.model_validate({"placement": "fused", "compile": False, **serving})
-        releases.first(store, NAME)
-        app = AppSettings(store=str(store.root), refs=(NAME,), serving=settings)
-        self.follower: Follower = Here(app, {}, NAME).follow(self._renew)
-
-        async def tell(method: str, *args: Any) -> list[Any]:
-            return [await getattr(self.follower, method)(*args)]
-
-        async def ready() -> None:
-            await self.follower.ready()
-
-        self.front = Front([Served(describe(self.follower.spec), self.follower.predict, ready)], settings)
-        self.routes = Admin({"mix": Controls(store, NAME, tell)}, settings).routes()
-        self.app = HttpApp(self.front, (), self.routes)
-
-    def _renew(self, spec: Spec) -> None:
-        self.front.renew(describe(spec))
-
-    async def admin(self, what: str, body: Any = None, method: str = "POST") -> Got:
-        path = "/admin/models/mix" + (f"/{what}" if what else "")
-        return await send(self.app, method, path, b"" if body is None else json.dumps(body).encode())
-
-    async def infer(self, rows: np.ndarray, request_id: str = "") -> dict[str, Any]:
-        tensor = {"name": "input", "shape": rows.shape, "datatype": "UINT8", "data": rows.ravel().tolist()}
-        body = {"inputs": [tensor]} | ({"id": request_id} if request_id else {})
-        got = await send(self.app, "POST", "/v2/models/mix/infer", json.dumps(body).encode())
-        assert got.status == 200, got.body
-        found: dict[str, Any] = got.json()
-        return found
-
-    async def state(self) -> dict[str, Any]:
-        (replica,) = (await self.admin("", method="GET")).json()["replicas"]
-        return dict(replica)
+    return make_store(tmp_path)
 
 
 def serving(store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
@@ -195,6 +147,56 @@ def test_a_release_that_cannot_run_changes_nothing(store: Store) -> None:
         assert await running.infer(IMAGES[:2]) == before
 
     serving(store, test)
+
+
+class Late(Running):
+    """What follows releases in another process: the front does not know at once."""
+
+    def _renew(self, spec: Spec) -> None:
+        pass
+
+
+def test_rows_that_an_earlier_release_encoded_are_refused(tmp_path: Path) -> None:
+    """The two give rows of one shape for the same text, but other numbers."""
+    store = Store(tmp_path / "store")
+    encodings = [
+        TextEncoding(segments=(NgramHashes(name="grams", length=6, size=64, lowercase=lowercase),))
+        for lowercase in (True, False)
+    ]
+    specs = [
+        Spec(name="mix", tree=put(store, "grams", TextNgrams(), signature(one), 1), signature=signature(one))
+        for one in encodings
+    ]
+    store.set_ref(NAME, store.put_spec(specs[0]))
+    text = "Book A Flight"
+
+    async def ask(running: Running) -> Got:
+        return await send(running.app, "POST", "/predict", text.encode(), {"Content-Type": "text/plain"})
+
+    def truth(place: int) -> list[float]:
+        probs = in_process(store, specs[place], encode(encodings[place], [text])).probs
+        assert probs is not None
+        found: list[float] = probs[0].tolist()
+        return found
+
+    async def test() -> None:
+        running = Late(store)
+        try:
+            (row,) = (await ask(running)).json()["predictions"]
+            assert row["probabilities"] == pytest.approx(truth(0), abs=1e-5)
+            promoted = await running.admin("promote", {"release": releases.put(store, NAME, specs[1])})
+            assert promoted.status == 200
+            got = await ask(running)
+            assert got.status == 503
+            assert "another release took over: mix. ask again" in got.json()["error"]
+            running.front.renew(describe(running.follower.spec))
+            (row,) = (await ask(running)).json()["predictions"]
+            assert row["probabilities"] == pytest.approx(truth(1), abs=1e-5)
+            assert truth(0) != pytest.approx(truth(1), abs=1e-5)
+        finally:
+            await running.follower.close()
+
+    asyncio.run(test())
 
 
 def test_a_defect_while_loading_changes_nothing_and_is_tried_again(

@@ -22,7 +22,8 @@ from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
-from tests.deployments.test_serving import ROOT, free_port
+from tests.deployments.rays import local_ray
+from tests.deployments.test_serving import free_port
 from tests.deployments.toys import DIGITS, IMAGES, SMALL_MLP, in_process, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -42,21 +43,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Sto
         {"port": port, "replicas": 2, "compile": False, "members": here | apart}
     )
     settings = AppSettings(store=str(store.root), refs=("toys/together", "toys/apart"), serving=serving)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        try:
-            with serve_locally(settings, ready_s=300) as url:
-                yield url, store
-        finally:
-            ray.shutdown()
+    with local_ray(), serve_locally(settings, ready_s=300) as url:
+        yield url, store
 
 
 class Load:

@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import ray
 import tritonclient.grpc as triton_grpc
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
@@ -36,9 +35,9 @@ from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import ClusterError, PortInUseError, ServingError
 from orchestrator.store.store import Store
 from tests.deployments.pictures import png
+from tests.deployments.rays import local_ray
 from tests.deployments.toys import in_process, open_store, rows_of
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -61,20 +60,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +82,27 @@ def running(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.close()
     assert serve.status().applications == {}
     check_port("127.0.0.1", port)
+
+
+def test_a_cascade_of_deployments_tells_its_stages(running: Running) -> None:
+    spec = running.specs["cascade"]
+    rows = rows_of(spec)[:8]
+    reply = httpx.post(
+        f"http://127.0.0.1:{running.port}/predict?model=cascade",
+        content=rows.tobytes(),
+        headers={"Accept": "text/event-stream", "Content-Type": "application/octet-stream"},
+        timeout=30,
+    )
+    assert reply.headers["content-type"] == "text/event-stream"
+    names, found = [], []
+    for event in reply.text.strip().split("\n\n"):
+        name, data = event.split("\n")
+        names.append(name.removeprefix("event: "))
+        found.append(json.loads(data.removeprefix("data: ")))
+    assert names == ["stage", "answer"]
+    expected = in_process(running.store, spec, rows).probs
+    said = [row["probabilities"] for row in found[-1]["predictions"]]
+    np.testing.assert_allclose(said, expected, atol=1e-5)
 
 
 def test_serving_needs_ray(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, Spec, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Chain, Later, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import Prediction, distinct, predict
@@ -53,6 +53,8 @@ def specs(store: Store) -> tuple[Spec, ...]:
     small, other = (put(store, f"mlp{seed}", SMALL_MLP, DIGITS, seed) for seed in (0, 1))
     cnn = put(store, "cnn", SMALL_CNN, DIGITS, 2)
     tables = tuple(put(store, f"table{seed}", SMALL_MLP, TABLE, seed) for seed in (0, 1))
+    shown = DIGITS.model_copy(update={"input_shape": (64 + 2 * 10,), "input_dtype": "float32"})
+    last = put(store, "last", SMALL_MLP, shown, 3).model_copy(update={"sees": (small, cnn)})
     mix = WeightedMix(members=(small, other, cnn), weights=(0.5, 0.2, 0.3))
     return (
         Spec(name="average", tree=Parallel(members=(small, other, cnn)), signature=DIGITS, weight_epoch=1),
@@ -64,6 +66,11 @@ def specs(store: Store) -> tuple[Spec, ...]:
         Spec(name="mix", tree=mix, signature=DIGITS),
         Spec(name="table", tree=WeightedMix(members=tables, weights=(0.9, 0.1)), signature=TABLE),
         Spec(name="alone", tree=cnn, signature=DIGITS),
+        Spec(
+            name="chained",
+            tree=Chain(policy="chain", members=(small, cnn, last), later=(Later(model=SMALL_MLP),)),
+            signature=DIGITS,
+        ),
         Spec(
             name="boosted",
             tree=Boosting(policy="boosting", base="table0", members=tables, factors=(1.0, 0.3)),

@@ -11,6 +11,7 @@ from orchestrator.config.ensemble import Boosting, Member, Node, WeightedMix
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.explain import why
 from orchestrator.ensemble.node import Output
+from orchestrator.ensemble.tree import replay
 from orchestrator.pipeline.why import decided
 from tests.ensemble.toys import A, B, C, D, cascade, mix, parallel
 
@@ -154,3 +155,25 @@ def test_a_stage_of_a_boosting_says_what_the_sum_up_to_it_is() -> None:
     assert second["probability"] == found["probability"]
     assert (found["agree"], found["differ"]) == (["a", "b"], [])
     assert second["outputs"] == pytest.approx(np.log([0.3, 0.2, 0.5]).tolist())
+
+
+def test_a_boosting_without_a_stage_is_the_sum_of_those_before_it() -> None:
+    """As the walk does: later stages correct a sum that is not there, and without the first there is none."""
+    tree = Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 1.0, 1.0))
+    outputs = said(a=row(0.6, 0.3, 0.1), b=row(0.1, 0.8, 0.1), c=row(0.8, 0.1, 0.1))
+    found = why(tree, outputs, THREE)
+    assert found["answer"] == "ant"
+    first = replay(tree.model_copy(update={"quorum": 1}), said(a=outputs[A], c=outputs[C]), "classification")
+    assert first.probs is not None
+    assert found["without"] == [None, pytest.approx(0.6), pytest.approx(0.06 / (0.06 + 0.24 + 0.01))]
+    assert found["without"][1] == pytest.approx(float(first.probs[0, 0]))
+    # The sum of a and c alone would say "ant" as well, but nobody can be given it.
+    assert found["flips"] == [{"without": ["c"], "answer": "bee"}]
+    document = found | {"ensemble": "x", "part": "test", "row": 0, "id": 0, "truth": "ant"}
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_a_boosting_of_a_regression_says_the_values_of_the_stages_that_are_left() -> None:
+    tree = Boosting(policy="boosting", base="a", members=(A, B), factors=(1.0, 0.5))
+    found = why(tree, said(a=np.array([[1.0, 10.0]]), b=np.array([[3.0, 30.0]])), VALUES)
+    assert (found["answer"], found["without"], found["flips"]) == ([2.5, 25.0], [None, [1.0, 10.0]], None)

@@ -54,6 +54,21 @@ def test_a_mix_is_fitted_on_its_members() -> None:
     assert found.members == tuple(calibrated(member) for member in MEMBERS)
 
 
+def test_a_mix_with_a_prior() -> None:
+    found = fitted(WeightedMix(members=MEMBERS, prior=2))
+    assert isinstance(found, WeightedMix)
+    assert found.weights == likelihood_weights([tempered(member) for member in MEMBERS], TARGETS, 2)
+
+
+def test_a_prior_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValidationError, match="prior belongs to method likelihood, not greedy"):
+        WeightedMix(members=(A, B), method="greedy", prior=1)
+    table, truth = values(rows=50)
+    tree = WeightedMix(members=(A, B), prior=1)
+    with pytest.raises(EnsembleError, match="belongs to classification; the task is: regression"):
+        fit(tree, table, truth, Metric(name="rmse"), "regression")
+
+
 def test_given_values_are_kept() -> None:
     warm = [member.model_copy(update={"temperature": 2.5}) for member in (A, B, D)]
     tree = cascade(mix(*warm[:2], weights=(0.1, 0.9)), warm[2], thresholds=(0.4,))

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from orchestrator.ensemble.combine import entropy, scores_of
-from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
+from orchestrator.ensemble.uncertainty import (
+    detection_auroc,
+    dissent,
+    false_positive_rate,
+    spread,
+    uncertainty,
+)
 from tests.ensemble.toys import outputs
 
 SURE_0, SURE_1, EVEN = np.log([[1 - 1e-12, 1e-12]]), np.log([[1e-12, 1 - 1e-12]]), np.log([[0.5, 0.5]])
@@ -70,3 +76,12 @@ def test_detection_counts_pairs_with_ties_as_half(
     inside: list[float], outside: list[float], expected: float
 ) -> None:
     assert detection_auroc(np.array(inside), np.array(outside)) == pytest.approx(expected)
+
+
+def test_the_false_positive_rate_is_that_at_the_recall() -> None:
+    inside = np.arange(100) / 100
+    assert false_positive_rate(inside, np.asarray([0.5, 0.94, 0.95, 2.0])) == 0.5
+    assert false_positive_rate(inside, inside) == 0.95
+    assert false_positive_rate(inside, inside + 1) == 0
+    assert false_positive_rate(inside, np.asarray([0.5, 0.6]), recall=0.5) == 0
+    assert false_positive_rate(np.zeros(7), np.zeros(3)) == 1

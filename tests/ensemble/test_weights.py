@@ -74,6 +74,31 @@ def test_a_useless_member_gets_no_weight_and_a_perfect_one_all() -> None:
     assert likelihood_weights([wrong, perfect, flat], targets) == (0.0, 1.0, 0.0)
 
 
+@pytest.mark.parametrize("prior", [1, 5])
+def test_a_prior_is_as_many_rows_that_each_member_alone_answers(prior: int) -> None:
+    table, targets = outputs(rows=60, seed=5)
+    scores = [log_softmax(table[member]) for member in MEMBERS]
+    chances = np.exp(np.stack([member[np.arange(60), targets] for member in scores]))
+    # Expectation maximization finds the same maximum: mean shares with the rows added, until nothing moves.
+    weights = np.full(4, 0.25)
+    for _ in range(20_000):
+        shares = weights[:, None] * chances
+        counted = (shares / shares.sum(axis=0)).sum(axis=1) + prior
+        weights = counted / counted.sum()
+    np.testing.assert_allclose(likelihood_weights(scores, targets, prior), weights, atol=1e-5)
+
+
+def test_a_prior_keeps_every_member_and_gives_way_to_rows() -> None:
+    def least(rows: int) -> float:
+        targets = np.arange(rows) % 3
+        perfect = log_softmax(30 * np.eye(3)[targets])
+        wrong = log_softmax(30 * np.eye(3)[(targets + 1) % 3])
+        return likelihood_weights([wrong, perfect], targets, 1)[0]
+
+    assert least(9) == pytest.approx(1 / 11, abs=1e-6)  # 1 of 9 rows + 2 added ones
+    assert least(900) == pytest.approx(1 / 902, abs=1e-6)
+
+
 def test_equal_members_and_hopeless_rows_do_not_upset_the_solver() -> None:
     table, targets = outputs(rows=50)
     same = log_softmax(table[A])

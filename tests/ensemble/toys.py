@@ -47,7 +47,8 @@ def lookup(table: dict[Member, Any]) -> dict[Member, Callable[[npt.NDArray[Any]]
     """Members as functions of row numbers [n] (or [n, 1])."""
 
     def of(output: Output) -> Callable[[npt.NDArray[Any]], Output]:
-        return lambda rows: output[rows.reshape(len(rows))]
+        # Of a member that sees others, the row's number stands before what these said.
+        return lambda rows: output[rows.reshape(len(rows), -1)[:, 0].astype(int)]
 
     return {member: of(output) for member, output in table.items()}
 

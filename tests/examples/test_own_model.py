@@ -15,6 +15,7 @@ from orchestrator.config.model import ImportedModel
 from orchestrator.config.signature import Signature
 from orchestrator.models.build import build
 from orchestrator.models.served import Served
+from tests.compression import toys
 from tests.models.toys import rows
 
 FOLDER = Path(__file__).parents[2] / "examples" / "own_model"
@@ -94,6 +95,17 @@ def test_the_own_model_is_built_and_exported() -> None:
 def test_transformers_models_are_built_from_a_configuration(factory: str) -> None:
     pytest.importorskip("transformers")
     checked(factory)
+
+
+def test_a_transformers_model_of_text_is_built_from_a_configuration_and_exported() -> None:
+    pytest.importorskip("transformers")
+    settings = ImportedModel(factory="hugging_face:bert", kwargs={"dim": 16, "depth": 1})
+    model = build(settings, toys.signature(toys.TEXT), allowed=("hugging_face:bert",), seed=0).eval()
+    part = toys.rows(toys.TEXT, 9)
+    texts = torch.from_numpy(part.inputs)
+    graph = torch.export.export(model, (texts,), dynamic_shapes=({0: Dim.AUTO},), strict=True).module()
+    with torch.no_grad():
+        torch.testing.assert_close(graph(texts[:3]), model(texts[:3]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_timm_model_is_built_by_name() -> None:

@@ -155,7 +155,7 @@ def test_relative_data_is_refused_in_a_job(
     [
         (DataError("no rows", "a.parquet"), 2, "error: no rows: a.parquet"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "error: no space is left on the disk"),
-        (KeyboardInterrupt(), 130, "submit the same job again to continue"),
+        (KeyboardInterrupt(), 130, "submit the same run again to continue"),
     ],
 )
 def test_failures_are_one_sentence(
@@ -187,4 +187,4 @@ def test_a_stopped_job_leaves_its_blocks_in_order(
     monkeypatch.setattr(stage, "execute_file", work)
     assert run("--config", "a.yaml") == 130
     assert left == [True]
-    assert "stopped; submit the same job again" in capsys.readouterr().err
+    assert "stopped; what was finished is in the store" in capsys.readouterr().err

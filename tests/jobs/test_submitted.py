@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +16,12 @@ from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
 from orchestrator.store.store import Store
+from tests.cluster.submitted import Submitted
 from tests.deployments.toys import IMAGES, in_process, open_store
 from tests.jobs.files import column, image_file
+from tests.jobs.heads import Head, environment
 from tests.pipeline import toys
 from tests.pipeline.tiny import free_port
-from tests.pipeline.victim import end_session
 
 pytestmark = [
     pytest.mark.ray,
@@ -31,7 +30,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="ends Ray's processes by /proc"),
 ]
 ROOT = Path(__file__).parents[2]
-STOP_S = 5.0
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -39,41 +37,12 @@ ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 def dashboard() -> Iterator[str]:
     """Address of a head node of our own; only its own processes are ended."""
     port = free_port()
-    options = {
-        "port": free_port(),
-        "dashboard-host": "127.0.0.1",
-        "dashboard-port": port,
-        "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
-        "node-ip-address": "127.0.0.1",
-        "num-cpus": 2,
-        "object-store-memory": 100 * 2**20,
-    }
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,
-    ):
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        line = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--temp-dir", folder]
-        with (Path(folder) / "head.log").open("w") as log:
-            head = subprocess.Popen(
-                [*line, *(f"--{name}={value}" for name, value in options.items())],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    with environment() as folder:
+        head = Head(folder, port)
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
-            head.send_signal(signal.SIGTERM)
-            try:
-                head.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                head.kill()
-                head.wait()
-            end_session(head.pid)
+            head.stop()
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -169,3 +138,48 @@ def test_parquet_files_are_answered_on_the_cluster(dashboard: str, tmp_path: Pat
     for number in range(2):
         answers = column(tmp_path / "out" / f"{number}.parquet", "probabilities")
         np.testing.assert_allclose(answers, expected[number:], atol=1e-6)
+
+
+def test_a_stopped_job_says_how_to_go_on_and_does(dashboard: str, tmp_path: Path) -> None:
+    """By `orchestrator submit` with own code: followed twice, stopped as `ray job stop` does, sent again."""
+    client, store = connect(dashboard), tmp_path / "store"
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "own_net.py").write_text(OWN_NETWORK, encoding="utf-8")
+    models = {"net": {"model": {"factory": "own_net:build"}, "training": {"epochs": 30, "lr": 0.01}}}
+    file = toys.write(tmp_path / "run.yaml", models=models)
+    given = (file, dashboard, store, "--working-dir", str(code))
+    with Submitted(*given) as run:
+        run.wait_for("train", "net: epoch 2 of")
+        (name,) = {job.submission_id for job in client.list_jobs() if job.submission_id.startswith("toy-")}
+        info = client.get_job_info(name)
+        assert info.metadata is not None
+        assert info.metadata["run"] == "toy"
+        with Submitted(*given) as again:
+            again.wait_for("train", "net: epoch 3 of")
+            assert "no second job is started" in again.told
+            assert client.stop_job(name)
+            assert run.end() == again.end() == 1
+    assert "stopped; what was finished is in the store: submit the same run again to continue" in run.told
+    assert client.get_job_status(name) == JobStatus.STOPPED
+
+    with Submitted(*given, "--json") as run:
+        assert run.end() == 0, run.told
+    assert "net: goes on after epoch " in run.told
+    assert f'"submission_id": "{name}-2"' in run.told
+    assert f"net: trained: {Store(store).ref('toy/net')[:12]}" in run.told
+
+    with Submitted(file, dashboard, store, "--set", "models.net.model.kwargs.wide=3") as run:
+        assert run.end() == 2, "its own code was not sent: the job finds its input wrong"
+
+
+OWN_NETWORK = """
+from torch import nn
+
+
+def build(signature, wide=8):
+    size = 1
+    for length in signature.input_shape:
+        size *= length
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, wide), nn.ReLU(), nn.Linear(wide, signature.outputs))
+"""

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.errors import InputError, NotFoundError, ServingError
 from orchestrator.load.capacity import highest_rate
+from orchestrator.load.connection import Reply
 from orchestrator.load.generate import Report, closed_loop, open_loop, poisson_times
 from orchestrator.load.request import target_of
 
@@ -84,6 +85,15 @@ def test_an_open_loop_sends_at_the_drawn_rate(steady: str) -> None:
     assert report.requests == len(poisson_times(100, 2, 1)) == report.answered
     assert 20 <= (report.quantile_ms(0.5) or 0) < 200
     assert report.plain()["failed"] == 0
+
+
+def test_several_requests_in_turns_each_with_its_reply(steady: str) -> None:
+    targets = [target_of(steady, seed=seed)[1] for seed in (1, 2)]
+    seen: list[tuple[int, Reply | None, float]] = []
+    report = open_loop(targets, rate=40, seconds=0.5, seen=lambda *one: seen.append(one))
+    assert sorted(number for number, _, _ in seen) == list(range(report.requests))
+    assert {reply.status for _, reply, _ in seen if reply is not None} == {200}
+    assert sum(latency for _, _, latency in seen) * 1e3 == pytest.approx(sum(report.latencies_ms))
 
 
 def test_a_stall_is_charged_to_all_who_would_have_waited() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from orchestrator.config.encoding import Category, Number, TableEncoding
 from orchestrator.config.signature import Signature
 from orchestrator.errors import DataError
 from orchestrator.measure.corrupt import SEVERITIES, STRENGTHS, Shift, corrupt, shifts
@@ -32,8 +33,14 @@ TABLE = Signature(
 )
 PICTURES = RNG.integers(0, 256, (40, 3, 16, 12), dtype=np.uint8)
 ROWS = (RNG.normal(size=(400, 3)) * TABLE.std + TABLE.mean).astype(np.float32)
+TEXT = Signature(task="classification", input_shape=(12,), input_dtype="int32", outputs=2, mean=(), std=())
+TEXTS = np.where(RNG.random((40, 12)) < 0.8, RNG.integers(2, 50, (40, 12)), 0).astype(np.int32)
+SOUND = Signature(task="classification", input_shape=(80,), input_dtype="int16", outputs=2, mean=(), std=())
+SOUNDS = RNG.normal(0, 3000, (40, 80)).astype(np.int16)
 CASES = [(IMAGES, PICTURES, shift) for shift in shifts(IMAGES)] + [
-    (TABLE, ROWS, shift) for shift in shifts(TABLE)
+    (signature, rows, shift)
+    for signature, rows in ((TABLE, ROWS), (TEXT, TEXTS), (SOUND, SOUNDS))
+    for shift in shifts(signature)
 ]
 every = pytest.mark.parametrize(("signature", "rows", "shift"), CASES, ids=[case[2] for case in CASES])
 
@@ -66,7 +73,7 @@ def test_shape_and_type_stay_and_rows_are_pure(
 def test_a_higher_severity_is_farther_away(
     signature: Signature, rows: npt.NDArray[Any], shift: Shift
 ) -> None:
-    scale = np.asarray(signature.std).reshape(-1, *(1,) * (rows.ndim - 2))
+    scale = np.asarray(signature.std or 1).reshape(-1, *(1,) * (rows.ndim - 2))
     away = [
         float(np.square((shifted(signature, rows, shift, severity) - rows.astype(np.float64)) / scale).mean())
         for severity in SEVERITIES
@@ -96,6 +103,39 @@ def test_missing_values_are_their_columns_means() -> None:
     gone = found != ROWS
     assert gone.mean() == pytest.approx(0.4, abs=0.04)
     assert np.array_equal(found[gone], np.broadcast_to(np.asarray(TABLE.mean, np.float32), ROWS.shape)[gone])
+
+
+def test_tokens_become_unknown_and_filling_stays() -> None:
+    found = shifted(TEXT, TEXTS, "unknown", 5)
+    gone = found != TEXTS
+    assert set(found[gone]) == {1}
+    assert not gone[TEXTS == 0].any()
+    assert gone[TEXTS > 0].mean() == pytest.approx(0.4, abs=0.06)
+
+
+def test_hiss_is_as_loud_as_it_says_and_silence_stays() -> None:
+    noise = shifted(SOUND, SOUNDS, "hiss", 2).astype(float) - SOUNDS
+    assert noise.std() == pytest.approx(0.2 * SOUNDS.std(), rel=0.1)
+    assert np.array_equal(shifted(SOUND, SOUNDS, "quiet", 1), np.rint(SOUNDS * 0.5))
+    assert not shifted(SOUND, np.zeros_like(SOUNDS), "hiss", 5).any()
+
+
+def test_codes_of_categories_are_lost_but_not_noisy() -> None:
+    columns = (Number(name="a", fill=0.0), Category(name="b", values=("x", "y")))
+    table = Signature(
+        task="classification",
+        input_shape=(2,),
+        input_dtype="float32",
+        outputs=2,
+        mean=(1.0, 0.0),
+        std=(2.0, 1.0),
+        encoding=TableEncoding(columns=columns),
+    )
+    rows = np.stack([RNG.normal(size=100), RNG.integers(1, 3, 100)], axis=1).astype(np.float32)
+    noisy = shifted(table, rows, "noise")
+    assert np.array_equal(noisy[:, 1], rows[:, 1])
+    assert not np.array_equal(noisy[:, 0], rows[:, 0])
+    assert set(shifted(table, rows, "missing", 5)[:, 1]) == {0, 1, 2}
 
 
 def test_an_even_picture_is_only_made_brighter_or_noisy() -> None:

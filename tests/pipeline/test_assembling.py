@@ -10,6 +10,7 @@ import pytest
 from orchestrator.config.ensemble import Cascade, Member
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.ensemble.conformal import sets_of
+from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.choosing import choose_for
@@ -38,7 +39,7 @@ STUDENT = {
 ENSEMBLES = {
     "average": {"kind": "parallel", "members": ["one", "pupil"]},  # needs what stands below it
     "mix": {"kind": "weighted_mix", "members": ["one", "two"], "prediction_sets": {"coverage": 0.6}},
-    "cascade": {"kind": "sequential", "stages": ["pupil", "mix"]},
+    "cascade": {"kind": "sequential", "stages": ["pupil", "mix"], "reject": {"by": "margin", "keep": 0.9}},
 }
 
 
@@ -134,6 +135,23 @@ def test_promised_sets_are_held_against_test_rows(
     assert "prediction_sets" not in evaluation.ensembles["average"]
     # Inside of the cascade the mix promises nothing.
     assert sets_of(assembly.all()[1]["cascade"].tree, probs) is None
+
+
+def test_a_fitted_reject_is_held_against_test_rows(
+    run: Run, assembly: Assembly, evaluation: Evaluation
+) -> None:
+    tree = assembly.all()[1]["cascade"].tree
+    found: dict[str, Any] = evaluation.ensembles["cascade"]["reject"]
+    outputs = {leaf: run.outputs(leaf, "test") for leaf in distinct(tree)}
+    dropped = rejected(tree, replay(tree, outputs, "classification"))
+    assert dropped is not None
+    assert found["rejected"] == pytest.approx(dropped.mean())
+    assert found["by"] == "margin"
+    validation = {leaf: run.outputs(leaf, "validation") for leaf in distinct(tree)}
+    kept = rejected(tree, replay(tree, validation, "classification"))
+    assert kept is not None
+    assert 0 < kept.mean() <= 0.1
+    assert "reject" not in evaluation.ensembles["mix"]
 
 
 def test_rows_from_elsewhere_are_shown_to_single_models_too(evaluation: Evaluation) -> None:

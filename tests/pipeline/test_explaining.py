@@ -151,6 +151,8 @@ def test_single_models_and_ensembles_are_asked_about_rows_from_elsewhere_once(ru
             assert kind["rows"] == len(run.dataset.part("test"))
             assert all(0 <= kind[measure] <= 1 for measure in ("confidence", "total"))
             assert (kind["epistemic"] is None) == (name not in specs)
+            assert (kind["fpr95"]["epistemic"] is None) == (name not in specs)
+            assert all(0 <= kind["fpr95"][measure] <= 1 for measure in ("confidence", "total"))
 
 
 def test_rows_of_another_source_are_those_of_the_run_file(run: Run) -> None:

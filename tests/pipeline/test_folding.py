@@ -6,6 +6,7 @@ The models are trained in this process, by the code that Ray's workers run; the 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.ensemble.fit import fit as fit_tree
 from orchestrator.ensemble.tree import replay
-from orchestrator.errors import EnsembleError
+from orchestrator.errors import EnsembleError, ModelError
 from orchestrator.pipeline import training
 from orchestrator.pipeline.context import Run, open_run
 from orchestrator.pipeline.ensembling import fit_ensemble
@@ -148,3 +149,19 @@ def test_trainings_without_a_fold_have_names_and_keys_of_their_own(run: Run) -> 
     assert len({whole.key(), *(job.key() for job in jobs)}) == FOLDS + 1
     assert "fold" not in whole.settings()
     assert type(jobs[0]).from_plain(jobs[0].plain()) == jobs[0]
+
+
+def test_factories_of_trainings_for_an_ensemble_are_imported_before_ray_starts(run: Run) -> None:
+    """The file's own factories count as allowed; one that cannot be imported is told in a sentence."""
+    for factory, said in ((f"{HERE}:absent", "has no callable absent"), ("no.such:thing", "cannot import")):
+        models = {"own": {"model": {"factory": factory}}, **run.config.plain()["models"]}
+        config = validate(RunConfig, {**run.config.plain(), "models": models}, "coins.yaml")
+        other = replace(run, config=config)
+        stage = training.job_of(other, "boosted-2", config.models["own"], {})
+        with pytest.raises(ModelError, match=said):
+            training.trained(other, [replace(stage, before=(("a" * 64, 1.0),))])
+    allowed = {"own": {"model": {"factory": f"{HERE}:coins"}}}
+    config = validate(RunConfig, {**run.config.plain(), "models": allowed, "ensembles": {}}, "coins.yaml")
+    other = replace(run, config=config)
+    with pytest.raises(AssertionError, match="Ray was asked for"):
+        training.trained(other, [training.job_of(other, "own", config.models["own"], {})])

@@ -48,7 +48,7 @@ def _check_quality(figures: dict[str, Any]) -> None:
 
 
 def _check_latency(figures: dict[str, Any]) -> None:
-    assert figures.keys() == {"batch", "threads", "execution", "median", "ci"}
+    assert figures.keys() == {"batch", "threads", "execution", "median", "ci", "p95"}
     assert (figures["batch"], figures["threads"], figures["execution"]) == (32, 1, "eager")
     assert 0 < figures["ci"][0] <= figures["median"] <= figures["ci"][1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +27,16 @@ _SOON = {
 class Nodes:
     """The driver's head, and two nodes with cores, `a` and `b`."""
 
-    def __init__(self) -> None:
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    def __init__(self, dashboard: int | None = None) -> None:
+        head: dict[str, Any] = {
+            "num_cpus": 0,
+            "include_dashboard": dashboard is not None,
+            "object_store_memory": 80 * 2**20,
+        }
+        if dashboard is not None:
+            head |= {"dashboard_port": dashboard, "dashboard_host": "127.0.0.1"}
+            head |= {"dashboard_agent_listen_port": _free_port()}
+        self._agents = dashboard is not None
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self._lost: set[str] = set()
         self.a, self.b = self._add("a"), self._add("b")
@@ -51,7 +60,9 @@ class Nodes:
             self.b = self._add("b")
 
     def _add(self, zone: str) -> Any:
+        agent = {"dashboard_agent_listen_port": _free_port()} if self._agents else {}
         return self.cluster.add_node(
+            **agent,
             num_cpus=CORES,
             memory=_MEMORY_BYTES[zone],
             labels={"zone": zone},
@@ -59,12 +70,18 @@ class Nodes:
         )
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 @contextmanager
-def nodes() -> Iterator[Nodes]:
-    """The nodes, with this process connected to the head."""
+def nodes(dashboard: int | None = None) -> Iterator[Nodes]:
+    """The nodes, with this process connected to the head; with a dashboard, where a port is given for it."""
     before = {name: os.environ.get(name) for name in _SOON}
     os.environ.update(_SOON)
-    found = Nodes()
+    found = Nodes(dashboard)
     try:
         ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
         yield found

@@ -124,6 +124,20 @@ def test_the_pauses_are_told() -> None:
     assert said in Page(render(summary, details)).text
 
 
+def test_a_95th_percentile_stands_beside_each_median() -> None:
+    summary, details = fake.summary(), fake.details()
+    median = next(iter(summary["models"].values()))["latency_ms"]["median"]
+    assert f"p95 {report_text.number(1.5 * median)}" in Page(render(summary, details)).text
+    drawn = Page(render(summary, fake.many(20))).figures["search"]["targets"].values()
+    told = [trial for target in drawn for trial in target["trials"] if trial["status"] == "ok"]
+    assert told
+    assert all(trial["p95_ms"] > trial["latency_ms"] for trial in told)
+    # A summary of before has none.
+    for model in summary["models"].values():
+        del model["latency_ms"]["p95"]
+    assert f"p95 {report_text.number(1.5 * median)}" not in Page(render(summary, details)).text
+
+
 def test_nothing_is_fetched(page: Page) -> None:
     for tag, attributes in page.tags:
         assert not {"src", "srcset", "action"} & attributes.keys(), (tag, attributes)

@@ -109,7 +109,8 @@ def test_promised_sets_are_told_beside_what_came_of_them() -> None:
 
 def test_single_models_and_ensembles_stand_side_by_side_about_rows_from_elsewhere() -> None:
     summary, details = fake_members.explained()
-    single = {"rows": 360, "confidence": 0.91, "total": 0.92, "epistemic": None}
+    rates = {"confidence": 0.25, "total": 0.2, "epistemic": None}
+    single = {"rows": 360, "confidence": 0.91, "total": 0.92, "epistemic": None, "fpr95": rates}
     summary["models"]["teacher"]["elsewhere"] = {"uniform_noise": single}
     found = re.search(r'<section id="elsewhere">.*?</section>', render(summary, details), re.DOTALL)
     assert found is not None
@@ -117,7 +118,7 @@ def test_single_models_and_ensembles_stand_side_by_side_about_rows_from_elsewher
     assert rows[0][1:] == [
         f"uniform noise, by {how}" for how in ("top probability", "entropy", "contradiction")
     ]
-    assert rows[1] == ["teacher", "0.910", "0.920", "\u2013"]
+    assert rows[1] == ["teacher", "0.91025.00\u00a0%", "0.92020.00\u00a0%", "\u2013"]
     assert ["panel", "0.971", "0.982", "0.993"] in rows
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from orchestrator.config.training import (
     CrossEntropy,
@@ -16,7 +18,7 @@ from orchestrator.config.training import (
     Training,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.training.losses import loss_settings, make_loss
+from orchestrator.training.losses import loss_settings, make_loss, weighed
 from tests.training.toy import FEATURES, VALUES
 
 TWO = FEATURES.model_copy(update={"outputs": 2, "classes": ("a", "b")})
@@ -34,6 +36,30 @@ def test_cross_entropy_with_smoothing() -> None:
     # Probabilities 3/4 and 1/4; the smoothed target is 0.9 and 0.1.
     value = loss(torch.tensor([[LOG3, 0.0]]), torch.tensor([0]), None)
     assert value.item() == pytest.approx(-0.9 * math.log(0.75) - 0.1 * math.log(0.25))
+
+
+def test_class_weights_are_factors_of_rows() -> None:
+    outputs, targets = torch.tensor([[LOG3, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
+    loss = make_loss(CrossEntropy(class_weights=(0.5, 3.0)), TWO)
+    expected = (-0.5 * math.log(0.75) + 3 * math.log(2)) / 2
+    assert loss(outputs, targets, None).item() == pytest.approx(expected)
+    even = make_loss(CrossEntropy(class_weights=(1.0, 1.0), label_smoothing=0.2), TWO)
+    plain = make_loss(CrossEntropy(label_smoothing=0.2), TWO)
+    assert even(outputs, targets, None).item() == pytest.approx(plain(outputs, targets, None).item())
+    with pytest.raises(ConfigError, match="one number a class"):
+        make_loss(CrossEntropy(class_weights=(1.0, 1.0, 1.0)), TWO)
+    with pytest.raises(ValidationError, match="greater than 0"):
+        CrossEntropy(class_weights=(1.0, 0.0))
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    targets = np.asarray([0] * 6 + [1] * 3 + [3] * 3)
+    found = weighed(CrossEntropy(class_weights="balanced"), targets, 4)
+    assert isinstance(found, CrossEntropy)
+    # The class without rows has no loss either.
+    assert found.class_weights == (0.5, 1.0, 1.0, 1.0)
+    assert weighed(CrossEntropy(), targets, 4) == CrossEntropy()
+    assert "class_weights" not in CrossEntropy().plain()
 
 
 def test_squared_error_counts_in_deviations_of_each_target() -> None:

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from orchestrator.config.data import CustomData
+from orchestrator.config.groups import nth_seed
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Cnn, CnnKwargs, Mlp, MlpKwargs, ModelSettings
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.signature import Signature, Task
-from orchestrator.config.training import Augment, Training
+from orchestrator.config.training import Augment, Sample, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import load
 from orchestrator.ensemble.boost import Progress
@@ -28,6 +29,7 @@ from orchestrator.training.batches import Views
 from orchestrator.training.fitting import fit, signature_of, stage_caches
 from orchestrator.training.job import TrainJob
 from orchestrator.training.offset import Offset, of_stage
+from orchestrator.training.sampling import out_of_bag
 from tests.training.toy import FEATURES, QUICK, VALUES, digest, module_of, part, run
 
 HERE = "tests.training.test_offset"
@@ -169,3 +171,34 @@ def test_values_of_a_stage_lie_around_zero(tmp_path: Path) -> None:
     own: Signature = signature_of(replace(job, before=(("a" * 64, 1.0),)), dataset)
     assert own.target_mean == (0.0, 0.0)
     assert own.target_std == dataset.signature.target_std
+
+
+def test_each_stage_draws_other_rows(tmp_path: Path) -> None:
+    _, store, job = world(tmp_path, "classification", epochs=1, sample={"share": 0.5, "replacement": False})
+    first = fit(job, store, lambda _: None)
+    stage = replace(job, before=((first, 1.0),))
+    assert (job.sample_seed, stage.sample_seed) == (job.seed, nth_seed(job.seed, 2))
+    assert stage.settings()["sample_seed"] == stage.sample_seed
+    assert "sample_seed" not in job.settings()
+    second = fit(stage, store, lambda _: None)
+    assert store.manifest(second).what["sample_seed"] == stage.sample_seed
+    assert "sample_seed" not in store.manifest(first).what
+
+
+def test_the_rows_of_a_stage_are_those_that_its_own_seed_draws() -> None:
+    """Labels outside of them change nothing, in the rows that the training's seed would draw they do."""
+    settings, rows = QUICK.model_copy(update={"sample": Sample()}), part(FEATURES)
+    nothing = Offset(
+        Views(1, lambda _: np.zeros((70, 3), np.float32)), Views(1, lambda _: np.zeros((50, 3), np.float32))
+    )
+
+    def weights(wrong: NDArray[np.int64]) -> str:
+        targets = rows.targets.copy()
+        targets[wrong] = (targets[wrong] + 1) % 3
+        changed = replace(rows, targets=targets)
+        more = {"train": changed, "teacher": nothing, "seed": 3, "sample_seed": 8}
+        return digest(run(module_of(FEATURES), FEATURES, settings, **more)[1].weights)
+
+    unchanged = weights(np.empty(0, np.int64))
+    assert weights(out_of_bag(70, Sample(), 8)) == unchanged
+    assert weights(out_of_bag(70, Sample(), 3)) != unchanged

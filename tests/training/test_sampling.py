@@ -48,7 +48,7 @@ def test_the_draw_follows_from_seed_and_rows_alone() -> None:
 @pytest.mark.parametrize("sample", [BOOTSTRAP, PART], ids=["bootstrap", "share"])
 def test_every_epoch_shows_the_drawn_rows_as_often_as_drawn(sample: Sample) -> None:
     rows = part(FEATURES)
-    batches = Rows(rows, QUICK.augment, 3, 16, None, sample)
+    batches = Rows(rows, QUICK.augment, 3, 16, None, drawn_rows(70, sample, 3))
     first, second = (
         torch.cat([batch.inputs for batch in batches.epoch(epoch, torch.device("cpu"), False, 0, 1)])
         for epoch in range(2)
@@ -77,7 +77,7 @@ def test_rows_outside_the_bag_change_nothing() -> None:
 
 def test_a_teacher_speaks_of_the_rows_that_were_drawn() -> None:
     rows = part(FEATURES)
-    batches = Rows(rows, QUICK.augment, 3, 16, rows.inputs[:, :3], BOOTSTRAP)
+    batches = Rows(rows, QUICK.augment, 3, 16, rows.inputs[:, :3], drawn_rows(70, BOOTSTRAP, 3))
     for batch in batches.epoch(0, torch.device("cpu"), False, 0, 1):
         assert batch.teacher is not None
         assert torch.equal(batch.teacher, batch.inputs[:, :3])

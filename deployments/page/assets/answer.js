@@ -67,8 +67,9 @@ const votesTable = (model, reply, votes) => {
       make("td", { class: "num" }, weight === null || silent ? "–" : percent(weight)),
     );
   });
-  const columns = classes ? ["Member", "Says", "Sure", "", "Weight", ""] : ["Member", "Says", "Weight", ""];
-  const head = make("tr", {}, ...columns.map((text) => make("th", { scope: "col" }, text)));
+  const title = (text, attributes = {}) => make("th", { scope: "col", ...attributes }, text);
+  const ofClasses = [title("Sure", { class: "num" }), title("Vote")];
+  const head = make("tr", {}, title("Member"), title("Says"), ...(classes ? ofClasses : []), title("Weight", { colspan: "2" }));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Votes" }, table);
 };
@@ -78,7 +79,7 @@ const factsOf = (model, reply, seconds) => {
   const exit = tensor(reply, "exit_stage")?.data.flat(Infinity)[0];
   const parts = [`${count} of ${model.members.length} members`, `weight epoch ${reply.parameters.weight_epoch}`];
   if (exit !== undefined && model.stages.length) parts.push(`left at stage ${exit + 1}`);
-  return make("p", { class: "quiet" }, [...parts, ms(seconds)].join(" · "));
+  return make("p", { class: "quiet facts" }, [...parts, ms(seconds)].join(" · "));
 };
 
 const showAnswer = (model, reply, seconds) => {
@@ -86,6 +87,10 @@ const showAnswer = (model, reply, seconds) => {
   const parts = [...verdictOf(model, reply), factsOf(model, reply, seconds)];
   if (reply.parameters.degraded) {
     parts.unshift(make("p", { class: "notice warn" }, "Degraded: made without a member that should have answered."));
+  }
+  if (tensor(reply, "rejected")?.data.flat(Infinity)[0]) {
+    const words = "Rejected: the ensemble is less sure than its threshold. This is its best guess.";
+    parts.unshift(make("p", { class: "notice warn" }, words));
   }
   parts.push(make("h3", {}, "What the members said"));
   parts.push(

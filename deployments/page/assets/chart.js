@@ -35,6 +35,12 @@ const drawChart = (box, lines, now, words) => {
       path += `L${last.toFixed(1)},${y(0)}L${first.toFixed(1)},${y(0)}Z`;
     }
     svg.append(draw("path", { class: name, d: path }));
+    // A point without neighbours has no line.
+    const at = (place) => points[place]?.[1] ?? null;
+    const lone = (_, place) => at(place) !== null && at(place - 1) === null && at(place + 1) === null;
+    for (const [time, value] of name === "area" ? [] : points.filter(lone)) {
+      svg.append(draw("circle", { class: name, cx: x(time), cy: y(value), r: 2.5 }));
+    }
   }
   box.replaceChildren(svg);
 };

@@ -20,6 +20,7 @@ const showTiles = (model, span, bounds) => {
     tile("99th percentile", ms(quantile(bounds, spent, 0.99))),
     tile("Refused or failed", shareText(wrong), wrong > 0.01 ? "bad" : ""),
     tile("Degraded", shareText(degraded), degraded > 0 ? "warn" : ""),
+    ...(model.outputs.includes("rejected") ? [tile("Rejected rows", short(counted("rejected")))] : []),
     tile("Weight epoch", model.weight_epoch === null ? "–" : short(model.weight_epoch)),
   ];
   byId("tiles").replaceChildren(...pairs.map((pair) => make("div", {}, ...pair)));

@@ -46,12 +46,20 @@ const pixelsOf = (rgba, channels) => {
 };
 
 // One row by the binary tensor extension: a JSON header, then the little-endian numbers.
-const body = (model, values) => {
+const ARRAYS = { UINT8: Uint8Array, INT16: Int16Array, INT32: Int32Array };
+const rowBody = (model, values) => {
   const { name, datatype, shape } = model.input;
-  const raw = datatype === "UINT8" ? Uint8Array.from(values) : Float32Array.from(values);
-  const input = { name, datatype, shape: [1, ...shape], parameters: { binary_data_size: raw.byteLength } };
+  const raw = (ARRAYS[datatype] ?? Float32Array).from(values);
+  return binaryBody(model, { name, datatype, shape: [1, ...shape] }, raw);
+};
+
+const binaryBody = (model, tensor, raw) => {
+  const input = { ...tensor, parameters: { binary_data_size: raw.byteLength } };
   const header = new TextEncoder().encode(
     JSON.stringify({ inputs: [input], outputs: model.outputs.map((output) => ({ name: output })) }),
   );
-  return { length: header.length, blob: new Blob([header, raw]) };
+  return {
+    headers: { "Inference-Header-Content-Length": String(header.length) },
+    blob: new Blob([header, raw]),
+  };
 };

@@ -177,7 +177,13 @@ def _of_classes(uncertainty: Mapping[str, Any]) -> list[Fact]:
 def _of_elsewhere(kind: str, found: Mapping[str, Any]) -> Fact:
     by = {"confidence": "confidence", "total": "entropy", "epistemic": "contradiction"}
     figures = ", ".join(f"{text.number(found[key])} by {how}" for key, how in by.items())
+    rate = found.get("fpr95", {}).get("confidence")
+    if rate is not None:
+        figures += f"; {text.metric(rate, 'accuracy')} look as sure as 95 % of test rows"
     return f"AUROC of finding {ELSEWHERE.get(kind, safe(kind))}", f"{figures} ({found['rows']:,} rows)"
+
+
+_KEPT = ("accuracy_kept", "accuracy_rejected")
 
 
 def _of_sets(item: Mapping[str, Any]) -> list[Fact]:
@@ -190,6 +196,16 @@ def _of_sets(item: Mapping[str, Any]) -> list[Fact]:
         size = f"{found['mean_size']:.2f} classes on average, {text.metric(found['empty'], 'accuracy')} empty"
         asked = f"sets with the true class, {found['coverage']:.0%} promised ({safe(found['method'])})"
         facts.append((asked, f"{held}; {size}"))
+    if "reject" in item:
+        found = item["reject"]
+        shares = [text.metric(found[key], "accuracy") if found[key] is not None else "none" for key in _KEPT]
+        facts.append(
+            (
+                f"rejected for low {safe(found['by'])}, below {text.number(found['threshold'])}",
+                f"{text.metric(found['rejected'], 'accuracy')} of the rows; "
+                f"accuracy {shares[0]} of those kept, {shares[1]} of those rejected",
+            )
+        )
     if "intervals" in item:
         found = item["intervals"]
         kept = ", ".join(text.metric(value, "accuracy") for value in found["covered"])

@@ -28,6 +28,7 @@ class TrialPoint(TypedDict, total=False):
     drop_bound: float
     latency_ms: float
     latency_ci: tuple[float, float]
+    p95_ms: float
     speedup: float
     speedup_ci: tuple[float, float]
     bytes: int

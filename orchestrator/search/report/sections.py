@@ -216,7 +216,7 @@ def _model_row(key: str, kind: str, item: Mapping[str, Any], name: str, classify
     quality, latency = item["metric"], item.get("latency_ms") or {}
     cells = [
         _stacked(text.metric(quality["value"], name), text.metric_interval(quality.get("ci"), name)),
-        _stacked(text.milliseconds(latency.get("median")), text.interval(latency.get("ci"))),
+        _stacked(text.milliseconds(latency.get("median")), _span(latency)),
         text.size(item.get("bytes")),
     ]
     if classify:
@@ -240,7 +240,15 @@ def _latency_caption(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     if len(settings) != 1:
         return ""
     batch, threads = settings.pop()
-    return f"Latency is the median at batch {batch} on {_count(int(threads or 1), 'thread')}."
+    threads_told = _count(int(threads or 1), "thread")
+    return f"Latency is the median at batch {batch} on {threads_told}, p95 the 95th percentile of calls."
+
+
+def _span(latency: Mapping[str, Any]) -> str:
+    """The interval of a median, and the 95th percentile where it is known."""
+    p95 = latency.get("p95")
+    told = [text.interval(latency.get("ci")), "" if p95 is None else f"p95 {text.number(p95)}"]
+    return ", ".join(filter(None, told))
 
 
 def _bar(name: str, shares: Sequence[float], labels: Sequence[str]) -> str:

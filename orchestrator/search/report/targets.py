@@ -14,7 +14,7 @@ from orchestrator.search.report.text import SHARES, metric_name
 
 Plain = dict[str, Any]
 
-_FIGURES = ("metric", "drop", "drop_bound", "latency_ms", "speedup", "bytes", "seconds")
+_FIGURES = ("metric", "drop", "drop_bound", "latency_ms", "p95_ms", "speedup", "bytes", "seconds")
 _SPANS = ("metric_ci", "latency_ci", "speedup_ci")
 
 

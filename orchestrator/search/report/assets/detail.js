@@ -11,6 +11,7 @@ const detailPanel = (box, report) => {
       [`${label} on validation`, `${value(trial.metric)}${span(trial.metric_ci)}`],
       ["drop against the parent", trial.drop === null || trial.drop === undefined ? "" : `${drop(trial.drop)}${points}${bound}`],
       ["latency", `${millisecondsText(trial.latency_ms)}${spanText(trial.latency_ci, numberText)}`],
+      ["95th percentile", trial.p95_ms ? millisecondsText(trial.p95_ms) : ""],
       ["speed-up", trial.speedup ? `${timesText(trial.speedup)}${spanText(trial.speedup_ci, numberText)}` : ""],
       ["bytes", trial.bytes ? sizeText(trial.bytes) : ""],
     ]);

@@ -8,7 +8,7 @@ const trialColumns = (report) => [
   { key: "metric", title: report.format.label, value: (trial) => measured(trial, trial.metric), text: (trial) => report.format.value(measured(trial, trial.metric)) },
   { key: "drop", title: report.format.points ? "drop, points" : "drop", value: (trial) => measured(trial, trial.drop), text: (trial) => report.format.drop(measured(trial, trial.drop)) },
   { key: "latency", title: "latency", value: (trial) => measured(trial, trial.latency_ms), text: (trial) => millisecondsText(measured(trial, trial.latency_ms)),
-    below: (trial) => (trial.status === "ok" && trial.latency_ci ? trial.latency_ci.map((end) => numberText(end)).join(" to ") : "") },
+    below: (trial) => (trial.status === "ok" && trial.latency_ci ? trial.latency_ci.map((end) => numberText(end)).join(" to ") + (trial.p95_ms ? `, p95 ${numberText(trial.p95_ms)}` : "") : "") },
   { key: "speedup", title: "speed-up", value: (trial) => measured(trial, trial.speedup), text: (trial) => timesText(measured(trial, trial.speedup)) },
   { key: "bytes", title: "bytes", value: (trial) => measured(trial, trial.bytes), text: (trial) => (trial.status === "ok" ? sizeText(trial.bytes) : NONE) },
 ];

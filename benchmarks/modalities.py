@@ -1,0 +1,117 @@
+"""Text and speech: the runs of `examples/text.yaml` and `examples/speech.yaml`, and what stands beside them.
+
+A run that has ended is taken from the store, so a second call measures nothing twice::
+
+    python -m benchmarks.modalities --data FOLDER --json docs/results/modalities.json
+
+`--part` chooses some of: `text` and `speech`, the runs; `svm`, a linear SVM of word and character n-grams on the
+same rows; `speakers`, the speech models trained without one speaker at a time and asked of that speaker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.modalities_speakers import speakers
+from benchmarks.modalities_svm import svm
+from benchmarks.output import Ratio, Result, main
+from orchestrator.config.load import load_run
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("text", "svm", "speech", "speakers")
+Summary = dict[str, Any]
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """All parts asked for."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, Ratio] = {}
+    for name, judge in {"text": text_ratios, "speech": speech_ratios}.items():
+        if name in arguments.part:
+            summary = _run(name, arguments)
+            rows += _rows(name, summary)
+            ratios |= judge(summary) | {f"{name}_speedup": _speedup(name, summary)}
+    if "svm" in arguments.part:
+        rows.append(svm(arguments.data))
+    if "speakers" in arguments.part:
+        rows += speakers(_run_file("speech"), arguments.data, arguments.work)
+    return rows, ratios
+
+
+def text_ratios(summary: Summary) -> dict[str, Ratio]:
+    """Of the run on CLINC150."""
+    models, ensembles = summary["models"], summary["ensembles"]
+    whole, early = ensembles["mix"], ensembles["cascade"]
+    single = max(entry["accuracy"] for entry in models.values())
+    noticed = max(_auroc(entry["elsewhere"]) for entry in models.values())
+    by_mix = _auroc(whole["uncertainty"]["elsewhere"])
+    kept = early["accuracy"] >= whole["accuracy"] - 0.005
+    return {
+        "text_accuracy": Ratio(
+            whole["accuracy"], 0.945, holds=single >= 0.93, of=f"best single {single:.4f}"
+        ),
+        "oos_auroc": Ratio(by_mix, 0.93, holds=by_mix > noticed, of=f"best single {noticed:.4f}"),
+        "text_cascade_cost": Ratio(
+            early["mean_cost"], 0.25, at_most=True, holds=kept, of=f"accuracy {early['accuracy']:.4f}"
+        ),
+    }
+
+
+def speech_ratios(summary: Summary) -> dict[str, Ratio]:
+    """Of the run on spoken digits."""
+    return {"speech_accuracy": Ratio(summary["ensembles"]["mix"]["accuracy"], 0.99)}
+
+
+def _speedup(name: str, summary: Summary) -> Ratio:
+    """Of the chosen variant against its parent's eager fp32: interleaved in the run, 32 rows, one thread."""
+    search = load_run(_run_file(name), []).search
+    chosen, parent = summary["search"]["chosen"], search.parent if search else ""
+    if chosen is None:
+        return Ratio(0.0, 4.0, holds=False, of=summary["search"]["reason"])
+    drop = summary["models"][parent]["accuracy"] - chosen["accuracy"]
+    return Ratio(chosen["speedup"]["value"], 4.0, holds=drop <= 0.01, of=f"{chosen['name']}, drop {drop:.4f}")
+
+
+def _auroc(kinds: dict[str, Any]) -> float:
+    (found,) = kinds.values()
+    return float(found["confidence"])
+
+
+def _run_file(name: str) -> Path:
+    return ROOT / "examples" / f"{name}.yaml"
+
+
+def _run(name: str, arguments: argparse.Namespace) -> Summary:
+    """The run's summary; its finished stages are not done again."""
+    command = [sys.executable, "-m", "orchestrator", "run", str(_run_file(name))]
+    subprocess.run([*command, "--data", str(arguments.data)], check=True, stdout=sys.stderr)
+    summary: Summary = json.loads((Path("runs") / name / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def _rows(run: str, summary: Summary) -> list[dict[str, Any]]:
+    kinds = {"model": summary["models"], "ensemble": summary["ensembles"]}
+    return [
+        {"run": run, "kind": kind, "name": name, "seconds": summary["seconds"]}
+        | {key: entry[key] for key in ("accuracy", "accuracy_ci", "nll", "ece", "bytes")}
+        | {"latency_ms": entry["latency_ms"]["median"], "mean_cost": entry.get("mean_cost")}
+        for kind, entries in kinds.items()
+        for name, entry in entries.items()
+    ]
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/modalities"), help="folder for files of one speaker"
+    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="what to measure (all)")
+
+
+if __name__ == "__main__":
+    main("modalities", __doc__ or "", measure, _arguments)

@@ -1,0 +1,72 @@
+"""The check of a compiled graph against the rows that are kept with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Member
+from orchestrator.errors import ExecutionError
+from orchestrator.runtime.joint import SAMPLE, Joint, _check
+
+ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def kept(path: Path) -> None:
+    np.savez(path, rows=ROWS, outputs=2 * ROWS)
+
+
+def cut(path: Path) -> None:
+    kept(path)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def without_outputs(path: Path) -> None:
+    np.savez(path, rows=ROWS)
+
+
+def of_another_shape(path: Path) -> None:
+    np.savez(path, rows=ROWS, outputs=2 * ROWS[:, :1])
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, rows=np.array([{"a": 1}], dtype=object), outputs=ROWS)
+
+
+def test_a_graph_that_says_what_was_kept_is_used(tmp_path: Path) -> None:
+    kept(tmp_path / SAMPLE)
+    _check(lambda rows: 2 * rows, tmp_path / SAMPLE, 1e-5)
+    with pytest.raises(ExecutionError, match="answers otherwise"):
+        _check(lambda rows: 2.1 * rows, tmp_path / SAMPLE, 1e-5)
+
+
+@pytest.mark.parametrize("damage", [cut, nothing, without_outputs, of_another_shape, pickled, None])
+def test_a_damaged_sample_is_a_reason_to_run_eagerly(
+    damage: Callable[[Path], None] | None, tmp_path: Path
+) -> None:
+    if damage is not None:
+        damage(tmp_path / SAMPLE)
+    with pytest.raises(ExecutionError, match=r"cannot be checked.*they run eagerly"):
+        _check(lambda rows: 2 * rows, tmp_path / SAMPLE, 1e-5)
+
+
+def test_members_that_are_left_alone_or_come_too_late_are_not_computed() -> None:
+    a, b, c = (Member(name=name, digest=digit * 64) for name, digit in (("a", "1"), ("b", "2"), ("c", "3")))
+    begun: list[str] = []
+
+    def begin(members: object) -> bool:
+        assert isinstance(members, tuple)
+        begun.extend(member.name for member in members)
+        return "b" not in begun
+
+    joint = Joint((a, b, c), None, (), dict.fromkeys((a, b, c), lambda rows: rows), None)  # type: ignore[arg-type]
+    assert list(joint(ROWS, begin)) == [a]
+    assert begun == ["a", "b"]
+    assert list(joint(ROWS, without=[b])) == [a, c]
