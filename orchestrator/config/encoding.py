@@ -1,7 +1,8 @@
 """How raw values become rows of numbers: what was fitted to train rows, kept in every artifact.
 
-A run file's `data.decode` says what to fit (`orchestrator.config.data`); the fitted form is part of the signature, so
-that a client sends raw values (text, audio, named columns) and every model gets the same rows of fixed shape.
+A run file's `data.decode` says what to fit (`orchestrator.config.decode`); the fitted form is part of the
+signature, so that a client sends raw values (text, audio, named columns) and every model gets the same rows
+of fixed shape.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from orchestrator.config.base import Settings
 
 
 class Tokens(Settings):
-    """Numbers of tokens: 0 fills up, 1 is an unknown token. A longer text is cut; one without any token is one
-    unknown token."""
+    """Numbers of tokens: 0 fills up, 1 is an unknown token. A longer text is cut; one without any token is
+    one unknown token."""
 
     kind: Literal["tokens"] = "tokens"
     name: str
@@ -46,8 +47,8 @@ Segment = Annotated[Tokens | NgramHashes, Field(discriminator="kind")]
 
 
 class TextEncoding(Settings):
-    """Text to `int32` [N, sum of lengths]: all segments one after another, so that members which cut words differently
-    share their rows."""
+    """Text to `int32` [N, sum of lengths]: all segments one after another, so that members which cut words
+    differently share their rows."""
 
     kind: Literal["text"] = "text"
     segments: tuple[Segment, ...] = Field(min_length=1)

@@ -15,10 +15,10 @@ Task = Literal["classification", "regression"]
 class Signature(Settings):
     """Input and output of a model.
 
-    Images are `uint8` [B, C, H, W]; feature rows `float32` [B, F]; numbers of tokens `int32` [B, L]; sound `int16`
-    [B, T]. Scaling is the first layer of the model, so clients send raw values: `(x - mean) / std` per channel (pixels
-    on their 0..255 scale) or per feature. A regression model gives raw units: `out * target_std + target_mean` is its
-    last layer.
+    Images are `uint8` [B, C, H, W]; feature rows `float32` [B, F]; numbers of tokens `int32` [B, L]; sound
+    `int16` [B, T]. Scaling is the first layer of the model, so clients send raw values: `(x - mean) / std`
+    per channel (pixels on their 0..255 scale) or per feature. A regression model gives raw units:
+    `out * target_std + target_mean` is its last layer.
     """
 
     task: Task
@@ -30,8 +30,8 @@ class Signature(Settings):
     classes: tuple[str, ...] = ()
     """Class names in label order; empty for regression."""
     mean: tuple[float, ...]
-    """Per channel (images) or per feature (rows), from the training part; one value counts for all, and without any
-    the network gets its rows unscaled and in their own type."""
+    """Per channel (images) or per feature (rows), from the training part; one value counts for all, and
+    without any the network gets its rows unscaled and in their own type."""
     std: tuple[float, ...]
     target_mean: tuple[float, ...] = ()
     """Per target, from the training part; regression only."""
