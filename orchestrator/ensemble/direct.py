@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, walk_nodes
+from orchestrator.config.ensemble import Chain, Member, Node, PooledNode, leaves, walk_nodes
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import calibrated
@@ -30,8 +30,10 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
         task: decides between log-probabilities and values.
         width: outputs K of each member.
     """
+    # A chain's later models are asked after the others, with what those said.
     known = all(
-        isinstance(node, Member | PooledNode) and node.unfitted() is None for node in walk_nodes(tree)
+        isinstance(node, Member | PooledNode) and not isinstance(node, Chain) and node.unfitted() is None
+        for node in walk_nodes(tree)
     )
     return Direct(tree, task, width) if known else None
 

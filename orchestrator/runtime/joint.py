@@ -27,6 +27,7 @@ from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.forms import cached, random_like
 from orchestrator.runtime.rebuild import rebuild
+from orchestrator.runtime.wide import widened
 from orchestrator.store.store import Store
 
 SAMPLE = "sample.npz"
@@ -167,6 +168,11 @@ class _SideBySide(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
         self._shared = all(_same_scaling(models[0], model) for model in models)
+        wide = widened([getattr(model, "body", model) for model in models]) if self._shared else None
+        if wide is not None:
+            self.models, self.wide = nn.ModuleList(models[:1]), wide
+        else:
+            self.wide = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw rows [B, *input_shape]."""
@@ -174,12 +180,18 @@ class _SideBySide(nn.Module):
             return torch.stack([model(x) for model in self.models], dim=1)
         first: Any = self.models[0]
         scaled = first.preprocess(x)
+        if self.wide is not None:
+            out: Tensor = first.rescale(self.wide(scaled))
+            return out
         served: list[Any] = list(self.models)
         return torch.stack([model.rescale(model.body(scaled)) for model in served], dim=1)
 
 
 def _same_scaling(first: nn.Module, other: nn.Module) -> bool:
     if not (isinstance(first, Served) and isinstance(other, Served)):
+        return False
+    backs = [list(model.rescale.buffers()) for model in (first, other)]
+    if len(backs[0]) != len(backs[1]) or not all(map(torch.equal, *backs)):
         return False
     one, two = first.preprocess, other.preprocess
     if not (isinstance(one, Preprocess) and isinstance(two, Preprocess)):

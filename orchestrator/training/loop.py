@@ -80,8 +80,7 @@ def train(
         settings: how to train; `settings.batch_size` counts the rows of all ranks together.
         signature: of the model.
         metric: what early stopping follows.
-        seed: decides row order, augmentation and dropout.
-        sample_seed: decides which rows `settings.sample` draws; `seed` when not given.
+        seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
@@ -340,10 +339,7 @@ class _Run:
                 batch = spread(inputs.index_select(0, piece), self.place.device, self.images_last)
                 parts.append(self.network(batch).float())
         gathered = torch.stack(sharding.gather_rows(torch.cat(parts), world), dim=1)
-        outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
-            gathered.flatten(0, 1)[:rows].cpu().numpy()
-        )
-        return outputs
+        return np.asarray(gathered.flatten(0, 1)[:rows].cpu().numpy(), np.float32)
 
     def _advance(self, report: EpochReport) -> None:
         """The state at the end of an epoch: curve, weights, best weights, whether to go on."""

@@ -12,8 +12,8 @@ from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.tree import distinct, replay
 from tests.ensemble.toys import A, B, C, D, cascade, mix, outputs, parallel, values
 
-LOGITS, _ = outputs(rows=40)
-VALUES, _ = values(rows=40)
+LOGITS = outputs(rows=40)[0]
+VALUES = values(rows=40)[0]
 WARM = A.model_copy(update={"temperature": 1.7})
 SCALED = TemperatureScaling(temperature=0.8)
 INNER = Parallel(members=(WARM, B), calibration=SCALED)

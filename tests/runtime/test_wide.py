@@ -1,0 +1,81 @@
+"""Equal networks as one wide network give what each of them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from orchestrator.runtime.wide import widened
+
+Body = Callable[[], nn.Module]
+
+
+def cnn(*channels: int, batch_norm: bool = True) -> Body:
+    def make() -> nn.Module:
+        layers: list[nn.Module] = []
+        before = 3
+        for wide in channels:
+            layers.append(nn.Conv2d(before, wide, 3, padding=1, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(wide)] * batch_norm + [nn.ReLU(), nn.MaxPool2d(2)]
+            before = wide
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * 4, 12), nn.ReLU(), nn.Linear(12, 5))
+
+    return make
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 5, bias=False)
+    )
+
+
+def several(make: Body, count: int = 3) -> list[nn.Module]:
+    found = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        body = make()
+        for layer in body.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.3)
+                nn.init.normal_(layer.bias)
+                layer.running_mean = torch.randn(layer.num_features)
+                layer.running_var = torch.rand(layer.num_features) + 0.5
+        found.append(body.eval())
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [cnn(16, 32), cnn(4, 6), cnn(32, 16, batch_norm=False), mlp],
+    ids=["grouped", "apart", "bias", "mlp"],
+)
+@pytest.mark.parametrize("rows", [1, 7])
+def test_it_gives_what_each_gives(make: Body, rows: int) -> None:
+    bodies = several(make)
+    wide = widened(bodies)
+    assert wide is not None
+    x = torch.randn(rows, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            wide.eval()(x), torch.stack([body(x) for body in bodies], dim=1), atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [cnn(16, 32)(), cnn(16, 16)()],
+        [cnn(64, 64)(), cnn(64, 64)()],
+        [mlp(), cnn(16, 32)()],
+        [mlp()],
+        [nn.Linear(4, 2), nn.Linear(4, 2)],
+        [nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), nn.Sequential(nn.Linear(4, 2), nn.Softmax(1))],
+        [nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))],
+    ],
+    ids=["sizes", "large", "kinds", "one", "no list", "unknown layer", "no rows"],
+)
+def test_what_is_not_equal_or_not_known_stays_apart(bodies: list[nn.Module]) -> None:
+    assert widened([body.eval() for body in bodies]) is None
