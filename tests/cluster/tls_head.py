@@ -25,7 +25,8 @@ def main() -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
-    actor = ray.remote(Doubler).options(num_cpus=0).remote()
+    remote: Any = ray.remote(Doubler)
+    actor = remote.options(num_cpus=0).remote()
     answer = ray.get(actor.double.remote(ray.put(b"x" * 2**21)))
     print(len(answer), ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
