@@ -1,7 +1,7 @@
 """The common case of a walk in one go: every member answered every row, and no node decides who is next.
 
 The answer is the walk's to the last bit: the same functions on the same numbers, without its bookkeeping.
-What this does not know (a cascade, a member without a sound answer) is left to the walk.
+What this does not know (a cascade, a chain, a member without a sound answer) is left to the walk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
         width: outputs K of each member.
     """
     known = all(
-        isinstance(node, Member | PooledNode) and node.unfitted() is None for node in walk_nodes(tree)
+        isinstance(node, Member | PooledNode)
+        and node.unfitted() is None
+        and not (isinstance(node, Member) and node.sees)
+        for node in walk_nodes(tree)
     )
     return Direct(tree, task, width) if known else None
 
