@@ -1,7 +1,7 @@
 """The common case of a walk in one go: every member answered every row, and no node decides who is next.
 
 The answer is the walk's to the last bit: the same functions on the same numbers, without its bookkeeping.
-What this does not know (a cascade, a member without a sound answer) is left to the walk.
+What this does not know (a cascade, a chain, a member without a sound answer) is left to the walk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.config.ensemble import Chain, Member, Node, PooledNode, leaves, walk_nodes
+from orchestrator.config.ensemble import Member, Node, PooledNode, leaves, walk_nodes
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
 from orchestrator.ensemble.calibrate import calibrated
@@ -30,12 +30,10 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
         task: decides between log-probabilities and values.
         width: outputs K of each member.
     """
-    # A chain's later models are asked after the others, with what those said.
     known = all(
-        isinstance(node, Member | PooledNode) and not isinstance(node, Chain) and node.unfitted() is None
-        for node in walk_nodes(tree)
+        isinstance(node, Member | PooledNode) and node.unfitted() is None for node in walk_nodes(tree)
     )
-    # Who sees others is asked after them.
+    # Who sees others, in a chain, is asked after them.
     blind = not any(member.sees for member in leaves(tree))
     return Direct(tree, task, width) if known and blind else None
 

@@ -84,7 +84,14 @@ def test_what_is_not_sound_is_left_to_the_walk() -> None:
 
 
 @pytest.mark.parametrize(
-    "tree", [cascade(A, B, thresholds=(0.5,)), parallel(A, cascade(B, C, thresholds=(0.5,))), mix(A, B)]
+    "tree",
+    [
+        cascade(A, B, thresholds=(0.5,)),
+        parallel(A, cascade(B, C, thresholds=(0.5,))),
+        mix(A, B),
+        parallel(B, A.model_copy(update={"sees": (B,)})),
+    ],
+    ids=["cascade", "nested", "not fitted", "chain"],
 )
 def test_who_must_decide_walks(tree: Node) -> None:
     assert direct(tree, "classification", 4) is None

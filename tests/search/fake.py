@@ -31,7 +31,8 @@ def quality(value: float, spread: float = 0.011) -> dict[str, Any]:
 
 def latency(median: float, execution: str) -> dict[str, Any]:
     ci = [0.98 * median, 1.03 * median]
-    return {"batch": 32, "threads": 1, "execution": execution, "median": median, "ci": ci, "p95": 1.5 * median}
+    figures = {"median": median, "ci": ci, "p95": 1.5 * median}
+    return {"batch": 32, "threads": 1, "execution": execution, **figures}
 
 
 def model(value: float, spread: float, params: int, median: float) -> dict[str, Any]:
