@@ -4,8 +4,8 @@ A run that has ended is taken from the store, so a second call measures nothing 
 
     python -m benchmarks.modalities --data FOLDER --json docs/results/modalities.json
 
-`--part` chooses some of: `text` and `speech`, the runs; `svm`, a linear SVM of word and character n-grams on the
-same rows; `speakers`, the speech models trained without one speaker at a time and asked of that speaker.
+`--part` chooses some of: `text` and `speech`, the runs; `svm`, a linear SVM on the same rows; `speakers`, the
+speech models trained without one speaker at a time and asked of that speaker.
 """
 
 from __future__ import annotations
