@@ -1,4 +1,4 @@
-"""What holds when processes are killed: `--part store` is the store, on a local disk or a location of yours."""
+"""What holds when processes are killed; `--part store` is the store, on a disk or a location of yours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=["store"], default="store", help="what is tried")
-    parser.add_argument("--location", help="an empty folder or URI for the store (default: a temporary folder)")
+    parser.add_argument("--location", help="an empty folder or URI (default: a temporary folder)")
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--goal", type=int, default=500, help="fewer kills prove nothing")
     parser.add_argument("--seed", type=int, default=0)

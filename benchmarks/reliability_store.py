@@ -1,9 +1,9 @@
 """The store under fire: writers and collectors of garbage that are killed at random moments.
 
-In each round two processes work on one store until SIGKILL hits both: one publishes artifacts, again and anew,
-and names some of them by refs; the other removes what nothing names. Then the store is looked at as any reader
-would: no part of an artifact may be visible, no acknowledged entry of a ref may be missing or changed, every
-ref must name a whole artifact, and every byte must have its digest.
+In each round two processes work on one store until SIGKILL hits both: one publishes artifacts, again and
+anew, and names some of them by refs; the other removes what nothing names. Then the store is looked at as
+any reader would: no part of an artifact may be visible, no acknowledged entry of a ref may be missing or
+changed, every ref must name a whole artifact, and every byte must have its digest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,10 @@ def under_fire(location: str, *, kills: int, seed: int, longest_s: float) -> Tal
     before: set[str] = set()
     for number in range(kills):
         reader, writer = os.pipe()
-        tasks = [lambda n=number: _publish(location, seed * 100_003 + n, writer), lambda: _clean(location, writer)]
+        tasks = (
+            partial(_publish, location, seed * 100_003 + number, writer),
+            partial(_clean, location, writer),
+        )
         children = [_forked(task, reader) for task in tasks]
         os.close(writer)
         time.sleep(chance.uniform(0, longest_s))
@@ -144,11 +148,10 @@ def _look(store: Store, acknowledged: dict[tuple[str, int], str], digests: set[s
             store.verify(digest)
         except (CorruptArtifactError, NotFoundError) as error:
             tally.wrong_digests.append(str(error))
-    known = {
-        (name, entry.sequence): entry.value for name in store.refs("fire/") for entry in store.ref_history(name)
-    }
+    names = store.refs("fire/")
+    known = {(name, entry.sequence): entry.value for name in names for entry in store.ref_history(name)}
     tally.lost_refs += [f"{at} of {value}" for at, value in acknowledged.items() if known.get(at) != value]
-    for name in store.refs("fire/"):
+    for name in names:
         numbers = [number for ref, number in known if ref == name]
         if sorted(numbers) != list(range(1, len(numbers) + 1)):
             tally.lost_refs.append(f"{name} has gaps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
-from deployments.stream import streamed
+from deployments.stream import InStages
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import ServingSettings
 from orchestrator.ensemble.quorum import answers_without
@@ -53,7 +53,7 @@ async def _ready(name: str, handle: DeploymentHandle[Any]) -> None:
         raise MemberFailedError(f"member {name} is not ready", error) from error
 
 
-class Composed:
+class Composed(InStages):
     """A served ensemble whose members are deployments of their own.
 
     Args:
@@ -88,11 +88,6 @@ class Composed:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         return await self._contract.answer(question)
-
-    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
-        """See `streamed`."""
-        async for found in streamed(self.predict, question):
-            yield found
 
     async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
         """The answer to each question, or why there is none."""

@@ -82,10 +82,7 @@ async def drive(
         rounds(now() - started)
         left = max(left - 1, 1)
         outcomes = {member: Outcome(failure=reason) for member, reason in without.items()}
-        for ask, result in zip(asked, results, strict=True):
-            if isinstance(result, TimeoutError):
-                late(ask.member)
-            outcomes[ask.member] = _outcome(result)
+        outcomes |= _outcomes(asked, results, late)
         if not patient and any(isinstance(result, TimeoutError) for result in results):
             raise DeadlineError("the members did not answer in time", f"{timeout_s:g} s")
         before, said = asks, tuple(outcomes[ask.member] for ask in asks)
@@ -109,6 +106,17 @@ def _rounds(node: Node) -> int:
 
 async def _ask(ask: Ask, calls: Mapping[Member, Call], inputs: np.ndarray) -> np.ndarray:
     return await calls[ask.member](ask.of(inputs))
+
+
+def _outcomes(
+    asked: Sequence[Ask], results: Sequence[np.ndarray | BaseException], late: Callable[[Member], None]
+) -> dict[Member, Outcome]:
+    found = {}
+    for ask, result in zip(asked, results, strict=True):
+        if isinstance(result, TimeoutError):
+            late(ask.member)
+        found[ask.member] = _outcome(result)
+    return found
 
 
 def _outcome(result: np.ndarray | BaseException) -> Outcome:

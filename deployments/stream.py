@@ -11,6 +11,19 @@ from deployments.exchange import Answer, Question
 Predict = Callable[[Question], Awaitable[Answer]]
 
 
+class InStages:
+    """Gives a deployment that answers a way to do it in stages, which Serve can stream."""
+
+    async def predict(self, question: Question) -> Answer:
+        """Answer the rows."""
+        raise NotImplementedError
+
+    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
+        """See `streamed`."""
+        async for found in streamed(self.predict, question):
+            yield found
+
+
 async def streamed(predict: Predict, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
     """Partial answers, then the whole one, each with whether it is the last.
 

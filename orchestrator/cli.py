@@ -11,7 +11,7 @@ from orchestrator import __version__
 from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
-from orchestrator.command_guard import complain, guarded, print_json
+from orchestrator.command_guard import guarded, print_json
 from orchestrator.command_models import models
 from orchestrator.command_release import canary, release, status, weights
 from orchestrator.command_serve import keys, serve

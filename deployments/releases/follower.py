@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ from deployments.observe.replicas import this_replica
 from deployments.releases.learner import Learner, learner_of
 from deployments.releases.running import Engine, Running
 from deployments.releases.trial import Trial, agreement, drawn
-from deployments.stream import streamed
+from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.ensemble.epochs import reweighted
@@ -48,7 +48,7 @@ COMPARISONS = 32
 logger = logging.getLogger(__name__)
 
 
-class Follower:
+class Follower(InStages):
     """A served name of which the store says what runs.
 
     Args:
@@ -116,11 +116,6 @@ class Follower:
             return await self._ask_live(question)
         self._compare(trial, live, question, answer, is_live=False)
         return answer
-
-    async def stream(self, question: Question) -> AsyncIterator[tuple[bool, Answer]]:
-        """See `streamed`."""
-        async for found in streamed(self.predict, question):
-            yield found
 
     async def predict_many(self, questions: Sequence[Question]) -> list[Answer | OrchestratorError]:
         """The answer to each question, or why there is none."""

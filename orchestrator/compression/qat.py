@@ -143,7 +143,16 @@ class _SmallLinear(_SmallWeight, nn.Linear):
         return functional.linear(x, self.rounded_weight(), self.bias)
 
 
-_SMALL_FORMS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _SmallConv2d, nn.Linear: _SmallLinear}
+class _SmallEmbedding(_SmallWeight, nn.Embedding):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.embedding(x, self.rounded_weight(), self.padding_idx)
+
+
+_SMALL_FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: _SmallConv2d,
+    nn.Embedding: _SmallEmbedding,
+    nn.Linear: _SmallLinear,
+}
 
 
 class _Rounding(nn.Module):

@@ -52,7 +52,7 @@ class DataBase(Settings):
 
 class EmbeddedData(DataBase):
     """A data set inside the package: `digits`, 1,797 images of 1x8x8; `breast_cancer`, 569 rows of 30 numbers
-    with two classes; `gapminder`, 1,704 rows of three numbers and a category with life expectancy in years."""
+    with two classes; `gapminder`, 1,704 rows of three numbers and a category with life expectancies."""
 
     kind: Literal["embedded"] = "embedded"
     name: Literal["digits", "breast_cancer", "gapminder"] = "digits"

@@ -92,11 +92,15 @@ class NgramsView(Settings):
 View = Annotated[WordsView | SubwordsView | NgramsView, Field(discriminator="kind")]
 
 
+def _words() -> dict[str, View]:
+    return {"words": WordsView()}
+
+
 class TextDecode(Settings):
     """Text, cut into tokens in one way or in several: a model reads the view that it names."""
 
     kind: Literal["text"] = "text"
-    views: dict[Name, View] = Field(default_factory=lambda: {"words": WordsView()}, min_length=1)
+    views: dict[Name, View] = Field(default_factory=_words, min_length=1)
 
 
 class FeaturesDecode(Settings):

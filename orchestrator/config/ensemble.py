@@ -13,70 +13,18 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.calibration import (
-    Band,
-    Calibration,
-    Expectations,
     Numbers,
-    PredictionSets,
-    Record,
-    Reject,
     Survivors,
     Trend,
     on_simplex,
 )
 from orchestrator.config.guarantee import Certificate, Guarantee
-from orchestrator.config.measure import Execution
-from orchestrator.config.model import ImportedModel, Mlp, ModelSettings
+from orchestrator.config.member import Child as Child
+from orchestrator.config.member import Combined as Combined
+from orchestrator.config.member import Later as Later
+from orchestrator.config.member import Member as Member
+from orchestrator.config.member import member_of_name
 from orchestrator.config.signature import Signature
-from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
-
-
-class Child(Settings):
-    """What every member of an ensemble has."""
-
-    below: ClassVar[str | None] = None
-    """Name of the field that holds the nodes below."""
-    required: bool = False
-    """The node above cannot answer without it, whatever that node's quorum."""
-
-
-def _member_of_name(value: Any) -> Any:
-    return Member(name=value) if isinstance(value, str) else value
-
-
-class Combined(Child):
-    """What every ensemble has: its answer is made from those of the members or stages below it."""
-
-    quorum: int | None = Field(None, ge=1)
-    """How many of them must answer, or of a cascade's stages must work; all when not given."""
-    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
-    """Of the root: below the quorum, the best of the members that answered every row answers alone."""
-    calibration: Calibration | None = None
-    """Of the combined answer; none when not given. Classification only."""
-    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
-    """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
-    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
-    """Of the root: intervals around its values, fitted on the calibration part. Regression."""
-    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
-    """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
-    expected: Expectations | None = None
-    """Filled in when the tree that this is the root of is fitted and has a quorum."""
-
-    @model_validator(mode="after")
-    def _quorum(self) -> Self:
-        count = self._most()
-        if self.quorum is not None and self.quorum > count:
-            raise ValueError(f"a quorum of {self.quorum} needs as many members, got {count}")
-        if self.fallback is not None and self.quorum is None:
-            raise ValueError("a fallback needs a quorum: without one, nobody waits for the other members")
-        for child in getattr(self, self.below or "", ()):
-            if isinstance(child, Combined) and child.fallback is not None:
-                raise ValueError("only the outermost ensemble can have a fallback")
-        return self
-
-    def _most(self) -> int:
-        """How many members or stages it may come to have."""
-        return len(getattr(self, self.below or "", ()))
 
 
 class Pooled(Combined):
@@ -88,27 +36,6 @@ class Pooled(Combined):
     """Filled in when it is fitted with a quorum: for each set of missing members of few."""
     trend: Trend | None = None
     """And of many: of the logarithm of the temperature."""
-
-
-class Member(Child):
-    """A leaf: one artifact in one execution."""
-
-    kind: Literal["member"] = "member"
-    name: str
-    digest: str = ""
-    """Filled in when the ensemble is fitted."""
-    execution: Execution = "eager"
-    temperature: float | None = Field(None, gt=0)
-    """Logits are divided by it before members are mixed; fitted on validation data when not given. A
-    regression has none."""
-    record: Record | None = None
-    """Filled in when the ensemble is fitted and has a quorum."""
-    sees: tuple[Member, ...] = Field((), exclude_if=lambda value: not value)
-    """Of a chain's later model, filled in when it is trained: it gets the inputs beside what these say."""
-
-    def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
-        return None if self.digest else f"member {self.name} has no digest"
 
 
 Rule = Literal["mean", "logits", "vote", "weighted_vote", "median", "trimmed_mean", "maximum"]
@@ -230,28 +157,6 @@ class Stacking(Pooled):
         return "stacking has no coefficients" if self.coefficients is None else None
 
 
-class Later(Settings):
-    """A model of a chain that sees what those before it said, and how it is trained."""
-
-    model: ModelSettings
-    training: Training = Training()
-    resources: Resources = Resources()
-
-    @model_validator(mode="after")
-    def _plain(self) -> Self:
-        if not isinstance(self.model, Mlp | ImportedModel):
-            raise ValueError(
-                f"a later model sees rows of numbers, not images: take mlp or a factory of your own, "
-                f"not {self.model.factory}"
-            )
-        loss = self.training.loss
-        if self.training.snapshots is not None or isinstance(loss, JOINT_LOSSES):
-            raise ValueError("a later model's training yields one model: no snapshots, no loss of several")
-        if isinstance(loss, DistillationLoss) or self.training.transfer is not None:
-            raise ValueError("a later model has no teacher: it learns from labels")
-        return self
-
-
 class Chain(Pooled):
     """Stacking chain: later models see the inputs and what all models before them said; the last one answers.
 
@@ -296,7 +201,7 @@ class Boosting(Combined):
     shrinkage: float | None = Field(None, gt=0, le=1)
     """Share of the step of least training loss that is taken; when not given, each step is the one of least
     validation loss, but no longer than that."""
-    members: tuple[Annotated[Member, BeforeValidator(_member_of_name)], ...] = ()
+    members: tuple[Annotated[Member, BeforeValidator(member_of_name)], ...] = ()
     """The stages; filled in when they are trained."""
     factors: Numbers | None = None
     """One for each stage; filled in when they are trained."""
@@ -380,10 +285,6 @@ class WeightedMix(Pooled):
         return None
 
 
-def _member_of_name(value: Any) -> Any:
-    return Member(name=value) if isinstance(value, str) else value
-
-
 def _policy(value: Any) -> Any:
     return value.get("policy", "cascade") if isinstance(value, dict) else getattr(value, "policy", None)
 
@@ -397,7 +298,7 @@ Sequential = Annotated[
 ]
 """Models that see what others said, told apart by `policy`."""
 AnyNode = Member | Parallel | Sequential | WeightedMix
-Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(_member_of_name)]
+Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(member_of_name)]
 PooledNode = Parallel | Stacking | Chain | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
 Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]

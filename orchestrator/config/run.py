@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from orchestrator.config.base import Settings, absent
+from orchestrator.config.caches import CacheBudgets
 from orchestrator.config.data import DataSettings
 from orchestrator.config.ensemble import (
     Boosting,
@@ -179,6 +180,8 @@ class RunConfig(Settings):
     latency: LatencySettings = LatencySettings()
     """How models and ensembles are measured for the final table."""
     serving: ServingSettings | None = ServingSettings()
+    caches: CacheBudgets = Field(CacheBudgets(), exclude_if=lambda budgets: budgets == CacheBudgets())
+    """Bytes that caches may hold."""
     require_signatures: tuple[PublicKey, ...] = Field((), exclude_if=lambda keys: not keys)
     """Public keys: artifacts and compiled forms of the store are loaded only if one of them signed them."""
     tracking: MlflowTracking | None = None

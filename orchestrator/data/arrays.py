@@ -5,46 +5,55 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.data import PARTS, Shares
+from orchestrator.config.encoding import Encoding
 from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Array, Dataset, Part
+from orchestrator.data.encode import encode
 from orchestrator.data.split import cut, free_shares
 from orchestrator.errors import DataError
 
 
 def from_arrays(
-    inputs: npt.ArrayLike,
+    inputs: Any,
     targets: npt.ArrayLike,
     *,
     classes: Sequence[str] = (),
     shares: Shares | None = None,
     seed: int = 0,
+    encoding: Encoding | None = None,
 ) -> Dataset:
     """Cut rows into the five parts. The signature scales nothing: a model gets the rows as they are.
 
     Args:
-        inputs: uint8 [N, C, H, W], or float32 [N, ...].
+        inputs: uint8 [N, C, H, W], or float32 [N, ...]; with `encoding` raw values, as
+            `orchestrator.data.encode.encode` takes them.
         targets: integer classes [N], or float values [N] or [N, T].
         classes: their names; the numbers when not given.
         shares: of the parts.
         seed: of the cut.
+        encoding: makes rows of raw values; `orchestrator.data.fit.fit` fits one to some of them.
 
     Raises:
         DataError: the arrays do not fit together, or hold too few rows to cut.
     """
-    rows = np.ascontiguousarray(inputs)
-    rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+    if encoding is None:
+        rows = np.ascontiguousarray(inputs)
+        rows = rows if rows.dtype == np.uint8 else rows.astype(np.float32)
+    else:
+        rows = encode(encoding, inputs, origin="the arrays")
     truth = np.asarray(targets)
     if rows.ndim < 2 or truth.ndim not in (1, 2) or len(rows) != len(truth):
         raise DataError(
             "inputs [N, ...] and targets [N] or [N, T] need the same N", f"{rows.shape}, {truth.shape}"
         )
-    channels = rows.shape[1]
-    plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype)}
+    channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
+    plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     if np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1:
         truth = truth.astype(np.int64)

@@ -12,8 +12,11 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from orchestrator.config.signature import Signature
 from orchestrator.data.build import dataset_digest, part_digest, read_parts
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import DataError, DiskFullError
+from orchestrator.store.budget import Entry, evict
+from orchestrator.store.holds import hold, is_held
 
 SCHEMA = 1
 """Raised whenever the same settings would give other files: part of every key."""
@@ -55,12 +60,50 @@ def get_or_build(cache: Path, key: str, build: Callable[[Path], dict[str, Any]])
         with _locked(cache / f"{key}.lock"):
             found = _whole(folder)
             if found is not None:
+                _use(folder)
                 return found
             for remains in [folder, *cache.glob(f".{key}-*")]:
                 if remains.exists():
                     shutil.rmtree(remains)
             _publish(folder, build)
+            _use(folder)
     return open_cached(folder)
+
+
+def trim(cache: Path, limit_bytes: int) -> list[str]:
+    """Remove the least recently used data sets until the others fit; names of those removed.
+
+    Args:
+        cache: folder of all data sets.
+        limit_bytes: of all files.
+    """
+    if not cache.is_dir():
+        return []
+    now, entries = time.time(), []
+    for folder in cache.iterdir():
+        meta = folder / "meta.json"
+        if meta.is_file() and not folder.name.startswith("."):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            idle_s = now - meta.stat().st_mtime
+            entries.append(Entry(folder.name, size, idle_s, partial(is_held, meta), partial(_remove, folder)))
+    return evict(entries, limit_bytes)
+
+
+def _remove(folder: Path) -> None:
+    with _locked(folder.with_name(f"{folder.name}.lock")):
+        if is_held(folder / "meta.json"):
+            return
+        draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        folder.rename(draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _use(folder: Path) -> None:
+    """Note that the data set is used now, and by this process until it ends."""
+    meta = folder / "meta.json"
+    hold(meta)
+    with suppress(OSError):
+        os.utime(meta)
 
 
 def open_cached(folder: Path) -> Dataset:
@@ -77,6 +120,7 @@ def open_cached(folder: Path) -> Dataset:
             name: len(part) for name, part in parts.items()
         }:
             raise ValueError("files do not fit meta.json")
+        hold(folder / "meta.json")
         return Dataset(parts, signature, meta["digest"], meta["facts"], folder)
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError(

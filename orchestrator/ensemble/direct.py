@@ -30,6 +30,7 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
         task: decides between log-probabilities and values.
         width: outputs K of each member.
     """
+    # A chain's later models are asked after the others, with what those said.
     known = all(
         isinstance(node, Member | PooledNode)
         and node.unfitted() is None

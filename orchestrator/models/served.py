@@ -25,7 +25,7 @@ class Preprocess(nn.Module):
         for name, values in (("mean", signature.mean), ("std", signature.std)):
             if len(values) not in (1, wanted):
                 raise ModelError(
-                    f"the signature's {name} must have {wanted} values, one a channel or feature, or one for all; it has",
+                    f"the signature's {name} needs one value or {wanted}, one a channel or feature; it has",
                     len(values),
                 )
         shape = (-1, *(1 for _ in signature.input_shape[1:]))

@@ -15,6 +15,7 @@ from orchestrator.config.data import FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature
+from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.sight import beside, told
@@ -23,6 +24,7 @@ from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.runtime.outputs import outputs_on
+from orchestrator.store.budget import trim
 from orchestrator.store.opening import is_remote, local_root, with_keys
 from orchestrator.store.store import Store
 
@@ -151,6 +153,9 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
     if inside_job():
         refuse_relative_data(config)
     opened = Store(root)
+    trim(opened, config.caches)
+    if config.caches.data_bytes is not None:
+        trim_data(default_cache(), config.caches.data_bytes)
     folder = run_folder(config.name, store)
     progress("data", f"reading ({config.data.kind})")
     dataset = load(config.data, seed=config.seed, cache=default_cache(), allowed=config.allowed())

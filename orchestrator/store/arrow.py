@@ -128,6 +128,9 @@ class ArrowBlobs(Blobs):
         """Refused."""
         self._refuse(key)
 
+    def used(self, key: str) -> None:
+        """Nothing: nobody removes anything here."""
+
     def clean(self, older_s: float = 86_400.0) -> int:
         """Nothing."""
         del older_s

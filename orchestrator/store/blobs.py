@@ -1,15 +1,19 @@
 """Named bytes below one root: whole or not there, whatever moment a process dies at.
 
-One interface for local and shared file systems (`local.py`), S3 (`s3.py`) and what pyarrow reads (`arrow.py`).
-What all promise: a reader sees a file whole or not at all; of many racing `put_if_absent` exactly one wins; a
-folder is published at once, or by its last file. `docs/storage.md` says how each keeps that.
+One interface for local and shared file systems (`local.py`), S3 (`s3.py`) and what pyarrow reads
+(`arrow.py`). What all promise: a reader sees a file whole or not at all; of many racing `put_if_absent`
+exactly one wins; a folder is published at once, or by its last file. `docs/storage.md` says how each keeps
+that.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+
+from orchestrator.errors import NotFoundError, StoreError
 
 TEMPORARY = ".tmp"
 """Folder for what is being written; no key reaches it, because no key's part begins with a dot."""
@@ -115,6 +119,23 @@ class Blobs(abc.ABC):
     @abc.abstractmethod
     def age_s(self, key: str) -> float:
         """Seconds since the file was written or touched, as `ages_s`; infinite when there is none."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each file below `folder`, by its key."""
+        found = {}
+        for key in self.list(folder):
+            with contextlib.suppress(NotFoundError):
+                found[key] = self.size(key)
+        return found
+
+    def used(self, key: str) -> None:
+        """Note that a file was used, so that it is not the first to go where a cache is full.
+
+        Quietly: where nothing can be written, what is there can still be read.
+        """
+        with contextlib.suppress(StoreError):
+            if RENEW_S < self.age_s(key) < float("inf"):
+                self.touch(key)
 
     @abc.abstractmethod
     def clean(self, older_s: float = 86_400.0) -> int:

@@ -1,8 +1,8 @@
 """Compiled forms of artifacts, `compiled/<digest>/<target>/`: a cache; `entry.json` has the files' sha256.
 
-They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a form
-whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is run, whose
-files are held against the entry each time.
+They are machine code: who loads one runs what its writer wrote. Where a store asks for signatures, only a
+form whose `entry.json` is signed is loaded from it. Of a store that is elsewhere, a copy on this machine is
+run, whose files are held against the entry each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from orchestrator.config.base import Settings, canonical
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
-from orchestrator.store import signing
+from orchestrator.store import holds, signing
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import Digest, check_digest, check_segment
 from orchestrator.store.s3 import copies_of
@@ -120,6 +120,9 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
             raise _corrupt(key, name)
         if not in_place:
             _copy(folder / name, content)
+    blobs.used(f"{key}/{ENTRY}")
+    if in_place:
+        holds.hold(folder / ENTRY)
     return folder
 
 

@@ -1,8 +1,8 @@
 """Looking after a store: what is damaged, what can be mended, and what nothing reaches any more.
 
-A text reaches what it names: every digest (64 hex digits) in a ref's history, a release, a spec, the results of
-a run beside the store, a study's rows and the manifest of an artifact that is reached itself. That is more than
-is needed, and on purpose: what a reader of the store could follow is never removed.
+A text reaches what it names: every digest (64 hex digits) in a ref's history, a release, a spec, the
+results of a run beside the store, a study's rows and the manifest of an artifact that is reached itself.
+That is more than is needed, and on purpose: what a reader of the store could follow is never removed.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def damages(store: Store) -> list[Damage]:
 def repair(store: Store, *, source: Store | None = None, dry_run: bool = False) -> list[tuple[Damage, str]]:
     """Mend what `damages` finds: fetch artifacts again from `source`, and move the rest out of the way.
 
-    What is moved away is computed or made again where a run needs it. A ref's entry is never changed: one that
-    names what is gone is told.
+    What is moved away is computed or made again where a run needs it. A ref's entry is never changed: one
+    that names what is gone is told.
 
     Returns:
         Each damage with what was done, or would be.

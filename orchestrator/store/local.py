@@ -193,6 +193,14 @@ class LocalBlobs(Blobs):
                 return False
             return True
 
+    def used(self, key: str) -> None:
+        """Set the file's time to now unless it is young; quietly."""
+        path = self.path(key)
+        # Not by `age_s`, which writes: a full disk must not keep anybody from reading.
+        with contextlib.suppress(OSError):
+            if abs(time.time() - path.stat().st_mtime) > RENEW_S:
+                os.utime(path)
+
     def ages_s(self, folder: str) -> dict[str, float]:
         """Seconds since each file below `folder` was written or touched, by its key."""
         keys, ages = self.list(folder), {}

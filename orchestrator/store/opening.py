@@ -1,8 +1,8 @@
 """Which kind of storage a store's location means.
 
-A location is a path or URI, and may end with `#signed-by=KEY,KEY`: then only artifacts and compiled forms with a
-signature of one of these keys are loaded (`signing.py`). It stands in the location because that is what travels
-to every process that opens the store.
+A location is a path or URI, and may end with `#signed-by=KEY,KEY`: then only artifacts and compiled forms
+with a signature of one of these keys are loaded (`signing.py`). It stands in the location because that is
+what travels to every process that opens the store.
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ def get(
         raise CorruptArtifactError(
             "stored predictions are damaged", name, "remove that file and run again"
         ) from error
+    blobs.used(name)
     return outputs if ids is None or np.array_equal(found, ids) else None
 
 

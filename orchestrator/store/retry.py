@@ -1,7 +1,7 @@
 """Try again what a storage refuses for a while: exponential back-off with full jitter.
 
-Waiting between 0 and an exponentially growing bound spreads many clients best (M. Brooker, "Exponential Backoff
-And Jitter", AWS Architecture Blog, 2015).
+Waiting between 0 and an exponentially growing bound spreads many clients best (M. Brooker, "Exponential
+Backoff And Jitter", AWS Architecture Blog, 2015).
 """
 
 from __future__ import annotations

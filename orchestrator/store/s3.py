@@ -207,6 +207,10 @@ class S3Blobs(Blobs):
         """Seconds since each object below `folder` was written, by the server's clock."""
         return {key: _age_s(entry, entry["Listed"]) for key, entry in self._objects(folder, True)}
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of each object below `folder`, by its key."""
+        return {key: int(entry["Size"]) for key, entry in self._objects(folder, True)}
+
     def age_s(self, key: str) -> float:
         """Seconds since the object was written, by the server's clock; infinite when there is none."""
         head = self._head(key)

@@ -1,7 +1,7 @@
 """The version of a store's layout, and the way from each older one to this.
 
-A step changes the layout and nothing that a digest names; it must be safe to repeat, since a death in its middle
-leaves the old version in `store.json`, which is written last.
+A step changes the layout and nothing that a digest names; it must be safe to repeat, since a death in its
+middle leaves the old version in `store.json`, which is written last.
 """
 
 from __future__ import annotations

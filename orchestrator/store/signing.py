@@ -1,9 +1,9 @@
 """Signatures of artifacts and compiled forms (Ed25519, RFC 8032), beside them and never inside.
 
-An artifact's digest vouches for its manifest, and this for every weight, so the digest is what is signed; of a
-compiled form it is its place and the sha256 of its `entry.json`. A signature says what it is for, so that one of
-an artifact is none of a form. Refs, specs and releases are not signed: who may write them chooses among signed
-artifacts.
+An artifact's digest vouches for its manifest, and this for every weight, so the digest is what is signed;
+of a compiled form it is its place and the sha256 of its `entry.json`. A signature says what it is for, so
+that one of an artifact is none of a form. Refs, specs and releases are not signed: who may write them
+chooses among signed artifacts.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from orchestrator.store import artifacts
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.leases import Lease, locked
 from orchestrator.store.names import check_segment, is_digest
+from orchestrator.store.room import wait_for_room
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 0.5
@@ -86,6 +87,7 @@ def run(blobs: Blobs, key: str, compute: Callable[[], str], *, wait_s: float | N
         # Another process may have finished between our last look and our lease.
         value = result(blobs, key)
         if value is None:
+            wait_for_room(blobs)
             value = compute()
             is_artifact = is_digest(value) and artifacts.exists(blobs, value)
             blobs.put(_key(key), canonical(StageResult(value=value, artifact=is_artifact).plain()))

@@ -340,17 +340,13 @@ def _marked(blobs: Blobs) -> bool:
     if not blobs.exists(MARKER):
         return False
     found = schema.of(blobs)
-    if found < schema.SCHEMA:
+    if found != schema.SCHEMA:
+        older = "'orchestrator models migrate' brings it here, without changing an artifact"
+        newer = "use the version that wrote it, or choose another --store"
         raise ForeignStoreError(
             f"the store has schema {found}, this version reads {schema.SCHEMA}",
             blobs.location,
-            "'orchestrator models migrate' brings it here, without changing an artifact",
-        )
-    if found > schema.SCHEMA:
-        raise ForeignStoreError(
-            f"the store has schema {found}, this version reads {schema.SCHEMA}",
-            blobs.location,
-            "use the version that wrote it, or choose another --store",
+            older if found < schema.SCHEMA else newer,
         )
     return True
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.errors import CorruptArtifactError, StoreError
+from orchestrator.store.room import wait_for_room
 from orchestrator.store.store import Store
 from orchestrator.training.state import FACTS, TENSORS, TrainState
 
@@ -46,11 +47,12 @@ class Checkpoint:
         return None
 
     def save(self, state: TrainState) -> None:
-        """Keep the state, and forget earlier epochs.
+        """Keep the state, and forget earlier epochs; waits while the disk is nearly full.
 
         Raises:
             StoreError: the store refuses.
         """
+        wait_for_room(self._blobs)
         before = self._epochs()
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)

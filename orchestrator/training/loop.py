@@ -34,7 +34,7 @@ from orchestrator.training.optim import make_optimizer, rate, set_rate
 from orchestrator.training.sampling import drawn_rows
 from orchestrator.training.sharding import Strategy
 from orchestrator.training.state import EpochReport, TrainState
-from orchestrator.training.watch import Watch
+from orchestrator.training.watch import Watch, can_pause
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def train(
         settings: how to train; `settings.batch_size` counts the rows of all ranks together.
         signature: of the model.
         metric: what early stopping follows.
-        seed: decides row order, augmentation and dropout.
-        sample_seed: decides which rows `settings.sample` draws; `seed` when not given.
+        seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
@@ -276,8 +275,9 @@ class _Run:
             # Only the summed loss is the same on all ranks: a lone rank must not leave the others waiting.
             if place.world == 1 and step % CHECK_EVERY == 0:
                 self._check_finite(total.item(), epoch)
-            if self.watch is not None and self.watch.step() and self._can_pause(step + 1):
-                self._keep(self.watch, step + 1, total)
+            wanted = self.watch is not None and self.watch.step()
+            if wanted and step + 1 < self.rows.steps and can_pause(settings):
+                self._keep(step + 1, total)
         mean = sharding.sum_over_ranks(total, place.world).item() / (self.rows.steps * place.world)
         self._check_finite(mean, epoch)
         return mean, lr
@@ -291,14 +291,9 @@ class _Run:
         loss = begun.get("loss") if place.rank == 0 else None
         return torch.zeros((), device=place.device) if loss is None else loss.clone().to(place.device)
 
-    def _can_pause(self, step: int) -> bool:
-        """Whether a state within an epoch is all that is needed: these keep more between steps."""
-        settings = self.settings
-        kept = settings.sparsify, settings.clip_weights, settings.lookahead
-        return step < self.rows.steps and kept == (None, None, None)
-
-    def _keep(self, watch: Watch, step: int, total: Tensor) -> None:
+    def _keep(self, step: int, total: Tensor) -> None:
         """Save the state within an epoch; the run goes on unchanged."""
+        assert self.watch is not None
         state, world = self.state, self.place.world
         state.model = sharding.model_tensors(self.module)
         state.optimizer = sharding.optimizer_tensors(self.module, self.optimizer)
@@ -309,7 +304,7 @@ class _Run:
         if self.place.device.type == "cpu":
             found = sharding.gather_rows(torch.get_rng_state(), world)
             state.begun |= {f"random{rank}": each for rank, each in enumerate(found)}
-        watch.save(state)
+        self.watch.save(state)
 
     def _whole_loss(self, loss: Tensor) -> Tensor:
         """With what constraints and the module itself (`Hinted`) add."""
@@ -344,10 +339,7 @@ class _Run:
                 batch = spread(inputs.index_select(0, piece), self.place.device, self.images_last)
                 parts.append(self.network(batch).float())
         gathered = torch.stack(sharding.gather_rows(torch.cat(parts), world), dim=1)
-        outputs: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
-            gathered.flatten(0, 1)[:rows].cpu().numpy()
-        )
-        return outputs
+        return np.asarray(gathered.flatten(0, 1)[:rows].cpu().numpy(), np.float32)
 
     def _advance(self, report: EpochReport) -> None:
         """The state at the end of an epoch: curve, weights, best weights, whether to go on."""

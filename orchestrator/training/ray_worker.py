@@ -142,10 +142,8 @@ class _Watch:
         """Whether a notice came that nothing was saved for yet."""
         self._guard.step()
         self._steps += 1
-        if self._world > 1:
-            due = self._steps % LOOK_STEPS == 0
-        else:
-            due = time.monotonic() - self._looked >= LOOK_S
+        alone = self._world == 1
+        due = time.monotonic() - self._looked >= LOOK_S if alone else self._steps % LOOK_STEPS == 0
         if not due or self._saved:
             return False
         self._looked = time.monotonic()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.config.training import Training
 from orchestrator.training.state import TrainState
 
 STEP_TIMEOUT_S = 1800.0
@@ -25,6 +26,11 @@ class Watch(Protocol):
 
     def save(self, state: TrainState) -> None:
         """Keep the state of an epoch that has begun; every rank calls it."""
+
+
+def can_pause(settings: Training) -> bool:
+    """Whether a `TrainState` holds all that a step within an epoch needs: these keep more between steps."""
+    return (settings.sparsify, settings.clip_weights, settings.lookahead) == (None, None, None)
 
 
 class HangGuard:

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.store.store import Store
 from tests.cluster.submitted import Submitted
-from tests.jobs.heads import Head, environment
+from tests.jobs.heads import Head, connect, environment
 from tests.pipeline import toys
 from tests.pipeline.tiny import free_port
 
@@ -37,6 +37,7 @@ def test_a_new_head_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / "two").mkdir()
         head = Head(folder / "one", port)
         try:
+            connect(f"http://127.0.0.1:{port}")
             with Submitted(file, f"http://127.0.0.1:{port}", store) as run:
                 run.wait_for("train", "small: trained: ")
                 run.wait_for("train", "long: epoch 4 of")

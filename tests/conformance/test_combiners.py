@@ -235,13 +235,13 @@ def test_answers_worked_out_in_any_order_and_between_other_walks_give_the_same(t
 
 @every(TREES)
 def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None:
-    steps, seen = walk(tree, 80, "classification"), np.zeros((4, 80), dtype=int)
+    steps, seen = walk(tree, 80, "classification"), np.zeros((5, 80), dtype=int)
     asks = next(steps)
     while True:
         for ask in asks:
             assert len(ask.rows)
             assert (np.diff(ask.rows) > 0).all()
-            seen["abcd".index(ask.member.name), ask.rows] += 1
+            seen["abcde".index(ask.member.name), ask.rows] += 1
         try:
             asks = steps.send(tuple(answer(ask) for ask in asks))
         except StopIteration as stop:
@@ -249,7 +249,7 @@ def test_no_member_is_asked_twice_for_a_row_nor_for_none(tree: Ensemble) -> None
             break
     assert seen.max() == 1
     for member, mask in found.members.items():
-        np.testing.assert_array_equal(seen["abcd".index(member.name)] == 1, mask)
+        np.testing.assert_array_equal(seen["abcde".index(member.name)] == 1, mask)
 
 
 @every(TREES)

@@ -234,7 +234,7 @@ def test_rows_of_one_label_load_when_labels_are_not_looked_at(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"all labels of .* are the same"):
         read(toy.settings(path), tmp_path)
     dataset = read(toy.settings(path), tmp_path, labelled=False)
-    assert dataset.facts["rows"] == {"train": 18, "validation": 2, "calibration": 1, "contract": 3, "test": 6}
+    assert dataset.facts["rows"] == {"train": 18, "validation": 3, "calibration": 1, "contract": 2, "test": 6}
     assert not dataset.part("test").targets.any()
 
 

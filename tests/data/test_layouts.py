@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.config.data import CustomData, DataSettings, EmbeddedData, FolderData
+from orchestrator.config.decode import TextDecode
+from orchestrator.config.encoding import Category
+from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.encode import encode
+from orchestrator.data.fit import fit
 from orchestrator.data.load import load
 from orchestrator.errors import DataError, ModelError
 from tests.data import toy
@@ -277,3 +283,42 @@ def test_transform_may_fill_gaps(tmp_path: Path) -> None:
         toy.settings(path, transform="tests.data.toy:imputed"), tmp_path, allowed=["tests.data.toy:imputed"]
     )
     assert rows_of(dataset)[0][:, 0].tolist() == list(range(toy.ROWS))
+
+
+def test_embedded_tables_are_those_of_their_sources(tmp_path: Path) -> None:
+    dataset = read(EmbeddedData(name="breast_cancer"), tmp_path)
+    inputs, targets = rows_of(dataset)
+    assert dataset.signature.classes == ("benign", "malignant")
+    assert np.bincount(targets).tolist() == [357, 212]
+    original = pytest.importorskip("sklearn.datasets").load_breast_cancer()
+    assert np.array_equal(inputs, original.data.astype(np.float32))
+    assert np.array_equal(targets, 1 - original.target)
+    names = [column.name for column in dataset.signature.encoding.columns]  # type: ignore[union-attr]
+    assert names == [name.replace(" ", "_") for name in original.feature_names]
+
+
+def test_an_embedded_table_for_regression_has_a_category(tmp_path: Path) -> None:
+    dataset = read(EmbeddedData(name="gapminder", task="regression"), tmp_path)
+    inputs, targets = rows_of(dataset)
+    assert inputs.shape == (1704, 4)
+    assert (inputs[0].tolist(), targets[0, 0]) == (
+        [3, 1952, 8425333, pytest.approx(779.445)],
+        pytest.approx(28.801),
+    )
+    continents = dataset.signature.encoding.columns[0]  # type: ignore[union-attr]
+    assert continents == Category(
+        name="continent", values=("Africa", "Americas", "Asia", "Europe", "Oceania")
+    )
+    with pytest.raises(ValidationError, match="task: regression"):
+        EmbeddedData(name="gapminder")
+
+
+def test_arrays_may_be_raw() -> None:
+    texts = [f"word{row % 3} here" for row in range(toy.ROWS)]
+    encoding = fit(TextDecode(), [texts[:30], texts[30:]], "these texts")
+    dataset = from_arrays(texts, toy.labels(), encoding=encoding)
+    assert (dataset.signature.input_dtype, dataset.signature.mean) == ("int32", ())
+    part = dataset.part("test")
+    assert np.array_equal(part.inputs, encode(encoding, [texts[row] for row in part.ids]))
+    with pytest.raises(DataError, match="row 1 of the arrays is no text"):
+        from_arrays(["a", 2], [0, 1], encoding=encoding)

@@ -92,7 +92,7 @@ class Fuzz:
         self._random = random.Random(seed)
         self._paths = list(Endpoints(front()).table())
         self._admin = list(Admin({}, ServingSettings()).routes())
-        self._seeds = (
+        self._seeds: tuple[bytes, ...] = (
             png(PIXELS[0]),
             encoded(PIXELS[0], "JPEG"),
             PIXELS.tobytes(),
@@ -269,8 +269,26 @@ class RawFuzz(Fuzz):
         )
 
     def _path(self) -> str:
-        self._last = super()._path()
+        model, route = self._random.choice(self.models), self._random.choice(["infer", "predict"])
+        good = self._random.random() < 0.5
+        self._last = f"/v2/models/{model}/{route}" if good else super()._path()
         return self._last
+
+    def _query(self) -> str:
+        good = self._random.random() < 0.5 and "/models/" in self._last
+        return "" if good else super()._query()
+
+    def _plain(self) -> tuple[bytes, dict[str, str]]:
+        rng = self._random
+        fitting: dict[str, list[bytes]] = {
+            "text": [word.encode() for word in self._words],
+            "audio": SOUNDS,
+            "table": [json.dumps(ROWS).encode(), json.dumps(ROWS[0]).encode()],
+        }
+        model = next((name for name in fitting if f"/{name}/" in self._last), None)
+        if model is None or rng.random() < 0.5:
+            return super()._plain()
+        return rng.choice(fitting[model]), {}
 
     def _infer(self) -> tuple[bytes, dict[str, str]]:
         rng = self._random

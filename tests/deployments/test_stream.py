@@ -88,6 +88,7 @@ def test_each_stage_is_what_a_cascade_that_ends_there_says(
             update={"stages": tree.stages[:stages], "thresholds": tree.thresholds[: stages - 1]}
         )
         wanted = predict(known, members, IMAGES, "classification").probs
+        assert wanted is not None
         np.testing.assert_allclose(answer.outputs["probabilities"], wanted, atol=1e-5)
     whole = asyncio.run(_plain(ask, Question(IMAGES, TIME_S)))
     np.testing.assert_allclose(

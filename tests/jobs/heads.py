@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ray.dashboard.modules.job.sdk import JobSubmissionClient
 
 from tests.pipeline.tiny import free_port
 from tests.pipeline.victim import end_session
@@ -70,3 +72,13 @@ def environment() -> Iterator[Path]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         yield Path(folder)
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client, once the dashboard answers."""
+    for _ in range(240):
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError):
+            time.sleep(0.5)
+    raise AssertionError("the dashboard does not answer")

@@ -19,7 +19,7 @@ from orchestrator.store.store import Store
 from tests.cluster.submitted import Submitted
 from tests.deployments.toys import IMAGES, in_process, open_store
 from tests.jobs.files import column, image_file
-from tests.jobs.heads import Head, environment
+from tests.jobs.heads import Head, connect, environment
 from tests.pipeline import toys
 from tests.pipeline.tiny import free_port
 
@@ -43,15 +43,6 @@ def dashboard() -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             head.stop()
-
-
-def connect(address: str) -> JobSubmissionClient:
-    for _ in range(240):
-        try:
-            return JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError):
-            time.sleep(0.5)
-    raise AssertionError("the dashboard does not answer")
 
 
 def submit(client: JobSubmissionClient, entrypoint: str, variables: dict[str, str]) -> str:

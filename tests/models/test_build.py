@@ -125,8 +125,8 @@ def test_a_regression_on_images_builds_every_architecture() -> None:
 
 @pytest.mark.parametrize("field", ["mean", "std"])
 def test_a_signature_with_too_few_scaling_values_is_refused(field: str) -> None:
-    wanted = signature(COLOUR).model_copy(update={field: (1.0,)})
-    with pytest.raises(ModelError, match=f"{field} must have 3 values, one a channel or feature; it has: 1"):
+    wanted = signature(COLOUR).model_copy(update={field: (1.0, 2.0)})
+    with pytest.raises(ModelError, match=f"{field} needs one value or 3, one a channel.*; it has: 2"):
         build(SMALL["mlp"], wanted)
 
 

@@ -149,6 +149,20 @@ def test_the_target_of_a_compiled_form_tells_what_it_depends_on() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["text_ngrams", "text_cnn", "text_transformer", "audio_cnn", "ft_transformer"]
+)
+@pytest.mark.parametrize("plan", [(), (Bf16(),)], ids=["fp32", "bf16"])
+def test_models_of_text_sound_and_tables_compile(store: Store, model: str, plan: Plan) -> None:
+    digest = made(store, model, plan)
+    inputs = toys.rows(toys.MODELS[model][1], 33).inputs
+    eager, found = load(store, digest, "eager"), load(store, digest, "aoti", batch=8)
+    for rows in (1, 3, 33):
+        far = distance(torch.from_numpy(found(inputs[:rows])), torch.from_numpy(eager(inputs[:rows])))
+        assert far < (0.03 if plan else 1e-5), rows
+
+
+@pytest.mark.slow
 def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = made(store, "mlp", (StaticInt8(),))
     lowered, compiled_form = load(store, digest, "lowered"), load(store, digest, "aoti", batch=8)

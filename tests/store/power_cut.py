@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: a model of files and folders, of which only what was synced is sure.
+"""What a disk may hold after a power cut: a model of files and folders, of which only the synced is sure.
 
 Calls are recorded by standing in for `os` functions. After any of them, each folder's list of names may be as
 it is or as it was when the folder was last synced, independently of all others, and a file holds its bytes or
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+_CALLS = ("open", "close", "write", "fsync", "mkdir", "rename", "replace", "link", "unlink", "rmdir")
 
 Tree = dict[str, bytes]
 """Files by their path below the root."""
@@ -50,7 +52,7 @@ class Disk:
 
     def recording(self, patch: pytest.MonkeyPatch) -> None:
         """Watch the calls of this process from now on."""
-        for name in ("open", "close", "write", "fsync", "mkdir", "rename", "replace", "link", "unlink", "rmdir"):
+        for name in _CALLS:
             patch.setattr(os, name, self._watched(name, getattr(os, name)))
 
     def _watched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:

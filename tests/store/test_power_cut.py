@@ -1,4 +1,4 @@
-"""Every prefix of what a writer asks of the disk, with unsynced data dropped, leaves a whole artifact or none."""
+"""Each prefix of what a writer asks of the disk, unsynced data dropped, leaves a whole artifact or none."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def test_refs_and_stages(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("older_s", [None, -1.0])
-def test_removal(
-    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older_s: float | None
-) -> None:
+def test_removal(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older_s: float | None) -> None:
     store = Store(tmp_path / "store")
     digest = store.put_artifact(draft(), tensors())
     assert isinstance(store.blobs, LocalBlobs)
