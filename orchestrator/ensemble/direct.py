@@ -30,12 +30,14 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
         task: decides between log-probabilities and values.
         width: outputs K of each member.
     """
+    # A chain's later models are asked after the others, with what those said.
     known = all(
-        isinstance(node, Member | PooledNode) and node.unfitted() is None for node in walk_nodes(tree)
+        isinstance(node, Member | PooledNode)
+        and node.unfitted() is None
+        and not (isinstance(node, Member) and node.sees)
+        for node in walk_nodes(tree)
     )
-    # Who sees others, in a chain, is asked after them.
-    blind = not any(member.sees for member in leaves(tree))
-    return Direct(tree, task, width) if known and blind else None
+    return Direct(tree, task, width) if known else None
 
 
 @dataclass(frozen=True, eq=False)
