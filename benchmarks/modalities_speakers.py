@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.ensembles_digits import trained
+from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Member, WeightedMix
 from orchestrator.config.load import load_run
 from orchestrator.data.load import default_cache, load
@@ -17,6 +18,7 @@ from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import replay
 from orchestrator.measure.intervals import wilson
 
+PARTS: tuple[PartName, ...] = ("validation", "test")
 FILES = ("spoken-digits-train.parquet", "spoken-digits-test.parquet")
 
 
@@ -52,11 +54,9 @@ def _right(run_file: Path, work: Path) -> dict[str, np.ndarray[tuple[int], np.dt
     """For each model and the mix, which test rows [N] it answers rightly."""
     config = load_run(run_file, [f"data.root={work}", "data.train=train.parquet", "data.test=test.parquet"])
     dataset = load(config.data, seed=config.seed, cache=default_cache())
-    parts = {part: dataset.part(part) for part in ("validation", "test")}
+    parts = {part: dataset.part(part) for part in PARTS}
     said = {
-        name: trained(config, dataset, entry, tuple(parts))
-        for name, entry in config.models.items()
-        if entry.model
+        name: trained(config, dataset, entry, PARTS) for name, entry in config.models.items() if entry.model
     }
     members = {name: Member(name=name, digest=name) for name in said}
     tables = {part: {members[name]: found[part] for name, found in said.items()} for part in parts}

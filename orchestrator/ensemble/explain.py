@@ -167,6 +167,7 @@ def _flips(
 
 def _rest(tree: Node, outputs: Mapping[Member, Output], missing: Coalition, task: Task) -> Floats | None:
     """Scores [K] of the row without some of the root's members; None if there would be no answer."""
+    part: Node | None
     if isinstance(tree, Boosting):
         part = first_stages(tree, min(missing)) if min(missing) > 0 else None
     else:

@@ -69,7 +69,8 @@ class LogMel(nn.Module):
         power = ((left + right) @ self.even).square() + ((left - right) @ self.odd).square()
         mels = (power @ self.bands + LEAST_POWER).log()
         out: Tensor = self.norm(mels.reshape(-1, self.frames, self.bands.shape[1]).transpose(1, 2))
-        return self.mask(out)
+        masked: Tensor = self.mask(out)
+        return masked
 
 
 class Cast(nn.Module):

@@ -78,7 +78,8 @@ class Ngrams(nn.Module):
                 ids, table, mode="sum", per_sample_weights=weights.to(table.dtype), padding_idx=PADDING
             )
         vectors = self.embedding(ids)
-        return (weights.to(vectors.dtype)[:, :, None] * vectors).sum(1)
+        out: Tensor = (weights.to(vectors.dtype)[:, :, None] * vectors).sum(1)
+        return out
 
 
 @make_body.register

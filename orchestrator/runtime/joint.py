@@ -169,10 +169,9 @@ class _SideBySide(nn.Module):
         self.models = nn.ModuleList(models)
         self._shared = all(_same_scaling(models[0], model) for model in models)
         wide = widened([getattr(model, "body", model) for model in models]) if self._shared else None
+        self.wide: nn.Module | None = wide
         if wide is not None:
-            self.models, self.wide = nn.ModuleList(models[:1]), wide
-        else:
-            self.wide = None
+            self.models = nn.ModuleList(models[:1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Raw rows [B, *input_shape]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.config.caches import CacheBudgets
 from orchestrator.store import holds
@@ -87,13 +88,13 @@ def _checkpoints(store: Store) -> Iterable[Entry]:
         return Lease(blobs, f"stages/{folder.removeprefix('checkpoints/')}").holder() is not None
 
     for folder, (size, age) in _grouped(store, "checkpoints", 2).items():
-        remove = lambda folder=folder: blobs.delete_folder(folder)  # noqa: E731
-        yield Entry(folder, size, age, lambda folder=folder: busy(folder), remove)  # type: ignore[misc]
+        yield Entry(folder, size, age, partial(busy, folder), partial(blobs.delete_folder, folder))
 
 
 def _grouped(store: Store, top: str, depth: int) -> dict[str, tuple[int, float]]:
     """Bytes, and seconds since the youngest file was used, of each folder `depth` names deep."""
-    sizes, found = store.blobs.sizes(top), {}
+    sizes = store.blobs.sizes(top)
+    found: dict[str, tuple[int, float]] = {}
     for key, age in store.blobs.ages_s(top).items():
         folder = "/".join(key.split("/")[:depth])
         size, youngest = found.get(folder, (0, age))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +29,14 @@ _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
 _TEXT_LIMIT_BYTES = 64 * 2**20
 
 
+Kind = Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "unfinished"]
+
+
 @dataclass(frozen=True)
 class Damage:
     """One thing that is not as it should be."""
 
-    kind: Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "unfinished"]
+    kind: Kind
     key: str
     problem: str
 
@@ -53,37 +57,37 @@ class Collected:
 
 def damages(store: Store) -> list[Damage]:
     """Everything in the store whose bytes are not what its name or record says, sorted by key."""
-    blobs, found = store.blobs, []
+    blobs = store.blobs
+    found: list[Damage] = []
 
-    def check(kind: str, key: str, look: Callable[[], object]) -> None:
+    def check(kind: Kind, key: str, look: Callable[[], object]) -> None:
         try:
             look()
         except (CorruptArtifactError, NotFoundError) as error:
-            found.append(Damage(kind, key, error.what))  # type: ignore[arg-type]
+            found.append(Damage(kind, key, error.what))
 
     for folder, marked in sorted(_folders(blobs, "artifacts", artifacts.MANIFEST).items()):
         digest = folder.removeprefix("artifacts/")
         if marked:
-            check("artifact", folder, lambda digest=digest: store.verify(digest))
+            check("artifact", folder, partial(store.verify, digest))
         else:
             found.append(Damage("unfinished", folder, "an artifact without a manifest"))
     for folder, marked in sorted(_folders(blobs, "compiled", compiled.ENTRY, depth=3).items()):
         digest, target = folder.split("/")[1:]
-        look = lambda digest=digest, target=target: compiled.find(blobs, digest, target)  # noqa: E731
         if marked:
-            check("compiled", folder, look)
+            check("compiled", folder, partial(compiled.find, blobs, digest, target))
         else:
             found.append(Damage("unfinished", folder, "a compiled form without an entry"))
     for key in blobs.list("specs"):
-        check("spec", key, lambda key=key: store.spec(_name(key)))
+        check("spec", key, partial(store.spec, _name(key)))
     for key in blobs.list("releases"):
-        check("release", key, lambda key=key: releases.read(store, _name(key)))
+        check("release", key, partial(releases.read, store, _name(key)))
     for name in store.refs():
-        check("ref", f"refs/{name}", lambda name=name: _look_at_ref(store, name))
+        check("ref", f"refs/{name}", partial(_look_at_ref, store, name))
     for key in blobs.list("stages"):
-        check("stage", key, lambda key=key: stages.read(blobs, _name(key)))
+        check("stage", key, partial(stages.read, blobs, _name(key)))
     for key in blobs.list("records"):
-        check("record", key, lambda key=key: read_record(blobs, key))
+        check("record", key, partial(read_record, blobs, key))
     return found
 
 

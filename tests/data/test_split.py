@@ -108,7 +108,7 @@ def test_small_classes_may_be_spread() -> None:
     }
     assert min(found[3] for found in counts.values()) == 1
     assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(100))
-    shares = free_shares(Shares(), ("test",))
+    shares = free_shares(Shares(), ["test"])
     with pytest.raises(DataError, match="class 'none' of x is too small"):
         cut(100, labels, shares, seed=0, origin="x", classes=(*names, "none"), spread=True)
 

@@ -142,7 +142,8 @@ def test_a_stopped_job_says_how_to_go_on_and_does(dashboard: str, tmp_path: Path
     given = (file, dashboard, store, "--working-dir", str(code))
     with Submitted(*given) as run:
         run.wait_for("train", "net: epoch 2 of")
-        (name,) = {job.submission_id for job in client.list_jobs() if job.submission_id.startswith("toy-")}
+        ids = {job.submission_id or "" for job in client.list_jobs()}
+        (name,) = {found for found in ids if found.startswith("toy-")}
         info = client.get_job_info(name)
         assert info.metadata is not None
         assert info.metadata["run"] == "toy"

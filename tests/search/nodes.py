@@ -60,7 +60,7 @@ class Nodes:
             self.b = self._add("b")
 
     def _add(self, zone: str) -> Any:
-        agent = {"dashboard_agent_listen_port": _free_port()} if self._agents else {}
+        agent: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()} if self._agents else {}
         return self.cluster.add_node(
             **agent,
             num_cpus=CORES,

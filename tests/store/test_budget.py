@@ -127,7 +127,9 @@ def test_decoded_data(tmp_path: Path) -> None:
 
 
 def test_a_run_pauses_with_one_sentence_and_goes_on(store: Store) -> None:
-    shares, said, slept = iter([95, 93, 91, 89]), [], []
+    shares = iter([95, 93, 91, 89])
+    said: list[str] = []
+    slept: list[float] = []
     waited = wait_for_room(
         store.blobs,
         usage=lambda _: (lambda used: Usage(100, used, 100 - used))(next(shares)),
