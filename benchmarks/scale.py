@@ -160,6 +160,7 @@ def _cluster(nodes: int) -> Iterator[tuple[Cluster, float]]:
 
 def _pid_of(program: str, cluster: Cluster) -> int:
     """Of a process of the cluster's head."""
+    assert cluster.head_node is not None
     (found,) = cluster.head_node.all_processes[program]
     return int(found.process.pid)
 

@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def collected(place: Path, *more: str) -> dict[str, str]:
     out = place / "support.tar.gz"
-    given = ["--out", out, "--store", place / "store", "--ray-logs", place / "logs", *more]
+    given: list[str | Path] = ["--out", out, "--store", place / "store", "--ray-logs", place / "logs", *more]
     found = command("support-bundle", *given, "--json").document
     with tarfile.open(out) as archive:
         texts = {

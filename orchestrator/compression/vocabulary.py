@@ -34,7 +34,7 @@ def prune_vocabulary(step: VocabularyPruning, state: State, context: Context) ->
         )
     if context.train is None:
         raise CompressionError("pruning the vocabulary needs train rows", step.kind)
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, int] = {}
     for name, tokens, other in found:
         whole = module.get_submodule(name)
         assert isinstance(whole, nn.Embedding)

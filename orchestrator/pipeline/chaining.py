@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.config.base import fingerprint
+from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Chain, Later, Member
 from orchestrator.config.groups import name_of
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.beside import with_inputs
-from orchestrator.data.dataset import Dataset
+from orchestrator.data.dataset import Array, Dataset
 from orchestrator.data.load import default_cache
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.sight import beside, told
@@ -77,7 +78,10 @@ def _rows(run: Run, members: Sequence[Member], said: Sequence[Output]) -> Datase
     )
     validation = run.dataset.part("validation")
     own = told([run.outputs(member, "validation") for member in members], task)
-    inputs = {"train": beside(train.inputs, shown), "validation": beside(validation.inputs, own)}
+    inputs: dict[PartName, Array] = {
+        "train": beside(train.inputs, shown),
+        "validation": beside(validation.inputs, own),
+    }
     return with_inputs(run.dataset, inputs, key=key, cache=default_cache())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any
 
@@ -115,12 +116,12 @@ def test_it_fires_for_its_fault_alone(alert: str) -> None:
     family, labels, faulty, healthy = SIMPLE[alert]
     name, sign, limit = RULES[alert]["expr"].split()
     assert name == family.name
-    fires = {"==": lambda value: value == float(limit), ">": lambda value: value > float(limit)}[sign]
+    compare = {"==": operator.eq, ">": operator.gt}[sign]
     for value in (faulty, *healthy):
         meter = Meter("one")
         meter.set(family, *labels, to=value)
         (found,) = numbers([meter.snapshot()], family).values()
-        assert fires(found) == (value == faulty)
+        assert compare(found, float(limit)) == (value == faulty)
 
 
 def test_prometheus_reads_the_rules() -> None:

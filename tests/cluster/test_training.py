@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated import autoscaler_pb2
 
 from orchestrator.config.data import EmbeddedData
@@ -123,7 +123,7 @@ def node_of(line: str) -> str:
 
 def drain(cluster: Nodes, node_id: str, deadline_s: float) -> None:
     """What a provider does before it takes a spot machine away."""
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
     deadline_ms = int((time.time() + deadline_s) * 1000)
     accepted, why = GcsClient(address=cluster.address).drain_node(node_id, reason, "taken away", deadline_ms)
     assert accepted, why

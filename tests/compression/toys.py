@@ -133,7 +133,8 @@ def signature(shape: tuple[int, ...], task: str = "classification") -> Signature
 
 
 def _dtype(shape: tuple[int, ...]) -> Any:
-    return {TEXT: "int32", SOUND: "int16"}.get(shape, "uint8" if len(shape) == 3 else "float32")
+    known: dict[tuple[int, ...], str] = {TEXT: "int32", SOUND: "int16"}
+    return known.get(shape, "uint8" if len(shape) == 3 else "float32")
 
 
 def rows(shape: tuple[int, ...], count: int = 64, seed: int = 0) -> Part:
@@ -266,7 +267,7 @@ class Functional(nn.Module):
         return out
 
 
-class Tokens(nn.Module):
+class ThreeDimensional(nn.Module):
     """Linears on three-dimensional inputs."""
 
     def __init__(self, side: int) -> None:
@@ -298,7 +299,7 @@ def functional_linear(signature: Signature) -> nn.Module:
 
 def tokens(signature: Signature) -> nn.Module:
     """Model factory."""
-    return Tokens(signature.input_shape[1])
+    return ThreeDimensional(signature.input_shape[1])
 
 
 class _Chunked(nn.Module):

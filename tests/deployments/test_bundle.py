@@ -163,7 +163,7 @@ def test_a_defect_met_by_one_item_does_not_fail_the_others() -> None:
             raise ValueError("no such row")
         return item
 
-    first, second = asyncio.run(answer_each(ask, [-1, 2]))  # type: ignore[arg-type]
+    first, second = asyncio.run(answer_each(ask, [-1, 2]))
     assert isinstance(first, MemberFailedError)
     assert second == 2
 

@@ -147,6 +147,7 @@ def test_a_stock_client_sends_what_it_has(running: Running, name: str) -> None:
                 name, [InferInput("other", [1], "BYTES").set_data_from_numpy(np.array([b"x"], object))]
             )
     expected = running.expected(name)
+    assert expected.probs is not None
     np.testing.assert_allclose(found.as_numpy("probabilities"), expected.probs, atol=1e-5)
     wanted = rejected(running.specs[name].tree, expected)
     assert wanted is not None
@@ -164,7 +165,9 @@ def test_a_run_compares_encoded_rows(running: Running, name: str) -> None:
     rows = encode(spec.signature.encoding, VALUES[name])
     found = np.stack([_infer(connection, spec, rows[at : at + 1]) for at in range(len(rows))])
     connection.close()
-    np.testing.assert_allclose(found, running.expected(name).probs, atol=1e-5)
+    expected = running.expected(name).probs
+    assert expected is not None
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_predict_answers_the_same(running: Running) -> None:
@@ -172,6 +175,7 @@ def test_predict_answers_the_same(running: Running) -> None:
         for name, rows in (("text", TEXTS), ("audio", SOUNDS), ("table", ROWS)):
             expected = running.expected(name)
             found = client.predict(rows, name).rows
+            assert expected.probs is not None
             np.testing.assert_allclose([row["probabilities"] for row in found], expected.probs, atol=1e-5)
             wanted = rejected(running.specs[name].tree, expected)
             assert wanted is not None

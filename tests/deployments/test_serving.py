@@ -102,6 +102,7 @@ def test_a_cascade_of_deployments_tells_its_stages(running: Running) -> None:
     assert names == ["stage", "answer"]
     expected = in_process(running.store, spec, rows).probs
     said = [row["probabilities"] for row in found[-1]["predictions"]]
+    assert expected is not None
     np.testing.assert_allclose(said, expected, atol=1e-5)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -21,14 +23,14 @@ TABLE, TARGETS = outputs(rows=600, seed=3)
 ELSEWHERE = {
     member: (0.2 * found).astype(np.float32) for member, found in outputs(rows=300, seed=4)[0].items()
 }
-TREES = {
+TREES: dict[str, Node] = {
     "mix": mix(A, B, C, D),
     "average": parallel(A, mix(B, C), D),
     "cascade": cascade(A, parallel(B, C, D)),
 }
 
 
-def fitted(tree: Node, *, outside: bool = False, **wish: object) -> Combined:
+def fitted(tree: Node, *, outside: bool = False, **wish: object) -> Any:
     asked = tree.model_copy(update={"reject": Reject.model_validate(wish)})
     more = ELSEWHERE if outside else None
     found = fit(asked, TABLE, TARGETS, Metric(), "classification", outside=more)

@@ -17,7 +17,7 @@ from orchestrator.pipeline import reporting
 from orchestrator.pipeline import run as pipeline
 from orchestrator.pipeline.context import check_fits
 from orchestrator.runtime.rebuild import tensors_of
-from orchestrator.store import blobs
+from orchestrator.store import local
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from tests.data import toy
@@ -226,14 +226,14 @@ def test_an_artifact_that_was_removed(place: Path) -> None:
 
 def test_a_full_disk_of_the_store(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = imported(place, "digits/kept", seed=1).document["digest"]
-    write = blobs._write_synced
+    write = local._write_synced
 
     def full(path: Path, data: bytes) -> None:
         write(path, data[: len(data) // 2])
         raise FULL
 
     with monkeypatch.context() as patch:
-        patch.setattr(blobs, "_write_synced", full)
+        patch.setattr(local, "_write_synced", full)
         assert "no space is left on the disk of the store" in imported(place).sentence(1)
     assert Store("store").digests() == [kept]
     Store("store").verify(kept)

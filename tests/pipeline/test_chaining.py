@@ -133,10 +133,10 @@ def test_a_train_row_holds_no_answer_of_a_model_that_was_trained_on_it(
     # The first later model's answers to train rows are out of fold, too; other rows hold the members' own.
     later = _rows_of(run, spec, 3)
     assert later.part("train").inputs.shape[1] == 6 + 3 * 2
-    own = [
+    said_alone = [
         run.outputs(member, "validation") for member in spec.tree.members[:3] if isinstance(member, Member)
     ]
-    shown = told(own, "classification")
+    shown = told(said_alone, "classification")
     validation = run.dataset.part("validation")
     np.testing.assert_array_equal(later.part("validation").inputs, beside(validation.inputs, shown))
 
@@ -205,6 +205,7 @@ def test_served_answers_are_those_in_process(
     members = {one: run.executable(one) for one in distinct(spec.tree)}
     for answer, part in zip(asyncio.run(ask()), parts, strict=True):
         expected = predict(spec.tree, members, part, "classification")
+        assert expected.probs is not None
         np.testing.assert_allclose(answer.outputs["probabilities"], expected.probs, atol=1e-5)
         assert answer.members == ("big", "small", "chain-1", "chain-2")
         assert answer.outputs["member_probs"].shape == (len(part), 4, 2)
@@ -215,7 +216,7 @@ def test_what_it_notices_and_whom_it_cannot_teach(made: tuple[Run, Spec, dict[st
     run, spec, _ = made
     assert noticed(run, {"chain": spec.tree}) == {"chain": {}}
     with pytest.raises(CompressionError, match="a chain is no teacher"):
-        as_other(spec, lambda *_: None)  # type: ignore[arg-type, return-value]
+        as_other(spec, lambda *_: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from orchestrator.config.access import AccessSettings
 from orchestrator.config.ensemble import Spec, WeightedMix
 from orchestrator.store import releases
 from orchestrator.store.store import Store
+from tests.deployments.released import Running
 from tests.deployments.served import running as listening
-from tests.deployments.test_releases import Running
 from tests.deployments.toys import DIGITS, SMALL_MLP, put
 from tests.pipeline.command import command
 

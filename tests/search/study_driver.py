@@ -25,7 +25,7 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import DRIVERS
 from orchestrator.search.space import name_of
 from orchestrator.search.study import BatchStudy, Suggestion
-from orchestrator.store import blobs
+from orchestrator.store import local
 from orchestrator.store.store import Store
 from tests.search.faulty import faulty_trial
 from tests.search.spaces import amount_of, small
@@ -147,7 +147,7 @@ class _Killer:
 
     def watch(self, study: Study) -> None:
         """Be told of a study's points."""
-        ask, suggest, write = study.sampler.ask, study.search.suggest, blobs._write_synced
+        ask, suggest, write = study.sampler.ask, study.search.suggest, local._write_synced
 
         def asked() -> list[Suggestion]:
             self.passed("between")
@@ -168,7 +168,7 @@ class _Killer:
 
         study.sampler.ask = asked  # type: ignore[method-assign]
         study.search.suggest = suggested  # type: ignore[method-assign]
-        blobs._write_synced = written
+        local._write_synced = written
 
     def passed(self, point: str) -> None:
         """The process is at a point."""

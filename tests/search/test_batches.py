@@ -12,7 +12,7 @@ from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.study import Suggestion
-from orchestrator.store import blobs
+from orchestrator.store import local
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
 from tests.search.spaces import amount_of
 from tests.search.study_driver import Study, settings_of
@@ -147,7 +147,7 @@ def test_a_store_that_cannot_be_written_is_no_failure_of_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(tmp_path / "study", SETTINGS)
-    monkeypatch.setattr(blobs, "_write_synced", guarded(study.folder))
+    monkeypatch.setattr(local, "_write_synced", guarded(study.folder))
     assert study.search.suggest("0") is not None
     (study.folder / READ_ONLY).touch()
     with pytest.raises(StoreError, match="read-only"):
