@@ -33,8 +33,8 @@ lint: $(STAMP) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy orchestrator deployments jobs tests examples benchmarks
 
-test: lint ## Lint, types, architecture tests and the whole suite (QUICK=1: without Ray's slow tests)
-	$(BIN)/python -m pytest -m "not ray and not cluster" -n 2 --dist loadfile
+test: lint ## Lint, types, architecture tests and the whole suite (QUICK=1: without the slow ones)
+	$(BIN)/python -m pytest -m "not ray and not cluster$(if $(QUICK), and not slow)" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "(ray or cluster)$(if $(QUICK), and not slow)" -n 2 --dist loadfile
 
 chaos: $(STAMP) ## Lose nodes, drivers, heads and connections on clusters of this machine (about half an hour)

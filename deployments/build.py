@@ -130,7 +130,8 @@ def _check(spec: tree.Spec, store: Store) -> None:
     for member in distinct(spec.tree):
         found = store.manifest(member.digest).signature
         wanted = spec.signature
-        for name in ("task", "input_shape", "input_dtype", "outputs", "classes"):
+        rows = () if member.sees else ("input_shape", "input_dtype")  # who sees others has rows of its own
+        for name in ("task", *rows, "outputs", "classes"):
             if getattr(found, name) != getattr(wanted, name):
                 raise ConfigError(
                     f"{spec.name}: member {member.name} has another {name} than the ensemble",

@@ -303,6 +303,7 @@ def test_on_a_terminal_the_view_comes_and_goes() -> None:
     assert written.endswith("done\r\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_takes_the_view_away_first() -> None:
     child = Pty([sys.executable, "-c", CHILD, "60"])
     child.wait_for("1 running")

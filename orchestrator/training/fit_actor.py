@@ -75,9 +75,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         send(mailbox, job.name, "the record of its checkpoints was damaged, training starts over")
     resources = job.entry.resources
     least, most = resources.span
-    each: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
-        each["GPU"] = resources.gpus
+    each = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
     trainer = _trainer(
         work,
         train_loop_config={"job": job.plain(), "mailbox": mailbox, "folder": str(folder)},

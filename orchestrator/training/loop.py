@@ -78,8 +78,7 @@ def train(
         train: rows to learn from; for distillation a class below 0 or a NaN target means "no label".
         validation: rows for the metric of each report and for early stopping.
         settings: how to train; `settings.batch_size` counts the rows of all ranks together.
-        signature: of the model.
-        metric: what early stopping follows.
+        signature: of the model; `metric` is what early stopping follows.
         seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
@@ -87,22 +86,18 @@ def train(
             [N, K] without augmentation, else [V, N, K]. For a stage of a boosting: what it adds to.
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
         state: where to start, brought up to date before each report: save it to go on later.
-        first_epoch: row order, augmentation and random numbers are those of the epochs from here on, for a
-            training that goes on where another one ended.
-        rank: of this process; a process group of `world` ranks must exist if world > 1.
-        world: number of data-parallel processes.
+        first_epoch: row order, augmentation and random numbers go on as if so many epochs had been.
+        rank: of this process among `world` ones; if there are several, their process group must exist.
         strategy: how to be data-parallel.
         allowed: import paths that a custom loss or metric may come from.
         watch: told of each step; may ask for the state within an epoch.
 
     Raises:
-        TrainingError: the loss is not finite, or the rows cannot be cut as asked.
-        ConfigError: loss or augmentation does not fit the data.
+        TrainingError, ConfigError: the loss is not finite, or something does not fit the rows.
     """
     drawn = seed if sample_seed is None else sample_seed
     place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
-    run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState())
-    run.watch = watch
+    run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState(), watch)
     run.prepare(train, signature, teacher, masks or {})
     with run.borrowed_module():
         while not run.state.finished:
@@ -162,11 +157,12 @@ class _Run:
         metric: Metric,
         allowed: frozenset[str],
         state: TrainState,
+        watch: Watch | None,
     ) -> None:
         self.module, self.validation, self.settings = module, validation, settings
         self.place, self.metric, self.allowed, self.state = place, metric, allowed, state
         sharded = place.world > 1 and place.strategy == "fsdp"
-        self.watch: Watch | None = None
+        self.watch = watch
         self.images_last = settings.channels_last and validation.inputs.ndim == 4 and not sharded
 
     @contextmanager

@@ -62,21 +62,21 @@ def test_blocks_marked_console_test_run(tmp_path: Path) -> None:
 
 
 def test_the_command_table_is_the_command_line() -> None:
-    named = re.findall(r"^\| `([a-z]+)` \|", section(README, "Commands"), re.MULTILINE)
+    named = re.findall(r"^\| `([a-z-]+)` \|", section(README, "Commands"), re.MULTILINE)
     assert len(named) == len(set(named))
     assert set(named) == COMMANDS
 
 
 def test_every_command_that_a_page_uses_exists() -> None:
     for page in PAGES:
-        used = set(re.findall(r"\borchestrator ([a-z]+)\b", "\n".join(code_of(page))))
+        used = set(re.findall(r"\borchestrator ([a-z][a-z-]*)\b", "\n".join(code_of(page))))
         assert used <= COMMANDS, f"{page.name}: {sorted(used - COMMANDS)}"
 
 
 def test_every_option_that_a_page_uses_exists() -> None:
     commands = getattr(get_command(app), "commands")  # noqa: B009
     for page in PAGES:
-        for name, rest in re.findall(r"\borchestrator ([a-z]+)\b([^\n|;]*)", "\n".join(code_of(page))):
+        for name, rest in re.findall(r"\borchestrator ([a-z][a-z-]*)\b([^\n|;]*)", "\n".join(code_of(page))):
             known = {
                 found
                 for parameter in commands[name].params

@@ -101,6 +101,7 @@ def test_a_server_is_compared_measured_frozen_and_ended(tmp_path: Path) -> None:
     assert not server.processes()
 
 
+@pytest.mark.slow
 def test_a_server_with_other_answers_is_not_measured(tmp_path: Path) -> None:
     models = make(tmp_path / "work", "eager")
     other: Any = SimpleNamespace(

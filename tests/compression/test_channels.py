@@ -175,6 +175,7 @@ def test_a_share_of_the_operations_or_parameters_is_reached(target: str, share: 
     assert 0 < state.decisions[0]["amount"] < 1
 
 
+@pytest.mark.slow
 def test_a_share_of_the_measured_latency_is_reached() -> None:
     module, signature, _ = toys.toy("resnet9")
     state = run_step(

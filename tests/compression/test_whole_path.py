@@ -47,6 +47,7 @@ def distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "pruning"),
     [
@@ -86,6 +87,7 @@ def test_transformers(tmp_path: Path, name: str, shape: tuple[int, ...], pruning
     assert audited["share"] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_cnn", "audio_cnn", "wave_cnn"])
 def test_convolutions_over_text_and_sound(tmp_path: Path, name: str) -> None:
     module, signature, settings = toys.toy(name)

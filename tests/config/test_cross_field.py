@@ -273,11 +273,11 @@ def test_given_thresholds_have_no_guarantee() -> None:
 )
 def test_a_regression_has_no_ensembles_of_classifiers(tree: dict[str, Any], said: str) -> None:
     assert run(ensembles={"x": tree})
-    task = "data.task=regression"
-    assert f"ensembles.x: {said}" in refused(task, ensembles={"x": tree})
-    assert f"ensembles.x: {said}" in refused(task, ensembles={"x": pair() | {"members": [tree, "big"]}})
+    task = ("data.name=gapminder", "data.task=regression")
+    assert f"ensembles.x: {said}" in refused(*task, ensembles={"x": tree})
+    assert f"ensembles.x: {said}" in refused(*task, ensembles={"x": pair() | {"members": [tree, "big"]}})
     stack = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"]}
-    assert run(task, ensembles={"x": stack, "y": pair("x", "big")})
+    assert run(*task, ensembles={"x": stack, "y": pair("x", "big")})
 
 
 def test_only_ensembles_have_members_that_agree() -> None:
@@ -303,9 +303,9 @@ def test_shares_sum_to_one() -> None:
 def test_the_metric_fits_the_task() -> None:
     assert "metric rmse does not fit task classification" in refused("metric.name=rmse")
     assert "metric accuracy does not fit task regression" in refused(
-        "data.task=regression", "metric.name=accuracy"
+        "data.name=gapminder", "data.task=regression", "metric.name=accuracy"
     )
-    assert run("data.task=regression").metric.name == "rmse"
+    assert run("data.name=gapminder", "data.task=regression").metric.name == "rmse"
     assert run("metric.name=mine:score").metric.name == "mine:score"
 
 

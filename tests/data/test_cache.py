@@ -121,6 +121,7 @@ def test_open_cached_of_nothing(tmp_path: Path) -> None:
         open_cached(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_processes_at_the_same_time_decode_once(tmp_path: Path) -> None:
     toy.image_file(tmp_path / "a.parquet")
     processes = [loader(tmp_path, sleep=0.3) for _ in range(3)]
@@ -131,6 +132,7 @@ def test_processes_at_the_same_time_decode_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "called\n"
 
 
+@pytest.mark.slow
 def test_a_killed_loader_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     toy.image_file(tmp_path / "a.parquet")
     killed = loader(tmp_path, sleep=120)

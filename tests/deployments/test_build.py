@@ -27,8 +27,8 @@ def test_shared_members_are_deployed_once(tmp_path: Path) -> None:
     store, specs = open_store(tmp_path)
     found = deployments(build_app(AppSettings(store=str(store.root), specs=specs)))
     kinds = [name.split("-")[0] for name in found]
-    composed = ["parallel", *["sequential"] * 2, *["weighted_mix"] * 2]
-    assert sorted(kinds) == ["ingress", *["member"] * 6, *composed]
+    composed = ["parallel", *["sequential"] * 3, *["weighted_mix"] * 2]
+    assert sorted(kinds) == ["ingress", *["member"] * 7, *composed]
     assert {"parallel-average", "sequential-cascade", "weighted_mix-mix", "ingress"} <= set(found)
     assert all(found[name].ray_actor_options["num_cpus"] == 0 for name in found if "member" not in name)
 

@@ -51,6 +51,7 @@ def as_observed(steps: list[Thresholds], stages: Stages, max_loss: float) -> Thr
     return list(takewhile(kept, steps))[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("skills", "costs"),
     [((4.0, 6.0), (0.1, 0.9)), ((3.0, 4.5, 6.0), (0.05, 0.2, 0.75))],

@@ -75,6 +75,7 @@ def test_each_script_names_its_stage(monkeypatch: pytest.MonkeyPatch, script: st
     assert asked == [until]
 
 
+@pytest.mark.slow
 def test_a_script_runs_from_anywhere(tmp_path: Path) -> None:
     line = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", "none.yaml"]
     found = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

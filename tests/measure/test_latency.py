@@ -157,6 +157,7 @@ def test_alone_the_baseline_goes_on_until_its_own_median_is_narrow() -> None:
     assert found.ci[1] <= 1.03 * found.median_ms
 
 
+@pytest.mark.slow
 def test_stopping_when_it_is_narrow_moves_no_value_and_costs_little_confidence() -> None:
     """Ratios of a known median with noise of a shared machine, in sixty simulated measurements."""
     truth, held, values, rounds = 2.0, 0, [], []

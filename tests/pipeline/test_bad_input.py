@@ -183,7 +183,7 @@ def test_a_foreign_store(place: Path) -> None:
     (place / "store" / "store.json").write_text('{"schema":99}')
     assert "the store has schema 99" in command("run", file).sentence(1)
     assert "the path is no usable folder" in command("run", file, "--store", file).sentence(1)
-    assert "s3:// are not supported" in command("run", file, "--store", "s3://bucket/store").sentence(1)
+    assert "ftp:// are not supported" in command("run", file, "--store", "ftp://host/store").sentence(1)
 
 
 def test_a_locked_store(place: Path) -> None:

@@ -75,6 +75,7 @@ def trained(store: Store, dataset: Dataset, widths: tuple[int, ...], seed: int) 
     return store.put_artifact(draft, module.eval().state_dict())
 
 
+@pytest.mark.slow
 def test_one_document_with_front_baselines_and_spec(place: Place) -> None:
     found = place.document("--max-drop", "0.02")
     assert found.keys() >= set(KEPT)
@@ -157,6 +158,7 @@ def test_robustness_can_be_a_bound(place: Place) -> None:
     assert place.choose("--min-robustness", "0.99", "--json").document["recommended"] is None
 
 
+@pytest.mark.slow
 def test_every_batch_is_a_candidate(place: Place) -> None:
     found = place.document("--batch", "1", "--batch", "64", "--max-drop", "0.05")
     assert {point["batch"] for point in found["points"]} == {1, 64}

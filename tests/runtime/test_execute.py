@@ -184,6 +184,7 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
         compiled._check_int8(found, graph, example)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet", "vit"])
 @pytest.mark.parametrize("plan", [(), (StaticInt8(),)], ids=["fp32", "int8"])
 def test_openvino_answers_as_torch_does(store: Store, model: str, plan: Plan) -> None:

@@ -189,6 +189,7 @@ def test_filters_sorting_and_targets(tmp_path: Path) -> None:
     assert told["back"] == ["server", "200 trials", 0]
 
 
+@pytest.mark.slow
 def test_a_thousand_trials(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     found = show(tmp_path, fake.many(1000), probe='report(all("#front .point").length);')
     assert found.probe > 700

@@ -102,6 +102,7 @@ def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch:
     assert trial.row_of(1, INT8, outcome, compiled).execution == "lowered"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_int8_runs_compiled_where_its_kernels_are_kept(job: TrialJob) -> None:
     compiled = job.model_copy(
@@ -243,6 +244,7 @@ def test_thirty_number_types_over_one_recovered_parent_cost_one_recovery(job: Tr
     assert all(not outcome.failure for outcome in outcomes)
 
 
+@pytest.mark.slow
 def test_early_stop_counts_the_epochs_of_steps_that_another_trial_trained(job: TrialJob) -> None:
     training = {**TRAINING, "epochs": 2}
     plan = [
@@ -267,6 +269,7 @@ def test_early_stop_counts_the_epochs_of_steps_that_another_trial_trained(job: T
     assert [report.epoch for report in reports] == [1, 2, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovered", [False, True])
 def test_no_epoch_is_judged_before_its_cost_is_known(job: TrialJob, recovered: bool) -> None:
     """Training between the rounds of a pruning comes before the pruned model that a cost is of."""
@@ -291,6 +294,7 @@ def test_no_epoch_is_judged_before_its_cost_is_known(job: TrialJob, recovered: b
     )
 
 
+@pytest.mark.slow
 def test_siblings_are_traced_once_and_are_the_artifacts_that_each_would_be_alone(
     job: TrialJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_predictions(store: Store) -> None:
     assert store.predictions(D3, "k") is not None
 
 
+@pytest.mark.slow
 def test_compiled_forms_that_a_living_process_uses_stay(store: Store, tmp_path: Path) -> None:
     (tmp_path / "built").mkdir()
     (tmp_path / "built/model.so").write_bytes(b"x" * 1000)

@@ -130,6 +130,7 @@ def stuck_here() -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "ends"])
 def test_a_process_that_hangs_is_ended(tmp_path: Path, how: str) -> None:
     code = f"from tests.training.test_watch import hang; hang({str(tmp_path)!r}, {how!r})"
