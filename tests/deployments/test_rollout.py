@@ -20,6 +20,7 @@ from orchestrator.client import Client
 from orchestrator.config.ensemble import Spec, WeightedMix
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline.releasing import ADMIN_S
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.rays import local_ray
@@ -95,7 +96,7 @@ class Load:
 
 
 def change(url: str, model: str, what: str, body: dict[str, Any]) -> str:
-    with Client(url) as client:
+    with Client(url, deadline_s=ADMIN_S) as client:
         return str(client.send("POST", f"/admin/models/{model}/{what}", json.dumps(body).encode())["release"])
 
 

@@ -38,7 +38,7 @@ from tests.deployments.pictures import png
 from tests.deployments.rays import local_ray
 from tests.deployments.toys import in_process, open_store, rows_of
 
-NAMES = ("alone", "average", "boosted", "cascade", "mix", "table")
+NAMES = ("alone", "average", "boosted", "cascade", "chained", "mix", "table")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -84,26 +84,7 @@ def running(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     check_port("127.0.0.1", port)
 
 
-def test_a_cascade_of_deployments_tells_its_stages(running: Running) -> None:
-    spec = running.specs["cascade"]
-    rows = rows_of(spec)[:8]
-    reply = httpx.post(
-        f"http://127.0.0.1:{running.port}/predict?model=cascade",
-        content=rows.tobytes(),
-        headers={"Accept": "text/event-stream", "Content-Type": "application/octet-stream"},
-        timeout=30,
-    )
-    assert reply.headers["content-type"] == "text/event-stream"
-    names, found = [], []
-    for event in reply.text.strip().split("\n\n"):
-        name, data = event.split("\n")
-        names.append(name.removeprefix("event: "))
-        found.append(json.loads(data.removeprefix("data: ")))
-    assert names == ["stage", "answer"]
-    expected = in_process(running.store, spec, rows).probs
-    said = [row["probabilities"] for row in found[-1]["predictions"]]
-    assert expected is not None
-    np.testing.assert_allclose(said, expected, atol=1e-5)
+# Until `running` is asked for: these start, stop and clear servers of their own.
 
 
 def test_serving_needs_ray(tmp_path: Path) -> None:
@@ -239,6 +220,28 @@ def test_the_cascade_really_exits_early(running: Running) -> None:
     assert 0 < (stages == 0).sum() < len(stages)
 
 
+def test_a_cascade_of_deployments_tells_its_stages(running: Running) -> None:
+    spec = running.specs["cascade"]
+    rows = rows_of(spec)[:8]
+    reply = httpx.post(
+        f"http://127.0.0.1:{running.port}/predict?model=cascade",
+        content=rows.tobytes(),
+        headers={"Accept": "text/event-stream", "Content-Type": "application/octet-stream"},
+        timeout=30,
+    )
+    assert reply.headers["content-type"] == "text/event-stream"
+    names, found = [], []
+    for event in reply.text.strip().split("\n\n"):
+        name, data = event.split("\n")
+        names.append(name.removeprefix("event: "))
+        found.append(json.loads(data.removeprefix("data: ")))
+    assert names == ["stage", "answer"]
+    expected = in_process(running.store, spec, rows).probs
+    said = [row["probabilities"] for row in found[-1]["predictions"]]
+    assert expected is not None
+    np.testing.assert_allclose(said, expected, atol=1e-5)
+
+
 def test_many_clients_at_once(running: Running) -> None:
     spec = running.specs["mix"]
     rows = rows_of(spec)
@@ -317,7 +320,7 @@ def test_figures_of_all_processes_and_the_page_are_served(running: Running) -> N
     assert total("orchestrator_member_seconds_count", model="cascade", member="mlp0") >= 1
     assert total("orchestrator_exit_rows_total", model="cascade") >= len(rows)
     assert total("orchestrator_batch_rows_count", member="mlp0") >= 1
-    # The ingress, five ensembles and five distinct members: each series under the process that counted it.
+    # The ingress, the ensembles and the distinct members: each series under the process that counted it.
     replicas = {labels["replica"].split("#")[0] for _, labels, _ in samples}
     assert {"ingress", "sequential-cascade"} < replicas
     assert any(name.startswith("member-mlp0-") for name in replicas)
