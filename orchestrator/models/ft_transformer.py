@@ -42,7 +42,7 @@ class TableTransformer(nn.Module):
         numbers, codes = self.columns(x)
         scaled = numbers.to(self.slopes.dtype)[:, :, None] * self.slopes + self.offsets
         categories = [table(codes[:, place])[:, None] for place, table in enumerate(self.tables)]
-        tokens = torch.cat([self.answer.expand(len(x), -1, -1), scaled, *categories], dim=1)
+        tokens = torch.cat([self.answer.expand(x.shape[0], -1, -1), scaled, *categories], dim=1)
         out: Tensor = self.head(self.relu(self.norm(self.blocks(tokens)[:, 0])))
         return out
 

@@ -38,7 +38,8 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """int32 [B, sum of lengths] -> [B, outputs]."""
         ids = self.token_dropout(self.view(x))
-        image = self.embedding(ids).transpose(1, 2)[:, :, None, :]
+        # Contiguous: of a transposed image of height 1 AOTInductor mistakes the layout (torch 2.13).
+        image = self.embedding(ids).transpose(1, 2)[:, :, None, :].contiguous()
         found = [functional.relu(layer(image)).amax((2, 3)) for layer in self.convolutions]
         out: Tensor = self.head(self.dropout(torch.cat(found, dim=1)))
         return out

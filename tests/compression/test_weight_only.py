@@ -67,7 +67,7 @@ def test_layers_that_would_not_shrink_stay_float() -> None:
     state = run_step(WeightOnlyInt4(group=2), toys.state(tiny, signature), toys.context((1,)))
     assert set(state.decisions[-1]["groups"]) == {"0", "2"}
     bare = nn.Sequential(nn.ReLU())
-    with pytest.raises(CompressionError, match="no convolution or linear would become smaller"):
+    with pytest.raises(CompressionError, match="no convolution, linear or embedding would become smaller"):
         run_step(WeightOnlyInt4(), toys.state(bare, signature), toys.context((1,)))
 
 
