@@ -22,7 +22,13 @@ from torch.export import Dim
 from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.forms import INT8_TOLERANCE, distance, random_like
+from orchestrator.runtime.forms import (
+    BF16_TOLERANCE,
+    FLOAT_TOLERANCE,
+    INT8_TOLERANCE,
+    distance,
+    random_like,
+)
 from orchestrator.runtime.package import PACKAGE, open_package
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
@@ -47,6 +53,9 @@ def write(
     compile_to(folder / PACKAGE, module, example, threads)
     if isinstance(module, fx.GraphModule):
         _check_int8(folder / PACKAGE, module, example)
+    else:
+        low = any(weight.dtype is torch.bfloat16 for weight in module.parameters())
+        _compare(folder / PACKAGE, module, example, BF16_TOLERANCE if low else FLOAT_TOLERANCE)
 
 
 def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> None:
@@ -96,12 +105,18 @@ def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
         raise ExecutionError(
             f"AOTInductor runs {found} of {wanted} layers in int8", "aoti", "run the variant lowered"
         )
+    _compare(path, lowered, example, INT8_TOLERANCE)
+
+
+def _compare(path: Path, module: nn.Module, example: Tensor, most: float) -> None:
+    """Refuse a package that answers seeded rows otherwise than the module: generated code may be wrong
+    without a word."""
     rows = random_like(example)
     with torch.inference_mode():
-        error = distance(open_package(path)(rows), lowered(rows))
-    if not error < INT8_TOLERANCE:
+        error = distance(open_package(path)(rows), module(rows))
+    if not error < most:
         raise ExecutionError(
-            f"the compiled int8 graph answers otherwise than the lowered one (relative error {error:.3f})",
-            "aoti",
-            "run the variant lowered",
+            "the compiled form answers otherwise than the model",
+            f"relative error {error:.3g}, at most {most:g}",
+            "run the variant lowered or eager",
         )

@@ -16,8 +16,10 @@ from orchestrator.errors import CorruptArtifactError
 from orchestrator.store.store import Store
 
 FLOAT_TOLERANCE = 1e-4
+BF16_TOLERANCE = 0.1
 INT8_TOLERANCE = 0.05
-"""Relative errors of another engine's outputs; numbers between two integers may be rounded either way."""
+"""Relative errors of another engine's outputs; numbers between two integers may be rounded either way, and
+sums of bfloat16 are rounded in another order."""
 
 log = logging.getLogger(__name__)
 
