@@ -93,6 +93,7 @@ def test_a_trial_whose_process_dies_is_tried_once_more_and_then_failed(tmp_path:
     assert all(row.ok for row in rows if row.config["precision"] == "bf16")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_actor(tmp_path: Path) -> None:
     search = harness(tmp_path, SearchSettings(trials=200, batch=100))
 
