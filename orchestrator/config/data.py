@@ -95,24 +95,25 @@ class ParquetData(DataBase):
     elsewhere: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """Files by name whose rows no class fits: only for evaluation, their labels are not read."""
     target: str | tuple[str, ...] = "label"
-    """Label column, or the target columns of a regression."""
+    """Label column (`multilabel`: of lists), or the target columns of a regression."""
     classes: tuple[str, ...] = ()
-    """Class names in label order; needed only for names other than the labels themselves."""
+    """Names of classes, or of labels, in their order; needed only for names other than the labels
+    themselves."""
     image: Image = Image()
 
     @model_validator(mode="after")
     def _one_input(self) -> ParquetData:
         if self.input and self.features:
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
-        if self.task == "classification" and not isinstance(self.target, str):
-            raise ValueError("classification has one target column; for several targets set task: regression")
+        if self.task != "regression" and not isinstance(self.target, str):
+            raise ValueError(f"{self.task} has one target column; for several targets set task: regression")
         kind = None if self.decode is None else self.decode.kind
         if self.features and kind not in (None, "features"):
             raise ValueError(f"'features' are decoded as features, not as {kind}: name one column by 'input'")
         if self.transform is not None and kind in ("text", "audio", "features"):
             raise ValueError(f"clients send raw {kind}, which a 'transform' would not see: leave it out")
-        if self.elsewhere and self.task == "regression":
-            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
+        if self.elsewhere and self.task != "classification":
+            raise ValueError(f"elsewhere: not for task {self.task}; leave it out")
         return self
 
 
@@ -126,6 +127,14 @@ class FolderData(DataBase):
     """A second folder of the same shape, relative to `root`'s parent unless absolute."""
     image: Image = Image()
 
+    @model_validator(mode="after")
+    def _classes_only(self) -> FolderData:
+        if self.task != "classification":
+            raise ValueError(
+                f"a folder gives each image one class: for task {self.task} use parquet or custom"
+            )
+        return self
+
 
 class CustomData(DataBase):
     """Rows from the user's own function."""
@@ -133,7 +142,8 @@ class CustomData(DataBase):
     kind: Literal["custom"] = "custom"
     dataset: ImportPath
     """`fn(**kwargs) -> (inputs, targets)` or `(inputs, targets, classes)` as numpy arrays: inputs uint8
-    [N, C, H, W] or float32 [N, F], targets integer labels [N] or float [N] / [N, T]."""
+    [N, C, H, W] or float32 [N, F], targets integer labels [N], 0 or 1 [N, K] for `multilabel`, or float [N]
+    / [N, T]."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ promise), `fastest` (the fastest point of the front), or another ensemble of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -24,7 +24,7 @@ from orchestrator.config.member import Combined as Combined
 from orchestrator.config.member import Later as Later
 from orchestrator.config.member import Member as Member
 from orchestrator.config.member import member_of_name
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, Task
 
 
 class Pooled(Combined):
@@ -40,10 +40,18 @@ class Pooled(Combined):
 
 Rule = Literal["mean", "logits", "vote", "weighted_vote", "median", "trimmed_mean", "maximum"]
 """How the members' answers become one: `orchestrator.ensemble.combine.pool`."""
-VALUE_RULES: tuple[Rule, ...] = ("mean", "median", "trimmed_mean")
-"""Rules that a regression can have."""
+TASK_RULES: dict[Task, tuple[Rule, ...]] = {
+    "classification": get_args(Rule),
+    "multilabel": ("mean", "logits", "median", "trimmed_mean", "maximum"),
+    "regression": ("mean", "median", "trimmed_mean"),
+}
 Method = Literal["likelihood", "squared_error", "greedy", "per_class", "gate"]
 """How the weights of a mix are fitted: `orchestrator.ensemble.mix`."""
+TASK_METHODS: dict[Task, tuple[Method, ...]] = {
+    "classification": get_args(Method),
+    "multilabel": ("likelihood", "squared_error", "greedy"),
+    "regression": get_args(Method),
+}
 TRIM = 0.1
 """Share of the members that `trimmed_mean` leaves out at each end."""
 
@@ -90,7 +98,8 @@ class Cascade(Combined):
     stages: tuple[Node, ...] = Field(min_length=2)
     criterion: Criterion = "confidence"
     """How sure an answer is, from 0 to 1: the top probability; the distance of the top two; 1 less the
-    entropy as a share of its largest value; or the share of an ensemble's members that say what it says."""
+    entropy as a share of its largest value; or the share of an ensemble's members that say what it says. Of
+    several labels the least sure one counts, each as two classes."""
     combine: Literal["replace", "mean"] = "replace"
     """A later stage's answer replaces the earlier ones, or is averaged with them."""
     thresholds: Numbers | None = None

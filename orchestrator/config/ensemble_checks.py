@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orchestrator.config.ensemble import (
-    VALUE_RULES,
+    TASK_METHODS,
+    TASK_RULES,
     AnyNode,
+    Boosting,
     Cascade,
+    Chain,
     Combined,
     Member,
     Parallel,
     PooledNode,
+    Stacking,
+    WeightedMix,
 )
 from orchestrator.config.signature import Task
 
@@ -25,20 +30,25 @@ def complaint_of(node: AnyNode, task: Task, ensembles: Mapping[str, AnyNode], *,
         ensembles: Of the run file, by name.
         root: Whether it is the whole ensemble.
     """
-    complaint = _needs_classifier(node) if task == "regression" else None
-    complaint = complaint or _sets_complaint(node, task, root=root)
+    complaint = _task_complaint(node, task) or _sets_complaint(node, task, root=root)
     if isinstance(node, Cascade):
         complaint = complaint or _cascade_complaint(node, ensembles)
     return complaint
 
 
-def _needs_classifier(node: AnyNode) -> str | None:
-    """What a regression's ensembles cannot have."""
-    if isinstance(node, Parallel) and node.rule not in VALUE_RULES:
-        return f"rule {node.rule} needs a classifier; a regression takes {', '.join(VALUE_RULES)}"
-    if isinstance(node, Cascade):
+def _task_complaint(node: AnyNode, task: Task) -> str | None:
+    """What ensembles of this task cannot have."""
+    if isinstance(node, Parallel) and node.rule not in TASK_RULES[task]:
+        return f"rule {node.rule} is not for task {task}: use {', '.join(TASK_RULES[task])}"
+    if isinstance(node, WeightedMix) and node.method not in TASK_METHODS[task]:
+        return f"method {node.method} is not for task {task}: use {', '.join(TASK_METHODS[task])}"
+    if task == "multilabel" and isinstance(node, Boosting | Chain | Stacking):
+        return f"policy {node.policy} is not for task {task}: use parallel, weighted_mix or a cascade"
+    if task == "multilabel" and isinstance(node, Cascade) and node.guarantee is not None:
+        return f"a guarantee is not for task {task}: use tolerance or max_cost"
+    if task == "regression" and isinstance(node, Cascade):
         return "a cascade needs a classifier: a regression's values are not sure or unsure"
-    if isinstance(node, Combined) and node.calibration is not None:
+    if task == "regression" and isinstance(node, Combined) and node.calibration is not None:
         return f"calibration {node.calibration.kind} needs a classifier; leave it out"
     return None
 
@@ -47,17 +57,17 @@ def _sets_complaint(node: AnyNode, task: Task, *, root: bool) -> str | None:
     """Sets of classes are a classifier's, intervals a regression's, and both the whole ensemble's."""
     if not isinstance(node, Combined):
         return None
-    regression = task == "regression"
-    if node.reject is not None and (regression or not root):
-        why = "needs a classifier" if regression else "belongs to the whole ensemble: give it at its top"
+    if node.reject is not None and (task != "classification" or not root):
+        fits = task == "classification"
+        why = "belongs to the whole ensemble: give it at its top" if fits else "needs a classifier"
         return f"reject {why}"
-    for key, fits in (("prediction_sets", not regression), ("intervals", regression)):
+    for key, own in (("prediction_sets", "classification"), ("intervals", "regression")):
         found = getattr(node, key)
         if found is None:
             continue
-        if not fits:
-            other = "intervals" if regression else "prediction_sets"
-            return f"{key} are not for a {task}: use {other}"
+        if task != own:
+            other = {"classification": "prediction_sets", "regression": "intervals"}.get(task)
+            return f"{key} are not for task {task}: {f'use {other}' if other else 'leave them out'}"
         if not root:
             return f"{key} belong to the whole ensemble: give them at its top"
         if found.fitted:

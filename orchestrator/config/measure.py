@@ -8,22 +8,39 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.imports import ImportPath
+from orchestrator.config.signature import Task
 
 Execution = Literal["eager", "lowered", "aoti", "openvino"]
 """How an artifact runs: PyTorch eager, int8 lowered to x86 kernels, by AOTInductor, or by OpenVINO."""
 
-BuiltInMetric = Literal["accuracy", "macro_f1", "auroc", "recall_at_precision", "nll", "mae", "rmse"]
+BuiltInMetric = Literal[
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "mean_average_precision",
+    "subset_accuracy",
+    "auroc",
+    "recall_at_precision",
+    "nll",
+    "mae",
+    "rmse",
+]
 
 
-CLASSIFICATION_METRICS = ("accuracy", "macro_f1", "auroc", "recall_at_precision", "nll")
-REGRESSION_METRICS = ("mae", "rmse")
+TASK_METRICS: dict[Task, tuple[BuiltInMetric, ...]] = {
+    "classification": ("accuracy", "macro_f1", "auroc", "recall_at_precision", "nll"),
+    "multilabel": ("macro_f1", "micro_f1", "mean_average_precision", "subset_accuracy", "nll"),
+    "regression": ("rmse", "mae"),
+}
+"""What each task can be measured by; the first is its own, used where the run file names none."""
 
 
 class Metric(Settings):
     """The objective of every choice, and what the promise is about."""
 
     name: BuiltInMetric | ImportPath = "accuracy"
-    """Built-in name, or `fn(outputs [N, K], targets [N] or [N, T]) -> float`, where larger is better."""
+    """Built-in name, or `fn(outputs [N, K], targets) -> float`, where larger is better; targets are [N], or
+    [N, K] of several labels, or [N, T] of a regression."""
     precision: float = Field(0.9, gt=0, lt=1)
     """`recall_at_precision` only: the precision to reach."""
 

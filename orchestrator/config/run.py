@@ -31,8 +31,7 @@ from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.groups import name_of, nth_seed, stage_names, with_groups
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
-    CLASSIFICATION_METRICS,
-    REGRESSION_METRICS,
+    TASK_METRICS,
     Execution,
     LatencySettings,
     Metric,
@@ -191,8 +190,9 @@ class RunConfig(Settings):
     @classmethod
     def _default_metric(cls, value: Any) -> Any:
         data = value.get("data") if isinstance(value, dict) else None
-        if isinstance(data, dict) and data.get("task") == "regression" and "metric" not in value:
-            return {**value, "metric": {"name": "rmse"}}
+        task = data.get("task") if isinstance(data, dict) else None
+        if isinstance(task, str) and task in TASK_METRICS and "metric" not in value:
+            return {**value, "metric": {"name": TASK_METRICS[task][0]}}
         return value
 
     @field_validator("models", mode="after")
@@ -233,11 +233,13 @@ class RunConfig(Settings):
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()
-        if self.elsewhere is not None and self.data.task == "regression":
-            raise ValueError("elsewhere: a regression is not sure or unsure of a row; leave it out")
-        of_task = REGRESSION_METRICS if self.data.task == "regression" else CLASSIFICATION_METRICS
+        if self.elsewhere is not None and self.data.task != "classification":
+            raise ValueError(f"elsewhere: not for task {self.data.task}; leave it out")
+        of_task = TASK_METRICS[self.data.task]
         if ":" not in self.metric.name and self.metric.name not in of_task:
-            raise ValueError(f"metric {self.metric.name} does not fit task {self.data.task}")
+            raise ValueError(
+                f"metric {self.metric.name} does not fit task {self.data.task}: use {', '.join(of_task)}"
+            )
         return self
 
     def _no_teacher_cycle(self) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.encoding import Encoding
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "multilabel", "regression"]
 
 
 class Signature(Settings):
@@ -26,9 +26,9 @@ class Signature(Settings):
     """Shape of one row, without the batch."""
     input_dtype: Literal["uint8", "float32", "int32", "int16"]
     outputs: int = Field(ge=1)
-    """Number of classes, or of regression targets."""
+    """Number of classes or labels, or of regression targets."""
     classes: tuple[str, ...] = ()
-    """Class names in label order; empty for regression."""
+    """Names of classes, or of labels, in their order; empty for regression."""
     mean: tuple[float, ...]
     """Per channel (images) or per feature (rows), from the training part; one value counts for all, and
     without any the network gets its rows unscaled and in their own type."""

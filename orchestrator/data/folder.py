@@ -31,8 +31,6 @@ class FolderSource(DecodedSource):
         Raises:
             DataError: the folder is missing, holds no class folders, or a class holds no image.
         """
-        if settings.task != "classification":
-            raise DataError("image folders hold classes; this task needs another source", settings.task)
         self.name = root.name
         self._root = root
         self._decoder = decoder

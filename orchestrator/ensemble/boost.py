@@ -35,6 +35,7 @@ from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.pooled import temperature_before
 from orchestrator.errors import EnsembleError, QuorumError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import rules
 
 DIGITS = 6
 """Of factors and losses that are kept."""
@@ -48,7 +49,7 @@ def boosted(stages: Sequence[Floats], factors: Sequence[float], task: Task) -> F
     total = np.zeros_like(stages[0])
     for stage, factor in zip(stages, factors, strict=True):
         total += factor * stage
-    return log_softmax(total) if task == "classification" else total
+    return rules(task).normalized(total)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,10 +25,12 @@ from orchestrator.config.calibration import (
     TemperatureScaling,
     VectorScaling,
 )
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.folds import cross_validated
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import class_rules
 
 RANGE = (0.1, 10.0)
 """Temperatures, and factors of a class, that are considered."""
@@ -113,20 +115,24 @@ def fit_temperature(
     return round(math.exp((low + high) / 2), DECIMALS)
 
 
-def calibrated(scaling: Scaling, scores: Floats) -> Floats:
-    """Log-probabilities [N, K] of an ensemble's scores [N, K], calibrated.
+def calibrated(scaling: Scaling, scores: Floats, task: Task = "classification") -> Floats:
+    """An ensemble's scores [N, K], calibrated; of labels all by the same function.
 
     Raises:
         EnsembleError: the calibration is not fitted.
     """
     if not scaling.fitted:
         raise EnsembleError("the ensemble is not calibrated", scaling.kind, "fit the ensemble first")
-    return _apply(scaling, scores)
+    kind = class_rules(task)
+    return kind.from_classes(_apply(scaling, kind.as_classes(scores)), scores.shape)
 
 
-def fit_scaling(scaling: Scaling, scores: Floats, targets: npt.NDArray[np.int64]) -> Scaling:
-    """The calibration fitted to scores [N, K] and labels [N]; one that is fitted is kept."""
-    return scaling if scaling.fitted else _fit(scaling, scores, targets)
+def fit_scaling(
+    scaling: Scaling, scores: Floats, targets: npt.NDArray[Any], task: Task = "classification"
+) -> Scaling:
+    """The calibration fitted to scores [N, K] and their targets; one that is fitted is kept."""
+    kind = class_rules(task)
+    return scaling if scaling.fitted else _fit(scaling, kind.as_classes(scores), kind.classes(targets))
 
 
 @singledispatch

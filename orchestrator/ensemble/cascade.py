@@ -46,18 +46,18 @@ def check_task(task: Task) -> None:
     Raises:
         EnsembleError: the task is regression, whose outputs carry no certainty.
     """
-    if task != "classification":
+    if task == "regression":
         raise EnsembleError(
             "a cascade needs a classifier's confidence", task, "use parallel or weighted_mix instead"
         )
 
 
-def combined(node: Cascade, before: Floats, later: Floats, stages: int) -> Floats:
+def combined(node: Cascade, before: Floats, later: Floats, stages: int, task: Task) -> Floats:
     """The answer after one more stage, from that of so many `stages` before it and its own scores."""
     if node.combine == "replace" or not stages:
         return later
     share = 1 / (stages + 1)
-    return pool([before, later], (1 - share, share), "classification")
+    return pool([before, later], (1 - share, share), task)
 
 
 @answer_uncalibrated.register
@@ -78,11 +78,11 @@ def _answer(node: Cascade, rows: Rows, task: Task) -> Steps:
             continue
         if not scores.size:
             scores = np.zeros((len(rows), found.scores.shape[1]))
-        now = combined(node, scores[open_rows], found.scores, position - len(lost))
+        now = combined(node, scores[open_rows], found.scores, position - len(lost), task)
         scores[open_rows], stages[open_rows] = now, position
         if position == len(node.thresholds):
             break
-        open_rows = open_rows[certainty(node.criterion, now, found.agreement) < threshold]
+        open_rows = open_rows[certainty(node.criterion, now, found.agreement, task) < threshold]
         if not len(open_rows):
             break
     return Answer(scores, stages)
@@ -147,13 +147,13 @@ def _stages(node: Cascade, ground: Ground) -> Stages:
     for position, stage in enumerate(node.stages):
         found, masks = _replayed(stage, ground)
         before = scores[-1] if scores else found.scores
-        scores.append(combined(node, before, found.scores, position))
+        scores.append(combined(node, before, found.scores, position, ground.task))
         if position < len(node.stages) - 1:
-            sure.append(certainty(node.criterion, scores[-1], found.agreement))
+            sure.append(certainty(node.criterion, scores[-1], found.agreement, ground.task))
         for member, mask in masks.items():
             asked[member] |= mask
         costs.append(np.asarray(sum(prices[member] * mask for member, mask in asked.items())))
-    return Stages(tuple(scores), np.stack(sure), np.stack(costs), ground.targets)
+    return Stages(tuple(scores), np.stack(sure), np.stack(costs), ground.targets, ground.task)
 
 
 def _price(member: Member, ground: Ground) -> float:

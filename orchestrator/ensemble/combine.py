@@ -1,9 +1,10 @@
 """Members' outputs to scores, and scores to one score.
 
-Inside an ensemble a row's scores are float64 log-probabilities (classification) or values in raw units
-(regression). The default is the mean of probabilities, not of logits: a mixture, whose negative
-log-likelihood is never worse than the members' mean (Jensen). All rules run in log space, so that nothing
-is clipped, every score is finite, and a weight of 1 gives that member's scores to the last bit.
+Inside an ensemble a row's scores are float64 log-probabilities (classification), log-odds of each label
+(multilabel), or values in raw units (regression): `orchestrator.measure.tasks`. The default is the mean of
+probabilities, not of logits: a mixture, whose negative log-likelihood is never worse than the members' mean
+(Jensen). All rules run in log space, so that nothing is clipped, every score is finite, and a weight of 1
+gives that member's scores to the last bit.
 
 Every function here is pure: any subset of members can be pooled, with the weights of that subset.
 """
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import TRIM, VALUE_RULES, Rule
+from orchestrator.config.ensemble import TASK_RULES, TRIM, Rule
 from orchestrator.config.signature import Task
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import rules
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -33,10 +35,8 @@ _LEAST = float(np.log(np.finfo(np.float64).tiny))
 
 
 def scores_of(outputs: npt.NDArray[np.floating[Any]], task: Task, temperature: float | None = None) -> Floats:
-    """Scores [N, K] of one member's outputs: log-softmax of logits / temperature, or regression values."""
-    if task == "classification":
-        return log_softmax(outputs if temperature is None else outputs.astype(np.float64) / temperature)
-    return np.asarray(outputs, dtype=np.float64)
+    """Scores [N, K] of one member's outputs: of logits / temperature, or of regression values."""
+    return rules(task).scores(outputs if temperature is None else outputs.astype(np.float64) / temperature)
 
 
 def entropy(scores: Floats) -> Floats:
@@ -46,15 +46,13 @@ def entropy(scores: Floats) -> Floats:
 
 
 def check_rule(rule: Rule, task: Task) -> None:
-    """Refuse a rule that needs probabilities.
+    """Refuse a rule that the task does not have.
 
     Raises:
-        EnsembleError: the task is regression and the rule is not one for values.
+        EnsembleError: it has not.
     """
-    if task == "regression" and rule not in VALUE_RULES:
-        raise EnsembleError(
-            "this rule needs a classifier", rule, f"a regression takes {', '.join(VALUE_RULES)}"
-        )
+    if rule not in TASK_RULES[task]:
+        raise EnsembleError(f"this rule is not for task {task}", rule, f"use {', '.join(TASK_RULES[task])}")
 
 
 def pool(
@@ -67,21 +65,22 @@ def pool(
     """One score of the members' scores; equal weights when `weights` is None.
 
     - `mean`: weighted mean of probabilities or values.
-    - `logits`: weighted mean of log-probabilities, renormalised (logarithmic pool, geometric mean).
+    - `logits`: weighted mean of log-probabilities, renormalised (logarithmic pool, geometric mean), or of
+      log-odds.
     - `vote`, `weighted_vote`: see `vote_scores`.
     - `median`, `trimmed_mean`, `maximum`: of each class's probabilities, renormalised (Kuncheva 2014,
-      Combining Pattern Classifiers, 2nd ed., ch. 5), or of values; they have no weights.
+      Combining Pattern Classifiers, 2nd ed., ch. 5), of each label's, or of values; they have no weights.
 
     Args:
-        scores: One array [N, K] a member: log-probabilities, or values.
+        scores: One array [N, K] a member.
         weights: One a member, >= 0, summing to 1.
-        task: Which of the two the scores are.
+        task: Which kind of scores they are.
         rule: How they become one.
         trim: Share of the members that `trimmed_mean` leaves out at each end: rounded down, but at least one
             where there are three members.
 
     Returns:
-        Pooled scores [N, K]: log-probabilities, or values.
+        Pooled scores [N, K].
 
     Raises:
         EnsembleError: the rule is not for this task, or takes no weights.
@@ -96,27 +95,8 @@ def pool(
     if rule in VOTE_RULES:
         return vote_scores(stacked, shares)
     if rule == "logits":
-        return log_softmax((shares[:, None, None] * stacked).sum(axis=0))
-    return mixture(stacked, shares[:, None, None], task)
-
-
-def mixture(stacked: Floats, shares: Floats, task: Task) -> Floats:
-    """Mean of probabilities or values, weighted by `shares`.
-
-    Args:
-        stacked: Scores [M, N, K].
-        shares: Broadcasts to [M, N, K]; sums to 1 over the members.
-        task: Which scores these are.
-
-    Returns:
-        [N, K] log of the mean probability, or the mean value.
-    """
-    if task == "regression":
-        return np.asarray((shares * stacked).sum(axis=0))
-    with np.errstate(divide="ignore"):
-        terms = stacked + np.log(shares)
-    top = terms.max(axis=0)
-    return np.asarray(top + np.log(np.exp(terms - top).sum(axis=0)))
+        return rules(task).normalized((shares[:, None, None] * stacked).sum(axis=0))
+    return rules(task).mixture(stacked, shares[:, None, None])
 
 
 def vote_scores(stacked: Floats, shares: Floats) -> Floats:
@@ -139,7 +119,7 @@ def vote_scores(stacked: Floats, shares: Floats) -> Floats:
     behind = np.where(ballots < most - TIE, most - ballots, np.inf)
     by_mean = np.minimum(behind.min(axis=1, keepdims=True), 1.0)
     with np.errstate(divide="ignore"):
-        tie_break = np.log(by_mean) + mixture(stacked, shares[:, None, None], "classification")
+        tie_break = np.log(by_mean) + rules("classification").mixture(stacked, shares[:, None, None])
         votes = np.log(ballots + (1 - by_mean) / classes)
     return log_softmax(np.logaddexp(votes, tie_break))
 
@@ -169,12 +149,6 @@ def deviations(values: Floats) -> Floats:
     return np.asarray(np.where(found > 0, found, 1.0))
 
 
-def probabilities(scores: Floats) -> Floats:
-    """Probabilities [N, K] of log-probabilities, summing to 1 to rounding."""
-    probs = np.exp(scores)
-    return np.asarray(probs / probs.sum(axis=1, keepdims=True))
-
-
 def _kept(members: int, rule: Rule, trim: float) -> slice:
     """Which of the members, sorted for each class, an order statistic takes."""
     if rule == "maximum":
@@ -188,5 +162,4 @@ def _kept(members: int, rule: Rule, trim: float) -> slice:
 def _middle(stacked: Floats, kept: slice, task: Task) -> Floats:
     """Mean of the `kept` ones of each class's scores in rising order; probabilities are renormalised."""
     found = np.sort(stacked, axis=0)[kept]
-    mean = mixture(found, np.full((1, 1, 1), 1 / len(found)), task)
-    return log_softmax(mean) if task == "classification" else mean
+    return rules(task).normalized(rules(task).mixture(found, np.full((1, 1, 1), 1 / len(found))))

@@ -27,7 +27,7 @@ def direct(tree: Node, task: Task, width: int) -> Direct | None:
 
     Args:
         tree: a fitted tree.
-        task: decides between log-probabilities and values.
+        task: decides what scores are.
         width: outputs K of each member.
     """
     # A chain's later models are asked after the others, with what those said.
@@ -59,7 +59,7 @@ class Direct:
         found = leaves(tree)
         positions = {identity(member): place for place, member in enumerate(self._members)}
         self._places = [positions[identity(leaf)] for leaf in found]
-        self._divisors = _divisors(found) if task == "classification" else None
+        self._divisors = None if task == "regression" else _divisors(found)
         self._root = _pool_of(tree, {leaf: place for place, leaf in enumerate(found)})
         records = [(place, member.record) for place, member in enumerate(self._members)]
         self._records = [(place, record) for place, record in records if record is not None]
@@ -96,7 +96,7 @@ class Direct:
         below = [self._scores(one, of_leaves) for one in part.below]
         scores = pooled(part.node, below, part.weights, self._task)
         scaling = part.node.calibration
-        return scores if scaling is None else calibrated(scaling, scores)
+        return scores if scaling is None else calibrated(scaling, scores, self._task)
 
 
 def _divisors(found: Sequence[Member]) -> Floats | None:

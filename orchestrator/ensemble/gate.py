@@ -13,12 +13,13 @@ import numpy as np
 from scipy.optimize import minimize
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, entropy, mixture
+from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.ensemble.objective import LEAST, Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, fit_regularised
 from orchestrator.ensemble.weights import DECIMALS, Weights, errors_of
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import rules
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, SIMPLE)
 LEAST_SHARE = 1e-3
@@ -43,7 +44,7 @@ def gated(stacked: Floats, gate: Floats, task: Task) -> Floats:
 
     Arguments and errors as for `gate_shares`.
     """
-    return mixture(stacked, gate_shares(stacked, gate, task)[:, :, None], task)
+    return rules(task).mixture(stacked, gate_shares(stacked, gate, task)[:, :, None])
 
 
 def gate_shares(stacked: Floats, gate: Floats, task: Task) -> Floats:

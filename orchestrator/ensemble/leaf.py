@@ -21,6 +21,7 @@ from orchestrator.ensemble.node import (
 )
 from orchestrator.ensemble.sight import told
 from orchestrator.errors import QuorumError
+from orchestrator.measure.tasks import class_rules
 
 
 @answer_uncalibrated.register
@@ -54,5 +55,7 @@ def _sound(reply: Reply) -> Output:
 def _fit(node: Member, ground: Ground) -> Node:
     if ground.task == "regression" or node.temperature is not None:
         return node
-    temperature = fit_temperature(ground.outputs[identity(node)], ground.targets)
+    kind = class_rules(ground.task)
+    outputs = kind.as_classes(ground.outputs[identity(node)])
+    temperature = fit_temperature(outputs, kind.classes(ground.targets))
     return node.model_copy(update={"temperature": temperature})

@@ -22,6 +22,7 @@ from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.weights import DECIMALS
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import rules
 
 STRENGTHS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
 """L2 penalties that are tried, from the strongest."""
@@ -49,13 +50,13 @@ def meta_answer(members: Sequence[Floats], coefficients: Floats, task: Task) -> 
             "fit the ensemble again",
         )
     found = offset + features @ coefficients
-    return log_softmax(found) if task == "classification" else found
+    return rules(task).normalized(found)
 
 
 def mean_answer(members: Sequence[Floats], task: Task) -> Floats:
     """The members' mean that the meta-learner adds to [N, K]."""
     mean = _features(members, task)[1]
-    return log_softmax(mean) if task == "classification" else mean
+    return rules(task).normalized(mean)
 
 
 def fit_meta(members: Sequence[Floats], targets: npt.NDArray[Any], task: Task, strength: float) -> Floats:

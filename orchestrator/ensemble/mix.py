@@ -15,7 +15,7 @@ from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.per_class import by_class, fit_class_weights
 from orchestrator.ensemble.pooled import fit_weights, pooled
-from orchestrator.ensemble.weights import Weights, likelihood_weights, shared_weights, squared_error_weights
+from orchestrator.ensemble.weights import Weights, shared_weights, squared_error_weights
 from orchestrator.errors import EnsembleError
 
 
@@ -39,11 +39,9 @@ def _weights(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Wei
         return greedy_weights(*objective.additive(scores), node.rounds, node.bags)
     if node.method == "squared_error":
         return squared_error_weights(scores, objective.truth, ground.task)
-    if node.prior is None:
-        return shared_weights(scores, objective.truth, ground.task)
-    if ground.task != "classification":
+    if node.prior is not None and ground.task == "regression":
         raise EnsembleError("the prior of a weighted mix belongs to classification; the task is", ground.task)
-    return likelihood_weights(scores, ground.targets, node.prior)
+    return shared_weights(scores, objective.truth, ground.task, node.prior or 0)
 
 
 @fit_uncalibrated.register

@@ -71,7 +71,7 @@ def answer(node: Node, rows: Rows, task: Task) -> Steps:
     """Steps of one node over `rows`, which end in its calibrated answer."""
     found = yield from answer_uncalibrated(node, rows, task)
     if isinstance(node, Combined) and node.calibration is not None:
-        return replace(found, scores=calibrated(node.calibration, found.scores))
+        return replace(found, scores=calibrated(node.calibration, found.scores, task))
     return found
 
 
@@ -156,7 +156,7 @@ def fit_node(node: Node, ground: Ground) -> Node:
                 "only a classification is calibrated", fitted.calibration.kind, "leave calibration out"
             )
         scores = ground.scores(fitted.model_copy(update={"calibration": None}))
-        scaling = fit_scaling(fitted.calibration, scores, ground.targets)
+        scaling = fit_scaling(fitted.calibration, scores, ground.targets, ground.task)
         fitted = fitted.model_copy(update={"calibration": scaling})
     return fit_survivors(fitted, node, ground)
 

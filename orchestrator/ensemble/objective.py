@@ -14,6 +14,7 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.weights import errors_of
 from orchestrator.measure.metrics import larger_is_better, score
+from orchestrator.measure.tasks import class_rules
 
 Loss = tuple[float, ...]
 """Compared from the left, smaller is better: ties in a metric are broken by likelihood."""
@@ -26,7 +27,7 @@ class Objective:
     """Negative log-likelihood (regression: scaled squared error), after the metric where there is one."""
 
     targets: npt.NDArray[Any]
-    """Labels [N], or values [N, T] ([N] for one)."""
+    """Classes [N], labels [N, K], or values [N, T] ([N] for one)."""
     task: Task
     metric: Metric | None = None
     allowed: Collection[str] = ()
@@ -34,8 +35,8 @@ class Objective:
 
     @property
     def truth(self) -> npt.NDArray[Any]:
-        """Labels [N], or float64 values [N, T]."""
-        if self.task == "classification":
+        """Classes [N], labels [N, K], or float64 values [N, T]."""
+        if self.task != "regression":
             return self.targets
         return self.targets.astype(np.float64).reshape(len(self.targets), -1)
 
@@ -45,8 +46,8 @@ class Objective:
 
     def of_rows(self, scores: Floats) -> Floats:
         """The loss [N] of each row without the metric."""
-        if self.task == "classification":
-            return np.asarray(-scores[np.arange(len(self.targets)), self.targets])
+        if self.task != "regression":
+            return class_rules(self.task).losses(scores, self.targets)
         errors = errors_of([scores], self.truth, "regression").reshape(scores.shape)
         return np.asarray(np.square(errors).mean(axis=1))
 
@@ -59,17 +60,18 @@ class Objective:
 
         As small as the objective allows: without a metric only the label's probability matters.
         """
-        rows = np.arange(len(self.targets))
         if self.task == "regression":
             if self.metric is None:
                 return errors_of(scores, self.truth, "regression"), lambda mean: (
                     float(np.square(mean).mean()),
                 )
             return np.stack(scores), self.loss
+        kind, shape = class_rules(self.task), scores[0].shape
         if self.metric is None:
-            likely = np.exp(np.stack([member[rows, self.targets] for member in scores]))
+            likely = np.exp(np.stack([kind.likelihoods(member, self.targets) for member in scores]))
             return likely, lambda mean: (-float(np.log(np.maximum(mean, LEAST)).mean()),)
-        return np.exp(np.stack(scores)), lambda mean: self.loss(np.log(np.maximum(mean, LEAST)))
+        chances = np.exp(np.stack([kind.as_classes(member) for member in scores]))
+        return chances, lambda mean: self.loss(kind.from_classes(np.log(np.maximum(mean, LEAST)), shape))
 
     def _of_metric(self, scores: Floats) -> Loss:
         if self.metric is None:

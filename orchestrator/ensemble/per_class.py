@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.combine import Floats, mixture
+from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.objective import Objective
 from orchestrator.ensemble.strength import SIMPLE, Regularised, fit_regularised
 from orchestrator.ensemble.weights import (
@@ -23,7 +23,7 @@ from orchestrator.ensemble.weights import (
     simplex_minimum,
 )
 from orchestrator.errors import EnsembleError
-from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import rules
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, SIMPLE)
 
@@ -45,8 +45,8 @@ def by_class(stacked: Floats, weights: Floats, task: Task) -> Floats:
             f"{weights.shape[1]} columns for {stacked.shape[2]} outputs",
             "fit the ensemble again",
         )
-    mean = mixture(stacked, weights[:, None, :], task)
-    return log_softmax(mean) if task == "classification" else mean
+    kind = rules(task)
+    return kind.normalized(kind.mixture(stacked, weights[:, None, :]))
 
 
 def fit_class_weights(

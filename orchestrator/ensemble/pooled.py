@@ -28,6 +28,7 @@ from orchestrator.ensemble.node import (
 from orchestrator.ensemble.weights import Weights
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
+from orchestrator.measure.tasks import class_rules, rules
 
 
 @singledispatch
@@ -75,7 +76,7 @@ def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Float
     missing = tuple(position for position in range(len(node.members)) if position not in parts)
     known = shares_without(node, missing)
     scores = pooled(node, list(parts.values()), known.weights, task)
-    return scores if known.temperature == 1.0 else log_softmax(scores / known.temperature)
+    return scores if known.temperature == 1.0 else rules(task).normalized(scores / known.temperature)
 
 
 def shares_without(node: PooledNode, missing: Missing) -> Survivors:
@@ -138,9 +139,11 @@ def temperature_before(node: Combined, scores: Floats, ground: Ground) -> float:
     scaling = node.calibration
     if scaling is None:
         return 1.0
+    kind = class_rules(ground.task)
+    labels = kind.classes(ground.targets)
     if isinstance(scaling, TemperatureScaling) and scaling.temperature is not None:
         # One temperature after another is their product.
-        return fit_temperature(scores / scaling.temperature, ground.targets, steps=COARSE)
+        return fit_temperature(kind.as_classes(scores / scaling.temperature), labels, steps=COARSE)
     return fit_temperature(
-        scores, ground.targets, lambda divided: calibrated(scaling, log_softmax(divided)), COARSE
+        kind.as_classes(scores), labels, lambda divided: calibrated(scaling, log_softmax(divided)), COARSE
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
 from orchestrator.measure.metrics import larger_is_better, score
+from orchestrator.measure.tasks import class_rules
 
 ALL_LEAVE = 0.0
 """Threshold below every certainty: no row goes on."""
@@ -35,12 +38,13 @@ class Stages:
     """[S - 1, N] of every stage but the last."""
     cost: Floats
     """[S, N] what a row costs that leaves at this stage; the unit does not matter."""
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[Any]
+    task: Task = "classification"
 
     @cached_property
     def lost(self) -> npt.NDArray[np.bool_]:
-        """[S, N]: the last stage is right and this one is wrong."""
-        right = np.stack([found.argmax(axis=1) for found in self.scores]) == self.targets
+        """[S, N]: the last stage is right (in every label) and this one is wrong."""
+        right = class_rules(self.task).right(np.stack(self.scores), self.targets)
         return np.asarray(right[-1] & ~right)
 
     def left_at(self, thresholds: Thresholds) -> npt.NDArray[np.intp]:

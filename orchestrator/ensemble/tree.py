@@ -29,10 +29,11 @@ from orchestrator.config.signature import Task
 
 # Kinds of nodes are imported for their registration with `answer_uncalibrated`.
 from orchestrator.ensemble import boost, cascade, chain, leaf, mix, parallel, quorum, stack  # noqa: F401
-from orchestrator.ensemble.combine import Floats, probabilities, scores_of
+from orchestrator.ensemble.combine import Floats, scores_of
 from orchestrator.ensemble.missing import expected_without
 from orchestrator.ensemble.node import Answer, Ask, Output, Reply, answer, at_once, identity
 from orchestrator.errors import EnsembleError, OrchestratorError, QuorumError
+from orchestrator.measure.tasks import rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,8 @@ class Prediction:
     """An ensemble's answer to N rows."""
 
     outputs: npt.NDArray[np.float32]
-    """[N, K] log-probabilities (classification), so that every metric takes them like logits; or values."""
+    """[N, K] log-probabilities (classification) or log-odds (multilabel), so that every metric takes them
+    like logits; or values."""
     probs: npt.NDArray[np.float32] | None
     """[N, K] probabilities; None for regression."""
     scores: Floats
@@ -229,13 +231,12 @@ def _call(
 
 
 def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Prediction:
-    probs = probabilities(found.scores).astype(np.float32) if task == "classification" else None
     keys = {member: identity(member) for member in memory.members}
     lost = {member: memory.lost[key] for member, key in keys.items() if key in memory.lost}
     positions = tuple(number for number, member in enumerate(memory.members) if member in lost)
     return Prediction(
         outputs=found.scores.astype(np.float32),
-        probs=probs,
+        probs=_probs(found.scores, task),
         scores=found.scores,
         members={member: memory.known[key] for member, key in keys.items()},
         stages=found.stages,
@@ -244,6 +245,11 @@ def _prediction(tree: Node, found: Answer, memory: _Memory, task: Task) -> Predi
         degraded=memory.degraded,
         expected=_expected_without(tree, positions),
     )
+
+
+def _probs(scores: Floats, task: Task) -> npt.NDArray[np.float32] | None:
+    found = rules(task).probabilities(scores)
+    return None if found is None else found.astype(np.float32)
 
 
 def _expected_without(tree: Node, positions: tuple[int, ...]) -> Expected | None:
@@ -264,7 +270,7 @@ def whole_prediction(tree: Node, scores: Floats, said: dict[Member, Output], tas
     everyone = np.ones(rows, dtype=bool)
     return Prediction(
         outputs=scores.astype(np.float32),
-        probs=probabilities(scores).astype(np.float32) if task == "classification" else None,
+        probs=_probs(scores, task),
         scores=scores,
         members=dict.fromkeys(said, everyone),
         stages=np.zeros(rows, dtype=np.int64),

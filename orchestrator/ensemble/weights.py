@@ -17,6 +17,7 @@ import numpy.typing as npt
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, deviations
 from orchestrator.errors import EnsembleError
+from orchestrator.measure.tasks import class_rules
 
 Members = Sequence[Floats] | Floats
 """Scores [N, K] of each of M members, or [M, N, K] in one array."""
@@ -68,9 +69,9 @@ def squared_error_weights(scores: Members, targets: npt.NDArray[Any], task: Task
     Values are scaled to targets of unit deviation.
 
     Args:
-        scores: Log-probabilities [N, K] or values [N, T], one array a member.
-        targets: Labels [N], or values [N, T].
-        task: Which of the two.
+        scores: Log-probabilities [N, K], log-odds [N, K] or values [N, T], one array a member.
+        targets: Classes [N], labels [N, K] or values [N, T].
+        task: Which of them.
     """
     errors = errors_of(scores, targets, task)
     return finished(simplex_minimum(errors @ errors.T / errors.shape[1], np.zeros(len(errors))))
@@ -79,23 +80,34 @@ def squared_error_weights(scores: Members, targets: npt.NDArray[Any], task: Task
 def errors_of(scores: Members, targets: npt.NDArray[Any], task: Task) -> Floats:
     """Errors [M, N * K] of scores [M, N, K]: weights that sum to 1 mix them as they mix the answers.
 
-    Classification: of probabilities, against 1 for the label and 0 for the others. Regression: of values, in
-    units of the targets' deviation.
+    Classification: of probabilities, against 1 for the label and 0 for the others; each of several labels is
+    a row of two classes. Regression: of values, in units of the targets' deviation.
     """
-    if task == "classification":
-        errors = np.exp(np.array(scores))
-        errors[:, np.arange(len(targets)), targets] -= 1.0
+    if task != "regression":
+        kind = class_rules(task)
+        errors, labels = np.exp(kind.as_classes(np.array(scores))), kind.classes(targets)
+        errors[:, np.arange(len(labels)), labels] -= 1.0
         return errors.reshape(len(errors), -1)
     truth = targets.reshape(len(targets), -1)
     scale = deviations(truth)
     return np.stack([((member - truth) / scale).ravel() for member in scores])
 
 
-def shared_weights(scores: Members, targets: npt.NDArray[Any], task: Task) -> Weights:
-    """Weights that are alike for all rows and classes: of least likelihood loss or squared error, by task."""
-    if task == "classification":
-        return likelihood_weights(scores, targets)
-    return squared_error_weights(scores, targets, task)
+def shared_weights(scores: Members, targets: npt.NDArray[Any], task: Task, prior: int = 0) -> Weights:
+    """Weights that are alike for all rows and classes: of least likelihood loss or squared error, by task.
+
+    Args:
+        scores: As for `errors_of`.
+        targets: Of these rows.
+        task: Which of them.
+        prior: Rows more for each member, see `likelihood_weights`; not of a regression.
+    """
+    if task == "regression":
+        return squared_error_weights(scores, targets, task)
+    kind = class_rules(task)
+    labels = kind.classes(targets)
+    found = [kind.as_classes(member) for member in scores]
+    return likelihood_weights(found, labels, prior * len(labels) // len(targets))
 
 
 def vote_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:

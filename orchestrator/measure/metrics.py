@@ -8,13 +8,14 @@ softmax is repeated, and two models resampled with the same weights are compared
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.imports import resolve
-from orchestrator.config.measure import BuiltInMetric, Metric
+from orchestrator.config.measure import TASK_METRICS, Metric
+from orchestrator.config.signature import Task
 from orchestrator.errors import DataError, ExecutionError, ModelError
 
 Floats = npt.NDArray[np.float64]
@@ -22,8 +23,8 @@ Statistic = Callable[[Floats], float]
 """Weights [N] (not negative) -> value; NaN where the weighted rows leave the metric undefined."""
 
 SMALLER_IS_BETTER = frozenset({"nll", "mae", "rmse"})
-BUILT_IN = frozenset(get_args(BuiltInMetric))
-CLASSIFICATION_METRICS = frozenset({"accuracy", "macro_f1", "auroc", "recall_at_precision", "nll"})
+ROW_METRICS = frozenset({"accuracy", "subset_accuracy"})
+"""Shares of rows that are right: their intervals and tests are those of proportions."""
 
 
 def log_softmax(logits: npt.ArrayLike) -> Floats:
@@ -31,6 +32,11 @@ def log_softmax(logits: npt.ArrayLike) -> Floats:
     values = np.asarray(logits, dtype=np.float64)
     shifted = values - values.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def log_sigmoid(logits: npt.ArrayLike) -> Floats:
+    """Log-probabilities of two-class logits in float64; exact for logits of any size."""
+    return np.asarray(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
 
 
 def softmax(logits: npt.ArrayLike) -> Floats:
@@ -50,8 +56,8 @@ def score(
 
     Args:
         metric: Which metric.
-        outputs: Logits or log-probabilities [N, K], or regression values [N, T].
-        targets: Labels [N], or values [N, T] ([N] for one target).
+        outputs: Logits or log-probabilities [N, K], log-odds of labels [N, K], or regression values [N, T].
+        targets: Classes [N], labels 0 or 1 as integers [N, K], or values [N, T] ([N] for one target).
         allowed: Import paths that the metric may come from.
 
     Raises:
@@ -64,7 +70,7 @@ def score(
         raise DataError(
             f"{metric.name} is undefined on these {len(np.asarray(targets))} rows",
             value,
-            "it needs rows of at least two classes" if metric.name in CLASSIFICATION_METRICS else "",
+            "it needs rows of at least two classes" if metric.name not in TASK_METRICS["regression"] else "",
         )
     return value
 
@@ -73,20 +79,27 @@ def statistic(
     metric: Metric, outputs: npt.ArrayLike, targets: npt.ArrayLike, *, allowed: Collection[str] = ()
 ) -> Statistic:
     """The metric on fixed rows as a function of row weights; arguments and errors as for `score`."""
-    # A user's own metric may be of either task.
-    classification = metric.name in CLASSIFICATION_METRICS if metric.name in BUILT_IN else None
-    values, truth = checked(outputs, targets, classification)
+    found = task_of(np.asarray(targets))
+    tasks = [task for task, names in TASK_METRICS.items() if metric.name in names]
+    # A user's own metric may be of any task.
+    task = found if found in tasks or not tasks else tasks[0]
+    values, truth = checked(outputs, targets, task)
     if metric.name == "recall_at_precision":
         return _recall_at_precision(values, truth, metric.precision)
-    if metric.name in _PREPARE:
-        return _PREPARE[metric.name](values, truth)
+    if tasks:
+        return _PREPARE[task][metric.name](values, truth)
     return _custom(metric.name, resolve(metric.name, allowed), np.asarray(outputs), np.asarray(targets))
 
 
-def checked(
-    outputs: npt.ArrayLike, targets: npt.ArrayLike, classification: bool | None
-) -> tuple[Floats, npt.NDArray[Any]]:
-    """Outputs as float64 [N, K] and targets as int64 [N] or float64 [N, T]; None: by the targets' type.
+def task_of(targets: npt.NDArray[Any]) -> Task:
+    """Classes are integers [N], labels integers [N, K]; all else are values."""
+    if not np.issubdtype(targets.dtype, np.integer):
+        return "regression"
+    return "classification" if targets.ndim == 1 else "multilabel"
+
+
+def checked(outputs: npt.ArrayLike, targets: npt.ArrayLike, task: Task) -> tuple[Floats, npt.NDArray[Any]]:
+    """Outputs as float64 [N, K] and targets as int64 [N] or [N, K], or float64 [N, T].
 
     Raises:
         DataError: shapes do not fit, there are no rows, or a label is out of range.
@@ -106,10 +119,8 @@ def checked(
         raise ExecutionError(
             "the model's outputs are not finite, first in row", row, "lower the learning rate or use fp32"
         )
-    if classification is None:
-        classification = is_labels(truth)
-    if classification:
-        return values, _labels(truth, values.shape[1])
+    if task == "classification":
+        return values, _classes(truth, values.shape[1])
     truth = truth.astype(np.float64).reshape(len(truth), -1)
     if truth.shape != values.shape:
         raise DataError(
@@ -117,16 +128,15 @@ def checked(
             f"{list(values.shape)} and {list(truth.shape)}",
             "use one output a target",
         )
-    return values, truth
+    if task == "regression":
+        return values, truth
+    if not np.isin(truth, (0, 1)).all():
+        raise DataError("label out of range", truth[~np.isin(truth, (0, 1))][0], "each must be 0 or 1")
+    return values, truth.astype(np.int64)
 
 
-def is_labels(targets: npt.NDArray[Any]) -> bool:
-    """Whether targets are class labels: integers [N]."""
-    return targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
-
-
-def _labels(truth: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
-    if not is_labels(truth):
+def _classes(truth: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
+    if task_of(truth) != "classification":
         raise DataError(
             "a classification metric needs integer labels [N]", f"{truth.dtype} {list(truth.shape)}"
         )
@@ -252,13 +262,75 @@ def _recall_at_precision(values: Floats, truth: npt.NDArray[Any], precision: flo
     return _macro([one(*problem) for problem in _one_vs_rest(values, truth)])
 
 
-_PREPARE: dict[str, Callable[[Floats, npt.NDArray[Any]], Statistic]] = {
-    "accuracy": _accuracy,
-    "macro_f1": _macro_f1,
-    "auroc": _auroc,
-    "nll": _nll,
-    "mae": _mae,
-    "rmse": _rmse,
+def _label_counts(values: Floats, truth: npt.NDArray[Any]) -> Callable[[Floats], tuple[Floats, Floats]]:
+    """Weights -> of each label [K] the hits, and what is there plus what was said to be."""
+    said = (values > 0).astype(np.float64)
+    hits, there = said * truth, said + truth
+    return lambda weights: (weights @ hits, weights @ there)
+
+
+def _label_macro_f1(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Mean F1 over the labels that occur in the truth or in an answer."""
+    counts = _label_counts(values, truth)
+
+    def value(weights: Floats) -> float:
+        hits, there = counts(weights)
+        occurs = there > 0
+        return float((2 * hits[occurs] / there[occurs]).mean()) if occurs.any() else float("nan")
+
+    return value
+
+
+def _label_micro_f1(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """F1 over all labels of all rows together."""
+    counts = _label_counts(values, truth)
+
+    def value(weights: Floats) -> float:
+        hits, there = counts(weights)
+        return float(2 * hits.sum() / there.sum()) if there.sum() > 0 else float("nan")
+
+    return value
+
+
+def _mean_average_precision(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Mean over labels of the precision at each positive row, in falling order of the score; equal scores
+    stand at one place. Labels without a positive row are left out."""
+
+    def one(scores: Floats, positive: npt.NDArray[np.bool_]) -> Statistic:
+        masses = _ranked(scores, positive)
+
+        def value(weights: Floats) -> float:
+            positives, negatives = (found[::-1] for found in masses(weights))
+            hits, alarms = np.cumsum(positives), np.cumsum(positives + negatives)
+            if not len(hits) or hits[-1] <= 0:
+                return float("nan")
+            return float((positives * hits / np.maximum(alarms, 1e-300)).sum() / hits[-1])
+
+        return value
+
+    return _macro([one(*pair) for pair in zip(values.T, truth.T == 1, strict=True)])
+
+
+def _subset_accuracy(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Share of rows that are right in every label."""
+    return _mean(((values > 0) == truth).all(axis=1).astype(np.float64))
+
+
+def _label_nll(values: Floats, truth: npt.NDArray[Any]) -> Statistic:
+    """Mean over labels, in nats."""
+    return _mean(-log_sigmoid(np.where(truth == 1, values, -values)).mean(axis=1))
+
+
+_PREPARE: dict[Task, dict[str, Callable[[Floats, npt.NDArray[Any]], Statistic]]] = {
+    "classification": {"accuracy": _accuracy, "macro_f1": _macro_f1, "auroc": _auroc, "nll": _nll},
+    "multilabel": {
+        "macro_f1": _label_macro_f1,
+        "micro_f1": _label_micro_f1,
+        "mean_average_precision": _mean_average_precision,
+        "subset_accuracy": _subset_accuracy,
+        "nll": _label_nll,
+    },
+    "regression": {"mae": _mae, "rmse": _rmse},
 }
 
 

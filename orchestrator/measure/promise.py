@@ -19,7 +19,8 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
 from orchestrator.errors import ConfigError
 from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
-from orchestrator.measure.metrics import checked, is_labels, larger_is_better, statistic
+from orchestrator.measure.metrics import ROW_METRICS, checked, larger_is_better, statistic, task_of
+from orchestrator.measure.tasks import kind_of
 
 RESAMPLES = 2000
 MOST_ROWS = 2**20
@@ -47,12 +48,13 @@ class Verdict:
     needed_rows: int | None = None
     """About how many rows would show it, where it cannot be told."""
     changed: float | None = None
-    """Share of rows whose class the variant answers otherwise than its parent; None for regression."""
+    """Share of rows whose class, or whose labels, the variant answers otherwise than its parent; None for
+    regression."""
     changed_bound: float | None = None
     """Its one-sided upper confidence bound (Wilson)."""
     worst_class: dict[str, Any] | None = None
-    """The class that loses most: `label`, `drop` and `bound` of its recall, `rows`. The bound holds for all
-    classes at once (Bonferroni)."""
+    """The class or label that loses most: `label`, `drop` and `bound` of its recall, `rows`. The bound holds
+    for all classes at once (Bonferroni)."""
 
     @property
     def holds(self) -> bool:
@@ -106,10 +108,10 @@ def non_inferior(
 ) -> Verdict:
     """Test the promise on paired rows.
 
-    Accuracy: the score interval of the difference of paired proportions (Tango 1998, Statistics in
-    Medicine 17:891-908), which stays sound when few or no rows differ. Other metrics: the percentile
-    bootstrap of the paired difference; for metrics of counts it is widened to what no difference at
-    all on so few rows could show. Every bound of the promise must hold; needing all of them takes no
+    A share of right rows: the score interval of the difference of paired proportions (Tango 1998,
+    Statistics in Medicine 17:891-908), which stays sound when few or no rows differ. Other metrics: the
+    percentile bootstrap of the paired difference; for metrics of counts it is widened to what no difference
+    at all on so few rows could show. Every bound of the promise must hold; needing all of them takes no
     correction for their number (intersection-union test, Berger 1982).
 
     Args:
@@ -124,7 +126,7 @@ def non_inferior(
     clause, test = _drop_clause(metric, variant_outputs, parent_outputs, targets, promise, seed, allowed)
     clauses = [clause]
     facts: dict[str, Any] = {}
-    if is_labels(np.asarray(targets)):
+    if task_of(np.asarray(targets)) != "regression":
         changed = _changed(variant_outputs, parent_outputs, targets, promise)
         worst_class, worst = _worst_class(variant_outputs, parent_outputs, targets, promise)
         facts = {"changed": changed.value, "changed_bound": changed.bound, "worst_class": worst_class}
@@ -167,7 +169,7 @@ def _drop_clause(
 ) -> tuple[_Clause, str]:
     """The metric's own clause, and the name of its test."""
     confidence = promise.confidence
-    if metric.name == "accuracy":
+    if metric.name in ROW_METRICS:
         variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
         clause = _tango_clause(metric.name, parent_right, variant_right, promise.max_drop, confidence)
         return clause, "paired score test (Tango 1998)"
@@ -240,8 +242,10 @@ CHANGED = "changed answers"
 
 
 def _right(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    values, truth = checked(outputs, targets, True)
-    return np.asarray(values.argmax(axis=1) == truth)
+    """Which rows [N] are right; of several labels, in every one."""
+    kind = kind_of(targets)
+    values, truth = checked(outputs, targets, kind.task)
+    return kind.right(values, truth)
 
 
 def _tango_clause(
@@ -265,10 +269,12 @@ def _changed(
     variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
 ) -> _Clause:
     """The share of rows that get another class, right or wrong."""
-    variant, _ = checked(variant_outputs, targets, True)
-    parent, _ = checked(parent_outputs, targets, True)
-    changed = int((variant.argmax(axis=1) != parent.argmax(axis=1)).sum())
+    kind = kind_of(targets)
+    variant, _ = checked(variant_outputs, targets, kind.task)
+    parent, _ = checked(parent_outputs, targets, kind.task)
     rows = len(variant)
+    differs = kind.decisions(variant) != kind.decisions(parent)
+    changed = int(differs.reshape(rows, -1).any(axis=1).sum())
 
     def bound_at(times: float) -> float:
         # The upper end of a two-sided interval at 2c - 1 is the one-sided bound at c.
@@ -281,20 +287,28 @@ def _changed(
 def _worst_class(
     variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
 ) -> tuple[dict[str, Any], _Clause]:
-    """The class whose recall has the largest upper bound of its drop."""
-    variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
-    truth = np.asarray(targets)
-    labels = np.unique(truth)
-    confidence = 1 - (1 - promise.confidence) / len(labels)
+    """The class or label whose recall has the largest upper bound of its drop."""
+    variant_found, parent_found = _found(variant_outputs, targets), _found(parent_outputs, targets)
+    confidence = 1 - (1 - promise.confidence) / len(variant_found)
     allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
     clauses = {}
-    for label in labels.tolist():
-        own = truth == label
+    for label, after in variant_found.items():
         name = f"the recall of class {label}"
-        clauses[label] = _tango_clause(name, parent_right[own], variant_right[own], allowed, confidence)
+        clauses[label] = _tango_clause(name, parent_found[label], after, allowed, confidence)
     label, worst = max(clauses.items(), key=lambda found: (found[1].bound, found[1].value, -found[0]))
     facts = {"label": label, "drop": worst.value, "bound": worst.bound, "rows": worst.rows}
     return facts, worst
+
+
+def _found(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> dict[int, npt.NDArray[np.bool_]]:
+    """By class or label that occurs: of the rows that have it, which are answered with it."""
+    kind = kind_of(targets)
+    values, truth = checked(outputs, targets, kind.task)
+    if kind.task == "multilabel":
+        said = kind.decisions(values)
+        return {place: said[own == 1, place] for place, own in enumerate(truth.T) if own.any()}
+    right = kind.right(values, truth)
+    return {int(label): right[truth == label] for label in np.unique(truth)}
 
 
 def _bootstrap_drop(
@@ -316,11 +330,13 @@ def _bootstrap_drop(
         return sign * (parent(weights) - variant(weights))
 
     bound = upper_bound([drop(weights) for weights in resamples(rows, seed, RESAMPLES)], confidence)
-    if metric.name in ("macro_f1", "recall_at_precision"):
+    if metric.name in ("macro_f1", "micro_f1", "recall_at_precision"):
         # Resampling rows that do not differ shows no spread, however few they are. Each class weighs the
         # same here, so the rarest limits what can be seen; Tango's bound at no differing row is the floor.
-        counts = np.bincount(truth)
-        seen = int(counts[1]) if metric.name != "macro_f1" and len(counts) == 2 else _rarest(counts)
+        counts = np.bincount(truth) if truth.ndim == 1 else (truth == 1).sum(axis=0)
+        one = metric.name == "recall_at_precision" and len(counts) == 2
+        all_alike = metric.name == "micro_f1"
+        seen = int(counts[1]) if one else rows if all_alike else _rarest(counts)
         bound = max(bound, tango_upper_drop(0, 0, max(seen, 1), confidence))
     return drop(np.ones(rows)), bound, rows
 

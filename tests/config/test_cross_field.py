@@ -268,7 +268,7 @@ def test_given_thresholds_have_no_guarantee() -> None:
     [
         (pair("big", "small", kind="sequential"), "a cascade needs a classifier"),
         (pair("big", "small") | {"calibration": "auto"}, "calibration auto needs a classifier"),
-        (pair("big", "small") | {"rule": "vote"}, "rule vote needs a classifier"),
+        (pair("big", "small") | {"rule": "vote"}, "rule vote is not for task regression"),
     ],
 )
 def test_a_regression_has_no_ensembles_of_classifiers(tree: dict[str, Any], said: str) -> None:
@@ -362,4 +362,4 @@ def test_a_regression_has_no_votes() -> None:
         assert run(data=data, search=None, ensembles={"x": {**pair("big", "small"), "rule": rule}})
     nested = {**pair("big", "small"), "members": ["big", {**pair("big", "small"), "rule": "vote"}]}
     text = refused(data=data, search=None, ensembles={"x": nested})
-    assert "ensembles.x: rule vote needs a classifier; a regression takes mean, median, trimmed_mean" in text
+    assert "ensembles.x: rule vote is not for task regression: use mean, median, trimmed_mean" in text

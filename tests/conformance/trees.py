@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.ensemble import (
-    VALUE_RULES,
+    TASK_RULES,
     Boosting,
     Chain,
     Combined,
@@ -92,7 +92,7 @@ TREES: dict[str, Ensemble] = {
     ),
 }
 REGRESSION: dict[str, Ensemble] = {
-    **{rule: RULES[rule] for rule in VALUE_RULES},
+    **{rule: RULES[rule] for rule in TASK_RULES["regression"]},
     **METHODS,
     "per_class": METHODS["per_class"].model_copy(
         update={"class_weights": ((0.1, 0.7), (0.6, 0.1), (0.3, 0.2))}

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.config.ensemble import VALUE_RULES, Member, Parallel, Rule, WeightedMix
+from orchestrator.config.ensemble import TASK_RULES, Member, Parallel, Rule, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.combine import (
     VOTE_RULES,
     Floats,
     decision_margin,
     pool,
-    probabilities,
 )
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.pooled import pooled
 from orchestrator.ensemble.tree import replay
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
+from orchestrator.measure.tasks import rules
 from tests.ensemble.toys import MEMBERS, A, B, C, outputs, values
 
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -45,7 +45,7 @@ def test_rules_by_hand() -> None:
     members = of((0.7, 0.2, 0.1), (0.1, 0.8, 0.1), (0.3, 0.4, 0.3), (0.5, 0.3, 0.2))
 
     def found(rule: Rule, trim: float = 0.1) -> Any:
-        return probabilities(pool(members, None, "classification", rule, trim))[0]
+        return rules("classification").probabilities(pool(members, None, "classification", rule, trim))[0]
 
     def scaled(*values: float) -> Any:
         return pytest.approx(np.array(values) / sum(values))
@@ -80,12 +80,10 @@ def test_regression_rules_and_refusals() -> None:
     np.testing.assert_allclose(
         pool(members, None, "regression", "trimmed_mean"), np.sort(members, axis=0)[1:3].mean(axis=0)
     )
-    for rule in set(RULES) - set(VALUE_RULES):
-        with pytest.raises(
-            EnsembleError, match=f"needs a classifier: {rule}. a regression takes mean, median"
-        ):
+    for rule in set(RULES) - set(TASK_RULES["regression"]):
+        with pytest.raises(EnsembleError, match=f"not for task regression: {rule}. use mean, median"):
             pool(members, None, "regression", rule)
-        with pytest.raises(EnsembleError, match="needs a classifier"):
+        with pytest.raises(EnsembleError, match="not for task regression"):
             fit(
                 Parallel(members=(A, B), rule=rule),
                 table,
@@ -126,7 +124,7 @@ def test_the_same_answers_as_scikit_learns_voting_classifier(weights: tuple[floa
         voting[kind].classes_ = np.arange(4)
     rows = np.arange(len(TARGETS))[:, None]
     np.testing.assert_allclose(
-        probabilities(pool(SCORES, weights, "classification")), voting["soft"].predict_proba(rows), atol=1e-6
+        np.exp(pool(SCORES, weights, "classification")), voting["soft"].predict_proba(rows), atol=1e-6
     )
     rule: Rule = "vote" if weights is None else "weighted_vote"
     labels = pool(SCORES, weights, "classification", rule).argmax(axis=1)
