@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from orchestrator.config.data import PARTS, Shares
 from orchestrator.config.encoding import Encoding
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, Task
 from orchestrator.data.dataset import Array, Dataset, Part
 from orchestrator.data.encode import encode
+from orchestrator.data.labels import encode_sets, from_flags, label_names
 from orchestrator.data.split import cut, free_shares
 from orchestrator.errors import DataError
 
@@ -27,17 +28,19 @@ def from_arrays(
     shares: Shares | None = None,
     seed: int = 0,
     encoding: Encoding | None = None,
+    task: Task | None = None,
 ) -> Dataset:
     """Cut rows into the five parts. The signature scales nothing: a model gets the rows as they are.
 
     Args:
         inputs: uint8 [N, C, H, W], or float32 [N, ...]; with `encoding` raw values, as
             `orchestrator.data.encode.encode` takes them.
-        targets: integer classes [N], or float values [N] or [N, T].
-        classes: their names; the numbers when not given.
+        targets: integer classes [N], values [N] or [N, T], or 0 or 1 for each label [N, K].
+        classes: names of classes or labels; the numbers when not given.
         shares: of the parts.
         seed: of the cut.
         encoding: makes rows of raw values; `orchestrator.data.fit.fit` fits one to some of them.
+        task: what targets are; without it integers [N] are classes and all else values.
 
     Raises:
         DataError: the arrays do not fit together, or hold too few rows to cut.
@@ -55,19 +58,28 @@ def from_arrays(
     channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
     plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    if np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1:
+    labelled = np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1
+    task = task or ("classification" if labelled else "regression")
+    if task == "multilabel" and truth.ndim == 2:
+        sets = from_flags(truth, "the arrays")
+        names = label_names(sets, classes, "the arrays")
+        truth = encode_sets(sets, names, "the arrays")
+        signature = Signature(task=task, outputs=len(names), classes=names, **plain, **scale)
+    elif task == "classification" and labelled:
         truth = truth.astype(np.int64)
         count = max(int(truth.max()) + 1, len(classes))
         names = tuple(classes) or tuple(map(str, range(count)))
         if truth.min() < 0 or count > len(names):
             raise DataError(f"classes must lie in 0..{len(names) - 1}", f"{truth.min()} to {truth.max()}")
         signature = Signature(task="classification", outputs=count, classes=names, **plain, **scale)
-    else:
+    elif task == "regression":
         truth = np.ascontiguousarray(truth.reshape(len(truth), -1), dtype=np.float32)
         width = truth.shape[1]
         values = {"target_mean": (0.0,) * width, "target_std": (1.0,) * width}
         signature = Signature(task="regression", outputs=width, **plain, **scale, **values)
-    labels = truth if signature.task == "classification" else None
+    else:
+        raise DataError(f"targets do not fit task {task}", f"{truth.dtype} {truth.shape}")
+    labels = None if task == "regression" else truth
     wanted = free_shares(shares or Shares(), ())
     cuts = cut(len(rows), labels, wanted, seed=seed, origin="the arrays", classes=signature.classes)
     parts = {name: _part(rows, truth, cuts[name]) for name in (*PARTS,) if name in cuts}

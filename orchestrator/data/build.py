@@ -19,9 +19,10 @@ from orchestrator.config.decode import Decode, FeaturesDecode
 from orchestrator.config.encoding import Category, Encoding, TableEncoding
 from orchestrator.config.signature import Signature
 from orchestrator.data.coverage import Coverage
-from orchestrator.data.dataset import Array, Part, as_float32
+from orchestrator.data.dataset import Array, Part, as_float32, rows_of_class
 from orchestrator.data.encode import encode as encode_rows
 from orchestrator.data.fit import decode_of, fit
+from orchestrator.data.labels import encode_sets, label_names
 from orchestrator.data.source import Source, check_finite, class_names, encode
 from orchestrator.data.split import cut, free_shares, shuffled
 from orchestrator.errors import DataError
@@ -36,7 +37,7 @@ class Plan:
     rows: dict[PartName, tuple[PartName, Array]]
     """Per part: the source's key, and row numbers in the part's order."""
     targets: dict[PartName, Array]
-    """Per source key: `int64` [N] or `float32` [N, T]."""
+    """Per source key: `int64` [N], `int8` [N, K] or `float32` [N, T]."""
     classes: tuple[str, ...]
 
 
@@ -146,6 +147,10 @@ def _plan(
         raw = {key: source.labels() for key, source in sources.items()}
         classes = class_names(raw["train"], classes, train.name)
         targets = {key: encode(labels, classes, sources[key].name) for key, labels in raw.items()}
+    elif settings.task == "multilabel":
+        sets = {key: source.sets() for key, source in sources.items()}
+        classes = label_names(sets["train"], classes, train.name)
+        targets = {key: encode_sets(found, classes, sources[key].name) for key, found in sets.items()}
     else:
         classes = ()
         targets = {key: _finite_targets(source) for key, source in sources.items()}
@@ -312,8 +317,7 @@ def _describe(
         facts["features"] = list(sources["train"].columns)
     if plan.classes:
         facts["class_counts"] = {
-            name: np.bincount(part.targets, minlength=len(plan.classes)).tolist()
-            for name, part in parts.items()
+            name: rows_of_class(part.targets, len(plan.classes)).tolist() for name, part in parts.items()
         }
     return {
         "digest": dataset_digest(signature, digests),
@@ -325,14 +329,15 @@ def _describe(
 def _signature(
     train: Part, settings: DataSettings, classes: tuple[str, ...], encoding: Encoding | None
 ) -> Signature:
-    target_mean, target_std = moments(train.targets) if train.targets.ndim == 2 else ((), ())
+    values = settings.task == "regression"
+    target_mean, target_std = moments(train.targets) if values else ((), ())
     mean, std = _scale(train.inputs, encoding)
     return Signature.model_validate(
         {
             "task": settings.task,
             "input_shape": train.inputs.shape[1:],
             "input_dtype": train.inputs.dtype.name,
-            "outputs": train.targets.shape[1] if train.targets.ndim == 2 else max(1, len(classes)),
+            "outputs": train.targets.shape[1] if values else max(1, len(classes)),
             "classes": classes,
             "mean": mean,
             "std": std,

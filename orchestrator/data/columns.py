@@ -12,7 +12,7 @@ from orchestrator.data.dataset import Array, as_float32
 from orchestrator.data.source import nearest
 from orchestrator.errors import DataError
 
-Kind = Literal["encoded", "tensor", "number", "text", "other"]
+Kind = Literal["encoded", "tensor", "number", "text", "texts", "other"]
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixels")
 """Names that say which of several candidates is the input."""
 AUDIO_NAMES = ("audio", "sound", "speech", "wav", "waveform", "recording")
@@ -32,7 +32,8 @@ def kind_of(type_: pa.DataType) -> Kind:
     if _is_bytes(type_):
         return "encoded"
     if types.is_fixed_size_list(type_) or types.is_list(type_) or types.is_large_list(type_):
-        return "tensor" if kind_of(type_.value_type) in ("number", "tensor") else "other"
+        holds = kind_of(type_.value_type)
+        return "tensor" if holds in ("number", "tensor") else "texts" if holds == "text" else "other"
     if types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_):
         return "number"
     if types.is_decimal(type_):
@@ -152,7 +153,13 @@ def require(schema: pa.Schema, name: str, kinds: tuple[Kind, ...], setting: str,
         raise DataError(what, name, nearest(name, schema.names))
     kind = kind_of(schema.field(name).type)
     if kind not in kinds:
-        spoken = {"encoded": "files", "tensor": "tensors", "number": "numbers", "text": "text"}
+        spoken = {
+            "encoded": "files",
+            "tensor": "tensors",
+            "number": "numbers",
+            "text": "text",
+            "texts": "lists of text",
+        }
         raise DataError(
             f"{setting}: column '{name}' of {origin} has an unsupported type",
             schema.field(name).type,

@@ -11,7 +11,8 @@ import numpy as np
 from orchestrator.config.data import CustomData
 from orchestrator.config.imports import resolve
 from orchestrator.data.dataset import Array, as_float32
-from orchestrator.data.source import DecodedSource
+from orchestrator.data.labels import from_flags
+from orchestrator.data.source import DecodedSource, LabelSets
 from orchestrator.errors import DataError, OrchestratorError
 
 BLOCK_ROWS = 4096
@@ -75,6 +76,17 @@ class CustomSource(DecodedSource):
                 "return integers or text [N]",
             )
         return targets.astype(np.int64)
+
+    def sets(self) -> LabelSets:
+        """See `Source`."""
+        targets = self._targets[: self.rows]
+        if targets.dtype.kind not in "iub" or targets.ndim != 2:
+            raise DataError(
+                f"targets of {self.name} cannot be several labels a row",
+                f"{targets.dtype} {list(targets.shape)}",
+                "return integers 0 or 1 [N, K]",
+            )
+        return from_flags(targets.astype(np.int64), self.name)
 
     def values(self) -> Array:
         """See `Source`."""

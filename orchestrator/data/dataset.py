@@ -21,6 +21,13 @@ def as_float32(values: Array) -> Array:
         return values.astype(np.float32)
 
 
+def rows_of_class(targets: Array, classes: int) -> Array:
+    """`int64` [K]: rows with each class, or with each label; labels [N, K] or classes [N]."""
+    if targets.ndim == 2:
+        return np.asarray((targets == 1).sum(axis=0, dtype=np.int64))
+    return np.bincount(targets[targets >= 0], minlength=classes)
+
+
 @dataclass(frozen=True)
 class Part:
     """One part, memory-mapped and read-only. Its rows stand in a seeded random order, so that the first
@@ -29,7 +36,7 @@ class Part:
     inputs: Array
     """`uint8` [N, C, H, W] images or `float32` [N, F] feature rows."""
     targets: Array
-    """`int64` [N] labels or `float32` [N, T] regression targets."""
+    """`int64` [N] classes, `int8` [N, K] labels, 0 or 1, or `float32` [N, T] regression targets."""
     ids: Array
     """`int64` [N]: row numbers in the source, those of a second file after those of the first."""
 
@@ -47,7 +54,7 @@ class Dataset:
     """Hex sha256 over the signature and, for each part, its decoded rows, targets and ids."""
     facts: dict[str, Any]
     """Plain values for the summary: `source`, and per part `rows`, `row_digests` and, for
-    classification, `class_counts` in label order."""
+    classes or labels, `class_counts` in their order."""
     folder: Path
     """Cache folder; `orchestrator.data.load.open_cached` opens it again without decoding."""
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from orchestrator.config.data import ParquetData
 from orchestrator.config.decode import AudioDecode, Decode, FeaturesDecode, TextDecode
 from orchestrator.config.encoding import Encoding
+from orchestrator.config.signature import Task
 from orchestrator.data.columns import (
     IMAGE_NAMES,
     Kind,
@@ -32,12 +33,20 @@ from orchestrator.data.dataset import Array, as_float32
 from orchestrator.data.encode import encode
 from orchestrator.data.fit import decode_of
 from orchestrator.data.images import Decoder
-from orchestrator.data.source import nearest
+from orchestrator.data.labels import label_sets
+from orchestrator.data.source import LabelSets, nearest
 from orchestrator.errors import DataError
 
 BLOCK_ROWS = 1024
 _RAW = {"text": TextDecode, "audio": AudioDecode, "features": FeaturesDecode}
 """What is fitted and encoded; all else is decoded by itself."""
+
+
+_TARGETS: dict[Task, tuple[Kind, ...]] = {
+    "classification": ("number", "text"),
+    "multilabel": ("tensor", "texts"),
+    "regression": ("number", "tensor"),
+}
 
 
 class ParquetInputs:
@@ -184,11 +193,8 @@ class ParquetSource:
         self._targets = (settings.target,) if isinstance(settings.target, str) else settings.target
         schema, self.total = read_schema(path)
         self.rows = min(self.total, settings.limit or self.total)
-        allowed: tuple[Kind, ...] = ("number", "tensor")
-        if settings.task == "classification":
-            allowed = ("number", "text")
         for name in self._targets:
-            require(schema, name, allowed, "data.target", self.name)
+            require(schema, name, _TARGETS[settings.task], "data.target", self.name)
         self._inputs = ParquetInputs(
             path,
             decoder,
@@ -218,6 +224,10 @@ class ParquetSource:
     def labels(self) -> Array:
         """See `Source`."""
         return label_rows(self._column(self._targets[0]), self._targets[0], self.name)
+
+    def sets(self) -> LabelSets:
+        """See `Source`."""
+        return label_sets(self._column(self._targets[0]), self._targets[0], self.name)
 
     def values(self) -> Array:
         """See `Source`; a target column of lists gives several targets."""

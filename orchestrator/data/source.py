@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,19 @@ import numpy as np
 from orchestrator.config.decode import Decode
 from orchestrator.data.dataset import Array
 from orchestrator.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """Which labels the rows of a source have."""
+
+    rows: int
+    row_of: Array
+    """`int64` [n]: the row of each label, rising."""
+    labels: Array
+    """[n]: the labels, `int64` numbers or `object` text."""
+    columns: int | None = None
+    """Where there is a column of 0 and 1 for each label, how many."""
 
 
 class Source(Protocol):
@@ -34,6 +48,10 @@ class Source(Protocol):
 
     def labels(self) -> Array:
         """[N] labels as they stand in the source: `int64`, or `object` strings."""
+        ...
+
+    def sets(self) -> LabelSets:
+        """The labels of each row, where it may have several."""
         ...
 
     def values(self) -> Array:
@@ -66,6 +84,10 @@ class DecodedSource:
     def incomplete(self) -> bool:
         """See `Source`."""
         return False
+
+    def sets(self) -> LabelSets:
+        """See `Source`."""
+        raise DataError("rows of this source have one class each", self.name, "use parquet or custom")
 
 
 def check_finite(block: Array, first_row: int, origin: str, columns: tuple[str, ...]) -> None:
@@ -121,24 +143,29 @@ def encode(raw: Array, classes: tuple[str, ...], origin: str) -> Array:
     Raises:
         DataError: the first label that is none of `classes`, with its row.
     """
-    if raw.dtype == object:
-        number_of = {name: number for number, name in enumerate(classes)}
-        for row, label in enumerate(raw.tolist()):
-            if label not in number_of:
-                raise DataError(
-                    f"row {row} of {origin} has an unknown label",
-                    label,
-                    f"{nearest(label, classes)} (rows are counted from 0)",
-                )
-        return np.asarray([number_of[label] for label in raw.tolist()], dtype=np.int64)
-    wrong = ((raw < 0) | (raw >= len(classes))).nonzero()[0]
-    if len(wrong):
+    found, wrong = number_of(raw, classes)
+    if wrong is not None and raw.dtype == object:
         raise DataError(
-            f"row {wrong[0]} of {origin} has a label out of range",
-            raw[wrong[0]],
+            f"row {wrong} of {origin} has an unknown label",
+            raw[wrong],
+            f"{nearest(raw[wrong], classes)} (rows are counted from 0)",
+        )
+    if wrong is not None:
+        raise DataError(
+            f"row {wrong} of {origin} has a label out of range",
+            raw[wrong],
             f"with {len(classes)} classes labels are 0 to {len(classes) - 1} (rows are counted from 0)",
         )
-    return raw
+    return found
+
+
+def number_of(labels: Array, names: Sequence[str]) -> tuple[Array, int | None]:
+    """Numbers [n] of labels, by name (`object`) or as they are, and the place of the first that is none."""
+    if labels.dtype == object:
+        known = {name: number for number, name in enumerate(names)}
+        labels = np.asarray([known.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    return labels, int(wrong[0]) if len(wrong) else None
 
 
 def nearest(wrong: str, known: Sequence[str]) -> str:

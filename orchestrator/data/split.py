@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from orchestrator.config.data import PARTS, PartName, Shares
-from orchestrator.data.dataset import Array
+from orchestrator.data.dataset import Array, rows_of_class
 from orchestrator.errors import DataError
 
 LEAST_ROWS = 20
@@ -43,7 +43,7 @@ def cut(
 
     With `labels` every class is cut by itself (largest remainder), and every part gets at least one row
     of every class. With `spread`, a class of too few rows for that gives one row each to train, test,
-    validation, contract and calibration, as far as they go.
+    validation, contract and calibration, as far as they go. Rows of several labels: `label_parts`.
 
     Raises:
         DataError: there are too few rows, or a class has fewer rows than there are parts (none, to spread).
@@ -57,26 +57,81 @@ def cut(
     if labels is None:
         part_of[order] = np.repeat(numbers, apportion(rows, wanted))
     else:
-        owed = [0.0] * len(names)
+        found = class_parts(rows_of_class(labels, len(classes)), shares, origin, classes, spread)
         ordered = labels[order]
-        for label, name in enumerate(classes):
-            members = order[ordered == label]
-            if spread and 0 < len(members) < len(names):
-                part_of[members] = [names.index(part) for part in _FIRST if part in names][: len(members)]
-                continue
-            if len(members) < len(names):
-                raise DataError(
-                    f"class '{name}' of {origin} is too small to split into {len(names)} parts "
-                    f"({', '.join(names)})",
-                    f"{len(members)} rows",
-                    f"give every class at least {len(names)} rows, name files for some of the parts, or set "
-                    "data.small_classes: spread",
-                )
-            counts = apportion(len(members), wanted, owed)
-            owed = [owed[k] + len(members) * wanted[k] - counts[k] for k in numbers]
-            part_of[members] = np.repeat(numbers, counts)
+        if labels.ndim == 2:
+            counts = [np.bincount(mine, minlength=len(names)).tolist() for mine in found]
+            part_of[order] = label_parts(ordered, apportion(rows, wanted), counts)
+        else:
+            for label, mine in enumerate(found):
+                part_of[order[ordered == label]] = mine
     ordered_parts = part_of[order]
     return {name: order[ordered_parts == number] for number, name in enumerate(names)}
+
+
+def class_parts(
+    rows: Array, shares: Mapping[PartName, float], origin: str, classes: Sequence[str], spread: bool
+) -> list[Array]:
+    """Of each class, or label, the parts of its rows in their order, by how many there are: `rows` [K].
+
+    Raises:
+        DataError: see `cut`.
+    """
+    names, wanted = list(shares), list(shares.values())
+    owed = [0.0] * len(names)
+    found: list[Array] = []
+    for name, count in zip(classes, rows.tolist(), strict=True):
+        if spread and 0 < count < len(names):
+            found.append(np.asarray([names.index(part) for part in _FIRST if part in names][:count]))
+            continue
+        if count < len(names):
+            raise DataError(
+                f"class '{name}' of {origin} is too small to split into {len(names)} parts "
+                f"({', '.join(names)})",
+                f"{count} rows",
+                f"give every class at least {len(names)} rows, name files for some of the parts, or set "
+                "data.small_classes: spread",
+            )
+        counts = apportion(count, wanted, owed)
+        owed = [owed[k] + count * wanted[k] - counts[k] for k in range(len(names))]
+        found.append(np.repeat(np.arange(len(names)), counts))
+    return found
+
+
+def label_parts(labels: Array, sizes: Sequence[int], counts: Sequence[Sequence[int]]) -> Array:
+    """`int64` [N]: a part for each row of several labels, so that every label keeps its share.
+
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011, https://doi.org/10.1007/978-3-642-23808-6_10):
+    of the label with the fewest rows left, each row goes to the part that lacks most rows with that label,
+    and of equal ones to the part that lacks most rows. Ties beyond that fall to the first part.
+
+    Args:
+        labels: 0 or 1 [N, K], in an order by chance.
+        sizes: Rows that each part should get.
+        counts: [K, parts] rows with each label that each part should get.
+    """
+    part_of = np.full(len(labels), -1)
+    lacks, wants = list(sizes), [list(found) for found in counts]
+    there = labels == 1
+    left = there.sum(axis=0)
+    places = range(len(lacks))
+
+    def give(row: int, part: int, own: Sequence[int]) -> None:
+        part_of[row] = part
+        lacks[part] -= 1
+        for label in own:
+            wants[label][part] -= 1
+
+    while left.any():
+        label = int(np.where(left > 0, left, len(labels) + 1).argmin())
+        rows = np.flatnonzero(there[:, label] & (part_of < 0))
+        for row in rows.tolist():
+            mine = wants[label]
+            give(row, max(places, key=lambda k: (mine[k], lacks[k])), np.flatnonzero(there[row]).tolist())
+        left -= there[rows].sum(axis=0)
+    for row in np.flatnonzero(part_of < 0).tolist():
+        give(row, max(places, key=lacks.__getitem__), ())
+    return part_of
 
 
 def shuffled(rows: int, seed: int) -> Array:
