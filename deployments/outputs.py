@@ -111,7 +111,7 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
             "member_probs": answers,
             "member_weights": weights,
             "exit_stage": prediction.stages,
-            "disagreement": disagreement(answers, weights, prediction),
+            "disagreement": disagreement(answers, weights, prediction, task),
         }
     dropped = rejected(spec.tree, prediction)
     found |= {} if dropped is None else {REJECTED: dropped}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from orchestrator.compression.step import (
     Context,
@@ -155,7 +156,7 @@ def distill(step: Distill, state: State, context: Context) -> State:
 def mixed(
     outputs: Sequence[Tensor], weights: Sequence[float], temperatures: Sequence[float], task: str
 ) -> Tensor:
-    """What a weighted mix answers: logits [N, K] whose softmax is the mean probability, or mean values.
+    """What a weighted mix answers: logits [N, K] of the mean probability, or mean values.
 
     Args:
         outputs: of each teacher [N, K]: logits, or values.
@@ -167,11 +168,15 @@ def mixed(
         return outputs[0]
     shares = torch.tensor(weights, dtype=torch.float64, device=outputs[0].device) / sum(weights)
     stacked = torch.stack([one.double() for one in outputs])
-    if task != "classification":
+    if task == "regression":
         return torch.einsum("m,mnk->nk", shares, stacked).float()
     divisors = torch.tensor(temperatures, dtype=torch.float64, device=stacked.device)[:, None, None]
-    logs = (stacked / divisors).log_softmax(-1) + shares.log()[:, None, None]
-    return logs.logsumexp(0).float()
+    logs = shares.log()[:, None, None]
+    if task == "multilabel":
+        odds = stacked / divisors
+        there, missing = ((logs + functional.logsigmoid(one)).logsumexp(0) for one in (odds, -odds))
+        return (there - missing).float()
+    return ((stacked / divisors).log_softmax(-1) + logs).logsumexp(0).float()
 
 
 def _teacher(

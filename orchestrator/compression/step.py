@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.config.base import Settings
-from orchestrator.config.measure import Metric
+from orchestrator.config.measure import TASK_METRICS, Metric
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Step
@@ -117,8 +117,8 @@ def metric_of(context: Context, signature: Signature) -> Metric:
 
 
 def plain_metric(signature: Signature) -> Metric:
-    """The task's own: accuracy, or RMSE."""
-    return Metric(name="accuracy" if signature.task == "classification" else "rmse")
+    """The task's own."""
+    return Metric(name=TASK_METRICS[signature.task][0])
 
 
 @singledispatch

@@ -41,7 +41,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, TASK_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -224,6 +224,12 @@ class RunConfig(Settings):
                 raise ValueError(f"model name '{name}' is reserved for the search's front")
             if entry.teacher is not None and (entry.teacher not in self.models or entry.teacher == name):
                 raise ValueError(f"models.{name}.teacher: no other model is named '{entry.teacher}'")
+            loss, losses = entry.training.loss, TASK_LOSSES[self.data.task]
+            if loss is not None and loss.kind not in losses:
+                raise ValueError(
+                    f"models.{name}.training.loss: {loss.kind} is not for task {self.data.task}: use "
+                    f"{', '.join(losses)}"
+                )
         self._no_teacher_cycle()
         self._variant_names()
         if self.search is not None and self.search.parent not in self.models:

@@ -11,6 +11,7 @@ from orchestrator.config.clipping import Clipping
 from orchestrator.config.constraints import Penalty, Sparsify
 from orchestrator.config.data import DataSettings
 from orchestrator.config.imports import ImportPath
+from orchestrator.config.signature import Task
 
 
 class CrossEntropy(Settings):
@@ -21,6 +22,15 @@ class CrossEntropy(Settings):
     )
     """Factor of a row's loss, by its class: a list in label order, or `balanced`, rows over classes times the
     class's rows in the train part, so that every class weighs the same and a row 1 on average."""
+
+
+class BinaryCrossEntropy(Settings):
+    """Of each label by itself, on its logit; the mean over rows and labels."""
+
+    kind: Literal["binary_cross_entropy"] = "binary_cross_entropy"
+    class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = Field(None, exclude_if=absent)
+    """Factor of the loss where a label is there, one a label in their order, or `balanced`: rows without it
+    over rows with it in the train part, so that both weigh the same."""
 
 
 class MeanSquaredError(Settings):
@@ -51,8 +61,9 @@ class DistillationLoss(Settings):
     With `form: mse` the first term is the mean squared difference of the logits, without temperature (Kim
     et al. 2021, https://arxiv.org/abs/2105.08919).
 
-    For regression: squared error to the teacher's output, mixed in the same way. Rows without a label
-    (an unlabelled transfer set) have the teacher's term alone.
+    For several labels: binary cross-entropy to the teacher's probability at that temperature, the mean over
+    labels. For regression: squared error to the teacher's output. Both are mixed in the same way. Rows
+    without a label (an unlabelled transfer set) have the teacher's term alone.
     """
 
     kind: Literal["distillation"] = "distillation"
@@ -99,11 +110,23 @@ class NegativeCorrelation(Settings):
 
 
 LossSettings = Annotated[
-    CrossEntropy | MeanSquaredError | DistillationLoss | MutualLoss | NegativeCorrelation | CustomLoss,
+    CrossEntropy
+    | BinaryCrossEntropy
+    | MeanSquaredError
+    | DistillationLoss
+    | MutualLoss
+    | NegativeCorrelation
+    | CustomLoss,
     Field(discriminator="kind"),
 ]
 JOINT_LOSSES = (MutualLoss, NegativeCorrelation)
 """Of several models that are trained together."""
+TASK_LOSSES: dict[Task, tuple[str, ...]] = {
+    "classification": ("cross_entropy", "distillation", "mutual", "negative_correlation", "custom"),
+    "multilabel": ("binary_cross_entropy", "distillation", "custom"),
+    "regression": ("mse", "distillation", "mutual", "negative_correlation", "custom"),
+}
+"""What each task can be trained with; the first is its own, used where the run file names none."""
 
 
 class Augment(Settings):

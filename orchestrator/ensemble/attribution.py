@@ -28,6 +28,7 @@ from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import shares_without
 from orchestrator.ensemble.quorum import answers_without
 from orchestrator.ensemble.tree import Prediction, replay
+from orchestrator.measure.tasks import class_rules, rules
 
 
 def member_answers(tree: Node, prediction: Prediction, task: Task) -> npt.NDArray[np.float32]:
@@ -39,7 +40,8 @@ def member_answers(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
         if scores is None:
             said = prediction.said.get(member, np.zeros_like(prediction.outputs))
             scores = scores_of(said, task, member.temperature)
-        found.append(np.where(mask[:, None], np.exp(scores) if task == "classification" else scores, 0.0))
+        chances = rules(task).probabilities(scores)
+        found.append(np.where(mask[:, None], scores if chances is None else chances, 0.0))
     return np.stack(found, axis=1).astype(np.float32)
 
 
@@ -59,18 +61,24 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
 
 
 def disagreement(
-    answers: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], prediction: Prediction
+    answers: npt.NDArray[np.float32],
+    weights: npt.NDArray[np.float32],
+    prediction: Prediction,
+    task: Task,
 ) -> npt.NDArray[np.float32]:
-    """[N] share of the members, by weight, whose class is not the answer's; of a regression their weighted
-    standard deviation about the answer, the mean over targets.
+    """[N] share of the members, by weight, whose class, or whose labels, are not the answer's; of a
+    regression their weighted standard deviation about the answer, the mean over targets.
 
     Args:
         answers: `member_answers`.
         weights: `member_weights`.
         prediction: The ensemble's.
+        task: Which answers these are.
     """
     if prediction.probs is not None:
-        differs = answers.argmax(axis=2) != prediction.probs.argmax(axis=1)[:, None]
+        kind = class_rules(task)
+        said, own = kind.chosen(answers), kind.chosen(prediction.probs)
+        differs = (said != own[:, None]).reshape(*answers.shape[:2], -1).any(axis=2)
         return np.asarray((weights * differs).sum(axis=1), np.float32)
     squared = np.square(answers - prediction.outputs[:, None, :])
     return np.asarray(np.sqrt((weights[:, :, None] * squared).sum(axis=1)).mean(axis=1), np.float32)

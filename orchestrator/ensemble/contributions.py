@@ -6,7 +6,7 @@ last stage answers all that reach it, a boosting's sum of these stages. Class we
 meta-learner are for all members together: without some, weights that are alike for all rows, or the mean,
 stand in, as when members are missing. A chain's later model answers only where all that it sees are there.
 Nothing is fitted again. The empty coalition knows nothing: it says every class with the same probability and
-so is right in one row of K, or says the mean of the targets.
+so is right in one row of K, every label with 1/2 and so is right in one row of 2^K, or the targets' mean.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.ensemble.tree import replay
+from orchestrator.measure.tasks import class_rules
 
 MOST = 10
 """Members up to which every coalition is looked at."""
+_RIGHT: dict[Task, str] = {"classification": "accuracy", "multilabel": "subset_accuracy"}
+"""Name of the share of rows that are right."""
 Coalition = tuple[int, ...]
 """Positions of members, rising."""
 
@@ -142,9 +145,9 @@ def contributions(
     Args:
         tree: A fitted ensemble.
         outputs: Raw outputs [N, K] of every member on the same rows.
-        targets: Labels [N], or values [N, K].
-        task: Which of the two. Classification is judged by `accuracy` and `nll`, regression by
-            `squared_error`.
+        targets: Classes [N], labels [N, K] or values [N, K].
+        task: Which of them. Classification is judged by `accuracy` and `nll`, several labels by
+            `subset_accuracy` and `nll`, regression by `squared_error`.
 
     Returns:
         None for a single model.
@@ -209,13 +212,13 @@ def _worth(
     scores = replay(part, outputs, task).scores
     if task == "regression":
         return {"squared_error": -float(np.square(scores - targets.reshape(scores.shape)).mean())}
-    return {
-        "accuracy": float((scores.argmax(axis=1) == targets).mean()),
-        "nll": float(scores[np.arange(len(targets)), targets].mean()),
-    }
+    kind = class_rules(task)
+    right, losses = kind.right(scores, targets), kind.losses(scores, targets)
+    return {_RIGHT[task]: float(right.mean()), "nll": -float(losses.mean())}
 
 
 def _ignorance(width: int, targets: npt.NDArray[Any], task: Task) -> dict[str, float]:
     if task == "regression":
         return {"squared_error": -float(targets.reshape(len(targets), -1).var(axis=0).mean())}
-    return {"accuracy": 1 / width, "nll": -float(np.log(width))}
+    chance, options = (0.5**width, 2) if task == "multilabel" else (1 / width, width)
+    return {_RIGHT[task]: chance, "nll": -float(np.log(options))}

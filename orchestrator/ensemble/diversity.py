@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.measure.tasks import class_rules
 
 Labels = npt.NDArray[np.int64]
 Pairs = Floats
@@ -102,17 +103,17 @@ def decompose(
     """The members' loss and the ensemble's.
 
     Args:
-        scores: Log-probabilities, or values, [N, K] of each member.
+        scores: [N, K] of each member.
         ensemble: The same [N, K] of the ensemble.
-        targets: Labels [N], or values [N, K].
-        task: Which of the two.
+        targets: Classes [N], labels [N, K] or values [N, K].
+        task: Which of them.
         weights: One a member, summing to 1; alike when None.
     """
-    if task == "classification":
-        rows = np.arange(len(targets))
-        losses = [float(-found[rows, targets].mean()) for found in (*scores, ensemble)]
+    if task != "regression":
+        kind = class_rules(task)
+        losses = [float(kind.losses(found, targets).mean()) for found in (*scores, ensemble)]
     else:
         truth = targets.reshape(len(targets), -1)
         losses = [float(np.square(found - truth).mean()) for found in (*scores, ensemble)]
-    name = "nll" if task == "classification" else "squared_error"
+    name = "squared_error" if task == "regression" else "nll"
     return Decomposition(name, float(np.average(losses[:-1], weights=weights)), losses[-1])

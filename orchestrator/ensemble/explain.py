@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, WeightedMix, children
 from orchestrator.config.signature import Signature, Task
@@ -21,6 +22,7 @@ from orchestrator.ensemble.contributions import (
 from orchestrator.ensemble.gate import gate_shares
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction, replay
+from orchestrator.measure.tasks import class_rules, rules
 
 Plain = dict[str, Any]
 
@@ -41,32 +43,32 @@ def why(tree: Node, outputs: Mapping[Member, Output], signature: Signature) -> P
         signature: Task and class names.
 
     Returns:
-        `answer` (class name, or values), `probability` (None for regression), `stage` (None if the root is
-        no cascade).
+        `answer` (class name, names of labels after one another, or values), `probability` (of the class; else
+        None), `stage` (None if the root is no cascade).
         `said`: the tree with each node's `name`, `kind`, `weight` in the node above, `asked` (False: its
         answer played no part), `answer`, `probability`, `probabilities`, a leaf's raw `outputs`, and
         `members`. A boosting's stage says nothing alone: its answer is that of the sum up to it.
-        `agree`, `differ`: names of the root's members that were asked and give the ensemble's class, or
-        another; classification only.
-        `without`: for each of the root's members the probability of the ensemble's class (regression: the
-        values) had it been missing, None where there would be no answer. A boosting's stage takes those
-        after it with it, and without the first one there is none. `flips`: the fewest members whose absence
-        changes the class, all such sets with the `answer` that they lead to. Both are None for a single
-        model, `flips` also for regression and with more than `MOST` members.
+        `agree`, `differ`: names of the root's members that were asked and give the ensemble's answer, or
+        another; not of a regression.
+        `without`: for each of the root's members the probability of the ensemble's class (those of the
+        labels, or the values) had it been missing, None where there would be no answer. A boosting's stage
+        takes those after it with it, and without the first one there is none. `flips`: the fewest members
+        whose absence changes the answer, all such sets with the `answer` that they lead to. Both are None for
+        a single model, `flips` also for regression and with more than `MOST` members.
     """
-    task, classes = signature.task, signature.classes
+    task = signature.task
     prediction = replay(tree, outputs, task)
     said = _said(tree, outputs, signature, weight=None, asked=True)
     found: Plain = {**_answer(prediction, signature), "stage": _stage(tree, prediction), "said": said}
     asked = [member for member in said.get("members", ()) if member["asked"]]
-    if task == "classification":
+    if task != "regression":
         found["agree"] = [member["name"] for member in asked if member["answer"] == found["answer"]]
         found["differ"] = [member["name"] for member in asked if member["answer"] != found["answer"]]
     names = [label(child) for child in children(tree)]
     top = int(prediction.scores[0].argmax())
     found["without"] = _without(tree, outputs, task, top) if names else None
-    flippable = bool(names) and task == "classification"
-    found["flips"] = _flips(tree, outputs, top, names, classes) if flippable else None
+    flippable = bool(names) and task != "regression"
+    found["flips"] = _flips(tree, outputs, found["answer"], names, signature) if flippable else None
     return found
 
 
@@ -127,8 +129,19 @@ def _answer(prediction: Prediction, signature: Signature) -> Plain:
     scores = prediction.scores[0]
     if prediction.probs is None:
         return {"answer": scores.tolist(), "probability": None}
-    top = int(scores.argmax())
-    return {"answer": signature.classes[top], "probability": float(prediction.probs[0, top])}
+    kind = class_rules(signature.task)
+    chance = float(prediction.probs[0, scores.argmax()]) if signature.task == "classification" else None
+    return {"answer": named(kind.decisions(scores), signature), "probability": chance}
+
+
+def named(answer: npt.NDArray[Any], signature: Signature) -> str | list[float]:
+    """One row's class, labels or values in words: a name, names after one another, or the values."""
+    if signature.task == "classification":
+        return signature.classes[int(answer)]
+    if signature.task == "regression":
+        values: list[float] = answer.tolist()
+        return values
+    return ", ".join(name for name, there in zip(signature.classes, answer, strict=True) if there) or "none"
 
 
 def _stage(node: Node, prediction: Prediction) -> int | None:
@@ -144,14 +157,16 @@ def _without(
         if scores is None:
             found.append(None)
         else:
-            found.append(float(np.exp(scores[top])) if task == "classification" else scores.tolist())
+            chances = rules(task).probabilities(scores)
+            said: list[float] = (scores if chances is None else chances).tolist()
+            found.append(said[top] if task == "classification" else said)
     return found
 
 
 def _flips(
-    tree: Node, outputs: Mapping[Member, Output], top: int, names: Sequence[str], classes: Sequence[str]
+    tree: Node, outputs: Mapping[Member, Output], answer: str, names: Sequence[str], signature: Signature
 ) -> list[Plain] | None:
-    """The smallest sets of members without which another class wins; none when no set does."""
+    """The smallest sets of members without which the answer is another; none when no set does."""
     if len(names) > MOST:
         return None
     flips: list[Plain] = []
@@ -159,9 +174,12 @@ def _flips(
     for missing in all_coalitions(len(names))[1:-1]:
         if flips and len(missing) > len(flips[0]["without"]):
             break
-        scores = _rest(tree, outputs, missing, "classification")
-        if scores is not None and (answer := int(scores.argmax())) != top:
-            flips.append({"without": [names[position] for position in missing], "answer": classes[answer]})
+        scores = _rest(tree, outputs, missing, signature.task)
+        if scores is None:
+            continue
+        other = named(class_rules(signature.task).decisions(scores), signature)
+        if other != answer:
+            flips.append({"without": [names[position] for position in missing], "answer": other})
     return flips
 
 

@@ -2,9 +2,10 @@
 
 NaN, wrong shapes and wild values are refused in each answer (`quorum.problem`). What looks like an answer is
 held against the others': a member is opposed by two others that agree on another class, as much as the less
-sure of them is sure; or, for values, as far as it lies outside of what the two span, in units of its own
-deviation and at most 1. A wrong member is opposed more than before, and makes nobody else look wrong, since
-no other agrees with it. How much each pair opposes a member is recorded where the tree is fitted.
+sure of them is sure (of several labels each counts as two classes, and the mean is taken); or, for values, as
+far as it lies outside of what the two span, in units of its own deviation and at most 1. A wrong member is
+opposed more than before, and makes nobody else look wrong, since no other agrees with it. How much each pair
+opposes a member is recorded where the tree is fitted.
 
 In service each request is a bet against "on average opposed no more than recorded" (`betting`). An ensemble
 of sound members loses one wrongly at most once in `every` requests on average, whenever one looks. That
@@ -29,6 +30,7 @@ from orchestrator.ensemble.combine import Floats, deviations, scores_of
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.measure.intervals import wilson
+from orchestrator.measure.tasks import class_rules
 
 EVERY = 100_000.0
 """Requests between wrong ejections from one ensemble, on average at least."""
@@ -169,7 +171,11 @@ def _opposed(
         ]
     )
     answered = np.stack(list(prediction.members.values()))
-    labels, sure = said.argmax(axis=2), said.max(axis=2)
+    rows = shape[0]
+    if task != "regression":
+        kind = class_rules(task)
+        found = kind.as_classes(said)
+        labels, sure = found.argmax(axis=2), found.max(axis=2)
     for own, scale in enumerate(scales):
         others = [number for number in range(len(said)) if number != own]
         pairs = np.array(list(combinations(others, 2)), dtype=int).reshape(-1, 2)
@@ -181,6 +187,7 @@ def _opposed(
         else:
             against = (labels[one] == labels[other]) & (labels[one] != labels[own])
             shares = against * np.exp(np.minimum(sure[one], sure[other]))
+            shares = kind.by_row(shares, rows).mean(axis=2)
         yield shares, answered[own] & answered[one] & answered[other]
 
 

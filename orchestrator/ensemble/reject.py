@@ -66,7 +66,7 @@ def sureness(settings: Reject, tree: Node, prediction: Prediction) -> Floats:
     if settings.by == "agreement":
         # Of the members that a row was asked of, by what they counted in its answer.
         answers, weights = member_answers(tree, prediction, task), member_weights(tree, prediction, task)
-        return np.asarray(1 - disagreement(answers, weights, prediction).astype(np.float64))
+        return np.asarray(1 - disagreement(answers, weights, prediction, task).astype(np.float64))
     return certainty(settings.by, prediction.scores, None)
 
 

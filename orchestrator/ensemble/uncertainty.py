@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
+from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, entropy, pool
 from orchestrator.measure.metrics import score
+from orchestrator.measure.tasks import class_rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,33 +31,46 @@ class Uncertainty:
     """The rest, the mutual information of answer and member: how far they contradict each other."""
 
 
-def uncertainty(scores: Sequence[Floats], weights: Sequence[float] | None = None) -> Uncertainty:
+def uncertainty(
+    scores: Sequence[Floats], weights: Sequence[float] | None = None, task: Task = "classification"
+) -> Uncertainty:
     """The decomposition of Depeweg et al. 2018 (https://arxiv.org/abs/1710.07283) over an ensemble.
 
     Malinin and Gales 2018 (https://arxiv.org/abs/1802.10501) use it to tell shifted rows from ambiguous ones.
 
     Args:
-        scores: Log-probabilities [N, K] of each member.
+        scores: [N, K] of each member.
         weights: One a member, summing to 1; alike when None.
+        task: Which scores these are; of several labels each is looked at by itself, and the mean taken.
     """
-    total = entropy(pool(scores, weights, "classification"))
-    aleatoric = np.average([entropy(found) for found in scores], axis=0, weights=weights)
+    kind = class_rules(task)
+
+    def doubt(found: Floats) -> Floats:
+        return np.asarray(kind.by_row(entropy(kind.as_classes(found)), len(found)).mean(axis=1))
+
+    total = doubt(pool(scores, weights, task))
+    aleatoric = np.average([doubt(found) for found in scores], axis=0, weights=weights)
     # Members that agree differ by rounding alone.
     aleatoric = np.minimum(aleatoric, total)
     return Uncertainty(total, aleatoric, total - aleatoric)
 
 
 def dissent(
-    scores: Sequence[Floats], answers: npt.NDArray[np.int64], weights: Sequence[float] | None = None
+    scores: Sequence[Floats],
+    answer: Floats,
+    weights: Sequence[float] | None = None,
+    task: Task = "classification",
 ) -> Floats:
-    """Share [N] of the members, by weight, whose class is not the ensemble's.
+    """Share [N] of the members, by weight, whose class is not the ensemble's, or whose labels are not.
 
     Args:
-        scores: Log-probabilities [N, K] of each member.
-        answers: The ensemble's classes [N].
+        scores: [N, K] of each member.
+        answer: The ensemble's.
         weights: One a member, summing to 1; alike when None.
+        task: Which scores these are.
     """
-    against = [found.argmax(axis=1) != answers for found in scores]
+    kind = class_rules(task)
+    against = ~kind.right(np.stack(scores), kind.decisions(answer))
     return np.asarray(np.average(against, axis=0, weights=weights))
 
 

@@ -75,6 +75,11 @@ class Classes(Values):
         """Classes [..., N] of scores or logits; of labels whether each is there [..., N, K]."""
         return np.asarray(scores.argmax(axis=-1))
 
+    def chosen(self, probs: Array, threshold: float = 0.5) -> Array:
+        """`decisions` of probabilities; a label is there whose probability is above the threshold."""
+        del threshold
+        return np.asarray(probs.argmax(axis=-1))
+
     def right(self, scores: Array, targets: Array) -> npt.NDArray[np.bool_]:
         """Which rows [..., N] are answered right; of labels, in every one."""
         return np.asarray(self.decisions(scores) == targets)
@@ -94,7 +99,8 @@ class Classes(Values):
 
     def by_row(self, values: Array, rows: int) -> Array:
         """Values [..., N * K] of the rows of `as_classes` as [..., N, K]; of classes K is 1."""
-        return values.reshape(*values.shape[:-1], rows, -1)
+        del rows
+        return values[..., None]
 
     def likelihoods(self, scores: Floats, targets: Array) -> Floats:
         """Log-probability of the truth, of each of the rows of `as_classes`."""
@@ -132,6 +138,10 @@ class Labels(Classes):
         """See `Classes`: labels more probable than not."""
         return np.asarray(scores > 0)
 
+    def chosen(self, probs: Array, threshold: float = 0.5) -> Array:
+        """See `Classes`."""
+        return np.asarray(probs > threshold)
+
     def right(self, scores: Array, targets: Array) -> npt.NDArray[np.bool_]:
         """See `Classes`."""
         return np.asarray((self.decisions(scores) == targets).all(axis=-1))
@@ -144,6 +154,10 @@ class Labels(Classes):
     def from_classes(self, found: Floats, shape: tuple[int, ...]) -> Floats:
         """See `Classes`."""
         return np.asarray(found[..., 1] - found[..., 0]).reshape(shape)
+
+    def by_row(self, values: Array, rows: int) -> Array:
+        """See `Classes`."""
+        return values.reshape(*values.shape[:-1], rows, values.shape[-1] // max(rows, 1))
 
     def classes(self, targets: Array) -> npt.NDArray[np.int64]:
         """See `Classes`."""

@@ -71,6 +71,6 @@ def airbench(settings: Airbench, signature: Signature) -> nn.Module:
         ]
         inputs = outputs
     layers += [GlobalMaxPool(), nn.Linear(inputs, signature.outputs, bias=False)]
-    if signature.task == "classification":
+    if signature.task != "regression":
         layers.append(Scale(1 / 9))
     return nn.Sequential(*layers)

@@ -142,7 +142,7 @@ def resnet9(settings: ResNet9, signature: Signature) -> nn.Module:
         if residual:
             layers.append(Block(wide * factor, wide * factor, stride=1))
     layers += [GlobalMaxPool(), nn.Linear(wide * 8, signature.outputs)]
-    if signature.task == "classification":
+    if signature.task != "regression":
         layers.append(Scale(0.125))
     network = nn.Sequential(*layers)
     return Mirrored(network) if settings.kwargs.mirror else network

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import DataSettings, ParquetData
 from orchestrator.config.ensemble import Member, Node
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, Task
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.elsewhere import images_from_elsewhere, rows_from_elsewhere
 from orchestrator.data.load import default_cache, load
@@ -23,6 +23,7 @@ from orchestrator.ensemble.sight import beside, told
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.ensemble.uncertainty import detection_auroc, false_positive_rate, uncertainty
 from orchestrator.errors import ConfigError
+from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import Run
 from orchestrator.runtime.outputs import foreign_outputs
 
@@ -125,9 +126,11 @@ def _seen_rows(inputs: npt.NDArray[Any], said: Sequence[Output]) -> npt.NDArray[
     return beside(inputs, told(said, "classification")) if said else inputs
 
 
-def unsure(prediction: Prediction) -> Floats:
-    """1 less the top probability [N]: the baseline of Hendrycks and Gimpel."""
-    return np.asarray(-np.expm1(prediction.scores.max(axis=1)))
+def unsure(prediction: Prediction, task: Task = "classification") -> Floats:
+    """1 less the top probability [N] (Hendrycks and Gimpel 2017); of labels that of the least sure one."""
+    kind = class_rules(task)
+    doubt = -np.expm1(kind.as_classes(prediction.scores).max(axis=1))
+    return np.asarray(kind.by_row(doubt, len(prediction)).max(axis=1))
 
 
 def sees_images(signature: Signature) -> bool:

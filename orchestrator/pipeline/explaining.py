@@ -19,12 +19,13 @@ from orchestrator.config.ensemble import Member, Node, Spec, children
 from orchestrator.ensemble import diversity
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.contributions import MOST, contributions, member_scores, shares_of
-from orchestrator.ensemble.explain import label, why
+from orchestrator.ensemble.explain import label, named, why
 from orchestrator.ensemble.occlusion import occlusion_map
 from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
 from orchestrator.errors import ConfigError
 from orchestrator.measure.quality import brier_score, score
+from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.elsewhere import sees_images, unsure
 from orchestrator.runtime.execute import Executable
@@ -91,8 +92,9 @@ def _diversity(
         scale = np.where(truth.std(axis=0) > 0, truth.std(axis=0), 1.0)
         errors = np.stack([((member - truth) / scale).ravel() for member in scores])
         return found | {"error_correlation": _finite(diversity.error_correlation(errors))}
-    labels = np.stack([member.argmax(axis=1) for member in scores])
-    wrong = labels != targets
+    kind = class_rules(spec.signature.task)
+    labels = kind.as_classes(np.stack(scores)).argmax(axis=2)
+    wrong = labels != kind.classes(targets)
     return found | {
         "disagreement": _finite(diversity.disagreement(labels)),
         "kappa": _finite(diversity.kappa(labels)),
@@ -104,18 +106,18 @@ def _diversity(
 def _uncertainty(
     tree: Node, scores: Sequence[Floats], prediction: Prediction, targets: npt.NDArray[Any], spec: Spec
 ) -> Figures:
-    shares = shares_of(tree)
-    if spec.signature.task == "regression":
+    shares, task = shares_of(tree), spec.signature.task
+    if task == "regression":
         return {"spread": spread(scores, shares).mean(axis=0).tolist()}
-    doubt, answers = uncertainty(scores, shares), prediction.scores.argmax(axis=1)
-    right = answers == targets
+    doubt = uncertainty(scores, shares, task)
+    right = class_rules(task).right(prediction.scores, targets)
     mixed = 0 < right.sum() < len(right)
-    doubtful = unsure(prediction)
+    doubtful = unsure(prediction, task)
     return {
         "total": float(doubt.total.mean()),
         "aleatoric": float(doubt.aleatoric.mean()),
         "epistemic": float(doubt.epistemic.mean()),
-        "dissent": float(dissent(scores, answers, shares).mean()),
+        "dissent": float(dissent(scores, prediction.scores, shares, task).mean()),
         "brier": brier_score(prediction.outputs, targets),
         "error_auroc": detection_auroc(doubtful[right], doubtful[~right]) if mixed else None,
     }
@@ -148,9 +150,10 @@ def occlusions(run: Run, specs: Mapping[str, Spec]) -> dict[str, dict[str, Figur
 def example_rows(run: Run, spec: Spec) -> list[int]:
     """The test rows that an ensemble's members contradict each other most about, most first."""
     outputs = {member: run.outputs(member, "test") for member in distinct(spec.tree)}
-    scores, shares = member_scores(spec.tree, outputs, spec.signature.task), shares_of(spec.tree)
-    if spec.signature.task == "classification":
-        doubt = uncertainty(scores, shares).epistemic
+    task = spec.signature.task
+    scores, shares = member_scores(spec.tree, outputs, task), shares_of(spec.tree)
+    if task != "regression":
+        doubt = uncertainty(scores, shares, task).epistemic
     else:
         values = spread(scores, shares)
         doubt = (values / np.where(values.std(axis=0) > 0, values.std(axis=0), 1.0)).sum(axis=1)
@@ -178,8 +181,7 @@ def explained(run: Run, spec: Spec, part: PartName, row: int) -> Figures:
     if not 0 <= row < len(rows):
         raise ConfigError(f"the {part} part has no such row", row, f"give 0 to {len(rows) - 1}")
     outputs = {member: run.outputs(member, part)[row : row + 1] for member in distinct(spec.tree)}
-    target = rows.targets[row]
-    truth = spec.signature.classes[target] if spec.signature.task == "classification" else target.tolist()
+    truth = named(rows.targets[row], spec.signature)
     return {"row": row, "id": int(rows.ids[row]), "truth": truth, **why(spec.tree, outputs, spec.signature)}
 
 

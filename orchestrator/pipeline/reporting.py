@@ -19,6 +19,7 @@ from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
+from orchestrator.measure.metrics import ROW_METRICS
 from orchestrator.measure.quality import larger_is_better
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
@@ -295,7 +296,7 @@ def _point(run: Run, row: TrialRow) -> TrialPoint:
         point["metric"] = row.metric
         if row.status != "stopped":
             point["bytes"], point["drop"], point["drop_bound"] = row.bytes, row.drop, row.drop_bound
-        if run.config.metric.name == "accuracy":
+        if run.config.metric.name in ROW_METRICS:
             count = len(run.dataset.part("validation").ids)
             point["metric_ci"] = wilson(row.metric * count, count)
     if row.ok:

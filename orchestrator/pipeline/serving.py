@@ -25,6 +25,7 @@ from orchestrator.ensemble.combine import Floats, decision_margin
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import distinct, predict, replay
 from orchestrator.errors import DiffersError, NotFoundError, ServingError
+from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import Run, store_root
 from orchestrator.store import releases
 from orchestrator.store.opening import with_keys
@@ -120,7 +121,7 @@ def _infer(connection: http.client.HTTPConnection, spec: Spec, rows: np.ndarray)
         raise ServingError("no answer", f"{type(error).__name__}: {error}") from error
     if reply.status != 200:
         raise ServingError(f"status {reply.status}", text.decode(errors="replace")[:300])
-    wanted = "probabilities" if spec.signature.task == "classification" else "values"
+    wanted = "values" if spec.signature.task == "regression" else "probabilities"
     outputs = {found["name"]: found["data"] for found in json.loads(text)["outputs"]}
     return np.asarray(outputs[wanted], dtype=np.float32).ravel()
 
@@ -162,17 +163,23 @@ def decision_margins(spec: Spec, outputs: Mapping[Member, Output]) -> Floats:
         spec: A fitted ensemble.
         outputs: Raw outputs [N, K] of each distinct member.
     """
+    rows = len(next(iter(outputs.values())))
+    found = [np.full(rows, np.inf)]
+    if spec.signature.task == "regression":
+        return found[0]
+    kind = class_rules(spec.signature.task)
 
     def scores(nodes: Sequence[Node]) -> list[Floats]:
-        return [replay(node, outputs, spec.signature.task).scores for node in nodes]
+        return [kind.as_classes(replay(node, outputs, kind.task).scores) for node in nodes]
 
-    found = [np.full(len(next(iter(outputs.values()))), np.inf)]
     for node in walk_nodes(spec.tree):
+        margins = []
         if isinstance(node, Parallel):
-            found.append(decision_margin(scores(node.members), node.weights, node.rule))
+            margins.append(decision_margin(scores(node.members), node.weights, node.rule))
         if isinstance(node, Cascade) and node.criterion == "agreement":
             stages = node.stages[:-1]
-            found += [decision_margin(scores([*children(one), one]), None, "vote") for one in stages]
+            margins += [decision_margin(scores([*children(one), one]), None, "vote") for one in stages]
+        found += [kind.by_row(margin, rows).min(axis=1) for margin in margins]
     return np.asarray(np.min(found, axis=0))
 
 

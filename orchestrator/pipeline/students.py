@@ -13,6 +13,7 @@ from orchestrator.config.steps import Distill
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.measure.intervals import percentile_interval, resamples
 from orchestrator.measure.metrics import larger_is_better, statistic
+from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import Run
 from orchestrator.store.store import Store
 
@@ -79,8 +80,9 @@ def _compared(run: Run, ensemble: Prediction, student: Member) -> Figures:
     drops = [sign * (one(drawn) - other(drawn)) for drawn in resamples(rows, run.config.seed, BOOTSTRAPS)]
     whole = np.ones(rows)
     agreement = None
-    if run.dataset.signature.task == "classification":
-        agreement = float((ensemble.outputs.argmax(axis=1) == said.argmax(axis=1)).mean())
+    if run.dataset.signature.task != "regression":
+        kind = class_rules(run.dataset.signature.task)
+        agreement = float(kind.right(said, kind.decisions(ensemble.outputs)).mean())
     return {
         "drop": {"value": sign * (one(whole) - other(whole)), "ci": list(percentile_interval(drops))},
         "agreement": agreement,

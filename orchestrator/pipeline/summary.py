@@ -123,7 +123,7 @@ def _members(summary: dict[str, Any]) -> Table | None:
     }
     measures = [
         measure
-        for measure in ("accuracy", "nll", "squared_error")
+        for measure in ("accuracy", "subset_accuracy", "nll", "squared_error")
         if any(measure in member for members in found.values() for member in members)
     ]
     if not found:

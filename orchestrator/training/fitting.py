@@ -121,11 +121,16 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
             list(transfer.signature.input_shape),
         )
     part = transfer.part("train")
-    if dataset.signature.task == "classification":
-        targets: NDArray[Any] = np.full(len(part), -1, dtype=np.int64)
-    else:
-        targets = np.full((len(part), dataset.signature.outputs), np.nan, dtype=np.float32)
-    return Part(part.inputs, targets, part.ids)
+    return Part(part.inputs, unlabelled(len(part), dataset.signature), part.ids)
+
+
+def unlabelled(rows: int, signature: Signature) -> NDArray[Any]:
+    """Targets that say of every row that none is known."""
+    if signature.task == "classification":
+        return np.full(rows, -1, dtype=np.int64)
+    if signature.task == "multilabel":
+        return np.full((rows, signature.outputs), -1, dtype=np.int8)
+    return np.full((rows, signature.outputs), np.nan, dtype=np.float32)
 
 
 def said_by_others(

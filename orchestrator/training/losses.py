@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.config.imports import resolve
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, Task
 from orchestrator.config.training import (
+    BinaryCrossEntropy,
     CrossEntropy,
     CustomLoss,
     DistillationLoss,
@@ -25,17 +26,25 @@ from orchestrator.config.training import (
     NegativeCorrelation,
     Training,
 )
+from orchestrator.data.dataset import rows_of_class
 from orchestrator.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`(outputs [B, K], targets [B] or [B, T], teacher outputs [B, K] or None) -> scalar`."""
+"""`(outputs [B, K], targets [B], [B, K] or [B, T], teacher outputs [B, K] or None) -> scalar`."""
+
+
+_OWN: dict[Task, LossSettings] = {
+    "classification": CrossEntropy(),
+    "multilabel": BinaryCrossEntropy(),
+    "regression": MeanSquaredError(),
+}
 
 
 def loss_settings(training: Training, signature: Signature) -> LossSettings:
     """The loss of a training run: the one it names, or the task's own."""
     if training.loss is not None:
         return training.loss
-    return CrossEntropy() if signature.task == "classification" else MeanSquaredError()
+    return _OWN[signature.task]
 
 
 @singledispatch
@@ -63,13 +72,7 @@ def _(settings: CrossEntropy, signature: Signature, allowed: Collection[str] = (
             return functional.cross_entropy(outputs, targets, label_smoothing=settings.label_smoothing)
 
         return loss
-    if settings.class_weights == "balanced" or len(settings.class_weights) != signature.outputs:
-        raise ConfigError(
-            "class_weights must be one number a class",
-            settings.class_weights,
-            f"there are {signature.outputs}",
-        )
-    weights = torch.tensor(settings.class_weights)
+    weights = _one_a_class(settings.class_weights, signature)
 
     def weighted(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
         rows = functional.cross_entropy(
@@ -82,12 +85,38 @@ def _(settings: CrossEntropy, signature: Signature, allowed: Collection[str] = (
 
 
 def weighed(settings: LossSettings, targets: NDArray[Any], classes: int) -> LossSettings:
-    """`class_weights: balanced` as numbers, from the labels [N] that are learned from."""
-    if not isinstance(settings, CrossEntropy) or settings.class_weights != "balanced":
+    """`class_weights: balanced` as numbers, from the classes [N] or labels [N, K] that are learned from."""
+    if not isinstance(settings, CrossEntropy | BinaryCrossEntropy) or settings.class_weights != "balanced":
         return settings
-    counts = np.bincount(targets[targets >= 0], minlength=classes)
-    found = counts.sum() / (classes * np.maximum(counts, 1))
+    counts = rows_of_class(targets, classes)
+    if isinstance(settings, BinaryCrossEntropy):
+        found = np.maximum(len(targets) - counts, 1) / np.maximum(counts, 1)
+    else:
+        found = counts.sum() / (classes * np.maximum(counts, 1))
     return settings.model_copy(update={"class_weights": tuple(np.where(counts, found, 1.0).tolist())})
+
+
+def _one_a_class(weights: Sequence[float] | str, signature: Signature) -> Tensor:
+    if isinstance(weights, str) or len(weights) != signature.outputs:
+        raise ConfigError(
+            "class_weights must be one number a class", weights, f"there are {signature.outputs}"
+        )
+    return torch.tensor(weights)
+
+
+@make_loss.register
+def _(settings: BinaryCrossEntropy, signature: Signature, allowed: Collection[str] = ()) -> Loss:  # noqa: ARG001
+    _needs("multilabel", signature, "binary_cross_entropy")
+    given = settings.class_weights
+    weights = None if given is None else _one_a_class(given, signature)
+
+    def loss(outputs: Tensor, targets: Tensor, teacher: Tensor | None) -> Tensor:  # noqa: ARG001
+        factors = None if weights is None else weights.to(outputs.device)
+        return functional.binary_cross_entropy_with_logits(
+            outputs, targets.to(outputs.dtype), pos_weight=factors
+        )
+
+    return loss
 
 
 @make_loss.register
@@ -106,10 +135,12 @@ def _(settings: DistillationLoss, signature: Signature, allowed: Collection[str]
     """Hinton et al. 2015, section 2 (https://arxiv.org/abs/1503.02531).
 
     `T^2` keeps the size of the soft term's gradient when the temperature changes. A row without a label
-    (class below 0, or a NaN target) takes the teacher's term with full weight.
+    (class or label below 0, or a NaN target) takes the teacher's term with full weight.
     """
     if signature.task == "classification":
         rows_of = _soft_classes(settings)
+    elif signature.task == "multilabel":
+        rows_of = _soft_labels(settings)
     else:
         rows_of = _soft_values(_deviation(signature))
 
@@ -213,6 +244,22 @@ def _soft_classes(settings: DistillationLoss) -> _Rows:
         soft = (outputs - teacher).square().mean(dim=1) if mse else divergence(outputs, teacher)
         hard = functional.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
         return soft, hard, targets >= 0
+
+    return rows
+
+
+def _soft_labels(settings: DistillationLoss) -> _Rows:
+    temperature, cross_entropy = settings.temperature, functional.binary_cross_entropy_with_logits
+
+    def rows(outputs: Tensor, targets: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if settings.form == "mse":
+            soft = (outputs - teacher).square()
+        else:
+            chances = (teacher / temperature).sigmoid()
+            soft = temperature**2 * cross_entropy(outputs / temperature, chances, reduction="none")
+        truth = targets.clamp(min=0).to(outputs.dtype)
+        hard = cross_entropy(outputs, truth, reduction="none")
+        return soft.mean(dim=1), hard.mean(dim=1), (targets >= 0).all(dim=1)
 
     return rows
 

@@ -31,7 +31,7 @@ _LARGEST = float(torch.finfo(torch.float16).max)
 
 def as_kept(outputs: Tensor, task: Task) -> Tensor:
     """Outputs as the cache keeps them, so that a teacher gives the same targets with and without it."""
-    return outputs.clamp(-_LARGEST, _LARGEST).half() if task == "classification" else outputs.float()
+    return outputs.clamp(-_LARGEST, _LARGEST).half() if task != "regression" else outputs.float()
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_disagreement_is_the_share_that_says_another_class() -> None:
     answers = member_answers(tree, prediction, "classification")
     weights = member_weights(tree, prediction, "classification")
     assert prediction.probs is not None
-    found = disagreement(answers, weights, prediction)
+    found = disagreement(answers, weights, prediction, "classification")
     others = np.stack([TABLE[m].argmax(axis=1) for m in (A, B, C)]) != prediction.probs.argmax(axis=1)
     np.testing.assert_allclose(found, others.mean(axis=0), atol=1e-6)
     assert found.dtype == np.float32
@@ -130,7 +130,9 @@ def test_values_and_their_deviation_of_a_regression() -> None:
     np.testing.assert_array_equal(answers[:, 0], table[A])
     np.testing.assert_allclose((weights[:, :, None] * answers).sum(axis=1), prediction.outputs, rtol=1e-5)
     expected = np.sqrt(0.3 * 0.7) * np.abs(table[A] - table[B])
-    np.testing.assert_allclose(disagreement(answers, weights, prediction), expected.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        disagreement(answers, weights, prediction, "regression"), expected.mean(axis=1), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(("missing", "counted"), [((), [1, 1, 1]), ((C,), [1, 1, 0]), ((B,), [1, 0, 0])])

@@ -50,9 +50,8 @@ def test_a_probability_of_zero_adds_nothing_to_an_entropy() -> None:
 
 
 def test_dissent_is_the_weight_of_those_who_say_otherwise() -> None:
-    answers = np.array([0])
-    assert dissent([SURE_0, SURE_1, SURE_1], answers) == pytest.approx(2 / 3)
-    assert dissent([SURE_0, SURE_1, SURE_1], answers, (0.8, 0.1, 0.1)) == pytest.approx(0.2)
+    assert dissent([SURE_0, SURE_1, SURE_1], SURE_0) == pytest.approx(2 / 3)
+    assert dissent([SURE_0, SURE_1, SURE_1], SURE_0, (0.8, 0.1, 0.1)) == pytest.approx(0.2)
 
 
 def test_spread_is_the_weighted_standard_deviation_of_each_target() -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from orchestrator.config.training import (
+    BinaryCrossEntropy,
     CrossEntropy,
     DistillationLoss,
     MeanSquaredError,
@@ -23,11 +24,13 @@ from tests.training.toy import FEATURES, VALUES
 
 TWO = FEATURES.model_copy(update={"outputs": 2, "classes": ("a", "b")})
 LOG3 = math.log(3)
+LABELS = TWO.model_copy(update={"task": "multilabel"})
 
 
 def test_the_task_decides_the_default() -> None:
     assert loss_settings(Training(), FEATURES) == CrossEntropy()
     assert loss_settings(Training(), VALUES) == MeanSquaredError()
+    assert loss_settings(Training(), LABELS) == BinaryCrossEntropy()
     assert loss_settings(Training(loss=CrossEntropy(label_smoothing=0.1)), FEATURES) != CrossEntropy()
 
 
@@ -184,3 +187,37 @@ def test_negative_correlation_of_values_is_that_of_liu_and_yao() -> None:
 def test_a_loss_of_several_models_refuses_one() -> None:
     with pytest.raises(ConfigError, match="several models"):
         make_loss(MutualLoss(), TWO)(torch.zeros(1, 2), torch.tensor([0]), None)
+
+
+def test_binary_cross_entropy_is_the_mean_over_labels() -> None:
+    outputs, targets = torch.tensor([[LOG3, -LOG3]]), torch.tensor([[1, 1]], dtype=torch.int8)
+    plain = make_loss(BinaryCrossEntropy(), LABELS)
+    assert plain(outputs, targets, None).item() == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    weighted = make_loss(BinaryCrossEntropy(class_weights=(1.0, 3.0)), LABELS)
+    expected = -(math.log(0.75) + 3 * math.log(0.25)) / 2
+    assert weighted(outputs, targets, None).item() == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="needs task multilabel"):
+        make_loss(BinaryCrossEntropy(), TWO)
+    with pytest.raises(ConfigError, match="one number a class"):
+        make_loss(BinaryCrossEntropy(class_weights=(1.0,)), LABELS)
+
+
+def test_balanced_labels_weigh_as_much_there_as_not() -> None:
+    targets = np.asarray([[1, 0], [0, 0], [0, 0], [0, 1]], dtype=np.int8)
+    targets[0, 1] = 1
+    found = weighed(BinaryCrossEntropy(class_weights="balanced"), targets, 2)
+    assert isinstance(found, BinaryCrossEntropy)
+    assert found.class_weights == (3.0, 1.0)
+
+
+def test_labels_are_distilled_by_the_teachers_softened_chances() -> None:
+    outputs, teacher = torch.tensor([[2 * LOG3, 0.0]]), torch.tensor([[0.0, 2 * LOG3]])
+    known, unknown = torch.tensor([[1, 0]], dtype=torch.int8), torch.tensor([[-1, -1]], dtype=torch.int8)
+    loss = make_loss(DistillationLoss(temperature=2.0, weight=0.25), LABELS)
+    # At temperature 2 the student says 3/4 and 1/2, the teacher 1/2 and 3/4.
+    soft = 4 * (-(math.log(0.75) + math.log(0.25)) / 2 + math.log(2)) / 2
+    hard = (-math.log(0.9) + math.log(2)) / 2
+    assert loss(outputs, known, teacher).item() == pytest.approx(0.25 * soft + 0.75 * hard)
+    assert loss(outputs, unknown, teacher).item() == pytest.approx(soft)
+    squared = make_loss(DistillationLoss(form="mse", weight=1.0), LABELS)
+    assert squared(outputs, known, teacher).item() == pytest.approx(4 * LOG3**2)

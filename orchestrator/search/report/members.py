@@ -11,7 +11,12 @@ from orchestrator.search.report.text import safe
 
 Fact = tuple[str, str]
 """A term and what is said of it, as HTML."""
-_MEASURES = (("accuracy", "accuracy"), ("nll", "NLL"), ("squared_error", "squared error"))
+_MEASURES = (
+    ("accuracy", "accuracy"),
+    ("subset_accuracy", "subset accuracy"),
+    ("nll", "NLL"),
+    ("squared_error", "squared error"),
+)
 _MAPS = {
     "disagreement": ("Disagreement", "Share of the rows to which two members give different classes."),
     "kappa": ("Kappa", "Agreement beyond chance: 1 is agreement on every row, 0 that of chance."),
@@ -116,7 +121,7 @@ def _signed(value: float | None, measure: str) -> str:
     """A gain with its sign; of an accuracy in percent points."""
     if value is None:
         return text.NONE
-    shown = f"{100 * value:.2f}" if measure == "accuracy" else text.number(value)
+    shown = f"{100 * value:.2f}" if measure in text.SHARES else text.number(value)
     return f"+{shown}" if value > 0 else shown.replace("-", "\u2212", 1)
 
 

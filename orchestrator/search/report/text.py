@@ -7,13 +7,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-SHARES = ("accuracy", "macro_f1", "auroc", "recall_at_precision")
+SHARES = (
+    "accuracy",
+    "subset_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "mean_average_precision",
+    "auroc",
+    "recall_at_precision",
+)
 """Metrics that are shares: shown in percent."""
 NONE = "\u2013"
 _LONGEST_LIST = 12
 
 
-_LABELS = {"macro_f1": "macro F1", "auroc": "AUROC", "nll": "NLL", "mae": "MAE", "rmse": "RMSE"}
+_LABELS = {
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "auroc": "AUROC",
+    "nll": "NLL",
+    "mae": "MAE",
+    "rmse": "RMSE",
+}
 
 
 def safe(value: object) -> str:
