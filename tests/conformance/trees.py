@@ -1,6 +1,7 @@
 """Trees of every kind, rule and method over three or four made-up members, for the conformance tests.
 
-A new kind, rule or method adds its line to `TREES`, and to `REGRESSION` if it takes values.
+A new kind, rule or method adds its line to `TREES`, and to `REGRESSION` if it takes values. `LABELS` are
+those for several labels a row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.config.ensemble import (
+    TASK_METHODS,
     TASK_RULES,
     Boosting,
     Chain,
@@ -102,6 +104,14 @@ REGRESSION: dict[str, Ensemble] = {
     "boosting": BOOSTING,
     "chain": CHAIN,
 }
+LABELS: dict[str, Ensemble] = {
+    **{rule: RULES[rule] for rule in TASK_RULES["multilabel"]},
+    **{method: METHODS[method] for method in TASK_METHODS["multilabel"]},
+    **{
+        name: tree for name, tree in TREES.items() if name.startswith(("cascade", "mix_of_c", "deep", "by_m"))
+    },
+}
+del LABELS["cascade_to_chain"]
 
 
 def every(trees: dict[str, Ensemble]) -> pytest.MarkDecorator:

@@ -193,3 +193,44 @@ def test_regression_has_no_classes_to_bound() -> None:
     assert found.worst_class is None
     with pytest.raises(ConfigError, match="max_changed"):
         non_inferior(Metric(name="mae"), values, values, values, Promise(max_drop=0.1, max_changed=0.1))
+
+
+def labelled(rows: int, seed: int = 0) -> tuple[Any, Any]:
+    """Log-odds and 0 or 1 of three labels, the last of them rare."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((rows, 3)) < [0.5, 0.4, 0.05]).astype(np.int8)
+    return rng.normal(size=truth.shape) + 3.0 * (2 * truth - 1), truth
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "micro_f1", "mean_average_precision", "subset_accuracy"])
+def test_several_labels_have_a_promise(name: Any) -> None:
+    parent, truth = labelled(4000)
+    promise = Promise(max_drop=0.05, max_changed=0.1, max_class_drop=0.2)
+    same = non_inferior(Metric(name=name), parent, parent, truth, promise)
+    assert same.holds
+    assert same.drop == same.changed == 0
+    worse = parent.copy()
+    worse[:, 2] = -np.abs(worse[:, 2])  # the rare label is never found
+    found = non_inferior(Metric(name=name), worse, parent, truth, promise)
+    assert found.status == "fails"
+    assert found.worst_class is not None
+    assert found.worst_class["label"] == 2
+    assert found.worst_class["rows"] == truth[:, 2].sum()
+
+
+def test_rows_that_are_right_in_every_label_are_held_like_accuracy() -> None:
+    parent, truth = labelled(500)
+    variant = parent.copy()
+    variant[:40, 0] *= -1
+    verdict = non_inferior(Metric(name="subset_accuracy"), variant, parent, truth, Promise(max_drop=0.2))
+    right = [((one > 0) == truth).all(axis=1) for one in (variant, parent)]
+    lost, won = (right[1] & ~right[0]).sum(), (right[0] & ~right[1]).sum()
+    assert verdict.bound == pytest.approx(tango_upper_drop(lost, won, 500, verdict.confidence))
+    assert verdict.changed == 40 / 500
+
+
+def test_identical_labels_on_few_rows_do_not_prove_an_f1_promise() -> None:
+    parent, truth = labelled(60)
+    for name in ("macro_f1", "micro_f1"):
+        verdict = non_inferior(Metric(name=name), parent, parent, truth, Promise(max_drop=0.01))
+        assert verdict.status == "cannot be told"

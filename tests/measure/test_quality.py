@@ -252,3 +252,69 @@ def test_median_interval_covers_and_is_seeded() -> None:
     low, high = median_interval(values)
     assert 0 < low < 7 < high < 14
     assert (low, high) == median_interval(values)
+
+
+def labelled(count: int = 200, labels: int = 5, seed: int = 0) -> tuple[Any, Any]:
+    """Log-odds and 0 or 1 of several labels; the last one never occurs."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((count, labels)) < [0.5, 0.3, 0.2, 0.05, 0.0]).astype(np.int8)
+    odds = rng.normal(size=truth.shape) + 1.5 * (2 * truth - 1)
+    odds[:, 4] = -5.0
+    return np.round(odds, 1), truth
+
+
+def test_metrics_of_several_labels_against_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    odds, truth = labelled()
+    said, occurs = odds > 0, truth.any(axis=0)
+
+    def found(name: Any) -> float:
+        return score(Metric(name=name), odds, truth)
+
+    # Labels that are neither there nor said to be are left out.
+    assert found("macro_f1") == pytest.approx(
+        sklearn.f1_score(truth[:, occurs], said[:, occurs], average="macro")
+    )
+    assert found("micro_f1") == pytest.approx(sklearn.f1_score(truth, said, average="micro"))
+    precision = sklearn.average_precision_score(truth[:, occurs], odds[:, occurs], average="macro")
+    assert found("mean_average_precision") == pytest.approx(precision)
+    assert found("subset_accuracy") == pytest.approx(sklearn.accuracy_score(truth, said))
+    chances = 1 / (1 + np.exp(-odds))
+    losses = [sklearn.log_loss(truth[:, k], chances[:, k], labels=[0, 1]) for k in range(5)]
+    assert found("nll") == pytest.approx(np.mean(losses))
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "micro_f1", "mean_average_precision", "subset_accuracy", "nll"])
+def test_weights_of_rows_with_several_labels_are_repetitions(name: Any) -> None:
+    odds, truth = labelled(60)
+    weights = np.random.default_rng(1).integers(0, 3, 60)
+    rows = np.repeat(np.arange(60), weights)
+    at = statistic(Metric(name=name), odds, truth)
+    assert at(weights.astype(float)) == pytest.approx(score(Metric(name=name), odds[rows], truth[rows]))
+
+
+def test_quality_of_several_labels() -> None:
+    odds, truth = labelled()
+    found = quality(Metric(name="macro_f1"), odds, truth)
+    assert found.ci[0] < found.value < found.ci[1]
+    assert found.accuracy is None
+    assert found.accuracy_ci is None
+    assert found.nll == score(Metric(name="nll"), odds, truth)
+    # Each label is a row of two classes.
+    pairs = np.stack([np.zeros(odds.size), odds.ravel()], axis=1)
+    assert found.ece == pytest.approx(expected_calibration_error(pairs, truth.ravel()))
+    assert brier_score(odds, truth) == pytest.approx(brier_score(pairs, truth.ravel()))
+    exact = quality(Metric(name="subset_accuracy"), odds, truth)
+    assert exact.ci == wilson(exact.value * 200, 200)
+
+
+def test_labels_that_are_neither_0_nor_1_and_metrics_of_another_task_are_refused() -> None:
+    odds, truth = labelled()
+    with pytest.raises(DataError, match="label out of range: 2"):
+        score(Metric(name="macro_f1"), odds, truth * 2)
+    with pytest.raises(DataError, match="do not fit"):
+        score(Metric(name="macro_f1"), odds[:, :3], truth)
+    with pytest.raises(DataError, match="integer labels"):
+        score(Metric(name="accuracy"), odds, truth)
+    with pytest.raises(DataError, match="undefined"):
+        score(Metric(name="mean_average_precision"), odds, np.zeros_like(truth))
