@@ -14,6 +14,7 @@ from orchestrator.ensemble.attribution import disagreement, member_answers, memb
 from orchestrator.ensemble.conformal import sets_of
 from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction
+from orchestrator.measure.tasks import class_rules
 
 EXPLANATIONS = ("member_probs", "member_weights", "exit_stage", "disagreement")
 """Outputs about the members, worked out only when one of them is asked for."""
@@ -80,16 +81,16 @@ def shared(prediction: Prediction, spec: Spec, version: str) -> Part:
 def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ()) -> dict[str, np.ndarray]:
     """A prediction of N rows as the protocol's outputs.
 
-    Always `probabilities` [N, K] and `label` [N], or `values` [N, K] of a regression, and `rejected` [N] of a
-    tree that has it fitted. Of M distinct members
-    on request:
+    Always `probabilities` [N, K] and `label` [N], of several labels `labels` [N, K] (those more probable than
+    not), or `values` [N, K] of a regression, and `rejected` [N] of a tree that has it fitted. Of M distinct
+    members on request:
 
     - `member_probs` [N, M, K]: what each said (of a regression values); zeros in rows that it was not
       asked for, or did not answer;
     - `member_weights` [N, M]: what that counted;
     - `exit_stage` [N]: where the row left the cascade, 0 if the root is none;
-    - `disagreement` [N]: share of the members, by weight, that say another class than the answer; of a
-      regression their deviation;
+    - `disagreement` [N]: share of the members, by weight, that say another class, or other labels, than the
+      answer; of a regression their deviation;
     - `prediction_set` [N, K]: which classes are in the row's set, of a tree that has them fitted.
 
     Args:
@@ -98,13 +99,13 @@ def outputs_of(prediction: Prediction, spec: Spec, wanted: Collection[str] = ())
         wanted: names; those unknown are passed over.
     """
     found: dict[str, np.ndarray]
+    task = spec.signature.task
     if prediction.probs is None:
         found = {"values": prediction.outputs}
     else:
-        labels = prediction.probs.argmax(axis=1).astype(np.int64)
-        found = {"probabilities": prediction.probs, "label": labels}
+        found = {"probabilities": prediction.probs}
+        found["labels" if task == "multilabel" else "label"] = class_rules(task).chosen(prediction.probs)
     if not set(EXPLANATIONS).isdisjoint(wanted):
-        task = spec.signature.task
         answers = member_answers(spec.tree, prediction, task)
         weights = member_weights(spec.tree, prediction, task)
         found |= {

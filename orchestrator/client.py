@@ -47,7 +47,8 @@ class Predictions:
     degraded: bool
     """Made without a member that should have answered."""
     rows: tuple[Mapping[str, Any], ...]
-    """Outputs by name: `label`, `class` and `probabilities`, or `values`, and those asked for."""
+    """Outputs by name: `label`, `class` and `probabilities`, or `labels` (names) and `probabilities`, or
+    `values`, and those asked for."""
     parameters: Mapping[str, Any]
     """All that the server said of how the answer was made."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from deployments.exchange import Answer
@@ -15,7 +16,7 @@ from deployments.protocol import raw_predict
 from deployments.protocol.errors import ProtocolError
 from deployments.protocol.request import Request, check_names, check_output
 
-QUERIES = frozenset({"model", "outputs", "timeout_ms"})
+QUERIES = frozenset({"model", "outputs", "threshold", "timeout_ms"})
 
 
 async def predict(front: Front, call: Call) -> Reply | EventStream:
@@ -29,6 +30,7 @@ async def predict(front: Front, call: Call) -> Reply | EventStream:
     entry = _entry(front, call, queries.get("model"))
     outputs = tuple((name, False) for name in _outputs(entry, queries.get("outputs", "")))
     timeout_s = _timeout_s(queries.get("timeout_ms"))
+    threshold = _threshold(entry, queries.get("threshold"))
     media_type = header_text(call.headers, b"content-type") or ""
 
     def decode(body: bytes) -> Request:
@@ -43,11 +45,12 @@ async def predict(front: Front, call: Call) -> Reply | EventStream:
 
     def encode(request: Request, answer: Answer) -> Reply:
         values = {name: answer.outputs[name] for name, _binary in request.outputs}
-        found = formats.answer(entry.model_of(answer), values, answer.facts())
+        found = formats.answer(entry.model_of(answer), values, answer.facts(), threshold)
         return json_reply(found | ({"final": True} if streaming else {}))
 
     def encode_stage(answer: Answer) -> dict[str, Any]:
-        return formats.answer(entry.model_of(answer), answer.outputs, answer.facts()) | {"final": False}
+        found = formats.answer(entry.model_of(answer), answer.outputs, answer.facts(), threshold)
+        return found | {"final": False}
 
     async def reply(told: stream.Told | None) -> Reply:
         # Always in a thread: a small file may hold a large image.
@@ -76,6 +79,21 @@ def _outputs(entry: Entry, text: str) -> list[str]:
     """The outputs of every answer, and those that are wanted beside them."""
     wanted = check_names([check_output(name, entry.model) for name in text.split(",") if name], "outputs")
     return list(dict.fromkeys([*(output.name for output in entry.model.outputs), *wanted]))
+
+
+def _threshold(entry: Entry, text: str | None) -> float:
+    """The probability above which a label is there."""
+    if text is None:
+        return formats.THRESHOLD
+    if "labels" not in entry.model.tensors:
+        raise ProtocolError("only a model of several labels a row takes a threshold", text[:80])
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1:  # NaN is outside, too
+        raise ProtocolError("threshold must be a number from 0 to 1", text[:80])
+    return found
 
 
 def _timeout_s(text: str | None) -> float | None:

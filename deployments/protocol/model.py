@@ -63,7 +63,7 @@ class Model:
     extras: tuple[Tensor, ...] = ()
     """Outputs that an answer has only when the request names them."""
     classes: tuple[str, ...] = ()
-    """Class names in label order, if they are known."""
+    """Names of classes, or of labels, in their order, if they are known."""
     members: tuple[str, ...] = ()
     """Names of the distinct members in the order of the tree: the second axis of `member_probs`."""
     encoding: Encoding | None = None
@@ -143,14 +143,12 @@ def _of_table(encoding: TableEncoding) -> tuple[Tensor, ...]:
 def describe(spec: Spec) -> Model:
     """The model that a spec is for clients."""
     signature = spec.signature
-    outputs: tuple[Tensor, ...]
-    if signature.task == "classification":
-        outputs = (
-            Tensor("probabilities", "FP32", (-1, signature.outputs)),
-            Tensor("label", "INT64", (-1,)),
-        )
-    else:
-        outputs = (Tensor("values", "FP32", (-1, signature.outputs)),)
+    wide = (-1, signature.outputs)
+    outputs = {
+        "classification": (Tensor("probabilities", "FP32", wide), Tensor("label", "INT64", (-1,))),
+        "multilabel": (Tensor("probabilities", "FP32", wide), Tensor("labels", "BOOL", wide)),
+        "regression": (Tensor("values", "FP32", wide),),
+    }[signature.task]
     if isinstance(spec.tree, Combined) and spec.tree.reject is not None:
         outputs += (Tensor("rejected", "BOOL", (-1,)),)
     return Model(

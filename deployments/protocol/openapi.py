@@ -150,6 +150,12 @@ def _predict(name: str, extras: Sequence[str], where: Sequence[Json]) -> Json:
             "description": "More outputs, with commas between",
             "schema": {"type": "string", "examples": [",".join(extras)]},
         },
+        {
+            "name": "threshold",
+            "in": "query",
+            "description": "Of several labels a row: probability above which one is there",
+            "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+        },
         {"name": "timeout_ms", "in": "query", "schema": {"type": "integer", "minimum": 1}},
     ]
     found = _get(

@@ -12,12 +12,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from deployments.protocol import arrow, images
 from deployments.protocol.datatypes import Array, short
 from deployments.protocol.errors import ProtocolError, UnsupportedEncodingError
 from deployments.protocol.model import Model, Tensor
 from deployments.protocol.request import json_rows, raw_rows
 from deployments.protocol.rest import Facts, parse
+from orchestrator.measure.tasks import class_rules
 
 ANY_TYPE = ("", "application/x-www-form-urlencoded", "text/plain")
 """Media types that say nothing: a client's defaults."""
@@ -53,16 +56,26 @@ def read(body: bytes, media_type: str, expected: Tensor) -> Array:
     )
 
 
-def answer(model: Model, values: Mapping[str, Array], facts: Facts) -> dict[str, Any]:
-    """The answer as JSON says it: one object a row, with all outputs by name and the class's name.
+THRESHOLD = 0.5
+
+
+def answer(
+    model: Model, values: Mapping[str, Array], facts: Facts, threshold: float = THRESHOLD
+) -> dict[str, Any]:
+    """The answer as JSON says it: one object a row, with all outputs by name and the class's name, or of
+    several labels the names of those that are there.
 
     Args:
         model: the model that answered.
         values: its outputs by name.
         facts: about the answer.
+        threshold: probability above which one of several labels is there.
     """
     columns = {name: value.tolist() for name, value in values.items()}
-    if model.classes:
+    if "labels" in columns:
+        there = class_rules("multilabel").chosen(values["probabilities"], threshold)
+        columns["labels"] = [[model.classes[place] for place in np.flatnonzero(row)] for row in there]
+    elif model.classes:
         columns["class"] = [model.classes[label] for label in columns["label"]]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     found: dict[str, Any] = {"model": model.name, "version": model.version, **facts}

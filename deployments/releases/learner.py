@@ -26,10 +26,12 @@ SCORES = "member_probs"
 def learner_of(spec: Spec, settings: FeedbackSettings | None) -> Learner | None:
     """What learns the weights of a spec; None where there are none to learn.
 
-    That is of mixes with one weight for each member, all members models, each once.
+    That is of mixes with one weight for each member, all members models, each once; not of several labels.
     """
     tree = spec.tree
-    if settings is None or not isinstance(tree, WeightedMix) or tree.method in ("per_class", "gate"):
+    if settings is None or spec.signature.task == "multilabel":
+        return None
+    if not isinstance(tree, WeightedMix) or tree.method in ("per_class", "gate"):
         return None
     if not all(isinstance(member, Member) for member in tree.members):
         return None

@@ -28,9 +28,12 @@ def drawn(request_id: str, share: float) -> bool:
 
 
 def agreement(live: Answer, candidate: Answer) -> float:
-    """Share of the rows on which two answers agree: the same label, or values within `TOLERANCE`."""
-    if "label" in live.outputs:
-        return float((live.outputs["label"] == candidate.outputs["label"]).mean())
+    """Share of the rows on which two answers agree: the same label or labels, or values within
+    `TOLERANCE`."""
+    for name in ("label", "labels"):
+        if name in live.outputs:
+            same = live.outputs[name] == candidate.outputs[name]
+            return float(same.reshape(len(same), -1).all(axis=1).mean())
     mine, theirs = live.outputs["values"], candidate.outputs["values"]
     return float(np.isclose(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE).all(axis=1).mean())
 

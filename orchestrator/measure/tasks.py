@@ -78,7 +78,7 @@ class Classes(Values):
     def chosen(self, probs: Array, threshold: float = 0.5) -> Array:
         """`decisions` of probabilities; a label is there whose probability is above the threshold."""
         del threshold
-        return np.asarray(probs.argmax(axis=-1))
+        return np.asarray(probs.argmax(axis=-1), dtype=np.int64)
 
     def right(self, scores: Array, targets: Array) -> npt.NDArray[np.bool_]:
         """Which rows [..., N] are answered right; of labels, in every one."""

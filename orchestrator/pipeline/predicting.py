@@ -31,6 +31,7 @@ from orchestrator.data.parquet import ParquetInputs, reading
 from orchestrator.data.source import check_finite
 from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import store_root
 from orchestrator.runtime.execute import load
 from orchestrator.store.store import Store
@@ -237,8 +238,12 @@ def _table(prediction: Prediction, signature: Signature, kept: pa.Table | None) 
     if prediction.probs is None:
         columns["values"] = _lists(prediction.outputs)
     else:
-        best = prediction.probs.argmax(axis=1)
-        columns["label"] = [signature.classes[label] for label in best] if signature.classes else best
+        chosen, names = class_rules(signature.task).chosen(prediction.probs), signature.classes
+        if signature.task == "multilabel":
+            there = [[names[place] for place in np.flatnonzero(row)] for row in chosen]
+            columns["labels"] = pa.array(there, pa.list_(pa.string()))
+        else:
+            columns["label"] = [names[label] for label in chosen] if names else chosen
         columns["probabilities"] = _lists(prediction.probs)
     columns["degraded"] = prediction.degraded
     return pa.table(columns)

@@ -7,7 +7,26 @@ const used = (reply) =>
 const best = (values) => values.indexOf(Math.max(...values));
 const className = (model, place) => model.classes[place] ?? `class ${place}`;
 
-const verdictOf = (model, reply) => {
+// Of several labels a row those are there whose probability is above this.
+let threshold = 0.5;
+const labelsOf = (model, probabilities) => {
+  const names = probabilities.map((_, place) => className(model, place));
+  return names.filter((_, place) => probabilities[place] > threshold).join(", ") || "none";
+};
+const labelled = (model) => model.task === "multilabel";
+
+const thresholdField = (change) => {
+  const field = { type: "number", min: "0", max: "1", step: "0.05", value: String(threshold) };
+  const input = make("input", field);
+  input.addEventListener("change", () => {
+    const wanted = Number(input.value);
+    if (input.value !== "" && wanted >= 0 && wanted <= 1) threshold = wanted;
+    change();
+  });
+  return make("label", { class: "quiet" }, "Labels above ", input);
+};
+
+const verdictOf = (model, reply, again) => {
   const probabilities = tensor(reply, "probabilities")?.data.flat(Infinity);
   if (!probabilities) {
     const values = tensor(reply, "values").data.flat(Infinity);
@@ -19,9 +38,12 @@ const verdictOf = (model, reply) => {
   for (const place of order.slice(0, MOST_BARS)) {
     bars.append(
       make("span", {}, className(model, place)),
-      bar(probabilities[place], place === winner),
+      bar(probabilities[place], labelled(model) ? probabilities[place] > threshold : place === winner),
       make("span", { class: "num" }, percent(probabilities[place])),
     );
+  }
+  if (labelled(model)) {
+    return [make("p", { class: "verdict" }, labelsOf(model, probabilities)), bars, thresholdField(again)];
   }
   const sure = make("small", {}, ` ${percent(probabilities[winner])} sure`);
   return [make("p", { class: "verdict" }, className(model, winner), sure), bars];
@@ -49,27 +71,25 @@ const votesTable = (model, reply, votes) => {
   const rows = votes.map(({ name, values, weight }) => {
     const silent = !asked.includes(name);
     const place = best(values);
-    const same = place === winner;
-    const said = classes ? className(model, place) : values.map(short).join(", ");
+    const labels = labelled(model) ? labelsOf(model, values) : "";
+    const same = labelled(model) ? labels === labelsOf(model, probabilities) : place === winner;
+    const said = labels || (classes ? className(model, place) : values.map(short).join(", "));
     const mark = same ? ["agree", "✓ agrees"] : ["differ", "✗ differs"];
     return make(
       "tr",
       {},
       make("th", { scope: "row" }, name),
       make("td", {}, silent ? "not asked" : said),
-      ...(classes
-        ? [
-            make("td", { class: "num" }, silent ? "" : percent(values[place])),
-            make("td", { class: silent ? "" : mark[0] }, silent ? "" : mark[1]),
-          ]
-        : []),
-      make("td", {}, ...(weight === null || silent ? [] : [bar(weight, same || !classes)])),
+      ...(classes ? [make("td", { class: "num" }, silent ? "" : percent(values[place]))] : []),
+      ...(probabilities ? [make("td", { class: silent ? "" : mark[0] }, silent ? "" : mark[1])] : []),
+      make("td", {}, ...(weight === null || silent ? [] : [bar(weight, same || !probabilities)])),
       make("td", { class: "num" }, weight === null || silent ? "–" : percent(weight)),
     );
   });
   const title = (text, attributes = {}) => make("th", { scope: "col", ...attributes }, text);
-  const ofClasses = [title("Sure", { class: "num" }), title("Vote")];
-  const head = make("tr", {}, title("Member"), title("Says"), ...(classes ? ofClasses : []), title("Weight", { colspan: "2" }));
+  const sure = classes ? [title("Sure", { class: "num" })] : [];
+  const vote = probabilities ? [title("Vote")] : [];
+  const head = make("tr", {}, title("Member"), title("Says"), ...sure, ...vote, title("Weight", { colspan: "2" }));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Votes" }, table);
 };
@@ -84,7 +104,8 @@ const factsOf = (model, reply, seconds) => {
 
 const showAnswer = (model, reply, seconds) => {
   const votes = votesOf(model, reply);
-  const parts = [...verdictOf(model, reply), factsOf(model, reply, seconds)];
+  const again = () => showAnswer(model, reply, seconds);
+  const parts = [...verdictOf(model, reply, again), factsOf(model, reply, seconds)];
   if (reply.parameters.degraded) {
     parts.unshift(make("p", { class: "notice warn" }, "Degraded: made without a member that should have answered."));
   }
