@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from orchestrator.config.calibration import AutoScaling
 from orchestrator.config.ensemble import (
+    TASK_METHODS,
+    TASK_RULES,
     Cascade,
     Member,
     Method,
@@ -111,7 +113,8 @@ def other_kinds(judged: Sequence[Judged], evidence: Evidence) -> list[Candidate]
         if not isinstance(found.candidate.tree, Member):
             members = tuple(distinct(found.candidate.tree))
             teams.setdefault(frozenset(members), members)
-    rules = RULES if evidence.task == "classification" else ("median",)
+    task = evidence.task
+    rules = [rule for rule in RULES if rule in TASK_RULES[task]]
     pooled = [
         Parallel(members=team, rule=rule)
         for team, rule in product(list(teams.values())[:RULE_SETS], rules)
@@ -119,10 +122,11 @@ def other_kinds(judged: Sequence[Judged], evidence: Evidence) -> list[Candidate]
     ]
     fitted: list[Node] = []
     for team in [team for team in teams.values() if len(team) <= LARGEST_MIX][:1]:
-        fitted += [WeightedMix(members=team, method=method) for method in METHODS]
-        if evidence.task == "classification":
+        methods = [method for method in METHODS if method in TASK_METHODS[task]]
+        fitted += [WeightedMix(members=team, method=method) for method in methods]
+        if task != "regression":
             fitted += [kind(members=team, calibration=AutoScaling()) for kind in (Parallel, WeightedMix)]
-        if len(team) * evidence.size <= MOST_STACKED:
+        if task != "multilabel" and len(team) * evidence.size <= MOST_STACKED:
             fitted.append(Stacking(policy="stacking", members=team))
     return [Candidate(tree) for tree in (*pooled, *map(evidence.with_choices, fitted))]
 

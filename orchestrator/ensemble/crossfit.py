@@ -31,6 +31,8 @@ from orchestrator.config.ensemble import (
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature, left_out_steps
+from orchestrator.ensemble.certainty import certainty
+from orchestrator.ensemble.chances import TINY, chances_of, in_logs, of_truth, surest
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.refit import Refits, choices_of, has_own_arithmetic
 from orchestrator.ensemble.thresholds import ALL_LEAVE, NONE_LEAVES
@@ -39,13 +41,13 @@ from orchestrator.ensemble.weights import likelihood_weights, squared_error_weig
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.intervals import Interval, percentile_interval, resamples
 from orchestrator.measure.metrics import Statistic, larger_is_better, statistic
+from orchestrator.measure.tasks import class_rules
 
 Probs = npt.NDArray[np.float32]
 """[N, K] probabilities, or values of a regression."""
 FOLDS = 5
 BOOTSTRAPS = 400
 """Resamples of an interval."""
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ class Evidence:
         self._raw = [np.asarray(found)[order] for found in outputs.values()]
         said = dict(zip(self.members, self._raw, strict=True))
         self._refits = Refits(said, self.targets, metric, task, allowed)
-        self.temperatures = (
-            [fit_temperature(found, self.targets) for found in self._raw] if task == "classification" else []
-        )
+        self.temperatures = [] if task == "regression" else list(map(self._temperature, self._raw))
         self._left_out: list[list[float]] = []
         calibrated = [self._calibrated(found, place) for place, found in enumerate(self._raw)]
         self._known = [np.stack([found[fold] for found in calibrated]) for fold in range(folds)]
@@ -208,7 +208,8 @@ class Evidence:
             for stage, share in zip(tree.stages, candidate.shares, strict=False):
                 stages.append(self._refits.fit(stage))
                 known = {leaf: self._outputs(leaf) for leaf in distinct(stage)}
-                sure = np.exp(replay(stages[-1], known, self.task).scores.max(axis=1))
+                scores = replay(stages[-1], known, self.task).scores
+                sure = certainty("confidence", scores, None, self.task)
                 thresholds.append(threshold(np.sort(sure[here]), share))
                 here &= sure < thresholds[-1]
             stages.append(tree.stages[-1])
@@ -230,7 +231,7 @@ class Evidence:
 
     def statistic(self, answer: Probs) -> Statistic:
         """The metric of an answer as a function of row weights."""
-        outputs = np.log(np.maximum(answer, _TINY)) if self.task == "classification" else answer
+        outputs = answer if self.task == "regression" else in_logs(answer, self.task)
         return statistic(self.metric, outputs, self.targets, allowed=self._allowed)
 
     def mixed_loss(
@@ -245,15 +246,16 @@ class Evidence:
             self._said = self._of_truth()
         known = self._said[[self._place[identity(member)] for member in members]]
         mixed = (weights.astype(np.float32) @ known.reshape(len(known), -1)).astype(np.float64)
-        if self.task == "classification":
-            return np.asarray(-np.log(np.maximum(mixed, _TINY)).mean(axis=1))
+        if self.task != "regression":
+            return np.asarray(-np.log(np.maximum(mixed, TINY)).mean(axis=1))
         return np.asarray(np.square(mixed).mean(axis=1))
 
     def _of_truth(self) -> npt.NDArray[np.float32]:
-        """What a mixture's loss depends on [M, N] or [M, N, T]: chance of the truth, or scaled error."""
+        """What a mixture's loss depends on: chance of the truth [M, N] ([M, N * K] of labels), or scaled
+        error [M, N, T]."""
         whole = np.concatenate([self._known[fold][:, rows] for fold, rows in enumerate(self.folds)], axis=1)
-        if self.task == "classification":
-            return np.asarray(whole[:, np.arange(len(self.targets)), self.targets])
+        if self.task != "regression":
+            return of_truth(whole, self.targets, self.task)
         truth = self.targets.reshape(len(self.targets), -1)
         spread = truth.std(axis=0)
         return np.asarray((whole - truth) / np.where(spread > 0, spread, 1.0), dtype=np.float32)
@@ -287,10 +289,17 @@ class Evidence:
             return np.broadcast_to(raw.astype(np.float32), (len(self.folds), *raw.shape))
         temperature = self.temperatures[place]
         scaled = raw.astype(np.float32) / np.float32(temperature)
-        others = [self._others(fold) for fold in range(len(self.folds))]
-        steps = left_out_steps(scaled, _softmax(scaled), self.targets, temperature, others)
+        kind = class_rules(self.task)
+        rows, labels = kind.as_classes(scaled), kind.classes(self.targets)
+        share = len(labels) // len(self.targets)
+        others = [np.repeat(self._others(fold), share) for fold in range(len(self.folds))]
+        steps = left_out_steps(rows, chances_of(rows, "classification"), labels, temperature, others)
         self._left_out.append([temperature * math.exp(step) for step in steps])
-        return np.stack([_softmax(scaled * np.float32(math.exp(-step))) for step in steps])
+        return np.stack([chances_of(scaled * np.float32(math.exp(-step)), self.task) for step in steps])
+
+    def _temperature(self, raw: npt.NDArray[Any]) -> float:
+        kind = class_rules(self.task)
+        return fit_temperature(kind.as_classes(raw), kind.classes(self.targets))
 
     def _under(self, node: Node, fold: int, rows: slice) -> Probs:
         """Answers to some rows of a node that was fitted without the fold."""
@@ -330,9 +339,11 @@ class Evidence:
                 found = squared_error_weights(values, targets, self.task)
             else:
                 # The likelihood looks at the probability of the truth alone: one column is enough.
-                truth = np.maximum(known[:, np.arange(len(targets)), targets], _TINY)
+                truth = np.maximum(of_truth(known, targets, self.task), TINY)
                 columns = [np.log(chances.astype(np.float64))[:, None] for chances in truth]
-                found = likelihood_weights(columns, np.zeros(len(targets), dtype=np.int64), node.prior or 0)
+                rows = truth.shape[1]
+                prior = (node.prior or 0) * rows // len(targets)
+                found = likelihood_weights(columns, np.zeros(rows, dtype=np.int64), prior)
             self._fitted[node, fold] = np.asarray(found, dtype=np.float32)
         return self._fitted[node, fold]
 
@@ -351,7 +362,7 @@ class Evidence:
             whole = slice(0, len(self.targets))
             # Exact in float64, so that a threshold can lie between neighbours.
             values = np.stack(
-                [self._under(stage, fold, whole).max(axis=1) for fold in range(len(self.folds))]
+                [surest(self._under(stage, fold, whole), self.task) for fold in range(len(self.folds))]
             ).astype(np.float64)
             order = values.argsort(axis=1)
             known = zip(values, order, map(self._others, range(len(self.folds))), strict=True)
@@ -386,9 +397,3 @@ def threshold(ordered: npt.NDArray[np.float64], share: float) -> float:
     if place >= len(ordered):
         return NONE_LEAVES
     return float((ordered[place - 1] + ordered[place]) / 2 if place > 0 else ALL_LEAVE)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities in float32: half the time and half the memory of `metrics.softmax`."""
-    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(chances / chances.sum(axis=1, keepdims=True))

@@ -107,7 +107,7 @@ def survey(
     singles = [evidence.judge(Candidate(one.member)) for one in pool]
     judged = singles + [evidence.judge(found) for found in combined(pool, singles, evidence)]
     judged += [evidence.judge(found) for found in other_kinds(judged, evidence)]
-    if evidence.task == "classification":
+    if evidence.task != "regression":
         judged += [evidence.judge(found) for found in cascades(pool, judged, pricing.speed)]
     points = [point for found in judged for point in pricing.points(found)]
     reference, baselines, notes = _baselines(pool, judged, points, goal, students)
