@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from PIL import Image as Pillow
 
 from orchestrator.config.data import FolderData, Image, ParquetData
 from orchestrator.config.load import parse_yaml, validate
+from orchestrator.config.measure import TASK_METRICS
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Task
 from orchestrator.data.audio import sound_of
 from orchestrator.data.columns import Holds, encoded_rows, kind_of, label_rows
 from orchestrator.data.folder import FolderSource, list_classes
 from orchestrator.data.images import FORMATS, Decoder
+from orchestrator.data.labels import label_names, label_sets
 from orchestrator.data.parquet import ParquetInputs, ParquetSource, read_schema
 from orchestrator.data.source import Source, class_names
 from orchestrator.data.templates import MIXES, MODELS, SEARCH, VOTES
@@ -244,7 +247,7 @@ def _target_column(schema: pa.Schema, origin: str) -> str:
         if usual in lower:
             return lower[usual]
     last = next((name for name in reversed(names) if not name.startswith("__index_level_")), None)
-    if last is None or kind_of(schema.field(last).type) not in ("number", "text"):
+    if last is None or kind_of(schema.field(last).type) not in ("number", "text", "texts"):
         raise DataError(f"no target column is found in {origin}", ", ".join(names), "name one 'label'")
     return last
 
@@ -265,11 +268,25 @@ def _task_of(path: Path, target: str) -> tuple[Task, str, float]:
         if labels.dtype == object or (few and (gapless or target.lower() in LABEL_NAMES)):
             classes = class_names(labels, (), path.name)
             return "classification", f"{len(classes)} classes: {_short(list(classes))}", 1.0
+    if kind == "texts" or (kind == "tensor" and _names_labels(column)):
+        names = label_names(label_sets(column, target, path.name), (), path.name)
+        return "multilabel", f"{len(names)} labels: {_short(list(names))}", 1.0
     if kind != "number":
         return "regression", "a vector of targets", 1.0
     values = np.asarray(column.drop_null().to_numpy(), dtype=np.float64)
     std = float(values.std()) if len(values) else 1.0
     return "regression", f"real values, standard deviation {std:.3g}", std
+
+
+def _names_labels(column: pa.ChunkedArray) -> bool:
+    """Whether lists of numbers stand for labels: whole numbers in lists of any length, else 0 and 1."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return False
+    kind = column.type.value_type
+    if not pa.types.is_fixed_size_list(column.type):
+        return bool(pa.types.is_integer(kind))
+    flags = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    return flags and set(pa.compute.list_flatten(column).cast(pa.int64()).to_pylist()) <= {0, 1}
 
 
 def _image_settings(sample: list[bytes], origin: str) -> tuple[Image, int, str]:
@@ -346,13 +363,15 @@ def _short(items: list[str], most: int = 6) -> str:
 
 
 def _text(finding: Finding, name: str, path: Path) -> str:
-    classify = finding.task == "classification"
+    classify = finding.task != "regression"
     models = MODELS[finding.holds]
     teacher = "{factory: resnet, kwargs: {depth: 14, width: 32}}"
     if (finding.image_side or LARGEST_SIDE) < 16:
         teacher = "{factory: cnn, kwargs: {channels: [64, 128], hidden: 256}}"
     drop = 0.01 if classify else float(f"{0.05 * finding.target_std or 0.01:.2g}")
-    unit = "0.01 is one point of accuracy" if classify else "in the target's unit; 5% of its deviation"
+    metrics = TASK_METRICS[finding.task]
+    metric = f"{metrics[0]}  # or {', '.join(metrics[1:])}"
+    unit = f"0.01 is one point of {metrics[0]}" if classify else "in the target's unit; 5% of its deviation"
     seen = "\n".join(f"#   {note}" for note in finding.notes)
     data = textwrap.indent("\n".join(finding.lines), "  ")
     body = models.format(
@@ -361,7 +380,6 @@ def _text(finding: Finding, name: str, path: Path) -> str:
         batch=128 if finding.rows >= 5000 else 64,
     )
     search = SEARCH.format(drop=drop, unit=unit, blocks=15)
-    metric = "accuracy  # or macro_f1, auroc, recall_at_precision, nll" if classify else "rmse  # or mae"
     return (
         f"# Run file for {path.name}. Start it with: orchestrator run FILE\n"
         f"# Seen in the data:\n{seen}\n"

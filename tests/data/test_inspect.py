@@ -77,6 +77,24 @@ def test_tabular_regression(tmp_path: Path) -> None:
     assert dataset.signature.outputs == 1
 
 
+@pytest.mark.parametrize("form", ["text", "numbers", "flags"])
+def test_several_labels(tmp_path: Path, form: str) -> None:
+    sets = [["a", "b"], ["a"], [], ["b"]] * 15
+    numbers = [["ab".index(name) for name in row] for row in sets]
+    flags = [[int(name in row) for name in "ab"] for row in sets]
+    labels = {
+        "text": pa.array(sets, pa.list_(pa.string())),
+        "numbers": pa.array(numbers, pa.list_(pa.int64())),
+        "flags": pa.array(flags, pa.list_(pa.uint8(), 2)),
+    }[form]
+    path = toy.write(tmp_path / "t.parquet", size=np.arange(60.0), labels=labels)
+    run, dataset = suggested(path, tmp_path)
+    assert run.data.task == "multilabel"
+    assert run.metric.name == "macro_f1"
+    assert any(isinstance(tree, Cascade) for tree in run.ensembles.values())
+    assert dataset.signature.outputs == 2
+
+
 def test_vectors_and_tensors(tmp_path: Path) -> None:
     vectors = pa.array(np.random.default_rng(0).normal(size=(60, 4)).tolist(), pa.list_(pa.float32(), 4))
     path = toy.write(tmp_path / "v.parquet", embedding=vectors, label=toy.labels())
