@@ -58,33 +58,39 @@ def from_arrays(
     channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
     plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    labelled = np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1
-    task = task or ("classification" if labelled else "regression")
-    if task == "multilabel" and truth.ndim == 2:
-        sets = from_flags(truth, "the arrays")
-        names = label_names(sets, classes, "the arrays")
-        truth = encode_sets(sets, names, "the arrays")
-        signature = Signature(task=task, outputs=len(names), classes=names, **plain, **scale)
-    elif task == "classification" and labelled:
-        truth = truth.astype(np.int64)
-        count = max(int(truth.max()) + 1, len(classes))
-        names = tuple(classes) or tuple(map(str, range(count)))
-        if truth.min() < 0 or count > len(names):
-            raise DataError(f"classes must lie in 0..{len(names) - 1}", f"{truth.min()} to {truth.max()}")
-        signature = Signature(task="classification", outputs=count, classes=names, **plain, **scale)
-    elif task == "regression":
-        truth = np.ascontiguousarray(truth.reshape(len(truth), -1), dtype=np.float32)
-        width = truth.shape[1]
-        values = {"target_mean": (0.0,) * width, "target_std": (1.0,) * width}
-        signature = Signature(task="regression", outputs=width, **plain, **scale, **values)
-    else:
-        raise DataError(f"targets do not fit task {task}", f"{truth.dtype} {truth.shape}")
-    labels = None if task == "regression" else truth
+    signature, truth = _read(truth, classes, task, {**plain, **scale})
+    labels = None if signature.task == "regression" else truth
     wanted = free_shares(shares or Shares(), ())
     cuts = cut(len(rows), labels, wanted, seed=seed, origin="the arrays", classes=signature.classes)
     parts = {name: _part(rows, truth, cuts[name]) for name in (*PARTS,) if name in cuts}
     digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + str((rows.shape, seed)).encode()).hexdigest()
     return Dataset(parts, signature, digest, {"source": "arrays"}, Path())
+
+
+def _read(
+    truth: Array, classes: Sequence[str], task: Task | None, plain: dict[str, Any]
+) -> tuple[Signature, Array]:
+    """The signature, and targets as parts hold them."""
+    labelled = np.issubdtype(truth.dtype, np.integer) and truth.ndim == 1
+    task = task or ("classification" if labelled else "regression")
+    if task == "multilabel" and truth.ndim == 2:
+        sets = from_flags(truth, "the arrays")
+        names = label_names(sets, classes, "the arrays")
+        signature = Signature(task=task, outputs=len(names), classes=names, **plain)
+        return signature, encode_sets(sets, names, "the arrays")
+    if task == "classification" and labelled:
+        truth = truth.astype(np.int64)
+        count = max(int(truth.max()) + 1, len(classes))
+        names = tuple(classes) or tuple(map(str, range(count)))
+        if truth.min() < 0 or count > len(names):
+            raise DataError(f"classes must lie in 0..{len(names) - 1}", f"{truth.min()} to {truth.max()}")
+        return Signature(task=task, outputs=count, classes=names, **plain), truth
+    if task == "regression":
+        truth = np.ascontiguousarray(truth.reshape(len(truth), -1), dtype=np.float32)
+        width = truth.shape[1]
+        values = {"target_mean": (0.0,) * width, "target_std": (1.0,) * width}
+        return Signature(task=task, outputs=width, **plain, **values), truth
+    raise DataError(f"targets do not fit task {task}", f"{truth.dtype} {truth.shape}")
 
 
 def _part(rows: Array, truth: Array, numbers: Array) -> Part:
