@@ -50,6 +50,12 @@ def test_a_mix_is_the_mean_of_probabilities() -> None:
     torch.testing.assert_close(without, one.softmax(1))
 
 
+def test_a_mix_of_labels_is_the_mean_of_their_probabilities() -> None:
+    one, two = torch.tensor([[2.0, -60.0]]), torch.tensor([[-3.0, 60.0]])
+    found = mixed([one, two], (3.0, 1.0), (1.0, 2.0), "multilabel").sigmoid()
+    torch.testing.assert_close(found, 0.75 * one.sigmoid() + 0.25 * (two / 2).sigmoid())
+
+
 def test_values_are_mixed_as_they_are() -> None:
     found = mixed([torch.tensor([[2.0]]), torch.tensor([[6.0]])], (3.0, 1.0), (1.0, 9.0), "regression")
     assert found.tolist() == [[3.0]]

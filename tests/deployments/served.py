@@ -55,6 +55,20 @@ CASCADE = Spec(
     signature=DIGITS,
 )
 PRICE = Spec(name="price", tree=WeightedMix(members=(SMALL, WIDE), weights=(0.5, 0.5)), signature=TABLE)
+LABELS = Spec(
+    name="tags",
+    tree=WeightedMix(members=(SMALL, WIDE, DEEP), weights=(0.5, 0.3, 0.2)),
+    signature=Signature(
+        task="multilabel",
+        input_shape=(4,),
+        input_dtype="float32",
+        outputs=3,
+        classes=("even", "large", "prime"),
+        mean=(0.0,) * 4,
+        std=(1.0,) * 4,
+    ),
+)
+"""Several labels a row."""
 SPECS = (MIX, CASCADE, PRICE)
 RAW_SPECS = tuple(
     Spec(

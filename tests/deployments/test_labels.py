@@ -13,26 +13,13 @@ import pytest
 from deployments.exchange import Answer
 from deployments.releases.learner import learner_of
 from deployments.releases.trial import agreement
-from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
+from orchestrator.config.ensemble import Cascade, Parallel, Spec
 from orchestrator.config.release import FeedbackSettings
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.signature import Signature
 from orchestrator.ensemble.tree import distinct, predict
-from tests.deployments.served import DEEP, SMALL, WIDE, application, linear
+from tests.deployments.served import DEEP, LABELS, SMALL, WIDE, application, linear
 
-NAMES = ("even", "large", "prime")
-SIGNATURE = Signature(
-    task="multilabel",
-    input_shape=(4,),
-    input_dtype="float32",
-    outputs=3,
-    classes=NAMES,
-    mean=(0.0,) * 4,
-    std=(1.0,) * 4,
-)
-MIX = Spec(
-    name="tags", tree=WeightedMix(members=(SMALL, WIDE, DEEP), weights=(0.5, 0.3, 0.2)), signature=SIGNATURE
-)
+SIGNATURE, NAMES = LABELS.signature, LABELS.signature.classes
 CASCADE = Spec(
     name="short",
     tree=Cascade(stages=(SMALL, Parallel(members=(WIDE, DEEP))), thresholds=(0.6,)),
@@ -41,7 +28,7 @@ CASCADE = Spec(
 ROWS = np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)
 
 
-def post(path: str, body: Any, spec: Spec = MIX) -> httpx.Response:
+def post(path: str, body: Any, spec: Spec = LABELS) -> httpx.Response:
     app = application(ServingSettings(), [spec])
 
     async def test() -> httpx.Response:
@@ -67,7 +54,7 @@ def expected(spec: Spec) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize("spec", [MIX, CASCADE], ids=["mix", "cascade"])
+@pytest.mark.parametrize("spec", [LABELS, CASCADE], ids=["mix", "cascade"])
 def test_the_protocol_gives_a_probability_for_each_label_and_those_that_are_there(spec: Spec) -> None:
     tensor = {"name": "input", "datatype": "FP32", "shape": [20, 4], "data": ROWS.ravel().tolist()}
     got = post(f"/v2/models/{spec.name}/infer", {"inputs": [tensor]}, spec)
@@ -85,7 +72,7 @@ def test_members_are_told_on_request() -> None:
     wanted = [{"name": name} for name in ("labels", "member_probs", "member_weights", "disagreement")]
     got = post("/v2/models/tags/infer", {"inputs": [tensor], "outputs": wanted}).json()["outputs"]
     labels, probs, weights, against = (np.array(one["data"]).reshape(one["shape"]) for one in got)
-    np.testing.assert_allclose((probs * weights[..., None]).sum(axis=1), expected(MIX), atol=1e-6)
+    np.testing.assert_allclose((probs * weights[..., None]).sum(axis=1), expected(LABELS), atol=1e-6)
     differs = ((probs > 0.5) != labels[:, None]).any(axis=2)
     np.testing.assert_allclose(against, (weights * differs).sum(axis=1), atol=1e-6)
     assert 0 < against.mean() < 1
@@ -111,7 +98,7 @@ def test_a_threshold_that_is_no_probability_is_refused(threshold: str) -> None:
 
 
 def test_models_of_one_class_a_row_take_no_threshold() -> None:
-    one = MIX.model_copy(update={"signature": SIGNATURE.model_copy(update={"task": "classification"})})
+    one = LABELS.model_copy(update={"signature": SIGNATURE.model_copy(update={"task": "classification"})})
     got = post("/predict?threshold=0.3", ROWS.tolist(), one)
     assert got.status_code == 400
     assert "only a model of several labels" in got.text
@@ -134,6 +121,6 @@ def test_two_releases_agree_on_a_row_where_all_of_its_labels_are_the_same() -> N
 
 
 def test_weights_are_not_learned_from_labels_that_come_later() -> None:
-    one = MIX.model_copy(update={"signature": SIGNATURE.model_copy(update={"task": "classification"})})
+    one = LABELS.model_copy(update={"signature": SIGNATURE.model_copy(update={"task": "classification"})})
     assert learner_of(one, FeedbackSettings()) is not None
-    assert learner_of(MIX, FeedbackSettings()) is None
+    assert learner_of(LABELS, FeedbackSettings()) is None

@@ -29,6 +29,7 @@ from tests.deployments.browser import Page, browser, needs_browser
 from tests.deployments.raws import COLUMNS, SOUNDS
 from tests.deployments.served import (
     CASCADE,
+    LABELS,
     MIX,
     PRICE,
     RAW_SPECS,
@@ -269,6 +270,34 @@ def test_the_playground_takes_text_sound_and_columns(
         page.run(f"{fields}.forEach((one, place) => {{ one.value = ['-2.5', 'red', ''][place]; }})")
         page.run("document.querySelector('#send').click()")
         verdict(url, "table", [{"age": -2.5, "color": "red", "hours per week": None}])
+    assert page.complaints == []
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_the_playground_names_the_labels_above_a_threshold(page: Page, width: int, scheme: str) -> None:
+    with running(application(ServingSettings(), [LABELS])) as url:
+        opened(page, url, width=width, scheme=scheme)
+        page.complaints.clear()
+        row = [0.5, -1.0, 2.0, 0.25]
+        page.run(f"document.querySelector('#row').value = '{row}'")
+        page.run("document.querySelector('#send').click()")
+        page.until("document.querySelector('.verdict')")
+        (found,) = httpx.post(f"{url}/predict", json=[row]).json()["predictions"]
+        assert shown(page, ".verdict") == (", ".join(found["labels"]) or "none")
+        assert page.run("document.querySelectorAll('#answer .bars .num').length") == 3
+        assert page.run("document.querySelectorAll('#answer tbody tr').length") == 3
+        page.run(
+            "(() => { const field = document.querySelector('#answer input'); field.value = '0.01';"
+            " field.dispatchEvent(new Event('change')); })()"
+        )
+        (more,) = httpx.post(f"{url}/predict?threshold=0.01", json=[row]).json()["predictions"]
+        assert len(more["labels"]) > len(found["labels"])
+        assert shown(page, ".verdict") == ", ".join(more["labels"])
+        assert page.run("document.querySelector('#answer input').value") == "0.01"
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert _contrast(page) >= 4.5
     assert page.complaints == []
 
 
