@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
 from orchestrator.measure.metrics import ROW_METRICS, checked, larger_is_better, statistic, task_of
 from orchestrator.measure.tasks import kind_of
@@ -289,6 +289,8 @@ def _worst_class(
 ) -> tuple[dict[str, Any], _Clause]:
     """The class or label whose recall has the largest upper bound of its drop."""
     variant_found, parent_found = _found(variant_outputs, targets), _found(parent_outputs, targets)
+    if not variant_found:
+        raise DataError("no row has a label", f"{len(np.asarray(targets))} rows", "use rows that have some")
     confidence = 1 - (1 - promise.confidence) / len(variant_found)
     allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
     clauses = {}

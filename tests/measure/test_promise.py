@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.measure.intervals import normal_quantile
 from orchestrator.measure.promise import _tango_statistic, non_inferior, tango_upper_drop
 
@@ -227,6 +227,12 @@ def test_rows_that_are_right_in_every_label_are_held_like_accuracy() -> None:
     lost, won = (right[1] & ~right[0]).sum(), (right[0] & ~right[1]).sum()
     assert verdict.bound == pytest.approx(tango_upper_drop(lost, won, 500, verdict.confidence))
     assert verdict.changed == 40 / 500
+
+
+def test_rows_without_any_label_tell_nothing() -> None:
+    parent, truth = labelled(100)
+    with pytest.raises(DataError, match="no row has a label: 100 rows"):
+        non_inferior(Metric(name="macro_f1"), parent, parent, 0 * truth, Promise(max_drop=0.1))
 
 
 def test_identical_labels_on_few_rows_do_not_prove_an_f1_promise() -> None:
