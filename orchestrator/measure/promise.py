@@ -123,10 +123,13 @@ def non_inferior(
         seed: Of the bootstrap.
         allowed: Import paths that the metric may come from.
     """
+    truth = np.asarray(targets)
+    if task_of(truth) == "multilabel" and not truth.any():
+        raise DataError("no row has a label", f"{len(truth)} rows", "use rows that have some")
     clause, test = _drop_clause(metric, variant_outputs, parent_outputs, targets, promise, seed, allowed)
     clauses = [clause]
     facts: dict[str, Any] = {}
-    if task_of(np.asarray(targets)) != "regression":
+    if task_of(truth) != "regression":
         changed = _changed(variant_outputs, parent_outputs, targets, promise)
         worst_class, worst = _worst_class(variant_outputs, parent_outputs, targets, promise)
         facts = {"changed": changed.value, "changed_bound": changed.bound, "worst_class": worst_class}
@@ -289,8 +292,6 @@ def _worst_class(
 ) -> tuple[dict[str, Any], _Clause]:
     """The class or label whose recall has the largest upper bound of its drop."""
     variant_found, parent_found = _found(variant_outputs, targets), _found(parent_outputs, targets)
-    if not variant_found:
-        raise DataError("no row has a label", f"{len(np.asarray(targets))} rows", "use rows that have some")
     confidence = 1 - (1 - promise.confidence) / len(variant_found)
     allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
     clauses = {}
