@@ -160,8 +160,7 @@ class Client:
             as `predict`
             OSError: the file cannot be read.
         """
-        body = sound if isinstance(sound, bytes) else Path(sound).read_bytes()
-        return self._predict(body, "audio/wav", model, outputs)
+        return self._predict(_contents(sound), "audio/wav", model, outputs)
 
     def predict_image(
         self, image: str | Path | bytes, model: str | None = None, *, outputs: Collection[str] = ()
@@ -172,8 +171,7 @@ class Client:
             as `predict`
             OSError: the file cannot be read.
         """
-        body = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._predict(body, "image/*", model, outputs)
+        return self._predict(_contents(image), "image/*", model, outputs)
 
     def _predict(
         self, body: bytes, media_type: str, model: str | None, outputs: Collection[str]
@@ -199,7 +197,7 @@ class Client:
             try:
                 status, reply_headers, content = self._send(method, path, body, media_type, until)
                 if status == 200:
-                    return json.loads(content)
+                    return _document(content, self._url)
                 error = _error(status, content)
                 retry_after_s = _seconds(reply_headers.get("retry-after"))
                 if status not in MAY_PASS:
@@ -233,6 +231,10 @@ class Client:
         return reply.status, reply.headers, reply.read()
 
 
+def _contents(file: str | Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
 def _plain(row: Any) -> Any:
     """A row as JSON has it: arrays as lists, a missing number (NaN) of a named column as null."""
     if isinstance(row, Mapping):
@@ -241,7 +243,7 @@ def _plain(row: Any) -> Any:
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
-    """Answers one after another as one: degraded if any is, and by the last one's parameters.
+    """Answers one after another as one, made as the last one was; or as one that is degraded, if any is.
 
     Raises:
         ServingError: another release took over meanwhile.
@@ -249,8 +251,15 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     last = parts[-1]
     if len({(part.version, part.weight_epoch) for part in parts}) > 1:
         raise ServingError("another release took over between two files", last.model, "ask again")
-    rows = tuple(row for part in parts for row in part.rows)
-    return replace(last, rows=rows, degraded=any(part.degraded for part in parts))
+    worst = next((part for part in parts if part.degraded), last)
+    return replace(worst, rows=tuple(row for part in parts for row in part.rows))
+
+
+def _document(content: bytes, url: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ServingError("the server's answer is not JSON", url, "is another server there?") from error
 
 
 def _error(status: int, content: bytes) -> OrchestratorError:
