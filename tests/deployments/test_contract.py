@@ -135,6 +135,24 @@ def test_a_member_that_hangs_costs_a_few_requests_their_time_and_then_none() -> 
     run(test())
 
 
+def test_of_many_requests_in_one_turn_of_the_loop_one_tries_whether_a_member_works_again() -> None:
+    calls, time = table(), [0.0]
+    calls[LEAVES[1]].fault = broken
+    members = {"m1": MemberOptions(breaker=BreakerSettings(failures=1, pause_s=1), retries=0)}
+    one = contract(calls=calls, now=lambda: time[0], members=members)
+
+    async def test() -> None:
+        await one.answer(question(0))
+        assert calls[LEAVES[1]].calls == 1
+        time[0] = 2.0
+        await asyncio.gather(*(one.answer(question(row)) for row in range(10)))
+        await asyncio.sleep(0)
+        assert calls[LEAVES[1]].calls == 2
+        await one.close()
+
+    run(test())
+
+
 def test_a_member_that_the_tree_cannot_do_without_is_asked_whatever_its_breaker_says() -> None:
     calls = table()
     tree = TREE.model_copy(update={"quorum": None})
