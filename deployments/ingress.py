@@ -41,6 +41,9 @@ SLOTS = 2
 """Calls of an ensemble's deployment that run at once before questions wait to go together."""
 LINGER_S = 0.01
 """Longest such wait: what waits for a member that hangs must not hold up what comes after it."""
+ALIKE = 0.9
+"""Least share of the longest time that questions have which go together. A bundle is as slow as its slowest,
+and members that hang are waited for until 0.8 of a question's time is over."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
 
@@ -70,6 +73,7 @@ class Ingress:
         *,
         direct: bool = False,
     ) -> None:
+        self._deadline_s = serving.deadline_s
         self._here: dict[str, Fused | Mixed | Follower] = {}
         self._behind = {
             spec.name: place
@@ -157,7 +161,7 @@ class Ingress:
             if live is not None:
                 self._renew(live)
 
-        ask = _asks(spec, handle)
+        ask = _asks(spec, handle, self._deadline_s)
 
         async def predict(question: Question) -> Answer:
             try:
@@ -198,10 +202,12 @@ async def _ask_in_stages(
     raise MemberFailedError("a stream of answers has no end", spec.name)
 
 
-def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:
-    """Asks an ensemble's deployment; what waits at the same time goes as one call.
+def _asks(
+    spec: Spec, handle: DeploymentHandle[Any], longest_s: float
+) -> Callable[[Question], Awaitable[Answer]]:
+    """Asks an ensemble's deployment; what waits at the same time, and has as much of it, goes as one call.
 
-    But not to cascades: a bundle is as slow as its slowest, and rows that leave early would wait for others.
+    But not to cascades: rows that leave early would wait for others.
     """
 
     async def one(question: Question) -> Answer:
@@ -223,6 +229,8 @@ def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awa
     )
 
     async def together(question: Question) -> Answer:
+        if question.timeout_s < ALIKE * longest_s:
+            return await one(question)
         until = asyncio.get_running_loop().time() + question.timeout_s
         return await bundler.ask((question, until))
 
