@@ -86,10 +86,11 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
+        told = None if self._direct is not None else question.told  # what is answered directly has no stages
         part = await (
             self._batcher.submit(question.rows, question.timeout_s)
-            if question.told is None
-            else self._in_stages(question, question.told)
+            if told is None
+            else self._in_stages(question, told)
         )
         return part.answer(self._spec, question.outputs)
 

@@ -105,6 +105,30 @@ def test_requests_that_wait_share_one_computation(
     assert len(asked) == len(distinct(specs[name].tree))  # not compiled: each is called once
 
 
+def test_requests_for_stages_that_a_tree_has_not_share_one_computation_too(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    asked: list[int] = []
+    answers = joint._tried
+
+    def tried(executable: execute.Executable, inputs: np.ndarray) -> object:
+        asked.append(len(inputs))
+        return answers(executable, inputs)
+
+    monkeypatch.setattr(joint, "_tried", tried)
+    engine, rows = opened(store, specs["mix"]), rows_of(specs["mix"])
+    told: list[Answer] = []
+
+    async def test() -> list[Answer]:
+        questions = [Question(rows[i : i + 1], TIME_S, told=told.append) for i in range(20)]
+        return await asyncio.gather(*map(engine.predict, questions))
+
+    assert len(asyncio.run(test())) == 20
+    assert asked == [20] * len(distinct(specs["mix"].tree))
+    assert not told
+
+
 def test_a_model_that_fails_fails_its_own_request_alone(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
