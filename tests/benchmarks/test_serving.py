@@ -32,8 +32,10 @@ from benchmarks.serving_wrk import Load, available, load, write_script
 from deployments.protocol.model import Model, Tensor
 from deployments.protocol.rest import Codec
 from orchestrator.config.ensemble import Member
+from orchestrator.config.measure import Execution
 from orchestrator.load.generate import closed_loop
 from orchestrator.load.request import infer_body, post
+from orchestrator.runtime import execute
 from tests.pipeline.tiny import free_port
 
 TENSOR = Tensor("input", "UINT8", (-1, *IMAGES.input_shape))
@@ -255,10 +257,11 @@ def test_members_that_torch_does_not_compile_are_held_against_their_own_executio
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(serving_models.execute, "load", lambda _store, _digest, run: asked.append(run))
-    for execution in ("eager", "aoti", "lowered", "openvino"):
-        store: Any = None
-        serving_models._offline(store, Member(name="m", digest="1" * 64, execution=execution))  # type: ignore[arg-type]
+    monkeypatch.setattr(execute, "load", lambda _store, _digest, run: asked.append(run))
+    store: Any = None
+    executions: tuple[Execution, ...] = ("eager", "aoti", "lowered", "openvino")
+    for execution in executions:
+        serving_models._offline(store, Member(name="m", digest="1" * 64, execution=execution))
     assert asked == ["eager", "eager", "lowered", "openvino"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,10 +259,11 @@ def test_stages_that_nobody_waits_for_any_more_are_not_computed(
     for group in engine._groups:
         for member, run in group._alone.items():
 
-            def slow(inputs: np.ndarray, name: str = member.name, run: object = run) -> np.ndarray:
+            def slow(inputs: np.ndarray, name: str = member.name, run: Any = run) -> np.ndarray:
                 asked.append(name)
                 go_on.wait(20)
-                return run(inputs)  # type: ignore[operator, no-any-return]
+                found: np.ndarray = run(inputs)
+                return found
 
             monkeypatch.setitem(group._alone, member, slow)
 
