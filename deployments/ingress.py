@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,9 +42,9 @@ SLOTS = 2
 """Calls of an ensemble's deployment that run at once before questions wait to go together."""
 LINGER_S = 0.01
 """Longest such wait: what waits for a member that hangs must not hold up what comes after it."""
-ALIKE = 0.9
-"""Least share of the longest time that questions have which go together. A bundle is as slow as its slowest,
-and members that hang are waited for until 0.8 of a question's time is over."""
+ALIKE = 1.1
+"""Most time over the least of questions that go together. A bundle is as slow as its slowest, and members
+that hang are waited for until 0.8 of a question's time is over."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
 
@@ -73,7 +74,6 @@ class Ingress:
         *,
         direct: bool = False,
     ) -> None:
-        self._deadline_s = serving.deadline_s
         self._here: dict[str, Fused | Mixed | Follower] = {}
         self._behind = {
             spec.name: place
@@ -161,7 +161,7 @@ class Ingress:
             if live is not None:
                 self._renew(live)
 
-        ask = _asks(spec, handle, self._deadline_s)
+        ask = _asks(spec, handle)
 
         async def predict(question: Question) -> Answer:
             try:
@@ -202,10 +202,8 @@ async def _ask_in_stages(
     raise MemberFailedError("a stream of answers has no end", spec.name)
 
 
-def _asks(
-    spec: Spec, handle: DeploymentHandle[Any], longest_s: float
-) -> Callable[[Question], Awaitable[Answer]]:
-    """Asks an ensemble's deployment; what waits at the same time, and has as much of it, goes as one call.
+def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:
+    """Asks an ensemble's deployment; what waits at the same time, and may wait as long, goes as one call.
 
     But not to cascades: rows that leave early would wait for others.
     """
@@ -224,15 +222,16 @@ def _asks(
 
     if any(isinstance(node, Cascade) for node in walk_nodes(spec.tree)):
         return one
-    bundler: Bundler[tuple[Question, float], Answer] = Bundler(
-        send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
-    )
+    bundlers: dict[int, Bundler[tuple[Question, float], Answer]] = {}
 
     async def together(question: Question) -> Answer:
-        if question.timeout_s < ALIKE * longest_s:
-            return await one(question)
         until = asyncio.get_running_loop().time() + question.timeout_s
-        return await bundler.ask((question, until))
+        alike = round(math.log(max(question.timeout_s, LINGER_S), ALIKE))
+        if alike not in bundlers:
+            bundlers[alike] = Bundler(
+                send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
+            )
+        return await bundlers[alike].ask((question, until))
 
     return together
 
