@@ -12,14 +12,14 @@ import numpy as np
 from orchestrator.cluster import inside_job
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import FolderData, ParquetData, PartName
-from orchestrator.config.ensemble import Member
+from orchestrator.config.ensemble import Member, leaves
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature
 from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.sight import beside, told
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, InputError
 from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
@@ -114,6 +114,20 @@ def store_root(given: str | None) -> str:
             f"pass --store /shared/store or set {STORE_VARIABLE}",
         )
     return chosen if "://" in chosen else str(Path(chosen).expanduser())
+
+
+def one_model(store: Store, name: str) -> str:
+    """The digest of the model that a ref or digest names.
+
+    Raises:
+        NotFoundError: no such ref.
+        InputError: it names an ensemble.
+    """
+    digest = store.resolve(name)
+    if store.has_spec(digest):
+        members = dict.fromkeys(member.name for member in leaves(store.spec(digest).tree))
+        raise InputError("an ensemble is not one model", name, f"name a member: {', '.join(members)}")
+    return digest
 
 
 def run_folder(name: str, store: str | None) -> Path:
