@@ -38,6 +38,6 @@ def reweighted(
     try:
         tree = type(root).model_validate({**root.plain(), **update})
     except ValidationError as error:
-        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ConfigError("these numbers do not fit the ensemble", reason) from error
+        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError("these numbers do not fit the ensemble", said) from error
     return spec.model_copy(update={"tree": tree})
