@@ -196,6 +196,7 @@ def test_what_is_not_in_the_store(tmp_path: Path) -> None:
     assert not store.exists()
     Store(store)
     assert command("models", "--store", store, "--json").document == []
+    assert "no ref in the store begins so: digts" in command("models", "digts", "--store", store).sentence(2)
     assert "no ensemble of that name" in command("serve", "digits", "--store", store).sentence(2)
 
 

@@ -22,8 +22,13 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
 
     Returns:
         What to tell of damaged or missing ones; None when there are none.
+
+    Raises:
+        NotFoundError: there is no store, or no ref begins so.
     """
     opened = Store(store_root(store), create=False)
+    if prefix and not opened.refs(prefix):
+        raise NotFoundError("no ref in the store begins so", prefix, "'orchestrator models' lists all")
     rows = [
         _row(opened, ref, verify)
         for ref in opened.refs(prefix)
