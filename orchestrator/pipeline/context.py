@@ -131,14 +131,22 @@ def one_model(store: Store, name: str) -> str:
 
 
 def run_folder(name: str, store: str | None) -> Path:
-    """Where a run's summary and report are: beside the store; on this machine where that is remote."""
+    """Where a run's summary and report are.
+
+    Raises:
+        ConfigError: that is the folder of the store.
+    """
     chosen = store_root(store)
-    if is_remote(chosen):
-        return local_root((JOB_STORE if inside_job() else LAPTOP_STORE).parent / name)
-    root = local_root(chosen)
-    if root.name == name:
+    folder = runs_folder(store) / name
+    if not is_remote(chosen) and folder == local_root(chosen):
         raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
-    return root.parent / name
+    return folder
+
+
+def runs_folder(store: str | None) -> Path:
+    """Where the folders of all runs are: beside the store; on this machine where that is remote."""
+    chosen = store_root(store)
+    return local_root((JOB_STORE if inside_job() else LAPTOP_STORE) if is_remote(chosen) else chosen).parent
 
 
 def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
@@ -150,7 +158,7 @@ def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
     if root is None:
         return config
     if not isinstance(config.data, (ParquetData, FolderData)):
-        raise ConfigError("--data does not apply to this run's data source", config.data.kind)
+        raise ConfigError("--data does not apply to this run's data source", config.data.kind, "leave it out")
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
