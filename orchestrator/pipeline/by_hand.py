@@ -40,7 +40,7 @@ def compress_ref(
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
         seed: of everything random.
-        threads: torch threads of the steps; they change the weights of a recovery.
+        threads: torch threads of the steps.
         batches: batch sizes to measure latencies at, one thread.
         allow: import paths that factories and losses may come from.
 
@@ -49,8 +49,7 @@ def compress_ref(
         and `text`, all of it for people.
 
     Raises:
-        ConfigError: the plan is not valid, or the data's rows are not the model's.
-        InputError: the source is an ensemble.
+        InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
         CompressionError: a step does not fit the model, or would do nothing.
         NotFoundError: no such model.
     """
