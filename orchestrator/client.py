@@ -207,7 +207,8 @@ class Client:
                 raise DeadlineError("no answer in time", f"{self._deadline_s:g} s") from late
             except (OSError, http.client.HTTPException) as broken:
                 self._connection.close()
-                error = ServingError("the server cannot be reached", f"{self._url} ({broken})")
+                reason, fix = f"{self._url} ({broken})", "check the URL, and that the server runs"
+                error = ServingError("the server cannot be reached", reason, fix)
             # Spread, so that clients that were refused together do not come back together.
             pause_s = max(retry_after_s or 0.0, wait_s * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause_s >= until:

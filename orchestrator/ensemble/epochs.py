@@ -40,8 +40,8 @@ def reweighted(
     try:
         tree = type(root).model_validate({**root.plain(), **update})
     except ValidationError as error:
-        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ConfigError("these numbers do not fit the ensemble", reason) from error
+        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError("these numbers do not fit the ensemble", said) from error
     if isinstance(tree, Parallel | WeightedMix):
         tree = tree.model_copy(update={"survivors": tuple(_survivors(one, tree) for one in tree.survivors)})
     return spec.model_copy(update={"tree": tree})
