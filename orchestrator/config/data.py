@@ -62,6 +62,8 @@ class EmbeddedData(DataBase):
         own: Task = "regression" if self.name == "gapminder" else "classification"
         if self.task != own:
             raise ValueError(f"'{self.name}' is a table for {own}: set 'task: {own}'")
+        if self.transform is not None and self.name != "digits":
+            raise ValueError("clients send raw columns, which a 'transform' would not see: leave it out")
         return self
 
 

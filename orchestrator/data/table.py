@@ -76,8 +76,11 @@ def _number(column: Number, values: Sequence[object], place: _Place) -> Array:
 def _as_number(value: object, row: int, place: _Place) -> float:
     if value is None:
         return math.nan
-    if isinstance(value, int | float | np.number | np.bool_):
-        return float(value)
+    if isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # a whole number that no float holds; refused as such
     raise place.error(row, "no number", repr(value)[:60])
 
 

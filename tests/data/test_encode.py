@@ -241,11 +241,12 @@ def test_whole_numbers_and_booleans_are_categories_by_their_json() -> None:
             "row 3 of the rows has a number that is not finite",
         ),
         ({"age": [1, 1e300], "town": [None, None]}, "not finite"),
+        ({"age": [1, 10**400], "town": [None, None]}, "not finite"),
         ({"age": [1, 2], "town": [None, 2.5]}, "row 3 of the rows has no category in column 'town'"),
         ({"age": [1, 2], "town": [None, ["Ulm"]]}, "row 3 of the rows has no category"),
         ([1, 2], "must be columns by name"),
     ],
-    ids=["missing", "misspelt", "lengths", "text", "inf", "too_large", "float", "list", "no_columns"],
+    ids=["missing", "misspelt", "lengths", "text", "inf", "too_large", "huge", "float", "list", "no_columns"],
 )
 def test_what_is_no_table_names_its_row_and_column(values: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):

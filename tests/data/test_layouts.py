@@ -320,6 +320,12 @@ def test_embedded_tables_are_those_of_their_sources(tmp_path: Path) -> None:
     assert names == [name.replace(" ", "_") for name in original.feature_names]
 
 
+def test_an_embedded_table_takes_no_transform() -> None:
+    with pytest.raises(ValidationError, match="which a 'transform' would not see"):
+        EmbeddedData(name="breast_cancer", transform="tests.data.toy:halved")
+    assert EmbeddedData(transform="tests.data.toy:halved").transform is not None
+
+
 def test_an_embedded_table_for_regression_has_a_category(tmp_path: Path) -> None:
     dataset = read(EmbeddedData(name="gapminder", task="regression"), tmp_path)
     inputs, targets = rows_of(dataset)
