@@ -181,6 +181,7 @@ WHOLE = wav(range(200))
         (b"", "no PCM WAV file"),
         (b"OggS" + bytes(60), "no PCM WAV file"),
         (WHOLE[:20], "no PCM WAV file"),
+        (WHOLE[:18] + b"\xff" + WHOLE[19:], "no PCM WAV file"),
         (WHOLE[:-100], "is cut off: 150 of 200 samples"),
         (wav([]), "holds no samples"),
         (WHOLE[:20] + struct.pack("<H", 85) + WHOLE[22:], "no PCM WAV file"),
@@ -195,8 +196,8 @@ WHOLE = wav(range(200))
         ([], "no samples|no sound"),
     ],
     ids=[
-        "empty", "ogg", "header", "cut", "no_samples", "mp3_inside", "rate", "nan", "scale", "wide",
-        "two_axes", "ragged", "text", "none", "no_list",
+        "empty", "ogg", "header", "long_chunk", "cut", "no_samples", "mp3_inside", "rate", "nan", "scale",
+        "wide", "two_axes", "ragged", "text", "none", "no_list",
     ],
 )  # fmt: skip
 def test_what_is_no_sound_names_its_row(value: Any, says: str) -> None:
