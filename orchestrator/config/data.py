@@ -106,6 +106,8 @@ class ParquetData(DataBase):
     def _one_input(self) -> ParquetData:
         if self.input and self.features:
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("'features' name a column twice")
         if self.task == "classification" and not isinstance(self.target, str):
             raise ValueError("classification has one target column; for several targets set task: regression")
         kind = None if self.decode is None else self.decode.kind

@@ -35,11 +35,12 @@ def rows_from_elsewhere(
     targets = (settings.target,) if isinstance(settings.target, str) else settings.target
     root = Path(settings.root).expanduser().absolute()
     transform = transformer(settings.transform, allowed)
-    decoder, found = Decoder(settings.image), {}
+    decoder = Decoder(settings.image)
     # What was found in the train file is read by name: other files may have it in another order.
     features = settings.features
     if settings.elsewhere and not features:
         features = ParquetSource(root / settings.train, settings, decoder).columns
+    found = {}
     for name, file in settings.elsewhere.items():
         inputs = ParquetInputs(
             root / file,
