@@ -22,7 +22,6 @@ from orchestrator.store.store import Store, read_record
 
 DAY_S = 86_400.0
 QUARANTINE = "quarantine"
-LOCK = "locks/gc"
 _DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
 """Folders with one folder an artifact or spec, which go with it."""
