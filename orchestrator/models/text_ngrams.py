@@ -9,7 +9,7 @@ from torch.nn import functional
 from orchestrator.config.model import TextNgrams, TextNgramsKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import DataInitialized, make_body
-from orchestrator.models.text import PADDING, TextView, TokenDropout, text_view
+from orchestrator.models.text import PADDING, TextView, TokenDropout, rows_with, text_view
 
 
 class TokenWeights(DataInitialized):
@@ -27,10 +27,8 @@ class TokenWeights(DataInitialized):
 
     def initialize(self, rows: Tensor) -> None:
         """Count in rows int32 [N, sum of lengths]."""
-        ids = self._take(rows).long()
-        seen = torch.zeros(len(ids), len(self.weights), dtype=torch.bool).scatter_(1, ids, True)
-        counts = seen.sum(0)
-        self.weights.copy_(((1 + len(ids)) / (1 + counts)).log() + 1)
+        counts = rows_with(self._take(rows), len(self.weights))
+        self.weights.copy_(((1 + len(rows)) / (1 + counts)).log() + 1)
         self.weights[PADDING] = 0.0
 
     def forward(self, ids: Tensor) -> Tensor:
