@@ -38,8 +38,9 @@ def measure(arguments: argparse.Namespace) -> Result:
         return [{"skipped": "wrk is not installed"}], {}
     place = nullcontext(str(arguments.work)) if arguments.work else tempfile.TemporaryDirectory()
     with place as work:
-        setting = Setting.of(arguments, Path(work))
-        results = Path(work) / ("results-quick" if arguments.quick else "results")
+        folder = Path(work).resolve()  # servers have another working directory
+        setting = Setting.of(arguments, folder)
+        results = folder / ("results-quick" if arguments.quick else "results")
         results.mkdir(parents=True, exist_ok=True)
         for name in arguments.part or PARTS:
             if arguments.part or not _kept(results, name):
@@ -75,10 +76,8 @@ def table(found: Mapping[tuple[str, Case], Found]) -> list[dict[str, Any]]:
 
 def _row(server: str, case: Case, found: Found) -> dict[str, Any]:
     row: dict[str, Any] = {"server": server, "case": case.name}
-    if found.failed:
-        row["failed"] = found.failed
-    if not found.blocks:
-        return row
+    if found.failed or not found.blocks:
+        return row | ({"failed": found.failed} if found.failed else {})
     rates = [block.per_s for block in found.blocks]
     return row | {
         "blocks": len(rates),

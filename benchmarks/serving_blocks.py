@@ -64,11 +64,11 @@ def in_turns(arms: Mapping[str, Arm], models: Models, rounds: int, seconds: int)
     try:
         scripts = _scripts(arms, models, sockets)
         with running(servers):
-            ready = _started(arms, models, sockets, servers, table)
+            _start(arms, models, sockets, servers, table)
             for turn in range(rounds):
                 print(f"round {turn + 1} of {rounds}", file=sys.stderr)
-                start = turn % max(len(ready), 1)
-                for server in ready[start:] + ready[:start]:
+                start = turn % len(servers)
+                for server in servers[start:] + servers[:start]:
                     _blocks(server, arms[server.name], scripts, seconds, table)
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
@@ -83,32 +83,33 @@ def _scripts(arms: Mapping[str, Arm], models: Models, folder: Path) -> dict[Case
     return scripts
 
 
-def _started(
+def _start(
     arms: Mapping[str, Arm], models: Models, folder: Path, servers: list[Server], table: Table
-) -> list[Server]:
-    """Those that answer, and rightly; of the others the table says why not."""
-    ready = []
+) -> None:
+    """Start all; of models that a server does not answer for, or wrongly, the table says why not."""
     for number, (name, arm) in enumerate(arms.items()):
         print(f"starting: {name}", file=sys.stderr)
         server = Server(name, arm.command, PORT + 10 * number, folder / str(number), arm.variables or {})
         servers.append(server)
-        try:
-            compare(server, arm, models)
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            for case in arm.cases:
-                table[name, case].failed = str(error)
-        else:
-            ready.append(server)
+        for model in arm.models:
+            try:
+                compare(server, model, models)
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                for case in arm.cases:
+                    if case.model == model:
+                        table[name, case].failed = str(error)
         server.pause()
-    return ready
 
 
 def _blocks(server: Server, arm: Arm, scripts: Mapping[Case, Path], seconds: int, table: Table) -> None:
-    """One block of each case of a server."""
+    """One block of each case of a server that has not failed."""
+    left = [case for case in arm.cases if not table[server.name, case].failed]
+    if not left:
+        return
     server.resume()
-    for model in arm.models:
-        cases = [case for case in arm.cases if case.model == model]
+    for model in dict.fromkeys(case.model for case in left):
+        cases = [case for case in left if case.model == model]
         url = f"{server.url}/v2/models/{model}/infer"
         request = _request(server, cases[0], scripts)
         try:
@@ -145,24 +146,23 @@ def rows_of(case: Case, models: Models) -> np.ndarray:
     return models.images[random.integers(0, len(models.images), case.rows)]
 
 
-def compare(server: Server, arm: Arm, models: Models) -> None:
-    """Wait until it answers, and hold its answers against those of this process.
+def compare(server: Server, model: str, models: Models) -> None:
+    """Wait until it answers for a model, and hold its answers against those of this process.
 
     Raises:
         RuntimeError: it does not answer, or otherwise.
     """
-    for model in arm.models:
-        body, headers = infer_body({"input": rows_of(Case(model, 1, 1), models)})
-        server.wait_until(post(f"{server.url}/v2/models/{model}/infer", body, headers))
-        if model == "bulk" or server.name == BARE:
-            continue
-        wanted = models.expected(model)
-        tolerance = TOLERANCE if model in ("trio", "tiny-2", "tiny-8") else LOW_TOLERANCE
-        for binary in (True, False):
-            served = np.concatenate([_ask(server, model, image[None], binary) for image in models.images])
-            worst = float(np.abs(served - wanted).max())
-            if not worst <= tolerance:
-                raise RuntimeError(f"{server.name}: answers of {model} differ by {worst:.2g}")
+    body, headers = infer_body({"input": rows_of(Case(model, 1, 1), models)})
+    server.wait_until(post(f"{server.url}/v2/models/{model}/infer", body, headers))
+    if model == "bulk" or server.name == BARE:
+        return
+    wanted = models.expected(model)
+    tolerance = TOLERANCE if model in ("trio", "tiny-2", "tiny-8") else LOW_TOLERANCE
+    for binary in (True, False):
+        served = np.concatenate([_ask(server, model, image[None], binary) for image in models.images])
+        worst = float(np.abs(served - wanted).max())
+        if not worst <= tolerance:
+            raise RuntimeError(f"{server.name}: answers of {model} differ by {worst:.2g}")
 
 
 def _request(server: Server, case: Case, scripts: Mapping[Case, Path]) -> Target:
@@ -182,8 +182,8 @@ def _ask(server: Server, model: str, rows: np.ndarray, binary: bool) -> np.ndarr
     try:
         connection.request("POST", f"/v2/models/{model}/infer", body, headers)
         document = json.loads(connection.getresponse().read())
-        found = next(one for one in document["outputs"] if one["name"] == "probabilities")
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        found = {one["name"]: one for one in document["outputs"]}["probabilities"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(f"{server.name}: no answer of {model}: {error}") from error
     finally:
         connection.close()

@@ -43,7 +43,6 @@ from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.config.signature import Signature
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
-from orchestrator.errors import OrchestratorError
 from orchestrator.load.connection import Reply
 from orchestrator.load.generate import open_loop
 from orchestrator.load.request import post
@@ -153,24 +152,31 @@ async def processes(folder: Path, every_s: float, rng: np.random.Generator, made
     """A random replica is killed, or stopped for a while, in turns."""
     stopped: list[int] = []
     try:
-        for turn in range(10**6):
+        while True:
             await asyncio.sleep(every_s)
             files = sorted(folder.glob("*.pid"))
             file = files[rng.integers(len(files))]
-            pid = int(file.stem)
-            made.append("stop" if turn % 2 else "kill")
-            if turn % 2 == 0:
-                os.kill(pid, signal.SIGKILL)
+            pid, kind = int(file.stem), "stop" if len(made) % 2 else "kill"
+            try:
+                os.kill(pid, signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
+            except ProcessLookupError:  # Serve has put another one in its place
                 file.unlink()
                 continue
-            os.kill(pid, signal.SIGSTOP)
+            made.append(kind)
+            if kind == "kill":
+                file.unlink()
+                continue
             stopped.append(pid)
             await asyncio.sleep(min(STOPPED_S, every_s / 2))
-            os.kill(stopped.pop(), signal.SIGCONT)
+            _go_on(stopped.pop())
     finally:
         for pid in stopped:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            _go_on(pid)
+
+
+def _go_on(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 Faults = Callable[[Path, float, np.random.Generator, list[str]], Awaitable[None]]
@@ -204,6 +210,8 @@ async def phase(
         if injecting is not None:
             injecting.cancel()
             await asyncio.wait([injecting])
+    if injecting is not None and not injecting.cancelled():
+        injecting.result()  # faults that ended by themselves: the figures are not those of faults
     late = report.plain()["late_p99_ms"]
     judged = _judged(found, offline, load.deadline_ms / 1e3)
     return {"made": dict(Counter(made)), **judged, "generator_late_p99_ms": late}
@@ -271,7 +279,7 @@ def measure(arguments: argparse.Namespace) -> Result:
             for row in _measured(placement, arguments):
                 print(json.dumps(row), file=sys.stderr)
                 rows.append(row)
-        except (OrchestratorError, OSError) as error:
+        except Exception as error:  # the other placement is to be measured
             rows.append({"placement": placement, "failed": f"{type(error).__name__}: {error}"})
     known = [row for row in rows if "failed" not in row]
     ratios = {

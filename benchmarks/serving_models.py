@@ -63,8 +63,8 @@ class Models:
     """[CHECKED, 3, 32, 32]"""
 
     def expected(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Probabilities [B, 10] of a spec in this process, its members in their own execution but run eagerly
-        where they are float32; for `images` when no rows are given."""
+        """Probabilities [B, 10] of a spec in this process, its members in their own execution, but those that
+        torch compiles run eagerly; for `images` when no rows are given."""
         spec = self.specs[name]
         members = {member: _offline(self.store, member) for member in distinct(spec.tree)}
         parts = np.array_split(self.images if rows is None else rows, len(self.images))
@@ -73,8 +73,7 @@ class Models:
 
 
 def _offline(store: Store, member: Member) -> execute.Executable:
-    known = execute.executions(store.manifest(member.digest))
-    return execute.load(store, member.digest, "eager" if "eager" in known else known[0])
+    return execute.load(store, member.digest, "eager" if member.execution == "aoti" else member.execution)
 
 
 def make(folder: Path, execution: Execution, names: Collection[str] = UNTRAINED) -> Models:

@@ -32,7 +32,9 @@ def cold_start_s(models: Models, repeats: int) -> float:
     command = [sys.executable, "-c", _REPLICA, models.store.location, spec]
     taken = []
     for _ in range(repeats):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the replica did not start: {done.stderr.strip()[-2000:]}")
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("SECONDS ")]
         taken.append(float(line.split()[1]))
     return statistics.median(taken)

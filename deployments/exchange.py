@@ -39,7 +39,7 @@ class Answer:
     outputs: dict[str, np.ndarray]
     """Arrays by their name in the protocol."""
     members: tuple[str, ...]
-    """Names of the members that answered at least one row."""
+    """Names of the members whose answers to at least one row were made use of."""
     weight_epoch: int
     degraded: bool
     """Made without a member that should have answered."""

@@ -29,7 +29,7 @@ from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
 from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
-from orchestrator.errors import DeadlineError
+from orchestrator.errors import DeadlineError, MemberFailedError
 from orchestrator.runtime import joint
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
@@ -61,6 +61,7 @@ class Fused:
         self._worker = Worker(f"fused-{spec.name}")
         self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
         self._hang_s = hang_s
+        self._turn = asyncio.Lock()  # of who computes, or loads what all compute with
         self._version = describe(spec).version
         self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
         self._groups = self._worker.load(self._load)
@@ -85,10 +86,11 @@ class Fused:
             DeadlineError: the time is over.
             QuorumError: a member failed.
         """
+        told = None if self._direct is not None else question.told  # what is answered directly has no stages
         part = await (
             self._batcher.submit(question.rows, question.timeout_s)
-            if question.told is None
-            else self._in_stages(question, question.told)
+            if told is None
+            else self._in_stages(question, told)
         )
         return part.answer(self._spec, question.outputs)
 
@@ -119,21 +121,29 @@ class Fused:
         def tell(stage: Prediction) -> None:
             loop.call_soon_threadsafe(told, answer(stage, self._spec))
 
+        watch = Watch()
+        # Not cancelled with who waits: what the thread computes occupies it until that ends.
+        work = asyncio.ensure_future(self._run(question.rows, watch, tell))
         try:
             async with asyncio.timeout(question.timeout_s):
-                return await self._run(question.rows, tell)
+                return await asyncio.shield(work)
         except TimeoutError as error:
             raise DeadlineError("no answer in time", f"{question.timeout_s:g} s") from error
+        finally:
+            watch.give_up()
 
-    async def _run(self, rows: np.ndarray, told: Callable[[Prediction], None] | None = None) -> Part:
-        if not self._groups:
-            self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
-        watch = Watch()
-        try:
-            part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
-        except HangingError:
-            self._groups = ()  # they belong to the call that hangs
-            raise
+    async def _run(
+        self, rows: np.ndarray, watch: Watch | None = None, told: Callable[[Prediction], None] | None = None
+    ) -> Part:
+        watch = watch or Watch()
+        async with self._turn:
+            if not self._groups:
+                self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
+            try:
+                part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
+            except HangingError:
+                self._groups = ()  # they belong to the call that hangs
+                raise
         note_walk(self._spec.name, part.whole, (), self._meter)
         return part
 
@@ -143,7 +153,7 @@ class Fused:
             (group,) = self._groups
             outputs = group.stacked(inputs, watch.begin)
             if watch.given_up:
-                raise HangingError("nobody waits any more")
+                raise MemberFailedError("nobody waits any more")
             prediction = None if outputs is None else self._direct(outputs)
             if prediction is not None:
                 return shared(prediction, self._spec, self._version)
@@ -211,7 +221,7 @@ def _answers(
     for group, of_all in wanted.items():
         found |= group(of_all.of(inputs), watch.begin)
     if watch.given_up:
-        raise HangingError("nobody waits any more")
+        raise MemberFailedError("nobody waits any more")
     return tuple(_outcome(found[ask.member], ask, wanted[home[ask.member]].rows) for ask in asks)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,9 @@ SLOTS = 2
 """Calls of an ensemble's deployment that run at once before questions wait to go together."""
 LINGER_S = 0.01
 """Longest such wait: what waits for a member that hangs must not hold up what comes after it."""
+ALIKE = 1.1
+"""Most time over the least of questions that go together. A bundle is as slow as its slowest, and members
+that hang are waited for until 0.8 of a question's time is over."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
 
@@ -199,9 +203,9 @@ async def _ask_in_stages(
 
 
 def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awaitable[Answer]]:
-    """Asks an ensemble's deployment; what waits at the same time goes as one call.
+    """Asks an ensemble's deployment; what waits at the same time, and may wait as long, goes as one call.
 
-    But not to cascades: a bundle is as slow as its slowest, and rows that leave early would wait for others.
+    But not to cascades: rows that leave early would wait for others.
     """
 
     async def one(question: Question) -> Answer:
@@ -218,13 +222,16 @@ def _asks(spec: Spec, handle: DeploymentHandle[Any]) -> Callable[[Question], Awa
 
     if any(isinstance(node, Cascade) for node in walk_nodes(spec.tree)):
         return one
-    bundler: Bundler[tuple[Question, float], Answer] = Bundler(
-        send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
-    )
+    bundlers: dict[int, Bundler[tuple[Question, float], Answer]] = {}
 
     async def together(question: Question) -> Answer:
         until = asyncio.get_running_loop().time() + question.timeout_s
-        return await bundler.ask((question, until))
+        alike = round(math.log(max(question.timeout_s, LINGER_S), ALIKE))
+        if alike not in bundlers:
+            bundlers[alike] = Bundler(
+                send, lambda asked: asked[0].rows.nbytes, slots=SLOTS, linger_s=LINGER_S
+            )
+        return await bundlers[alike].ask((question, until))
 
     return together
 

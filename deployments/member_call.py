@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -84,9 +84,15 @@ class MemberCall:
         settings = self._options.breaker
         return settings is not None and breaker.to_try(self._breaker, settings, self._clock())
 
-    async def attempt(self, rows: np.ndarray, limit_s: float) -> None:
-        """One call that tries whether the member works again; nobody waits for its answer."""
+    def attempt(self, rows: np.ndarray, limit_s: float) -> Coroutine[Any, Any, None]:
+        """One call that tries whether the member works again; nobody waits for its answer.
+
+        From now on, not from when it starts, no other is due.
+        """
         self._breaker = breaker.trying(self._breaker)
+        return self._attempt(rows, limit_s)
+
+    async def _attempt(self, rows: np.ndarray, limit_s: float) -> None:
         try:
             async with asyncio.timeout(limit_s):
                 await self._once(rows)

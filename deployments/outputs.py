@@ -10,7 +10,7 @@ import numpy as np
 
 from deployments.exchange import Answer
 from orchestrator.config.ensemble import Combined, Spec
-from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
+from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights, used
 from orchestrator.ensemble.conformal import sets_of
 from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction
@@ -33,7 +33,7 @@ def answer(
     """A prediction as an answer with the outputs that are wanted; see `outputs_of` and `Answer`."""
     return Answer(
         outputs_of(prediction, spec, wanted),
-        tuple(member.name for member, rows in prediction.members.items() if rows.any()),
+        tuple(member.name for member in used(spec.tree, prediction)),
         spec.weight_epoch,
         degraded=bool(prediction.degraded.any()),
         missing=tuple(member.name for member in prediction.missing),

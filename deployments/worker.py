@@ -77,7 +77,7 @@ class Worker:
         return self._thread.submit(function).result()
 
     async def run(self, function: Callable[[], T], watch: Watch, limit_s: float) -> T:
-        """Its result; one call at a time, the others wait.
+        """Its result; one call at a time, the others wait. Not to be cancelled: the thread would go on.
 
         Args:
             function: tells `watch` what it does.

@@ -122,6 +122,8 @@ def init_command(
     from orchestrator.data.inspect import suggest
     from orchestrator.errors import ConfigError
 
+    if out.is_dir():
+        raise ConfigError("the run file would be a folder", out, "name a file with --out")
     if out.exists() and not force:
         raise ConfigError("the file exists already", out, "pass --force or another --out")
     if not out.absolute().parent.is_dir():

@@ -161,8 +161,7 @@ class Client:
             as `predict`
             OSError: the file cannot be read.
         """
-        body = sound if isinstance(sound, bytes) else Path(sound).read_bytes()
-        return self._predict(body, "audio/wav", model, outputs)
+        return self._predict(_contents(sound), "audio/wav", model, outputs)
 
     def predict_image(
         self, image: str | Path | bytes, model: str | None = None, *, outputs: Collection[str] = ()
@@ -173,8 +172,7 @@ class Client:
             as `predict`
             OSError: the file cannot be read.
         """
-        body = image if isinstance(image, bytes) else Path(image).read_bytes()
-        return self._predict(body, "image/*", model, outputs)
+        return self._predict(_contents(image), "image/*", model, outputs)
 
     def _predict(
         self, body: bytes, media_type: str, model: str | None, outputs: Collection[str]
@@ -200,7 +198,7 @@ class Client:
             try:
                 status, reply_headers, content = self._send(method, path, body, media_type, until)
                 if status == 200:
-                    return json.loads(content)
+                    return _document(content, self._url)
                 error = _error(status, content)
                 retry_after_s = _seconds(reply_headers.get("retry-after"))
                 if status not in MAY_PASS:
@@ -210,7 +208,8 @@ class Client:
                 raise DeadlineError("no answer in time", f"{self._deadline_s:g} s") from late
             except (OSError, http.client.HTTPException) as broken:
                 self._connection.close()
-                error = ServingError("the server cannot be reached", f"{self._url} ({broken})")
+                reason, fix = f"{self._url} ({broken})", "check the URL, and that the server runs"
+                error = ServingError("the server cannot be reached", reason, fix)
             # Spread, so that clients that were refused together do not come back together.
             pause_s = max(retry_after_s or 0.0, wait_s * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause_s >= until:
@@ -234,6 +233,10 @@ class Client:
         return reply.status, reply.headers, reply.read()
 
 
+def _contents(file: str | Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
 def _plain(row: Any) -> Any:
     """A row as JSON has it: arrays as lists, a missing number (NaN) of a named column as null."""
     if isinstance(row, Mapping):
@@ -242,7 +245,7 @@ def _plain(row: Any) -> Any:
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
-    """Answers one after another as one: degraded if any is, and by the last one's parameters.
+    """Answers one after another as one, made as the last one was; or as one that is degraded, if any is.
 
     Raises:
         ServingError: another release took over meanwhile.
@@ -250,8 +253,15 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     last = parts[-1]
     if len({(part.version, part.weight_epoch) for part in parts}) > 1:
         raise ServingError("another release took over between two files", last.model, "ask again")
-    rows = tuple(row for part in parts for row in part.rows)
-    return replace(last, rows=rows, degraded=any(part.degraded for part in parts))
+    worst = next((part for part in parts if part.degraded), last)
+    return replace(worst, rows=tuple(row for part in parts for row in part.rows))
+
+
+def _document(content: bytes, url: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ServingError("the server's answer is not JSON", url, "is another server there?") from error
 
 
 def _error(status: int, content: bytes) -> OrchestratorError:

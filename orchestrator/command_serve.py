@@ -20,7 +20,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     placement: Annotated[
-        str, typer.Option(help="Where members run: fused, distributed or auto.")
+        Literal["fused", "distributed", "auto"], typer.Option(help="Where members run.")
     ] = "distributed",
     allow: AllowOption = None,
     key_file: Annotated[

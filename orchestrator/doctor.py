@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.errors import NotFoundError, OrchestratorError
 from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import store_root
 from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.runtime.int8 import reduce_range
+from orchestrator.store.opening import is_remote, local_root, open_blobs, split_location
+from orchestrator.store.store import Store
 from orchestrator.upload import LIMIT_BYTES, upload_of
 
 GIB = 2**30
@@ -167,10 +171,17 @@ def _space(place: Path, least: int, topic: str, fix: str) -> Iterator[Finding]:
 
 def _store(store: str | None) -> Iterator[Finding]:
     root = store_root(store)
-    if "://" in root:
-        yield Finding("store", "ok", root)
+    try:
+        if is_remote(root):
+            open_blobs(split_location(root)[0])  # asks no server
+            yield Finding("store", "ok", root)
+            return
+        place = local_root(root)
+        with suppress(NotFoundError):  # a run makes one
+            Store(root, create=False)
+    except OrchestratorError as error:
+        yield Finding("store", "error", ": ".join(filter(None, (error.what, error.value))), error.fix)
         return
-    place = Path(root).absolute()
     nearest = next(folder for folder in (place, *place.parents) if folder.exists())
     if not os.access(nearest, os.W_OK):
         yield Finding("store", "error", f"{nearest} is not writable", "pass --store with a folder of yours")

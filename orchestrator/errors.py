@@ -90,6 +90,12 @@ class CompressionError(OrchestratorError):
     """A compression step cannot be applied, or would not do what it promises."""
 
 
+class PlanError(CompressionError):
+    """The steps of a plan are out of order."""
+
+    exit_code = 2
+
+
 class ExecutionError(OrchestratorError):
     """An artifact cannot run in the asked execution on this machine."""
 

@@ -28,7 +28,7 @@ _PATTERNS = (
 )
 # name = value, name: value, "name": "value"; without quotes the value ends at a blank, comma or bracket.
 _PAIR = re.compile(
-    rf"""(?P<name>\b{_NAME})(?P<between>["']?\s*[=:]\s*)(?P<value>\[removed\]|"[^"\n]*"|'[^'\n]*'|[^\s"',}})\]]+)""",
+    rf"""(?P<name>(?<![\w.-]){_NAME})(?P<between>["']?\s*[=:]\s*)(?P<value>\[removed\]|"[^"\n]*"|'[^'\n]*'|[^\s"',}})\]]+)""",
     re.IGNORECASE,
 )
 

@@ -16,7 +16,7 @@ from orchestrator import __version__
 from orchestrator.doctor import examine
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.measure.machine import machine
-from orchestrator.pipeline.context import run_folder
+from orchestrator.pipeline.context import runs_folder
 from orchestrator.redact import REMOVED, is_secret, known_secrets, redact
 
 RUNS = 5
@@ -112,7 +112,7 @@ def _environment() -> dict[str, str]:
 def _runs(store: str | None) -> Iterator[tuple[str, str]]:
     """Figures and settings of the newest runs."""
     try:
-        home = run_folder("any", store).parent
+        home = runs_folder(store)
     except OrchestratorError as error:
         yield "runs/unreadable.txt", str(error)
         return

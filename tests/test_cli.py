@@ -196,6 +196,9 @@ def test_what_is_not_in_the_store(tmp_path: Path) -> None:
     assert not store.exists()
     Store(store)
     assert command("models", "--store", store, "--json").document == []
+    Store(tmp_path / "a")
+    assert command("models", "gc", "--store", tmp_path / "a").code == 0
+    assert "no ref in the store begins so: digts" in command("models", "digts", "--store", store).sentence(2)
     assert "no ensemble of that name" in command("serve", "digits", "--store", store).sentence(2)
 
 

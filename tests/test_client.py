@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -136,9 +137,23 @@ def test_a_wait_past_the_deadline_is_not_begun() -> None:
     assert time.monotonic() - start < 4
 
 
+def test_several_files_are_said_to_be_degraded_by_what_made_the_degraded_answer() -> None:
+    def answer(**facts: object) -> bytes:
+        return reply(200, json.dumps({**json.loads(GOOD), **facts}).encode())
+
+    lost = {"degraded": True, "members_used": "a", "members_missing": "b"}
+    with scripted(answer(**lost), answer(members_used="a,b")) as (url, _), Client(url) as client:
+        found = client.predict([b"RIFF", b"RIFF"])
+    assert found.degraded
+    assert [row["label"] for row in found.rows] == [3, 3]
+    assert found.parameters == {"weight_epoch": 0, **lost}
+
+
 @pytest.mark.parametrize(
     ("answer", "error", "says"),
     [
+        (reply(200, b"<html>hello</html>"), ServingError, "answer is not JSON: http://127.0.0.1"),
+        (reply(200, b"\xff"), ServingError, "answer is not JSON"),
         (reply(504, b'{"error":"late"}'), DeadlineError, "late"),
         (reply(500, b"<html>"), ServingError, "status 500 and no error of its own"),
         (reply(413, b'{"error":"long"}'), InputError, "long"),

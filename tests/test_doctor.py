@@ -175,6 +175,15 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert remote.level == "ok"
 
 
+def test_a_store_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for place, words in ((str(tmp_path), "not a store and not empty"), ("ftp://host/x", "ftp://")):
+        (finding,) = [found for found in examine(place) if found.topic == "store"]
+        assert finding.level == "error"
+        assert words in finding.text
+        assert finding.fix
+
+
 def test_little_space(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30 - 1))
     assert "--shm-size" in one("shared memory").fix

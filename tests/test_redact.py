@@ -70,3 +70,10 @@ def test_names() -> None:
     assert is_secret("aws_secret_access_key")
     assert not is_secret("RAY_AUTH_TOKEN_PATH")
     assert not is_secret("PATH")
+
+
+@pytest.mark.timeout(20)
+def test_a_long_word_of_many_parts_takes_no_longer_than_other_text() -> None:
+    text = "1." * 20_000
+    assert redact(text) == text
+    assert redact(f"{text}token={SECRET}") == f"{text}token={REMOVED}"

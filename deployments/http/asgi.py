@@ -79,9 +79,12 @@ async def send_events(send: Send, stream: EventStream) -> None:
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     events = stream.events
     try:
+        # Asked before anything is sent: an iterator that was never asked has nothing that it could end.
+        event = await anext(events, None)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for event in events:
+        while event is not None:
             await send({"type": "http.response.body", "body": event, "more_body": True})
+            event = await anext(events, None)
         await send({"type": "http.response.body", "body": b""})
     finally:
         if isinstance(events, AsyncGenerator):

@@ -165,7 +165,7 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._undelivered > HEAD_BYTES:
             self.send_400_response(f"headers may have at most {HEAD_BYTES} bytes")
-        elif self._in_head and self._head_timer is None:
+        elif self._head_timer is None and (self._in_head or self._is_idle()):
             self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
 
     def on_message_begin(self) -> None:
@@ -199,6 +199,10 @@ class _Protocol(HttpToolsProtocol):
         self._work = self.loop.create_task(cycle.run_asgi(app))
         self._work.add_done_callback(self.tasks.discard)
         self.tasks.add(self._work)
+
+    def _is_idle(self) -> bool:
+        """No request is in work: blank lines come, which are not yet one but end uvicorn's wait for one."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

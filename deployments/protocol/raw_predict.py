@@ -14,7 +14,7 @@ from deployments.protocol import arrow
 from deployments.protocol.datatypes import Array, short
 from deployments.protocol.errors import ProtocolError, UnsupportedEncodingError
 from deployments.protocol.raw import Encoder, text_of
-from deployments.protocol.request import raw_rows
+from deployments.protocol.request import check_names, raw_rows
 from deployments.protocol.rest import parse
 from orchestrator.config.encoding import AudioEncoding, Number, TableEncoding, TextEncoding
 
@@ -25,6 +25,8 @@ ARROW = "application/vnd.apache.arrow.stream"
 BYTES = "application/octet-stream"
 WAV = ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_CELLS = (pa.null(), pa.bool_(), *arrow.NUMBERS, *_TEXTS)
+"""Types of a table's columns. Of others (views, lists, runs) a short stream may hold values without end."""
 
 
 def read(body: bytes, media_type: str, encoder: Encoder) -> Array:
@@ -129,7 +131,7 @@ def _table(encoding: TableEncoding, body: bytes, kind: str, encoder: Encoder) ->
         encoder.check_rows(len(rows))
         return encoder.encode(_columns_of(rows, encoding), len(rows))
     if kind == ARROW:
-        batches = arrow.batches_of(body, lambda schema: encoder.check_columns(schema.names))
+        batches = arrow.batches_of(body, lambda schema: _check_columns(schema, encoder))
         count = sum(batch.num_rows for batch in batches)
         encoder.check_rows(count)
         table = pa.Table.from_batches(batches)
@@ -200,6 +202,16 @@ def _value(value: object, column: object, row: int) -> object:
     if value is not None and not isinstance(value, str | bool | int):
         raise ProtocolError(f"row {row} has no category in column '{name}'", short(value))
     return None if value == "" else value
+
+
+def _check_columns(schema: pa.Schema, encoder: Encoder) -> None:
+    encoder.check_columns(check_names(schema.names, "columns"))
+    for column in schema:
+        if column.type not in _CELLS:
+            raise ProtocolError(
+                f"the Arrow column '{column.name[:80]}' must be of numbers, truth values or texts",
+                str(column.type)[:80],
+            )
 
 
 def _arrow_values(column: Any, table: pa.Table) -> list[Any]:

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from pydantic import ValidationError
 from torch import fx, nn
 
 from orchestrator.compression.plan import Context, State, apply_plan, check_plan, run_step, what_decides
 from orchestrator.compression.sensitivity import AMOUNTS, Sensitivity, layer_sensitivity
 from orchestrator.compression.step import Other, after_epochs
 from orchestrator.compression.variant import Variant
+from orchestrator.config.base import Settings
 from orchestrator.config.data import DataSettings
+from orchestrator.config.load import validate
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import PLAN, Criterion, DynamicInt8, Plan, StaticInt8, Step, epochs_of
+from orchestrator.config.steps import Criterion, DynamicInt8, Plan, StaticInt8, Step, epochs_of
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
@@ -174,13 +175,12 @@ def _of_artifact(store: Store, source: str, plan: Plan, context: Context) -> Var
     )
 
 
+class _Steps(Settings):
+    plan: Plan
+
+
 def _read(plan: Plan | Sequence[Step | Mapping[str, Any]]) -> Plan:
-    try:
-        return PLAN.validate_python(tuple(plan))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"the plan is not valid at {place}", first["msg"]) from error
+    return validate(_Steps, {"plan": tuple(plan)}, "the plan").plan
 
 
 def _dataset(data: Data | None, seed: int, allowed: Collection[str]) -> Dataset | None:

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from orchestrator.compression.executorch import write_executorch
 from orchestrator.config.signature import Signature
-from orchestrator.errors import CompressionError, ConfigError, StoreError
+from orchestrator.errors import CompressionError, ConfigError, InputError, StoreError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.forms import distance, random_like, tolerance
@@ -47,6 +47,7 @@ def export(
 
     Raises:
         CompressionError: the format cannot hold the artifact, or its packages are missing.
+        InputError: the folder of the file does not exist.
         StoreError: the file cannot be written.
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
@@ -73,7 +74,7 @@ def write(module: nn.Module, signature: Signature, path: str | Path, format: For
     """Write a module in memory; see `export`."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise StoreError("the folder of the export does not exist", path.parent, "create it")
+        raise InputError("the folder of the export does not exist", path.parent, "create it")
     example = example_rows(signature, int8.EXAMPLE_ROWS)
     try:
         # A file of that name is replaced by a finished and checked one, or stays.

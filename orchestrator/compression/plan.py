@@ -47,7 +47,7 @@ from orchestrator.config.steps import (
     with_others,
 )
 from orchestrator.config.training import Training
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, PlanError
 from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -79,11 +79,11 @@ def check_plan(plan: Sequence[Step]) -> None:
     """Refuse a plan whose steps are out of order: their stages must rise, but for recoveries in a row.
 
     Raises:
-        CompressionError: names the two steps.
+        PlanError: names the two steps.
     """
     if (pair := first_out_of_order(plan)) is not None:
         earlier, later = pair
-        raise CompressionError(
+        raise PlanError(
             f"'{later.kind}' cannot follow '{earlier.kind}'",
             " -> ".join(step.kind for step in plan),
             f"the order is {ORDER}",

@@ -9,6 +9,7 @@ from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import VocabularyPruning
 from orchestrator.data.dataset import Part
 from orchestrator.errors import CompressionError
+from orchestrator.models.text import rows_with
 from orchestrator.runtime.vocabulary import forget, vocabularies
 from orchestrator.training.batches import wrap_array
 
@@ -64,6 +65,5 @@ def _rows_with(module: nn.Module, tokens: nn.Module, train: Part, size: int) -> 
     before = module.get_submodule("preprocess")
     with torch.no_grad():
         for piece in wrap_array(train.inputs).split(_ROWS):
-            ids = tokens(before(piece)).long()
-            counts += torch.zeros(len(ids), size, dtype=torch.bool).scatter_(1, ids, True).sum(0)
+            counts += rows_with(tokens(before(piece)), size)
     return counts

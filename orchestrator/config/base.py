@@ -17,6 +17,7 @@ class Settings(BaseModel):
         extra="forbid",
         validate_default=True,
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         ser_json_inf_nan="constants",
     )
 

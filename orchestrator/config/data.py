@@ -62,6 +62,8 @@ class EmbeddedData(DataBase):
         own: Task = "regression" if self.name == "gapminder" else "classification"
         if self.task != own:
             raise ValueError(f"'{self.name}' is a table for {own}: set 'task: {own}'")
+        if self.transform is not None and self.name != "digits":
+            raise ValueError("clients send raw columns, which a 'transform' would not see: leave it out")
         return self
 
 
@@ -105,6 +107,8 @@ class ParquetData(DataBase):
     def _one_input(self) -> ParquetData:
         if self.input and self.features:
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("'features' name a column twice")
         if self.task != "regression" and not isinstance(self.target, str):
             raise ValueError(f"{self.task} has one target column; for several targets set task: regression")
         kind = None if self.decode is None else self.decode.kind

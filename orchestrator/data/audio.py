@@ -60,7 +60,8 @@ def read_wav(data: bytes, place: str = "the sound") -> tuple[Array, int]:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, rate, count = file.getparams()[:4]
             raw = file.readframes(count)
-    except (wave.Error, EOFError, ValueError, ZeroDivisionError) as error:
+    # RuntimeError: a chunk says that it is longer than what holds it.
+    except (wave.Error, EOFError, ValueError, ZeroDivisionError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or "it ends within its header"
         raise DataError(f"{place} is no PCM WAV file", reason, "send WAV with 8 to 32 bits PCM") from error
     if not RATES[0] <= rate <= RATES[1] or width not in (1, 2, 3, 4):

@@ -78,8 +78,8 @@ def build(
         np.save(folder / f"{name}.ids.npy", (rows + offsets[key]).astype("<i8"))
     decode = _decode_of(sources, encoding)
     if decode is not None and encoding is None:
-        train = sources["train"]
-        encoding = fit(decode, _chosen(train.raw(decode), plan.rows["train"][1], train.rows), train.name)
+        train, rows = sources["train"], np.sort(plan.rows["train"][1])
+        encoding = fit(decode, _chosen(train.raw(decode), rows, train.rows), train.name, rows.tolist())
     coverage = None if encoding is None else Coverage(encoding)
     shape: tuple[int, ...] | None = None
     dtype: Any = None

@@ -29,7 +29,7 @@ from orchestrator.errors import DataError, DiskFullError
 from orchestrator.store.budget import Entry, evict
 from orchestrator.store.holds import hold, is_held
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the same settings would give other files: part of every key."""
 
 

@@ -85,7 +85,7 @@ def find_input(
     if features or decode == "features":
         names = features or _free(schema, targets, ("number", "text"), origin)
         kinds = [require(schema, name, ("number", "text"), "data.features", origin) for name in names]
-        return names, "features" if decode or "text" in kinds else "numbers"
+        return names, "features" if decode == "features" or "text" in kinds else "numbers"
     if wanted is None:
         wanted = _sought(schema, targets, origin, decode)
     if wanted is None:

@@ -12,7 +12,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.data.custom import transformer
 from orchestrator.data.dataset import Array
 from orchestrator.data.images import Decoder
-from orchestrator.data.parquet import ParquetInputs
+from orchestrator.data.parquet import ParquetInputs, ParquetSource
 from orchestrator.data.source import check_finite
 from orchestrator.errors import DataError
 
@@ -35,13 +35,18 @@ def rows_from_elsewhere(
     targets = (settings.target,) if isinstance(settings.target, str) else settings.target
     root = Path(settings.root).expanduser().absolute()
     transform = transformer(settings.transform, allowed)
+    decoder = Decoder(settings.image)
+    # What was found in the train file is read by name: other files may have it in another order.
+    features = settings.features
+    if settings.elsewhere and not features:
+        features = ParquetSource(root / settings.train, settings, decoder).columns
     found = {}
     for name, file in settings.elsewhere.items():
         inputs = ParquetInputs(
             root / file,
-            Decoder(settings.image),
+            decoder,
             wanted=settings.input,
-            features=settings.features,
+            features=features,
             others=targets,
             decode=settings.decode,
         )

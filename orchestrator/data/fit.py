@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 @singledispatch
-def fit(decode: object, blocks: Iterable[Any], origin: str) -> Encoding:
+def fit(decode: object, blocks: Iterable[Any], origin: str, rows: Iterable[int] | None = None) -> Encoding:
     """The encoding of train rows.
 
     Args:
@@ -65,11 +65,12 @@ def fit(decode: object, blocks: Iterable[Any], origin: str) -> Encoding:
         blocks: raw values of train rows, some at a time, as `encode` takes them; columns of numbers as float
             arrays with NaN for missing ones, columns of categories as lists.
         origin: what they are rows of, for errors.
+        rows: their numbers there; from 0 on when not given.
 
     Raises:
         DataError: nothing can be fitted to the rows, or a value is damaged.
     """
-    raise DataError(f"nothing is fitted to rows of {origin}", f"{type(decode).__name__}, {type(blocks)}")
+    raise DataError(f"nothing is fitted to rows of {origin}", f"{type(decode).__name__}, {blocks}, {rows}")
 
 
 @singledispatch
@@ -96,8 +97,10 @@ def columns_of(encoding: Encoding | None) -> tuple[str, ...]:
 
 
 @fit.register
-def _text(decode: TextDecode, blocks: Iterable[Sequence[Any]], origin: str) -> Encoding:
-    texts = read_texts(list(chain.from_iterable(blocks)), 0, f"the train rows of {origin}")
+def _text(
+    decode: TextDecode, blocks: Iterable[Sequence[Any]], origin: str, rows: Iterable[int] | None = None
+) -> Encoding:
+    texts = [read_texts([value], row, origin)[0] for row, value in _numbered(blocks, rows)]
     return TextEncoding(segments=tuple(segment_of(view, name, texts) for name, view in decode.views.items()))
 
 
@@ -179,6 +182,10 @@ def _normalizer(lowercase: bool) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
+def _numbered(blocks: Iterable[Sequence[Any]], rows: Iterable[int] | None) -> Iterator[tuple[int, Any]]:
+    return zip(count() if rows is None else rows, chain.from_iterable(blocks), strict=False)
+
+
 def most_frequent(counts: Mapping[str, int], least: int, most: int) -> list[str]:
     """The most frequent names, ties in order of the name; at most `most`, each counted `least` times."""
     ranked = sorted((name for name, count in counts.items() if count >= least), key=lambda n: (-counts[n], n))
@@ -200,13 +207,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @fit.register
-def _audio(decode: AudioDecode, blocks: Iterable[Sequence[Any]], origin: str) -> Encoding:
+def _audio(
+    decode: AudioDecode, blocks: Iterable[Sequence[Any]], origin: str, rows: Iterable[int] | None = None
+) -> Encoding:
     rates: Counter[int] = Counter()
     seconds = []
-    for row, value in enumerate(chain.from_iterable(blocks)):
-        count, rate = sound_of(value, decode.rate, f"train row {row} of {origin}")
+    for row, value in _numbered(blocks, rows):
+        samples, rate = sound_of(value, decode.rate, f"row {row} of {origin}")
         rates[rate] += 1
-        seconds.append(count / rate)
+        seconds.append(samples / rate)
     rate = decode.rate or min(rates, key=lambda found: (-rates[found], found))
     long = decode.seconds
     if long is None:
@@ -215,26 +224,35 @@ def _audio(decode: AudioDecode, blocks: Iterable[Sequence[Any]], origin: str) ->
 
 
 @fit.register
-def _features(decode: FeaturesDecode, blocks: Iterable[Mapping[str, Any]], origin: str) -> Encoding:
+def _features(
+    decode: FeaturesDecode,
+    blocks: Iterable[Mapping[str, Any]],
+    origin: str,
+    rows: Iterable[int] | None = None,
+) -> Encoding:
+    given = None if rows is None else list(rows)
     parts: dict[str, list[Any]] = {}
     for block in blocks:
         for name, values in block.items():
             parts.setdefault(name, []).append(values)
-    return TableEncoding(columns=tuple(_column(decode, name, found, origin) for name, found in parts.items()))
+    columns = tuple(_column(decode, name, found, origin, given) for name, found in parts.items())
+    return TableEncoding(columns=columns)
 
 
-def _column(decode: FeaturesDecode, name: str, parts: Sequence[Any], origin: str) -> Column:
+def _column(
+    decode: FeaturesDecode, name: str, parts: Sequence[Any], origin: str, rows: Sequence[int] | None
+) -> Column:
     if isinstance(parts[0], np.ndarray):
         values: Array = np.concatenate(parts)
         known = values[~np.isnan(values)]
         if not len(known):
             raise DataError(f"train rows of {origin} have no value in column", name, "leave the column out")
         return Number(name=name, fill=float(np.median(known)))
-    counts = Counter(chain.from_iterable(category_names(part, name, origin) for part in parts))
+    counts = Counter(category_names(list(chain.from_iterable(parts)), name, origin, rows))
     counts.pop(None, None)
     if not counts:
         raise DataError(f"train rows of {origin} have no value in column", name, "leave the column out")
     values_ = most_frequent(
-        {str(key): count for key, count in counts.items()}, decode.least, decode.vocabulary
+        {str(key): times for key, times in counts.items()}, decode.least, decode.vocabulary
     )
     return Category(name=name, values=tuple(sorted(values_)))

@@ -29,7 +29,7 @@ from orchestrator.data.custom import CustomSource, transformer
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.folder import FolderSource
 from orchestrator.data.images import Decoder
-from orchestrator.data.parquet import ParquetSource
+from orchestrator.data.parquet import open_alike
 from orchestrator.data.source import Source
 
 __all__ = ["default_cache", "load", "open_cached"]
@@ -136,20 +136,7 @@ def _load(
 
 
 def _parquet(settings: ParquetData) -> dict[PartName, Source]:
-    named: dict[PartName, str | None] = {
-        "train": settings.train,
-        "validation": settings.validation,
-        "calibration": settings.calibration,
-        "contract": settings.contract,
-        "test": settings.test,
-    }
-    decoder = Decoder(settings.image)
-    root = Path(settings.root).expanduser().absolute()
-    return {
-        part: ParquetSource(root / file, settings, decoder)
-        for part, file in named.items()
-        if file is not None
-    }
+    return {**open_alike(settings, Decoder(settings.image))}
 
 
 def _folder(settings: FolderData) -> dict[PartName, Source]:

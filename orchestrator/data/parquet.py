@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.config.data import ParquetData
+from orchestrator.config.data import PARTS, ParquetData, PartName
 from orchestrator.config.decode import AudioDecode, Decode, FeaturesDecode, TextDecode
 from orchestrator.config.encoding import Encoding
 from orchestrator.config.signature import Task
@@ -255,6 +255,36 @@ class ParquetSource:
     def _column(self, name: str) -> pa.ChunkedArray:
         with reading(self._path):
             return pq.read_table(self._path, columns=[name]).column(0).slice(0, self.rows)
+
+
+def open_alike(settings: ParquetData, decoder: Decoder) -> dict[PartName, ParquetSource]:
+    """The files of all parts; columns that were found in the train file are read by name from the others,
+    which may have them in another order.
+
+    Raises:
+        DataError: a file is missing or not Parquet, or its columns are not what settings say, or others than
+            the train file's.
+    """
+    root = Path(settings.root).expanduser().absolute()
+    train = ParquetSource(root / settings.train, settings, decoder)
+    alike = settings.model_copy(update={"features": settings.features or train.columns})
+    found: dict[PartName, ParquetSource] = {"train": train}
+    for part in PARTS[1:]:
+        file = getattr(settings, part)
+        if file is None:
+            continue
+        source = found[part] = ParquetSource(root / file, alike, decoder)
+        if _kind(source.decode) != _kind(train.decode):
+            raise DataError(
+                f"{source.name} must hold what {train.name} does",
+                f"{_kind(source.decode)} instead of {_kind(train.decode)}",
+                "give the columns the same types in all files, or set data.decode",
+            )
+    return found
+
+
+def _kind(decode: Decode | None) -> str:
+    return "images or numbers" if decode is None else decode.kind
 
 
 def read_schema(path: Path) -> tuple[pa.Schema, int]:

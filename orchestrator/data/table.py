@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, singledispatch
 
@@ -27,7 +28,7 @@ def table_rows(
         if column.name not in values:
             raise DataError(f"{origin} have no column", column.name, nearest(column.name, tuple(values)))
     found = [
-        numbers(column, values[column.name], _Place(first_row, origin, column.name))
+        numbers(column, values[column.name], _Place(range(first_row, sys.maxsize), origin, column.name))
         for column in encoding.columns
     ]
     lengths = {column.name: len(part) for column, part in zip(encoding.columns, found, strict=True)}
@@ -39,12 +40,12 @@ def table_rows(
 class _Place:
     """Where a value stands, for errors."""
 
-    def __init__(self, first_row: int, origin: str, column: str) -> None:
-        self._first, self._origin, self._column = first_row, origin, column
+    def __init__(self, rows: Sequence[int], origin: str, column: str) -> None:
+        self._rows, self._origin, self._column = rows, origin, column
 
     def error(self, row: int, what: str, value: object) -> DataError:
         return DataError(
-            f"row {self._first + row} of {self._origin} has {what} in column '{self._column}'",
+            f"row {self._rows[row]} of {self._origin} has {what} in column '{self._column}'",
             value,
             "rows are counted from 0",
         )
@@ -76,8 +77,11 @@ def _number(column: Number, values: Sequence[object], place: _Place) -> Array:
 def _as_number(value: object, row: int, place: _Place) -> float:
     if value is None:
         return math.nan
-    if isinstance(value, int | float | np.number | np.bool_):
-        return float(value)
+    if isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf  # a whole number that no float holds; refused as such
     raise place.error(row, "no number", repr(value)[:60])
 
 
@@ -90,13 +94,16 @@ def _category(column: Category, values: Sequence[object], place: _Place) -> Arra
     return np.asarray(found, dtype=np.float32)
 
 
-def category_names(values: Sequence[object], column: str, origin: str) -> list[str | None]:
-    """Categories as text: whole numbers and booleans as JSON writes them; None of a missing one.
+def category_names(
+    values: Sequence[object], column: str, origin: str, rows: Sequence[int] | None = None
+) -> list[str | None]:
+    """Categories as text: whole numbers and booleans as JSON writes them; None of a missing one. `rows` are
+    their numbers, for errors.
 
     Raises:
         DataError: a value is of another type.
     """
-    place = _Place(0, origin, column)
+    place = _Place(range(len(values)) if rows is None else rows, origin, column)
     return [_name(value, row, place) for row, value in enumerate(values)]
 
 

@@ -17,6 +17,7 @@ from orchestrator.config.ensemble import (
     PooledNode,
     WeightedMix,
     children,
+    leaves,
     walk_nodes,
 )
 from orchestrator.config.signature import Task
@@ -58,6 +59,17 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
     for member, shares in weights.items():
         found[:, keys.index(member)] += shares
     return found.astype(np.float32)
+
+
+def used(tree: Node, prediction: Prediction) -> list[Member]:
+    """The distinct members whose answers to some row were made use of: not of who answered in vain, in an
+    ensemble that lacks others or a boosting's stage behind a missing one."""
+    answered = [member for member, rows in prediction.members.items() if rows.any()]
+    missing = prediction.missing
+    if not missing or not answers_without(tree, missing):  # complete, or the best alone
+        return answered
+    counted = _counted(tree, missing)
+    return [member for member in answered if member in missing or identity(member) in counted]
 
 
 def disagreement(
@@ -106,13 +118,25 @@ class _Said:
         return replace(self, outputs=outputs, rows=len(rows))
 
     def alive(self, node: Node) -> list[int]:
-        """Positions of the children that answered."""
-        below = enumerate(children(node))
-        return [place for place, child in below if answers_without(child, self.missing)]
+        """Positions of the children whose answers count."""
+        return _alive(node, self.missing)
 
-    def leading(self, node: Boosting) -> list[int]:
-        """Positions of the stages that were summed: the first ones, up to one that is missing."""
-        return [place for place, found in enumerate(self.alive(node)) if place == found]
+
+def _alive(node: Node, missing: Collection[Member]) -> list[int]:
+    """Positions of the children that answer without these; of a boosting's stages only the first ones, up to
+    one that is missing."""
+    found = [place for place, child in enumerate(children(node)) if answers_without(child, missing)]
+    if isinstance(node, Boosting):
+        return [place for place, one in enumerate(found) if place == one]
+    return found
+
+
+def _counted(node: Node, missing: Collection[Member]) -> set[tuple[str, str]]:
+    """Identities of the members whose answers count without these."""
+    if isinstance(node, Member):
+        return set(map(identity, leaves(node)))
+    below = children(node)
+    return set[tuple[str, str]]().union(*(_counted(below[place], missing) for place in _alive(node, missing)))
 
 
 def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str], Floats]:
@@ -122,7 +146,7 @@ def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str
     for node in walk_nodes(tree):
         if not isinstance(node, Boosting):
             continue
-        for place in said.leading(node)[1:]:
+        for place in said.alive(node)[1:]:
             # Rows that a stage was not asked for are zeros here, which no record may be held against.
             first = with_records(first_stages(node, place + 1), {})
             found[identity(node.members[place])] = replay(first, said.outputs, task).scores
@@ -160,7 +184,7 @@ def _of_cascade(node: Cascade, said: _Said) -> Weights:
 
 @_weights.register
 def _of_boosting(node: Boosting, said: _Said) -> Weights:
-    leading = said.leading(node)
+    leading = said.alive(node)
     found: Weights = {}
     for place in leading:
         for member, own in _weights(node.members[place], said).items():

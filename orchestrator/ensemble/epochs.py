@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.config.calibration import Survivors
 from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
+from orchestrator.ensemble.pooled import renormalized
 from orchestrator.errors import ConfigError
 
 
@@ -38,6 +40,13 @@ def reweighted(
     try:
         tree = type(root).model_validate({**root.plain(), **update})
     except ValidationError as error:
-        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ConfigError("these numbers do not fit the ensemble", reason) from error
+        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError("these numbers do not fit the ensemble", said) from error
+    if isinstance(tree, Parallel | WeightedMix):
+        tree = tree.model_copy(update={"survivors": tuple(_survivors(one, tree) for one in tree.survivors)})
     return spec.model_copy(update={"tree": tree})
+
+
+def _survivors(known: Survivors, tree: Parallel | WeightedMix) -> Survivors:
+    """The members that are left count by the tree's weights, too; their temperature stays, as the tree's."""
+    return known.model_copy(update={"weights": renormalized(tree.weights, known.without)})

@@ -55,6 +55,14 @@ class TokenDropout(nn.Module):
         return ids.masked_fill(gone, self.by)
 
 
+def rows_with(ids: Tensor, size: int) -> Tensor:
+    """How many rows of `ids` [N, L] have each number, int64 [size]; needs no more memory than `ids`."""
+    ordered = ids.sort(1).values
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[:, 1:] = ordered[:, 1:].ne(ordered[:, :-1])
+    return torch.bincount(ordered[first], minlength=size)
+
+
 def text_view(
     signature: Signature,
     architecture: str,

@@ -9,12 +9,13 @@ from torch.nn import functional
 from orchestrator.config.model import TextNgrams, TextNgramsKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.models.base import DataInitialized, make_body
-from orchestrator.models.text import PADDING, TextView, TokenDropout, text_view
+from orchestrator.models.text import PADDING, TextView, TokenDropout, rows_with, text_view
 
 
 class TokenWeights(DataInitialized):
     """A weight for each n-gram: log((1 + N) / (1 + n)) + 1 for one that n of N train rows have (idf,
-    Spaerck Jones 1972, https://doi.org/10.1108/eb026526), 0 for padding; 1 each before it is set."""
+    Spaerck Jones 1972, https://doi.org/10.1108/eb026526), 0 for padding and for one that no train row has, whose
+    embedding says nothing; 1 each before it is set."""
 
     keeps_float32 = True
     weights: Tensor
@@ -27,10 +28,9 @@ class TokenWeights(DataInitialized):
 
     def initialize(self, rows: Tensor) -> None:
         """Count in rows int32 [N, sum of lengths]."""
-        ids = self._take(rows).long()
-        seen = torch.zeros(len(ids), len(self.weights), dtype=torch.bool).scatter_(1, ids, True)
-        counts = seen.sum(0)
-        self.weights.copy_(((1 + len(ids)) / (1 + counts)).log() + 1)
+        counts = rows_with(self._take(rows), len(self.weights))
+        idf = ((1 + len(rows)) / (1 + counts)).log() + 1
+        self.weights.copy_(idf * (counts > 0))
         self.weights[PADDING] = 0.0
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from orchestrator.config.measure import LatencySettings
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
 from orchestrator.measure.artifacts import keep_latency
-from orchestrator.pipeline.context import check_fits, store_root
+from orchestrator.pipeline.context import check_fits, one_model, store_root
 from orchestrator.pipeline.imported import data_of
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
@@ -40,7 +40,7 @@ def compress_ref(
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
         seed: of everything random.
-        threads: torch threads of the steps; they change the weights of a recovery.
+        threads: torch threads of the steps.
         batches: batch sizes to measure latencies at, one thread.
         allow: import paths that factories and losses may come from.
 
@@ -49,14 +49,14 @@ def compress_ref(
         and `text`, all of it for people.
 
     Raises:
-        ConfigError: the plan is not valid, or the data's rows are not the model's.
+        InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
         CompressionError: a step does not fit the model, or would do nothing.
         NotFoundError: no such model.
     """
     progress, opened = Progress(), Store(store_root(store), create=False)
+    parent = one_model(opened, source)
     settings, metric = data_of(data)
     dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
-    parent = opened.resolve(source)
     check_fits(source, opened.manifest(parent).signature, dataset.signature)
     variant = compress(
         parent,

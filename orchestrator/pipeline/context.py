@@ -12,14 +12,14 @@ import numpy as np
 from orchestrator.cluster import inside_job
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import FolderData, ParquetData, PartName
-from orchestrator.config.ensemble import Member
+from orchestrator.config.ensemble import Member, leaves
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature
 from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.sight import beside, told
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, InputError
 from orchestrator.progress import Progress
 from orchestrator.runtime.execute import Executable
 from orchestrator.runtime.execute import load as load_executable
@@ -116,15 +116,37 @@ def store_root(given: str | None) -> str:
     return chosen if "://" in chosen else str(Path(chosen).expanduser())
 
 
+def one_model(store: Store, name: str) -> str:
+    """The digest of the model that a ref or digest names.
+
+    Raises:
+        NotFoundError: no such ref.
+        InputError: it names an ensemble.
+    """
+    digest = store.resolve(name)
+    if store.has_spec(digest):
+        members = dict.fromkeys(member.name for member in leaves(store.spec(digest).tree))
+        raise InputError("an ensemble is not one model", name, f"name a member: {', '.join(members)}")
+    return digest
+
+
 def run_folder(name: str, store: str | None) -> Path:
-    """Where a run's summary and report are: beside the store; on this machine where that is remote."""
+    """Where a run's summary and report are.
+
+    Raises:
+        ConfigError: that is the folder of the store.
+    """
     chosen = store_root(store)
-    if is_remote(chosen):
-        return local_root((JOB_STORE if inside_job() else LAPTOP_STORE).parent / name)
-    root = local_root(chosen)
-    if root.name == name:
+    folder = runs_folder(store) / name
+    if not is_remote(chosen) and folder == local_root(chosen):
         raise ConfigError("a run cannot have the name of the store's folder", name, "choose another name")
-    return root.parent / name
+    return folder
+
+
+def runs_folder(store: str | None) -> Path:
+    """Where the folders of all runs are: beside the store; on this machine where that is remote."""
+    chosen = store_root(store)
+    return local_root((JOB_STORE if inside_job() else LAPTOP_STORE) if is_remote(chosen) else chosen).parent
 
 
 def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
@@ -136,7 +158,7 @@ def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
     if root is None:
         return config
     if not isinstance(config.data, (ParquetData, FolderData)):
-        raise ConfigError("--data does not apply to this run's data source", config.data.kind)
+        raise ConfigError("--data does not apply to this run's data source", config.data.kind, "leave it out")
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.compression.export import Format, export, format_of
-from orchestrator.pipeline.context import store_root
+from orchestrator.pipeline.context import one_model, store_root
 from orchestrator.store.store import Store
 
 
@@ -33,12 +33,13 @@ def export_ref(
     Raises:
         CompressionError: the format cannot hold the model.
         ConfigError: the ending of the file names no format.
+        InputError: the name is an ensemble's, or the folder of the file does not exist.
         NotFoundError: no such model.
         StoreError: the file cannot be written.
     """
     format = format or format_of(path)
     opened = Store(store_root(store), create=False)
-    digest = opened.resolve(source)
+    digest = one_model(opened, source)
     export(opened, digest, path, format, allowed=allow)
     size = path.stat().st_size
     return {"source": source, "digest": digest, "file": str(path), "format": format, "bytes": size}

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.config.data import DataSettings, EmbeddedData, FolderData, ParquetData
 from orchestrator.config.ensemble import Member
 from orchestrator.config.load import validate
 from orchestrator.config.measure import LatencySettings, Metric
-from orchestrator.config.model import BUILT_IN, ModelSettings
+from orchestrator.config.model import ModelSettings
 from orchestrator.config.run import ModelEntry, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.measure.artifacts import measure_artifacts
@@ -23,8 +22,6 @@ from orchestrator.pipeline.context import Run, open_run
 from orchestrator.pipeline.run import EMBEDDED, read_config
 from orchestrator.progress import Progress
 from orchestrator.store.artifacts import Draft
-
-MODEL: TypeAdapter[ModelSettings] = TypeAdapter(ModelSettings)
 
 
 def import_model(
@@ -44,12 +41,12 @@ def import_model(
         ConfigError: factory, arguments or data are not valid.
         ModelError: factory or weights do not fit.
     """
-    settings = _model(factory, kwargs)
+    settings, tensors = _model(factory, kwargs), read_weights(weights)
     config = _config(name, settings, data)
     run = open_run(config, store=store, progress=Progress(), cluster=lambda: None)
     signature = run.dataset.signature
     module = build(settings, signature, allowed=run.allowed, seed=config.seed)
-    load_into(module, read_weights(weights))
+    load_into(module, tensors)
     draft = Draft(
         model=settings,
         signature=signature,
@@ -77,11 +74,12 @@ def data_of(data: str) -> tuple[DataSettings, Metric]:
 
 def _model(factory: str, kwargs: str) -> ModelSettings:
     try:
-        return MODEL.validate_python({"factory": factory, "kwargs": yaml.safe_load(kwargs) or {}})
-    except (ValidationError, yaml.YAMLError) as error:
-        known = ", ".join(BUILT_IN)
-        reason = " ".join(str(error).splitlines()[1:3]) or str(error)
-        raise ConfigError(f"the model is not valid: {reason}", factory, f"built-in: {known}") from error
+        arguments = yaml.safe_load(kwargs) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError("the arguments are not valid YAML", kwargs, "write them like {depth: 8}") from error
+    entry = validate(ModelEntry, {"model": {"factory": factory, "kwargs": arguments}}, "import")
+    assert entry.model is not None
+    return entry.model
 
 
 def _config(name: str, settings: ModelSettings, data: str) -> RunConfig:

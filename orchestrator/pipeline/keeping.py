@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CorruptArtifactError
-from orchestrator.pipeline.context import run_folder, store_root
+from orchestrator.pipeline.context import runs_folder, store_root
+from orchestrator.pipeline.listing import beginning_with
 from orchestrator.store import keeping, schema, signing
 from orchestrator.store.keeping import Damage
 from orchestrator.store.opening import open_blobs, split_location
@@ -57,7 +58,7 @@ def sign(store: str | None, *, key: Path, prefix: str) -> dict[str, Any]:
     """Sign the artifacts that the refs beginning with `prefix` name, and their compiled forms."""
     opened = Store(store_root(store), create=False)
     private = signing.read_private(key)
-    digests = sorted({opened.ref(ref) for ref in opened.refs(prefix)} & set(opened.digests()))
+    digests = sorted({opened.ref(ref) for ref in beginning_with(opened, prefix)} & set(opened.digests()))
     for digest in digests:
         opened.verify(digest)
         signing.sign_artifact(opened.blobs, digest, private)
@@ -78,7 +79,7 @@ def _complaint(found: list[Damage]) -> CorruptArtifactError | None:
 
 def _results(store: str | None) -> Iterator[Path]:
     """What runs wrote beside the store: summaries, choices and searches name what people may still want."""
-    folder = run_folder("a", store).parent
+    folder = runs_folder(store)
     for run in sorted(folder.iterdir()) if folder.is_dir() else ():
         if run.is_dir() and not (run / schema.MARKER).exists():
             yield from sorted(run.glob("*.json"))

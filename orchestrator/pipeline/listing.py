@@ -22,11 +22,14 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
 
     Returns:
         What to tell of damaged or missing ones; None when there are none.
+
+    Raises:
+        NotFoundError: there is no store, or no ref begins so.
     """
     opened = Store(store_root(store), create=False)
     rows = [
         _row(opened, ref, verify)
-        for ref in opened.refs(prefix)
+        for ref in beginning_with(opened, prefix)
         if not ref.endswith(f"/{releases.CANARY}") or is_digest(opened.ref(ref))
     ]
     if as_json:
@@ -35,6 +38,18 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
         _print(rows)
     bad = [f"{row['ref']} ({row['state']})" for row in rows if row["state"] in ("damaged", "missing")]
     return CorruptArtifactError(_BAD, ", ".join(bad), "run them again, or restore them") if bad else None
+
+
+def beginning_with(store: Store, prefix: str) -> list[str]:
+    """Sorted names of the refs that begin so; all without a prefix.
+
+    Raises:
+        NotFoundError: there is none, though a prefix is given.
+    """
+    found = store.refs(prefix)
+    if prefix and not found:
+        raise NotFoundError("no ref in the store begins so", prefix, "'orchestrator models' lists all")
+    return found
 
 
 def _row(store: Store, ref: str, verify: bool) -> dict[str, Any]:

@@ -251,7 +251,9 @@ def _served_before(run: Run, evaluation: Evaluation) -> dict[str, dict[str, Any]
     """What an earlier run served, where the ensemble is still the same."""
     try:
         before = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-        same = {name for name, found in evaluation.ensembles.items() if before["ensembles"][name] == found}
+        same = {
+            name for name, found in evaluation.ensembles.items() if before["ensembles"].get(name) == found
+        }
         return {name: figures for name, figures in before["serving"].items() if name in same}
     except (OSError, ValueError, KeyError):
         return {}

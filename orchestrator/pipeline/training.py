@@ -10,7 +10,7 @@ from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
 from orchestrator.data.load import default_cache, load
-from orchestrator.pipeline.context import Run, check_fits
+from orchestrator.pipeline.context import Run, check_fits, one_model
 from orchestrator.pipeline.watching import TrainingWatch
 from orchestrator.training.ray_train import TrainJob, train_models
 
@@ -30,11 +30,12 @@ def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None)
         ResourceError: the cluster can never run one of the models.
         TrainingError: a model failed; the others are kept.
         ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
+        InputError: a `ref` names an ensemble.
         ConfigError: a model was trained in this run with other settings (`fresh` forgets them), or one that
             is not trained here was made for other data.
     """
     entries = {name: entry for name, entry in run.config.models.items() if only is None or name in only}
-    imported = {name: run.store.resolve(entry.ref) for name, entry in entries.items() if entry.ref}
+    imported = {name: one_model(run.store, entry.ref) for name, entry in entries.items() if entry.ref}
     for name, digest in imported.items():
         check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)
     jobs = [job_of(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]

@@ -215,10 +215,10 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
         if any(isinstance(model, fx.GraphModule) for model in models):
             raise ExecutionError("a traced graph is compiled alone", digests[0][:12])
         example = example_rows(store.manifest(digests[0]).signature, max(batch, 2))
-        together = _SideBySide(models).eval()
         rows = random_like(example)
         with torch.inference_mode():
-            expected = together(rows)
+            expected = torch.stack([model.eval()(rows) for model in models], dim=1)
+        together = _SideBySide(models).eval()
         compiled.compile_to(folder / package.PACKAGE, together, example, threads)
         np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
         _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerance)

@@ -67,7 +67,12 @@ def _folded(body: nn.Module) -> list[nn.Module] | None:
 
 def _equal(column: Sequence[nn.Module]) -> bool:
     """Whether layers differ in nothing but their weights."""
-    return len({(type(layer), layer.extra_repr(), str(_dtype(layer))) for layer in column}) == 1
+    return len({(type(layer), layer.extra_repr(), _settings(layer), _dtype(layer)) for layer in column}) == 1
+
+
+def _settings(layer: nn.Module) -> str:
+    """What `extra_repr` may leave out, as it does for average pooling."""
+    return repr(sorted((key, value) for key, value in vars(layer).items() if key[0] != "_"))
 
 
 def _dtype(layer: nn.Module) -> torch.dtype | None:
@@ -77,18 +82,20 @@ def _dtype(layer: nn.Module) -> torch.dtype | None:
 def _wide(column: Sequence[nn.Module], state: str) -> tuple[nn.Module, str] | None:
     """The layer for all networks after a state, and the state after it; None where there is none.
 
-    States are `shared` (rows that all networks see), `channels` ([B, M * C, H, W]) and `rows` ([M, B, F]).
+    States are `shared` (rows that all networks see), `flat` (such rows [B, F]), `channels` ([B, M * C, H, W])
+    and `rows` ([M, B, F]).
     """
     first = column[0]
     if type(first) in SAME:
         return first, state
     if type(first) is nn.Flatten and first.start_dim == 1 and first.end_dim == -1:
-        return (first, state) if state == "shared" else (_ToRows(len(column)), "rows")
-    if type(first) is nn.Linear and state in ("shared", "rows"):
+        if state == "shared":
+            return first, "flat"
+        return (_ToRows(len(column)), "rows") if state == "channels" else (nn.Identity(), state)
+    if type(first) is nn.Linear and state in ("flat", "rows"):
         return _Linears(column), "rows"
-    if type(first) is nn.Conv2d and first.groups == 1 and first.padding_mode == "zeros" and state != "rows":
-        return _convolution(column, state), "channels"
-    return None
+    plain = type(first) is nn.Conv2d and first.groups == 1 and first.padding_mode == "zeros"
+    return (_convolution(column, state), "channels") if plain and state in ("shared", "channels") else None
 
 
 def _convolution(column: Sequence[nn.Module], state: str) -> nn.Module:

@@ -98,6 +98,7 @@ class BatchSearch:
         self._measure, self._on_event, self._ledger, self._work = measure, on_event, ledger, work
         self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
+        self._spent_s = ledger.spent().seconds if ledger is not None else 0.0
         self._arms = list(arms)
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
@@ -166,7 +167,8 @@ class BatchSearch:
         row = self._to_row(suggestion, outcome)
         before = self._before.get(row.number)
         same = before is not None and before.config == row.config
-        seconds = before.seconds if before is not None and same else time.monotonic() - self._begun
+        since = self._spent_s + time.monotonic() - self._begun
+        seconds = before.seconds if before is not None and same else since
         row = dataclasses.replace(row, seconds=round(seconds, 1))
         self._ended.append(row)
         self._on_event(row)

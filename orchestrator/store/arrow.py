@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from orchestrator.errors import InputError, NotFoundError, StoreError, first_line
 from orchestrator.store.blobs import RENEW_S, Blobs
-from orchestrator.store.names import check_key
+from orchestrator.store.names import check_key, is_key
 from orchestrator.store.retry import patience_s, patiently
 from orchestrator.store.s3 import copies_of
 
@@ -151,7 +151,7 @@ class ArrowBlobs(Blobs):
             )
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"cannot list ({first_line(error)})", self.shown(folder)) from error
-        yield from (info for info in infos if info.type == fs.FileType.File)
+        yield from (info for info in infos if info.type == fs.FileType.File and is_key(str(info.path)))
 
     def _refuse(self, key: str) -> NoReturn:
         raise StoreError(

@@ -23,7 +23,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.store.blobs import Blobs
-from orchestrator.store.names import Digest, FileName, check_digest
+from orchestrator.store.names import Digest, FileName, check_digest, is_digest
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -139,7 +139,8 @@ def renew(blobs: Blobs, digest: str) -> bool:
 
 def digests(blobs: Blobs) -> list[str]:
     """All artifacts, sorted."""
-    return [key.split("/")[1] for key in blobs.list("artifacts") if key.endswith(f"/{MANIFEST}")]
+    found = [key.split("/")[1:] for key in blobs.list("artifacts")]
+    return [name for name, *rest in found if rest == [MANIFEST] and is_digest(name)]
 
 
 def read_manifest(blobs: Blobs, digest: str) -> Manifest:

@@ -63,7 +63,10 @@ class Blobs(abc.ABC):
 
     @abc.abstractmethod
     def list(self, folder: str, *, recursive: bool = True) -> list[str]:
-        """Sorted keys of the files below `folder`; none when the folder does not exist."""
+        """Sorted keys of the files below `folder`; none when the folder does not exist.
+
+        Files that no key names (`.DS_Store`, `.nfs0001`) are others' and left out.
+        """
 
     @abc.abstractmethod
     def top(self) -> set[str]:

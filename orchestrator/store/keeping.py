@@ -17,16 +17,14 @@ from typing import Literal
 from orchestrator.errors import CorruptArtifactError, InputError, NotFoundError, StoreError
 from orchestrator.store import artifacts, compiled, leases, refs, releases, stages
 from orchestrator.store.blobs import RENEW_S, Blobs
-from orchestrator.store.names import sequence_number
+from orchestrator.store.names import is_digest, sequence_number
 from orchestrator.store.store import Store, read_record
 
 DAY_S = 86_400.0
 QUARANTINE = "quarantine"
-LOCK = "locks/gc"
 _DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
 """Folders with one folder an artifact or spec, which go with it."""
-_TEXT_LIMIT_BYTES = 64 * 2**20
 
 
 Kind = Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "unfinished"]
@@ -140,17 +138,24 @@ def _collect(store: Store, grace_s: float, dry_run: bool, results: list[Path], s
     reached = _reached(store, results, forgotten)
     for folder in sorted(forgotten):
         _remove_files(blobs, folder, done)
-    gone = set()
-    for folder, ages in sorted(_by_folder(candidates).items()):
+    old = []
+    for folder, age in sorted(_youngest(candidates).items()):
         digest = folder.removeprefix("artifacts/")
         if digest in reached:
             done.kept += 1
-        elif min(ages) <= grace_s or not _remove_folder(blobs, folder, artifacts.MANIFEST, grace_s, done):
+        elif age <= grace_s:
             done.young += 1
-        else:
+        elif is_digest(digest):
+            old.append(digest)
+    # First, so that a death in between leaves no result that sends its reader after what is gone.
+    _remove_stages_of(blobs, set(old), done)
+    gone = set()
+    for digest in old:
+        if _remove_folder(blobs, f"artifacts/{digest}", artifacts.MANIFEST, grace_s, done):
             gone.add(digest)
+        else:
+            done.young += 1
     _remove_beside(blobs, reached | (set(store.digests()) - gone), grace_s, done)
-    _remove_stages_of(blobs, gone, done)
     _remove_old_leases(blobs, grace_s, done)
     if not dry_run:
         done.removed += [".tmp"] * min(1, blobs.clean(max(grace_s, DAY_S)))
@@ -180,21 +185,14 @@ def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]
 
 
 def _old_studies(blobs: Blobs, grace_s: float) -> list[str]:
-    youngest: dict[str, float] = {}
-    for key, age in blobs.ages_s("studies").items():
-        folder = "/".join(key.split("/")[:2])
-        youngest[folder] = min(age, youngest.get(folder, age))
+    youngest = _youngest(blobs.ages_s("studies"))
     return [folder for folder, age in youngest.items() if age > grace_s]
 
 
 def _remove_beside(blobs: Blobs, kept: set[str], grace_s: float, done: Collected) -> None:
     """What lies beside an artifact goes once the artifact is gone, and nobody adds to it any more."""
     for top in _BESIDE:
-        youngest: dict[str, float] = {}
-        for key, age in blobs.ages_s(top).items():
-            folder = "/".join(key.split("/")[:2])
-            youngest[folder] = min(age, youngest.get(folder, age))
-        for folder, age in sorted(youngest.items()):
+        for folder, age in sorted(_youngest(blobs.ages_s(top)).items()):
             if age > grace_s and folder.removeprefix(f"{top}/") not in kept:
                 _remove_files(blobs, folder, done)
 
@@ -247,6 +245,7 @@ def _mend(store: Store, damage: Damage, source: Store | None, dry_run: bool) -> 
     if damage.kind == "artifact" and source is not None:
         digest = damage.key.removeprefix("artifacts/")
         try:
+            source.check_signed(digest)
             source.verify(digest)
         except StoreError:
             pass
@@ -289,26 +288,30 @@ def _look_at_ref(store: Store, name: str) -> None:
 
 
 def _folders(blobs: Blobs, top: str, marker: str, depth: int = 2) -> dict[str, bool]:
-    """Folders `depth` names deep, and whether each has its marker."""
+    """Folders `depth` names deep, and whether each has its marker; files above that are nobody's."""
     found: dict[str, bool] = {}
-    for key in blobs.list(top):
-        parts = key.split("/")
-        folder = "/".join(parts[:depth])
-        found[folder] = found.get(folder, False) or parts[depth:] == [marker]
+    for parts in (key.split("/") for key in blobs.list(top)):
+        if len(parts) > depth:
+            folder = "/".join(parts[:depth])
+            found[folder] = found.get(folder, False) or parts[depth:] == [marker]
     return found
 
 
-def _by_folder(ages: dict[str, float]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _youngest(ages: dict[str, float]) -> dict[str, float]:
+    """Folders two names deep, and the age of the youngest file in each; files above that are nobody's."""
+    found: dict[str, float] = {}
     for key, age in ages.items():
-        found.setdefault(key.rpartition("/")[0], []).append(age)
+        top, name, *rest = key.split("/")
+        if rest:
+            folder = f"{top}/{name}"
+            found[folder] = min(age, found.get(folder, age))
     return found
 
 
 def _text(blobs: Blobs, key: str) -> bytes:
-    """A small file's bytes; none when it went meanwhile."""
+    """A file's bytes; none when it went meanwhile."""
     try:
-        return blobs.get(key) if blobs.size(key) <= _TEXT_LIMIT_BYTES else b""
+        return blobs.get(key)
     except NotFoundError:
         return b""
 

@@ -56,6 +56,7 @@ class Lease:
         self._blobs, self._folder = blobs, f"leases/{name}"
         self._number = 0
         self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
 
     def holder(self) -> Holder | None:
         """Who lives and holds it; None when it can be acquired."""
@@ -84,7 +85,8 @@ class Lease:
         self._number = number
         self._forget_before(self._number)
         self._stop.clear()
-        threading.Thread(target=self._beat, name="lease heartbeat", daemon=True).start()
+        self._heart = threading.Thread(target=self._beat, name="lease heartbeat", daemon=True)
+        self._heart.start()
         return True
 
     def release(self, *, forget: bool = False) -> None:
@@ -95,6 +97,9 @@ class Lease:
                 although another one has it: only for work whose result is looked up after acquiring.
         """
         self._stop.set()
+        if self._heart is not None:
+            # A last beat under way may write the entry once more (S3 copies it): what follows comes after.
+            self._heart.join()
         try:
             if not forget:
                 self._blobs.put(self._key(self._number), _FREE)

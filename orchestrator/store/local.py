@@ -21,7 +21,7 @@ from pyarrow import fs
 from orchestrator.errors import DiskFullError, ForeignStoreError, NotFoundError, StoreError
 from orchestrator.store.blobs import RENEW_S, TEMPORARY, Blobs
 from orchestrator.store.leases import folder_lease, held
-from orchestrator.store.names import check_key
+from orchestrator.store.names import check_key, is_key
 
 _LIST_TRIES = 20
 
@@ -80,7 +80,8 @@ class LocalBlobs(Blobs):
                 # is reported as an error even so.
                 with contextlib.suppress(FileNotFoundError):
                     infos = self._files.get_file_info(selector)
-                    return sorted(str(info.path) for info in infos if info.type == fs.FileType.File)
+                    files = (str(info.path) for info in infos if info.type == fs.FileType.File)
+                    return sorted(filter(is_key, files))
         raise StoreError("cannot list a folder that others keep changing", self.path(folder), "run again")
 
     def top(self) -> set[str]:

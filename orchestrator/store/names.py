@@ -60,6 +60,11 @@ def check_key(value: str) -> str:
     return value
 
 
+def is_key(value: str) -> bool:
+    """Whether `check_key` lets `value` pass."""
+    return all(map(_SEGMENT.fullmatch, value.split("/")))
+
+
 def check_ref_name(value: str) -> str:
     """`value` if it can name a ref: names with slashes between them, like `digits/teacher`.
 

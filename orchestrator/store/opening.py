@@ -57,7 +57,8 @@ def local_root(root: str | Path) -> Path:
     """The absolute local folder that a path or `file://` URI means.
 
     Raises:
-        StoreError: the URI means something else, or is malformed.
+        InputError: the URI is malformed.
+        StoreError: it means something else.
     """
     text = split_location(root)[0]
     if is_remote(text):
@@ -67,14 +68,14 @@ def local_root(root: str | Path) -> Path:
     try:
         return Path(os.path.abspath(fs.FileSystem.from_uri(text)[1]))
     except (ValueError, OSError) as error:
-        raise StoreError("not a valid file:// URI", text, "write file:///absolute/path") from error
+        raise InputError("not a valid file:// URI", text, "write file:///absolute/path") from error
 
 
 def open_blobs(location: str | Path) -> Blobs:
     """The files at a location without keys.
 
     Raises:
-        StoreError: the scheme is not supported, or the URI is malformed.
+        InputError: the scheme is not supported, or the URI is malformed.
     """
     text = str(location)
     if not is_remote(text):
@@ -84,6 +85,6 @@ def open_blobs(location: str | Path) -> Blobs:
         return S3Blobs(text)
     if scheme in ("gs", "gcs"):
         return ArrowBlobs(text)
-    raise StoreError(
+    raise InputError(
         f"stores on {scheme}:// are not supported", text, "use a path, s3://, or gs:// to read only"
     )

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import DiskFullError, InputError, NotFoundError, StoreError, first_line
 from orchestrator.store.blobs import RENEW_S, Blobs
 from orchestrator.store.leases import folder_lease, held
-from orchestrator.store.names import check_key
+from orchestrator.store.names import check_key, is_key
 from orchestrator.store.retry import patience_s, patiently
 
 COPIES_VARIABLE = "ORCHESTRATOR_COPIES"
@@ -245,7 +245,8 @@ class S3Blobs(Blobs):
         while True:
             answer = self._call("cannot list", folder, partial(self._client.list_objects_v2, **asked))
             for entry in answer.get("Contents", ()):
-                yield entry["Key"][cut:], {**entry, "Listed": _date(answer)}
+                if is_key(entry["Key"][cut:]):
+                    yield entry["Key"][cut:], {**entry, "Listed": _date(answer)}
             if not answer.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = answer["NextContinuationToken"]

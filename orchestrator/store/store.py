@@ -292,10 +292,6 @@ class Store:
 
     # Compiled forms
 
-    def compiled_folder(self, digest: str, target: str) -> Path:
-        """Where the compiled form `target` of an artifact is or would be; `compiled` checks it."""
-        return self.blobs.path(compiled.folder_key(digest, target))
-
     def compiled(self, digest: str, target: str) -> Path | None:
         """The folder of a compiled form, each file verified; None when it must be compiled.
 

@@ -46,13 +46,6 @@ class EpochReport:
         """As plain values, for records and messages."""
         return asdict(self)
 
-    def line(self) -> str:
-        """One line for people."""
-        return (
-            f"epoch {self.epoch + 1}: loss {self.loss:.4f}, validation {self.metric:.4f}, "
-            f"lr {self.lr:.2g}, {self.seconds:.1f} s"
-        )
-
 
 @dataclass
 class TrainState:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import serving, serving_blocks
+from benchmarks import serving, serving_blocks, serving_models
 from benchmarks.serving_arms import BARE, BULK, FASTAPI, MANY, ONE, OURS, Arm, Case, baselines
 from benchmarks.serving_baselines.batcher import MOST_ROWS, Batcher
 from benchmarks.serving_baselines.body import HEADER_LENGTH, answer, parse
@@ -31,8 +31,11 @@ from benchmarks.serving_servers import Server, running
 from benchmarks.serving_wrk import Load, available, load, write_script
 from deployments.protocol.model import Model, Tensor
 from deployments.protocol.rest import Codec
+from orchestrator.config.ensemble import Member
+from orchestrator.config.measure import Execution
 from orchestrator.load.generate import closed_loop
 from orchestrator.load.request import infer_body, post
+from orchestrator.runtime import execute
 from tests.pipeline.tiny import free_port
 
 TENSOR = Tensor("input", "UINT8", (-1, *IMAGES.input_shape))
@@ -82,7 +85,7 @@ def test_a_server_is_compared_measured_frozen_and_ended(tmp_path: Path) -> None:
     with running(servers):
         server = Server(FASTAPI, arm.command, free_port(), tmp_path / "server", {})
         servers.append(server)
-        compare(server, arm, models)
+        compare(server, "trio", models)
         body, headers = infer_body({"input": ROWS[:1]})
         request = post(f"{server.url}/v2/models/trio/infer", body, headers)
         server.pause()
@@ -112,7 +115,7 @@ def test_a_server_with_other_answers_is_not_measured(tmp_path: Path) -> None:
     with running(servers):
         servers.append(Server(FASTAPI, arm.command, free_port(), tmp_path / "server", {}))
         with pytest.raises(RuntimeError, match="answers of trio differ by"):
-            compare(servers[0], arm, other)
+            compare(servers[0], "trio", other)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -205,6 +208,61 @@ def test_a_block_is_tried_three_times(failures: int, blocks: int, monkeypatch: p
     assert len(found.blocks) == blocks
     assert server.waited == min(failures + 1, 3)
     assert bool(found.failed) == (blocks == 0)
+
+
+class _Server:
+    """Starts nothing."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.url = name, "http://127.0.0.1:1"
+
+    def wait_until(self, *_: Any) -> None:
+        pass
+
+    def stop(self) -> int:
+        return 0
+
+    pause = resume = terminate = wait_until
+
+
+def test_a_model_with_other_answers_has_no_figures_and_the_others_of_its_server_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = iter([RuntimeError("refused")] * 3 + [Load(10, 1.0, 0, 1.0, 2.0)] * 20)
+
+    def compared(_server: Any, model: str, _models: Any) -> None:
+        if model == "tiny-2":
+            raise RuntimeError("answers of tiny-2 differ")
+
+    def loaded(*_: Any, connections: int, **__: Any) -> Load:
+        if connections == 4:  # warming up
+            return Load(1, 1.0, 0, 1.0, 2.0)
+        if isinstance(found := next(loads), RuntimeError):
+            raise found
+        return found
+
+    monkeypatch.setattr(serving_blocks, "Server", _Server)
+    monkeypatch.setattr(serving_blocks, "compare", compared)
+    monkeypatch.setattr(serving_blocks, "load", loaded)
+    arms = {OURS: Arm(("x",)).sent(*(Case(name, 1) for name in ("tiny-2", "tiny-8", "trio")))}
+    models: Any = SimpleNamespace(images=ROWS)
+    wrong, refused, well = serving.table(serving_blocks.in_turns(arms, models, rounds=2, seconds=1))
+    assert wrong["failed"] == "answers of tiny-2 differ"
+    assert refused["failed"] == "refused"
+    assert "per_s" not in {*wrong, *refused}
+    assert well["blocks"] == 2
+
+
+def test_members_that_torch_does_not_compile_are_held_against_their_own_execution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(execute, "load", lambda _store, _digest, run: asked.append(run))
+    store: Any = None
+    executions: tuple[Execution, ...] = ("eager", "aoti", "lowered", "openvino")
+    for execution in executions:
+        serving_models._offline(store, Member(name="m", digest="1" * 64, execution=execution))
+    assert asked == ["eager", "eager", "lowered", "openvino"]
 
 
 def test_a_part_fails_by_itself_and_finished_ones_are_kept(

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
 from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.serving_faults import Offline, Sent, _judged, measure, prepare, upper_bound
+from benchmarks import serving_faults
+from benchmarks.serving_faults import (
+    Offline,
+    Sent,
+    _judged,
+    measure,
+    phase,
+    prepare,
+    processes,
+    upper_bound,
+)
 from orchestrator.load.connection import Reply
+from orchestrator.load.generate import Report
 from orchestrator.store.store import Store
 
 
@@ -52,6 +67,45 @@ def test_the_bound_beside_a_zero() -> None:
     assert upper_bound(0, 30_000) == pytest.approx(1e-4, rel=0.01)
     assert upper_bound(0, 0) == 1.0
     assert upper_bound(3, 100) > 0.03
+
+
+def test_a_replica_that_is_gone_is_passed_over_and_the_faults_go_on(tmp_path: Path) -> None:
+    running = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
+    running[0].kill()
+    running[0].wait()
+    for one in running:
+        (tmp_path / f"{one.pid}.pid").touch()
+    made: list[str] = []
+
+    async def test() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                injecting = asyncio.ensure_future(processes(tmp_path, 0.01, np.random.default_rng(0), made))
+                while not injecting.done() and len(list(tmp_path.glob("*.pid"))):
+                    await asyncio.sleep(0.01)
+        with pytest.raises(ValueError, match="high <= 0"):
+            await injecting
+
+    try:
+        asyncio.run(test())
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    assert "kill" in made
+    assert "stop" in made
+
+
+def test_figures_without_the_faults_that_they_are_of_are_no_figures(
+    offline: Offline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ends(*_: Any) -> None:
+        raise ProcessLookupError("gone")
+
+    monkeypatch.setattr(serving_faults, "open_loop", lambda *_, **__: Report(1.0))
+    load = Namespace(seed=0, rate=1.0, seconds=0.1, deadline_ms=200.0)
+    with pytest.raises(ProcessLookupError, match="gone"):
+        asyncio.run(phase("http://127.0.0.1:1", offline, tmp_path, ends, 1.0, load))
 
 
 @pytest.mark.ray

@@ -92,7 +92,7 @@ def test_transformers(tmp_path: Path, name: str, shape: tuple[int, ...], pruning
 def test_convolutions_over_text_and_sound(tmp_path: Path, name: str) -> None:
     module, signature, settings = toys.toy(name)
     store, rows = Store(tmp_path), toys.rows(signature.input_shape)
-    parent = toys.put(store, module, signature, settings)
+    parent = toys.put(store, toys.settled(module, rows), signature, settings)
     context = toys.context(signature.input_shape)
     pruned, recovered, int8 = follow(store, parent, (CHANNELS, RECOVER, StaticInt8()), context, ())
     macs = [count(rebuild(store, one).module, signature).macs for one in (parent, pruned)]

@@ -185,6 +185,21 @@ def model(settings: ModelSettings, of: Signature, allowed: tuple[str, ...] = ())
     return module
 
 
+def settled(module: nn.Module, part: Part) -> nn.Module:
+    """With the batch statistics of these rows, in place: what `model` makes up is far from those of a deep
+    network, and recovery would spend its steps on finding them."""
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        module.train()(torch.from_numpy(part.inputs))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return module.eval()
+
+
 def toy(name: str) -> tuple[nn.Module, Signature, ModelSettings]:
     """One of `MODELS`."""
     settings, shape = MODELS[name]

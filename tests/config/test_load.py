@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from orchestrator.config.base import canonical, fingerprint
-from orchestrator.config.load import json_schema, load_run, override, parse_yaml, read_yaml
+from orchestrator.config.load import json_schema, load_run, override, parse_yaml, read_yaml, validate
 from orchestrator.config.run import RunConfig
+from orchestrator.config.training import Training
 from orchestrator.errors import ConfigError
 from tests.config.toys import refused, run, values
 
@@ -112,6 +113,13 @@ def test_numbers_that_json_lacks_have_no_fingerprint(number: float) -> None:
         canonical({"a": [number]})
     with pytest.raises(ValueError, match="not JSON compliant"):
         fingerprint(number)
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_settings_hold_no_such_numbers(number: str) -> None:
+    plain = parse_yaml(f"lr: {number}", "x.yaml")
+    with pytest.raises(ConfigError, match="lr: Input should be a finite number"):
+        validate(Training, plain, "x.yaml")
 
 
 def test_objects_have_no_fingerprint() -> None:

@@ -172,6 +172,22 @@ def table_file(path: Path, **columns: Any) -> Path:
     return toy.write(path, **{**found, **columns})
 
 
+def test_what_nothing_can_be_fitted_to_has_its_row_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.data.parquet.BLOCK_ROWS", 7)
+    ids = np.sort(read(toy.settings(text_file(tmp_path / "a.parquet")), tmp_path).part("train").ids)
+    for wrong in ids[[1, -1]].tolist():
+        sounds = [wav([1, 2])] * toy.ROWS
+        numbers: list[float | None] = [None] * toy.ROWS
+        sounds[wrong], numbers[wrong] = wav([]), 0.5
+        heard = toy.write(tmp_path / "b.parquet", audio=sounds, label=toy.labels())
+        seen = toy.write(tmp_path / "c.parquet", x=pa.array(numbers, pa.float64()), label=toy.labels())
+        for path, decode in ((heard, "audio"), (seen, {"kind": "features", "categories": ["x"]})):
+            with pytest.raises(DataError, match=f"row {wrong} of {path.name} "):
+                read(toy.settings(path, decode=decode), tmp_path)
+
+
 def test_features_may_be_categories(tmp_path: Path) -> None:
     settings = toy.settings(table_file(tmp_path / "a.parquet"), features=["age", "town", "floor"])
     dataset = read(settings, tmp_path)
@@ -250,8 +266,9 @@ def test_rows_of_one_label_load_when_labels_are_not_looked_at(tmp_path: Path) ->
         ({"decode": "audio", "features": ["x"]}, "not as audio"),
         ({"decode": "text", "transform": "tests.data.toy:halved"}, "transform"),
         ({"elsewhere": {"a": "b"}, "task": "regression"}, "regression"),
+        ({"features": ["x", "y", "x"]}, "a column twice"),
     ],
-    ids=["kind", "no_views", "name", "range", "features", "transform", "elsewhere"],
+    ids=["kind", "no_views", "name", "range", "features", "transform", "elsewhere", "twice"],
 )
 def test_settings_that_cannot_be_meant(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):

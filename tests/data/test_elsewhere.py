@@ -66,3 +66,11 @@ def test_named_files_of_images_and_numbers_are_decoded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data file not found"):
         rows_from_elsewhere(toy.settings(images, elsewhere={"others": "none.parquet"}), signature)
     assert rows_from_elsewhere(EmbeddedData(), signature) == {}
+
+
+def test_columns_of_named_files_may_stand_in_another_order(tmp_path: Path) -> None:
+    train = toy.write(tmp_path / "a.parquet", a=np.arange(60.0), b=-np.arange(60.0), label=toy.labels())
+    toy.write(tmp_path / "b.parquet", b=[-1.0], a=[1.0])
+    settings = toy.settings(train, elsewhere={"others": "b.parquet"})
+    signature = load(settings, seed=0, cache=tmp_path / "cache").signature
+    assert rows_from_elsewhere(settings, signature)["others"].tolist() == [[1.0, -1.0]]

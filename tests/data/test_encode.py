@@ -181,6 +181,7 @@ WHOLE = wav(range(200))
         (b"", "no PCM WAV file"),
         (b"OggS" + bytes(60), "no PCM WAV file"),
         (WHOLE[:20], "no PCM WAV file"),
+        (WHOLE[:18] + b"\xff" + WHOLE[19:], "no PCM WAV file"),
         (WHOLE[:-100], "is cut off: 150 of 200 samples"),
         (wav([]), "holds no samples"),
         (WHOLE[:20] + struct.pack("<H", 85) + WHOLE[22:], "no PCM WAV file"),
@@ -195,8 +196,8 @@ WHOLE = wav(range(200))
         ([], "no samples|no sound"),
     ],
     ids=[
-        "empty", "ogg", "header", "cut", "no_samples", "mp3_inside", "rate", "nan", "scale", "wide",
-        "two_axes", "ragged", "text", "none", "no_list",
+        "empty", "ogg", "header", "long_chunk", "cut", "no_samples", "mp3_inside", "rate", "nan", "scale",
+        "wide", "two_axes", "ragged", "text", "none", "no_list",
     ],
 )  # fmt: skip
 def test_what_is_no_sound_names_its_row(value: Any, says: str) -> None:
@@ -241,11 +242,12 @@ def test_whole_numbers_and_booleans_are_categories_by_their_json() -> None:
             "row 3 of the rows has a number that is not finite",
         ),
         ({"age": [1, 1e300], "town": [None, None]}, "not finite"),
+        ({"age": [1, 10**400], "town": [None, None]}, "not finite"),
         ({"age": [1, 2], "town": [None, 2.5]}, "row 3 of the rows has no category in column 'town'"),
         ({"age": [1, 2], "town": [None, ["Ulm"]]}, "row 3 of the rows has no category"),
         ([1, 2], "must be columns by name"),
     ],
-    ids=["missing", "misspelt", "lengths", "text", "inf", "too_large", "float", "list", "no_columns"],
+    ids=["missing", "misspelt", "lengths", "text", "inf", "too_large", "huge", "float", "list", "no_columns"],
 )
 def test_what_is_no_table_names_its_row_and_column(values: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):

@@ -175,6 +175,29 @@ def test_numeric_columns_found_and_named(tmp_path: Path) -> None:
     assert both.dtype == np.float32
 
 
+def test_columns_that_are_found_have_the_train_file_s_order_in_every_file(tmp_path: Path) -> None:
+    columns = {"a": np.arange(60.0), "b": -np.arange(60.0), "label": toy.labels()}
+    train = toy.write(tmp_path / "train.parquet", **columns)
+    other = {name: columns[name] for name in ("b", "label", "a")}
+    toy.write(tmp_path / "test.parquet", **other, remark=["none"] * 60)
+    dataset = read(toy.settings(train, test="test.parquet"), tmp_path)
+    assert (dataset.part("train").inputs[:, 0] >= 0).all()
+    assert (dataset.part("test").inputs[:, 0] >= 0).all()
+    toy.write(tmp_path / "test.parquet", **columns | {"b": ["x"] * 60})
+    with pytest.raises(DataError, match=r"test\.parquet must hold what train\.parquet does: features"):
+        read(toy.settings(train, test="test.parquet"), tmp_path)
+    toy.write(tmp_path / "test.parquet", a=np.arange(60.0), bb=np.zeros(60), label=toy.labels())
+    with pytest.raises(DataError, match=r"no column of test\.parquet has this name: b\. did you mean 'bb'"):
+        read(toy.settings(train, test="test.parquet"), tmp_path)
+
+
+def test_one_number_as_a_tensor_in_two_files(tmp_path: Path) -> None:
+    train = toy.write(tmp_path / "train.parquet", a=np.arange(60.0), label=toy.labels())
+    toy.write(tmp_path / "test.parquet", a=np.arange(60.0), label=toy.labels())
+    dataset = read(toy.settings(train, test="test.parquet", decode="tensor"), tmp_path)
+    assert dataset.part("test").inputs.shape == (60, 1)
+
+
 def test_signature_is_of_the_train_part(tmp_path: Path) -> None:
     dataset = read(toy.settings(table(tmp_path, flat=[5.0] * toy.ROWS)), tmp_path)
     train = np.asarray(dataset.part("train").inputs, dtype=np.float64)
@@ -295,6 +318,12 @@ def test_embedded_tables_are_those_of_their_sources(tmp_path: Path) -> None:
     assert np.array_equal(targets, 1 - original.target)
     names = [column.name for column in dataset.signature.encoding.columns]  # type: ignore[union-attr]
     assert names == [name.replace(" ", "_") for name in original.feature_names]
+
+
+def test_an_embedded_table_takes_no_transform() -> None:
+    with pytest.raises(ValidationError, match="which a 'transform' would not see"):
+        EmbeddedData(name="breast_cancer", transform="tests.data.toy:halved")
+    assert EmbeddedData(transform="tests.data.toy:halved").transform is not None
 
 
 def test_an_embedded_table_for_regression_has_a_category(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
-from tests.deployments.toys import DIGITS, SMALL_MLP, put
+from tests.deployments.toys import DIGITS, SMALL_MLP, in_process, put
 
 NAME = "toys/mix"
 
@@ -72,3 +74,40 @@ class Running:
     async def state(self) -> dict[str, Any]:
         (replica,) = (await self.admin("", method="GET")).json()["replicas"]
         return dict(replica)
+
+
+def serving(store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
+    """Run a test against a running server, which is closed afterwards."""
+
+    async def whole() -> None:
+        running = Running(store, **settings)
+        try:
+            await test(running)
+        finally:
+            await running.follower.close()
+
+    asyncio.run(whole())
+
+
+def probabilities(reply: dict[str, Any]) -> np.ndarray:
+    (found,) = [one["data"] for one in reply["outputs"] if one["name"] == "probabilities"]
+    return np.reshape(found, (-1, 10))
+
+
+def oracle(store: Store, digest: str, rows: np.ndarray) -> np.ndarray:
+    found = in_process(store, releases.read(store, digest).spec, rows).probs
+    assert found is not None
+    return found
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await true():
+            await asyncio.sleep(0.01)
+
+
+def candidate(store: Store) -> str:
+    """A release of one other model: it answers otherwise."""
+    releases.first(store, NAME)
+    other = put(store, "other", SMALL_MLP, DIGITS, 7)
+    return releases.put(store, NAME, store.spec(NAME).model_copy(update={"tree": other}))

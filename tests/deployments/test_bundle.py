@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.bundle import MOST_BYTES, Bundler, answer_each
+from deployments.exchange import Answer, Question
+from deployments.ingress import _asks
 from deployments.member import split
 from orchestrator.errors import MemberFailedError, OrchestratorError
+from tests.deployments.models import MIX, spec
 
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
 
@@ -166,6 +170,29 @@ def test_a_defect_met_by_one_item_does_not_fail_the_others() -> None:
     first, second = asyncio.run(answer_each(ask, [-1, 2]))
     assert isinstance(first, MemberFailedError)
     assert second == 2
+
+
+def test_a_question_with_less_time_than_others_does_not_wait_for_them() -> None:
+    sent: list[list[float]] = []
+
+    async def answered(questions: list[Question]) -> list[Answer]:
+        sent.append([round(question.timeout_s) for question in questions])
+        return [Answer({}, ("m",), 0, False) for _ in questions]
+
+    async def alone(question: Question) -> Answer:
+        return (await answered([question]))[0]
+
+    def remote(call: Any) -> Any:
+        return SimpleNamespace(remote=lambda asked: asyncio.ensure_future(call(asked)))
+
+    async def test() -> None:
+        handle: Any = SimpleNamespace(predict=remote(alone), predict_many=remote(answered))
+        ask = _asks(spec(MIX), handle)
+        rows = np.zeros((1, 3), np.float32)
+        await asyncio.gather(*(ask(Question(rows, time_s)) for time_s in (10, 2, 10, 9.9, 2)))
+
+    run(test())
+    assert sorted(sent, key=len) == [[2, 2], [10, 10, 10]]
 
 
 @pytest.mark.parametrize("sizes", [[3], [1, 2], [1, 1, 1]])

@@ -3,99 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deployments.contract import Contract
-from deployments.exchange import Answer, Question
+from deployments.exchange import Question
 from deployments.protocol.model import describe
 from orchestrator.config.calibration import PredictionSets, Reject
-from orchestrator.config.ensemble import Cascade, Member, Node, Spec, WeightedMix
-from orchestrator.config.measure import Metric
-from orchestrator.config.serving import BreakerSettings, GuardSettings, MemberOptions, ServingSettings
-from orchestrator.config.signature import Signature
-from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.tree import distinct, predict, replay
+from orchestrator.config.ensemble import Cascade, Spec
+from orchestrator.config.serving import BreakerSettings, MemberOptions, ServingSettings
+from orchestrator.ensemble.tree import predict
 from orchestrator.errors import (
     DeadlineError,
     MemberFailedError,
-    NotFoundError,
     OrchestratorError,
     QuorumError,
 )
 from tests.deployments.models import CASCADE, FEATURES, MIX, A, B, spec
 from tests.deployments.remotes import IN_PROCESS, INPUTS, Remote, run
-from tests.ensemble.likely import ABILITY, CLASSES, likely
-
-Outputs = Mapping[Member, np.ndarray]
-
-TEN = Signature(
-    task="classification",
-    input_shape=(1,),
-    input_dtype="float32",
-    outputs=CLASSES,
-    classes=tuple("0123456789"),
-    mean=(0.0,),
-    std=(1.0,),
+from tests.deployments.ten import (
+    LEAVES,
+    OUTPUTS,
+    TEN,
+    TREE,
+    contract,
+    oracle,
+    question,
+    spec_of,
+    table,
 )
-FITTED, LABELS = likely(2_000, 0)
-UNSEEN, TRUTH = likely(4_000, 1)
-_FOUND = fit(WeightedMix(members=tuple(FITTED), quorum=2), FITTED, LABELS, Metric(), "classification")
-assert isinstance(_FOUND, WeightedMix)
-TREE: WeightedMix = _FOUND
-LEAVES = distinct(TREE)
-"""Of the fitted tree: with records."""
-OUTPUTS: Outputs = dict(zip(LEAVES, UNSEEN.values(), strict=True))
-
-
-class Table:
-    """A member that looks its outputs up: an input is the number of its row."""
-
-    def __init__(self, outputs: np.ndarray) -> None:
-        self.outputs = outputs
-        self.calls = 0
-        self.fault: Callable[[np.ndarray], np.ndarray] | None = None
-        self.hangs = False
-
-    async def __call__(self, rows: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        if self.hangs:
-            await asyncio.sleep(30)
-        found: np.ndarray = self.outputs[rows[:, 0].astype(int)]
-        return found if self.fault is None else self.fault(found)
-
-
-def table(outputs: Outputs = OUTPUTS) -> dict[Member, Table]:
-    return {member: Table(found) for member, found in outputs.items()}
-
-
-def spec_of(tree: Node) -> Spec:
-    return Spec(name="ten", tree=tree, signature=TEN)
-
-
-def contract(
-    tree: Node = TREE,
-    calls: Mapping[Member, Any] | None = None,
-    now: Callable[[], float] = lambda: 0.0,
-    **serving: Any,
-) -> Contract:
-    settings = ServingSettings(**serving)
-    return Contract(Spec(name="ten", tree=tree, signature=TEN), calls or table(), settings, clock=now, seed=0)
-
-
-def question(*rows: int, timeout_s: float = 5.0, outputs: tuple[str, ...] = ()) -> Question:
-    return Question(np.array(rows, np.float32)[:, None], timeout_s, frozenset(outputs))
-
-
-def oracle(names: tuple[str, ...], rows: list[int], tree: Node = TREE) -> np.ndarray:
-    """Probabilities of the members of these names."""
-    left = {member: found[rows] for member, found in OUTPUTS.items() if member.name in names}
-    probs = replay(tree, left, "classification").probs
-    assert probs is not None
-    return probs
+from tests.ensemble.likely import CLASSES
 
 
 def broken(_: np.ndarray) -> np.ndarray:
@@ -195,6 +135,24 @@ def test_a_member_that_hangs_costs_a_few_requests_their_time_and_then_none() -> 
     run(test())
 
 
+def test_of_many_requests_in_one_turn_of_the_loop_one_tries_whether_a_member_works_again() -> None:
+    calls, time = table(), [0.0]
+    calls[LEAVES[1]].fault = broken
+    members = {"m1": MemberOptions(breaker=BreakerSettings(failures=1, pause_s=1), retries=0)}
+    one = contract(calls=calls, now=lambda: time[0], members=members)
+
+    async def test() -> None:
+        await one.answer(question(0))
+        assert calls[LEAVES[1]].calls == 1
+        time[0] = 2.0
+        await asyncio.gather(*(one.answer(question(row)) for row in range(10)))
+        await asyncio.sleep(0)
+        assert calls[LEAVES[1]].calls == 2
+        await one.close()
+
+    run(test())
+
+
 def test_a_member_that_the_tree_cannot_do_without_is_asked_whatever_its_breaker_says() -> None:
     calls = table()
     tree = TREE.model_copy(update={"quorum": None})
@@ -231,163 +189,6 @@ def test_past_the_deadline_it_is_an_error_and_the_breaker_learns_who_was_late() 
             run(one.answer(question(0, timeout_s=0.02)))
     states = {name: found["breaker"] for name, found in one.health()["members"].items()}
     assert states == {"m0": "closed", "m1": "closed", "m2": "closed", "m3": "open"}
-
-
-WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "permuted": lambda found: np.roll(found, 1, axis=1),
-    "one answer": lambda found: np.broadcast_to(OUTPUTS[LEAVES[1]][:1], found.shape).copy(),
-    "noise": lambda found: np.random.default_rng(int(abs(found).sum() * 1e3)).permuted(found, axis=1),
-}
-
-
-async def ask_each(one: Contract, first: int, count: int) -> list[Answer]:
-    return [await one.answer(question(row)) for row in range(first, first + count)]
-
-
-@pytest.mark.parametrize("fault", WRONG.values(), ids=list(WRONG))
-def test_a_wrong_member_is_ejected_within_two_hundred_requests_and_no_other(
-    fault: Callable[[Any], Any],
-) -> None:
-    calls = table()
-    one = contract(calls=calls)
-    assert not any(found.ejected for found in run(ask_each(one, 0, 200)))
-    calls[LEAVES[1]].fault = fault
-    after = run(ask_each(one, 200, 200))
-    delay = next(number for number, found in enumerate(after, start=1) if found.ejected)
-    assert delay < 60
-    last = after[-1]
-    assert (last.degraded, last.ejected, last.missing) == (True, ("m1",), ("m1",))
-    np.testing.assert_allclose(last.outputs["probabilities"], oracle(last.members, [399]), atol=1e-6)
-
-
-def test_stale_weights_are_ejected_within_two_hundred_requests() -> None:
-    """A member whose accuracy fell from 0.78 to 0.55."""
-    stale, _ = likely(4_000, 1, ability=tuple(0.62 * found for found in ABILITY))
-    worse = dict(zip(LEAVES, stale.values(), strict=True))
-    delays = []
-    for number in range(5):
-        one = contract(calls=table({**OUTPUTS, LEAVES[1]: worse[LEAVES[1]]}))
-        found = run(ask_each(one, 500 * number, 500))
-        assert found[-1].ejected == ("m1",)
-        delays.append(next(place for place, answer in enumerate(found, start=1) if answer.ejected))
-    assert np.median(delays) < 200
-
-
-def test_sound_members_are_ejected_no_more_often_than_stated() -> None:
-    """One wrong ejection in 200 requests allowed, far below the default."""
-    one, wrong = contract(guard=GuardSettings(every=200)), 0
-    for found in run(ask_each(contract(), 0, 1_000)):
-        assert not found.ejected
-    for row in range(1_000):
-        for name in run(one.answer(question(row))).ejected:
-            one.readmit(name)
-            wrong += 1
-    assert wrong <= 5
-
-
-def test_an_ejected_member_comes_back_when_told_or_after_a_probation_that_doubles() -> None:
-    calls, time = table(), [0.0]
-    one = contract(calls=calls, now=lambda: time[0], guard=GuardSettings(probation_s=10))
-    calls[LEAVES[1]].fault = WRONG["permuted"]
-    assert run(ask_each(one, 0, 100))[-1].ejected == ("m1",)
-    with pytest.raises(NotFoundError, match="m2"):
-        one.readmit("m2")
-    one.readmit("m1")
-    assert not run(one.answer(question(0))).degraded
-    assert run(ask_each(one, 0, 100))[-1].ejected == ("m1",)
-    calls[LEAVES[1]].fault = None
-    for when, ejected in ((10.0, ("m1",)), (19.9, ("m1",)), (20.0, ())):
-        time[0] = when
-        assert run(one.answer(question(0))).ejected == ejected
-
-
-def test_a_wrong_member_that_the_tree_cannot_do_without_is_only_named() -> None:
-    calls = table()
-    calls[LEAVES[1]].fault = WRONG["permuted"]
-    tree = TREE.model_copy(
-        update={"members": tuple(m.model_copy(update={"required": m.name == "m1"}) for m in LEAVES)}
-    )
-    renamed = dict(zip(distinct(tree), calls.values(), strict=True))
-    found = run(ask_each(contract(tree, renamed), 0, 100))[-1]
-    assert (found.degraded, found.ejected, found.members) == (False, ("m1",), ("m0", "m1", "m2", "m3"))
-
-
-def cascade(max_loss: float = 0.02) -> Cascade:
-    """The worst member first, then the mix; 2,000 calibration rows grant the promise."""
-    rough = Cascade(
-        stages=(LEAVES[0], TREE.model_copy(update={"expected": None})),
-        guarantee={"max_loss": max_loss, "confidence": 0.9},
-    )
-    fitted = fit(
-        rough,
-        dict(zip(LEAVES, FITTED.values(), strict=True)),
-        LABELS,
-        Metric(),
-        "classification",
-        calibration=({m: found[:2_000] for m, found in OUTPUTS.items()}, TRUTH[:2_000]),
-    )
-    assert isinstance(fitted, Cascade)
-    assert fitted.certificate is not None
-    assert fitted.certificate.granted
-    return fitted
-
-
-def served(tree: Cascade, calls: dict[Member, Table], **serving: Any) -> Contract:
-    return contract(tree, dict(zip(distinct(tree), calls.values(), strict=True)), guard=None, **serving)
-
-
-async def in_tens(one: Contract, calls: int) -> list[Answer]:
-    found = []
-    for number in range(calls):
-        first = 2_000 + 10 * (number % 200)
-        found.append(await one.answer(question(*range(first, first + 10), outputs=("exit_stage",))))
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.05)
-    return found
-
-
-def test_early_exits_that_keep_their_promise_stay() -> None:
-    one = served(cascade(), table(), audit=0.5)
-    found = run(in_tens(one, 200))
-    assert all(answer.early_exit for answer in found)
-    early = np.mean([answer.outputs["exit_stage"] == 0 for answer in found])
-    assert 0.2 < early < 1
-    health = one.health()
-    assert health["early_exit"]
-    assert health["audited_rows"] > 500
-    assert 0 < health["audited_loss"] < 0.02
-
-
-def test_early_exits_that_lose_more_than_promised_switch_themselves_off_and_say_so() -> None:
-    calls = table()
-    # The first stage has become worse, and is as sure of itself as before.
-    calls[LEAVES[0]].fault = WRONG["permuted"]
-    one = served(cascade(), calls, audit=0.2)
-    found = run(in_tens(one, 200))
-    switched = next(number for number, answer in enumerate(found) if not answer.early_exit)
-    assert switched < 100
-    assert all(not answer.early_exit for answer in found[switched:])
-    assert (found[-1].outputs["exit_stage"] == 1).all()
-    assert found[-1].facts()["early_exit"] is False
-    assert not one.health()["early_exit"]
-
-
-def test_without_a_promise_or_a_share_nothing_is_audited() -> None:
-    calls = table()
-    one = served(cascade(), calls, audit=0)
-    run(in_tens(one, 20))
-    assert one.health()["audited_rows"] == 0
-    asked = run_calls(CASCADE)
-    assert asked == 1
-
-
-def run_calls(tree: Cascade) -> int:
-    """How often the last stage is asked for rows that all leave early."""
-    last = Remote(B)
-    lax = tree.model_copy(update={"thresholds": (0.0,)})
-    one = Contract(spec(lax), {A: Remote(A), B: last}, ServingSettings(audit=1.0))
-    run(one.answer(Question(INPUTS, 5)))
-    return len(last.rows) + 1
 
 
 def test_answers_by_their_name_in_the_protocol() -> None:

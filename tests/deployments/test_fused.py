@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,30 @@ def test_requests_that_wait_share_one_computation(
     assert len(asked) == len(distinct(specs[name].tree))  # not compiled: each is called once
 
 
+def test_requests_for_stages_that_a_tree_has_not_share_one_computation_too(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    asked: list[int] = []
+    answers = joint._tried
+
+    def tried(executable: execute.Executable, inputs: np.ndarray) -> object:
+        asked.append(len(inputs))
+        return answers(executable, inputs)
+
+    monkeypatch.setattr(joint, "_tried", tried)
+    engine, rows = opened(store, specs["mix"]), rows_of(specs["mix"])
+    told: list[Answer] = []
+
+    async def test() -> list[Answer]:
+        questions = [Question(rows[i : i + 1], TIME_S, told=told.append) for i in range(20)]
+        return await asyncio.gather(*map(engine.predict, questions))
+
+    assert len(asyncio.run(test())) == 20
+    assert asked == [20] * len(distinct(specs["mix"].tree))
+    assert not told
+
+
 def test_a_model_that_fails_fails_its_own_request_alone(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +218,67 @@ def test_after_a_call_that_hangs_the_members_are_loaded_anew(
         same(asyncio.run(test()), store, spec, rows)
     finally:
         go_on.set()
+
+
+def test_what_waits_in_stages_behind_a_call_that_hangs_has_the_members_loaded_anew(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec, go_on = specs["cascade"], threading.Event()
+    rows = rows_of(spec)
+    engine = opened(store, spec)
+    assert isinstance(engine, Fused)
+    engine._hang_s = 0.2
+    first = engine._groups[0]
+    monkeypatch.setitem(first._alone, first.members[0], lambda _: go_on.wait(20))
+
+    async def test() -> Answer:
+        hangs = asyncio.ensure_future(engine.predict(Question(rows, TIME_S)))
+        await asyncio.sleep(0.02)
+        behind = asyncio.ensure_future(engine.predict(Question(rows, TIME_S, told=lambda _: None)))
+        with pytest.raises(HangingError):
+            await hangs
+        engine._hang_s = TIME_S
+        return await behind
+
+    try:
+        same(asyncio.run(test()), store, spec, rows)
+    finally:
+        go_on.set()
+
+
+def test_stages_that_nobody_waits_for_any_more_are_not_computed(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec, go_on = specs["cascade"], threading.Event()
+    rows = rows_of(spec)
+    engine = opened(store, spec)
+    assert isinstance(engine, Fused)
+    asked: list[str] = []
+    for group in engine._groups:
+        for member, run in group._alone.items():
+
+            def slow(inputs: np.ndarray, name: str = member.name, run: Any = run) -> np.ndarray:
+                asked.append(name)
+                go_on.wait(20)
+                found: np.ndarray = run(inputs)
+                return found
+
+            monkeypatch.setitem(group._alone, member, slow)
+
+    async def test() -> Answer:
+        with pytest.raises(DeadlineError):
+            await engine.predict(Question(rows, 0.1, told=lambda _: None))
+        assert len(asked) == 1
+        after = asyncio.ensure_future(engine.predict(Question(rows, TIME_S)))
+        await asyncio.sleep(0.02)
+        go_on.set()
+        return await after
+
+    same(asyncio.run(test()), store, spec, rows)
+    assert len(asked) == 1 + len(distinct(spec.tree))
+    assert engine._worker.calls_that_hang == 0
 
 
 def test_a_quorum_answers_without_a_member_that_hangs(

@@ -124,6 +124,22 @@ def test_who_does_not_finish_its_headers_is_not_waited_for(
     run(test)
 
 
+def test_who_sends_blank_lines_after_an_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_S", 0.2)
+
+    async def test() -> None:
+        async with listening() as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(INFER)
+            await reader.readuntil(b"outputs")
+            await asyncio.sleep(0.05)
+            writer.write(b"\r\n")
+            await asyncio.wait_for(reader.read(), 3)
+            writer.close()
+
+    run(test)
+
+
 def test_work_for_a_client_that_is_gone_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         asked, cancelled = asyncio.Event(), asyncio.Event()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -293,6 +294,30 @@ def test_arrow_columns_by_name(color: pa.DataType) -> None:
 ROW = ROWS[0]
 
 
+def arrow_ages(ages: pa.Array) -> bytes:
+    return stream(ages, pa.nulls(len(ages)), pa.nulls(len(ages)), names=["age", "color", "hours per week"])
+
+
+def without_end(rows: int, length: int) -> list[pa.Array]:
+    """Columns whose values have that length each, though the stream is short."""
+    views = pa.py_buffer(struct.pack("<i4sii", length, b"xxxx", 0, 0) * rows)
+    text = "x" * length
+    return [
+        pa.Array.from_buffers(pa.string_view(), rows, [None, views, pa.py_buffer(text.encode())]),
+        pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array([text])),
+        pa.Array.from_buffers(pa.list_(pa.null(), length), rows, [None], children=[pa.nulls(rows * length)]),
+    ]
+
+
+@pytest.mark.parametrize("ages", without_end(50, 20_000), ids=lambda column: str(column.type)[:12])
+def test_a_short_stream_with_values_without_end_is_refused_before_any_is_made(
+    ages: pa.Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_predict, "_arrow_values", None)
+    with pytest.raises(ProtocolError, match="'age' must be of numbers, truth values or texts"):
+        raw_predict.read(arrow_ages(ages), ARROW, ENCODERS["table"])
+
+
 @pytest.mark.parametrize(
     ("name", "body", "kind", "status", "says"),
     [
@@ -321,7 +346,9 @@ ROW = ROWS[0]
         ("table", b'{"rows": {}}', "", 400, "must be a list"),
         ("table", b"a,b", "text/csv", 415, "not supported for this model"),
         ("table", stream(pa.array([1]), names=["age"]), ARROW, 400, "no input: 'color'"),
-        ("table", stream(pa.nulls(9), pa.nulls(9), names=["a", "a"]), ARROW, 400, "no input"),
+        ("table", stream(pa.nulls(9), pa.nulls(9), names=["a", "a"]), ARROW, 400, "same name twice"),
+        ("table", stream(*[pa.nulls(9)] * 4, names=[*COLUMNS, "age"]), ARROW, 400, "same name twice"),
+        ("table", arrow_ages(pa.array([2**62], pa.timestamp("s"))), ARROW, 400, "must be of numbers"),
     ],
 )
 def test_bad_bodies_of_predict(name: str, body: bytes, kind: str, status: int, says: str) -> None:

@@ -3,73 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.exchange import Answer, Question
 from deployments.protocol.model import describe
-from deployments.releases.trial import agreement, drawn
 from orchestrator.config.encoding import NgramHashes, TextEncoding
-from orchestrator.config.ensemble import Member, Spec, WeightedMix
+from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.model import TextNgrams
-from orchestrator.config.release import FeedbackSettings
 from orchestrator.data.encode import encode
-from orchestrator.ensemble.epochs import reweighted
-from orchestrator.ensemble.tree import distinct
-from orchestrator.errors import MemberFailedError, RefConflictError, ServingError
+from orchestrator.errors import RefConflictError, ServingError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
 from tests.deployments.raws import signature
-from tests.deployments.released import NAME, Running, make_store
-from tests.deployments.toys import DIGITS, IMAGES, SMALL_MLP, in_process, put
+from tests.deployments.released import (
+    NAME,
+    Running,
+    candidate,
+    make_store,
+    oracle,
+    probabilities,
+    serving,
+    until,
+)
+from tests.deployments.toys import IMAGES, in_process, put
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return make_store(tmp_path)
-
-
-def serving(store: Store, test: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
-    """Run a test against a running server, which is closed afterwards."""
-
-    async def whole() -> None:
-        running = Running(store, **settings)
-        try:
-            await test(running)
-        finally:
-            await running.follower.close()
-
-    asyncio.run(whole())
-
-
-def probabilities(reply: dict[str, Any]) -> np.ndarray:
-    (found,) = [one["data"] for one in reply["outputs"] if one["name"] == "probabilities"]
-    return np.reshape(found, (-1, 10))
-
-
-def oracle(store: Store, digest: str, rows: np.ndarray) -> np.ndarray:
-    found = in_process(store, releases.read(store, digest).spec, rows).probs
-    assert found is not None
-    return found
-
-
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
-        while not await true():
-            await asyncio.sleep(0.01)
-
-
-def candidate(store: Store) -> str:
-    """A release of one other model: it answers otherwise."""
-    releases.first(store, NAME)
-    other = put(store, "other", SMALL_MLP, DIGITS, 7)
-    return releases.put(store, NAME, store.spec(NAME).model_copy(update={"tree": other}))
 
 
 def spoil(store: Store, member: Member) -> None:
@@ -329,168 +294,6 @@ def test_a_release_is_the_same_model_for_clients(store: Store) -> None:
     serving(store, test)
 
 
-def test_a_canary_answers_its_share_and_the_same_ids_again(store: Store) -> None:
-    digest = candidate(store)
-    ids = [f"request-{number}" for number in range(200)]
-
-    async def test(running: Running) -> None:
-        got = await running.admin("canary", {"release": digest, "share": 0.3, "min_agreement": 0})
-        assert got.status == 200, got.body
-        epochs = {}
-        for request_id in ids:
-            reply = await running.infer(IMAGES[:1], request_id)
-            epochs[request_id] = reply["parameters"]["weight_epoch"]
-            truth = oracle(store, digest, IMAGES[:1])
-            assert np.allclose(probabilities(reply), truth, atol=1e-5) == (epochs[request_id] == 1)
-        assert 35 < sum(epochs.values()) < 85  # 60 of 200 on average
-        assert epochs == {one: int(drawn(one, 0.3)) for one in ids}
-        assert (await running.admin("canary", method="DELETE")).status == 200
-        assert (await running.infer(IMAGES[:1], next(one for one in ids if epochs[one])))["parameters"][
-            "weight_epoch"
-        ] == 0
-        assert (await running.admin("canary", method="DELETE")).status == 404
-
-    serving(store, test)
-
-
-def test_a_shadow_that_disagrees_is_switched_off_and_never_answers(store: Store) -> None:
-    digest = candidate(store)
-    truth = oracle(store, releases.live(store, NAME).value, IMAGES)
-
-    async def test(running: Running) -> None:
-        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
-        assert (await running.admin("canary", body)).status == 200
-        assert (await running.state())["canary"]["compared"] == 0
-
-        async def off() -> bool:
-            np.testing.assert_allclose(probabilities(await running.infer(IMAGES)), truth, atol=1e-5)
-            return (await running.state())["canary"] is None
-
-        await until(off)
-        assert "0.9 is asked for" in (await running.state())["canary_stopped"]
-
-        async def said() -> bool:
-            _, settings = releases.canary(store, NAME)
-            return settings is not None and "agreement" in settings.stopped
-
-        await until(said)
-
-    serving(store, test)
-
-
-def test_a_shadow_that_agrees_stays(store: Store) -> None:
-    releases.first(store, NAME)
-    digest = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.501, 0.499)))
-
-    async def test(running: Running) -> None:
-        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
-        assert (await running.admin("canary", body)).status == 200
-        for _ in range(50):
-            await running.infer(IMAGES)
-        await asyncio.gather(*running.follower._comparing)
-        trial = (await running.state())["canary"]
-        assert (trial["compared"], trial["agreement"], trial["failed"]) == (50, 1.0, 0)
-        # Promoted, it is no canary any more.
-        assert (await running.admin("promote", {"release": digest})).status == 200
-        state = await running.state()
-        assert (state["live"], state["canary"]) == (digest, None)
-
-    serving(store, test)
-
-
-def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = candidate(store)
-
-    async def test(running: Running) -> None:
-        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
-        sick = running.follower._candidate
-        assert sick is not None
-
-        async def fail(_question: Question) -> Answer:
-            raise MemberFailedError("gone")
-
-        monkeypatch.setattr(sick.engine, "predict", fail)
-        for _ in range(20):
-            assert (await running.infer(IMAGES[:1]))["parameters"]["weight_epoch"] == 0
-        state = await running.state()
-        assert state["canary"] is None
-        assert "failed" in state["canary_stopped"]
-
-    serving(store, test)
-
-
-def test_agreement_of_values() -> None:
-    def values(*rows: float) -> Answer:
-        return Answer({"values": np.array(rows)[:, None]}, (), 0, False)
-
-    assert agreement(values(1, 2, 1000, 4), values(1.0005, 2.1, 1000.5, 4)) == 0.75
-
-
-def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_floor(store: Store) -> None:
-    feedback = FeedbackSettings(rate=1.0, floor=0.1, every_s=0, min_rows=20)
-    first = releases.first(store, NAME).tree
-    assert isinstance(first, WeightedMix)
-    (good, _) = distinct(first)
-    truth = oracle_labels(store, good)
-
-    async def test(running: Running) -> None:
-        assert (await running.state())["feedback"]["weights"] == [0.5, 0.5]
-        for number in range(40):
-            await running.infer(IMAGES, f"{number}")
-            got = await feed(running, {f"{number}": truth})
-            assert got.json()["accepted"] == len(IMAGES)
-            assert got.json()["unknown"] == []
-        tree = running.follower.spec.tree
-        assert isinstance(tree, WeightedMix)
-        assert tree.weights == pytest.approx((0.95, 0.05), abs=1e-6)
-        assert running.follower.spec.weight_epoch >= 1  # of the last batches that moved them
-        live = releases.live(store, NAME).value
-        (record,) = store.records(live)
-        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights or ()))
-        assert record["from"] == releases.before(store, NAME)
-        reply = await running.infer(IMAGES)
-        np.testing.assert_allclose(probabilities(reply), oracle(store, live, IMAGES), atol=1e-5)
-        # A label counts once, and must be one.
-        assert (await feed(running, {"0": truth, "never": 1})).json()["unknown"] == ["0", "never"]
-        await running.infer(IMAGES[:1], "new")
-        assert (await feed(running, {"new": 10})).status == 400
-        assert (await feed(running, {"new": [1, 2]})).status == 400
-        assert (await feed(running, {"new": 1.5})).status == 400
-        assert (await feed(running, {"new": 1})).json()["accepted"] == 1
-
-    serving(store, test, feedback=feedback.plain())
-
-
-def test_labels_wait_for_the_next_weight_epoch_and_the_newest_answers_are_kept(store: Store) -> None:
-    async def test(running: Running) -> None:
-        for number in range(5):
-            await running.infer(IMAGES[:1], f"{number}")
-        got = await feed(running, {f"{number}": 3 for number in range(5)})
-        assert got.json() | {"weights": 0} == {
-            "accepted": 3,
-            "unknown": ["0", "1"],
-            "weights": 0,
-            "rows": 3,
-            "kept_answers": 0,
-        }
-        assert running.follower.spec.weight_epoch == 1
-        await running.infer(IMAGES[:1], "5")
-        assert (await feed(running, {"5": 3})).json()["accepted"] == 1
-        assert running.follower.spec.weight_epoch == 1
-
-    serving(store, test, feedback={"answers": 3, "every_s": 3600})
-
-
-def test_without_the_setting_nothing_is_learned(store: Store) -> None:
-    async def test(running: Running) -> None:
-        await running.infer(IMAGES[:1], "0")
-        got = await feed(running, {"0": 1})
-        assert got.status == 400
-        assert "no weights are learned" in got.json()["error"]
-
-    serving(store, test)
-
-
 def test_a_promotion_by_the_store_alone_is_followed(store: Store) -> None:
     async def test(running: Running) -> None:
         await running.infer(IMAGES[:1])
@@ -506,16 +309,3 @@ def test_a_promotion_by_the_store_alone_is_followed(store: Store) -> None:
         await until(followed)
 
     serving(store, test)
-
-
-def oracle_labels(store: Store, member: Member) -> list[int]:
-    """What one member says."""
-    spec = store.spec(NAME).model_copy(update={"tree": member})
-    found = in_process(store, spec, IMAGES).probs
-    assert found is not None
-    return [int(label) for label in found.argmax(axis=1)]
-
-
-async def feed(running: Running, labels: dict[str, Any]) -> Got:
-    body = json.dumps({"labels": labels}).encode()
-    return await send(running.app, "POST", "/v2/models/mix/feedback", body)

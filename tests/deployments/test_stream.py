@@ -15,7 +15,9 @@ from deployments.composed import Composed
 from deployments.contract import Contract
 from deployments.exchange import Answer, Question, Served
 from deployments.fused import Fused
+from deployments.http import stream
 from deployments.http.app import http_app
+from deployments.http.asgi import Reply, send_events
 from deployments.placement import Here
 from deployments.protocol.model import describe
 from deployments.stream import streamed
@@ -143,6 +145,30 @@ def test_giving_up_cancels_what_is_asked() -> None:
 
     asyncio.run(test())
     assert cancelled == [True]
+
+
+def test_a_client_that_is_gone_before_the_first_event_is_sent_ends_the_work() -> None:
+    cancelled: list[bool] = []
+
+    async def respond(told: Any) -> Reply:
+        told(Answer({}, ("a",), 1, False))
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        raise AssertionError
+
+    async def gone(_message: Any) -> None:
+        raise OSError("gone")
+
+    async def test() -> None:
+        found = await stream.events(respond, lambda answer: {"members": answer.members})
+        with pytest.raises(OSError, match="gone"):
+            await send_events(gone, found)
+        assert cancelled == [True]
+
+    asyncio.run(test())
 
 
 def events(body: bytes) -> Events:

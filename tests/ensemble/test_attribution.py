@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, WeightedMix
 from orchestrator.config.measure import Metric
-from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
+from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights, used
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from tests.ensemble.toys import A, B, C, D, outputs, values
@@ -157,3 +157,29 @@ def test_a_stage_of_a_regressions_sum_says_what_the_sum_up_to_it_is() -> None:
         sums = np.stack([table[A], table[A] + 0.5 * table[B], table[A] + 0.5 * table[B]], axis=1)
         np.testing.assert_allclose(answers[:, :counted], sums[:, :counted], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(answers[:, 3], truth)
+
+
+@pytest.mark.parametrize(
+    ("tree", "missing", "made_by"),
+    [
+        (Parallel(members=(Parallel(members=(A, B)), C), quorum=1), (A,), "c"),
+        (Parallel(members=(Parallel(members=(A, B)), B), quorum=1), (A,), "b"),
+        (Parallel(members=(Parallel(members=(A, B), quorum=1), C), quorum=1), (A,), "bc"),
+        (
+            Boosting(policy="boosting", base="a", members=(A, B, C), factors=(1.0, 0.5, 0.5), quorum=1),
+            (B,),
+            "a",
+        ),
+        (WeightedMix(members=(A, B, C), weights=(0.0, 0.5, 0.5), quorum=2), (B,), "ac"),
+        (Parallel(members=(A, B, C), quorum=3, fallback="best"), (C,), "b"),
+        (Cascade(stages=(A, B), thresholds=(0.9,), quorum=1), (B,), "a"),
+    ],
+    ids=["in vain", "elsewhere too", "inner quorum", "boosting", "no weight", "fallback", "cascade"],
+)
+def test_an_answer_is_made_by_those_whose_answers_it_is_made_of(
+    tree: Any, missing: tuple[Member, ...], made_by: str
+) -> None:
+    known = fitted(tree)
+    prediction = answered(known, missing)
+    assert prediction.degraded.any()
+    assert "".join(member.name for member in used(known, prediction)) == made_by

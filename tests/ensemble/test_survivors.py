@@ -8,15 +8,25 @@ import numpy as np
 import pytest
 
 from orchestrator.config.calibration import TemperatureScaling
-from orchestrator.config.ensemble import Cascade, Combined, Member, Parallel, PooledNode, WeightedMix
+from orchestrator.config.ensemble import (
+    Cascade,
+    Combined,
+    Member,
+    Parallel,
+    PooledNode,
+    Spec,
+    WeightedMix,
+)
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.calibrate import fit_temperature
+from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.missing import fit_trend, sets_of
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import Prediction, replay
 from orchestrator.ensemble.weights import likelihood_weights
 from orchestrator.measure.quality import expected_calibration_error, score
+from tests.compression.toys import signature
 from tests.ensemble.likely import likely
 from tests.ensemble.toys import A, B, C, D, outputs, values
 
@@ -133,6 +143,21 @@ def test_given_weights_are_renormalized_and_nothing_is_scaled_without_a_calibrat
     assert by_set[(1, 3)].weights == pytest.approx((0.25, 0.75))
     assert by_set[(0, 1, 2)].weights == pytest.approx((1.0,))
     assert {found.temperature for found in tree.survivors} == {1.0}
+
+
+def test_with_other_weights_the_members_that_are_left_count_by_these_too() -> None:
+    tree = tree_of(WeightedMix)
+    spec = Spec(name="ten", tree=tree, signature=signature((4,)))
+    other = reweighted(spec, weights=(0.0, 0.0, 0.5, 0.5)).tree
+    assert isinstance(other, WeightedMix)
+    first, second, third, last = MEMBERS
+    found = replay(other, without(UNSEEN, first), "classification")
+    same = replay(other, {**UNSEEN, second: UNSEEN[first]}, "classification")  # of no weight, as the first
+    np.testing.assert_array_equal(found.outputs.argmax(axis=1), same.outputs.argmax(axis=1))
+    alone = replay(other, without(UNSEEN, third), "classification")
+    np.testing.assert_array_equal(alone.outputs.argmax(axis=1), UNSEEN[last].argmax(axis=1))
+    before = {found.without: found.temperature for found in tree.survivors}
+    assert {found.without: found.temperature for found in other.survivors} == before
 
 
 def test_an_unfitted_quorum_renormalizes() -> None:

@@ -20,7 +20,7 @@ from orchestrator.config.model import (
 from orchestrator.errors import ModelError
 from orchestrator.measure.cost import count
 from orchestrator.models.build import build
-from orchestrator.models.text import TextView, TokenDropout
+from orchestrator.models.text import TextView, TokenDropout, rows_with
 from orchestrator.models.text_ngrams import TokenWeights
 from orchestrator.runtime.int8 import export
 from tests.compression import toys
@@ -151,3 +151,12 @@ def test_tokens_are_dropped_in_training_alone() -> None:
 def test_a_hidden_layer_needs_an_embedding() -> None:
     with pytest.raises(ValueError, match="'hidden' needs 'dim'"):
         TextNgramsKwargs(hidden=8)
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_rows_with_a_number_are_counted_without_a_table_of_all_numbers(length: int) -> None:
+    ids = torch.randint(0, 9, (40, length), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    wanted = [int((ids == number).any(1).sum()) for number in range(12)]
+    assert rows_with(ids, 12).tolist() == wanted
+    # A table of [rows, numbers] would take gigabytes.
+    assert int(rows_with(ids, 10**7)[:12].sum()) == sum(wanted)

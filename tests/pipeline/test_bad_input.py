@@ -138,7 +138,7 @@ def test_an_export_in_no_known_format(place: Path) -> None:
         "export", "digits/mine", "a.bin"
     ).sentence(2)
     assert "digits/none" in command("export", "digits/none", "a.pt2").sentence(2)
-    assert "does not exist" in command("export", "digits/mine", "no/a.pt2").sentence(1)
+    assert "does not exist" in command("export", "digits/mine", "no/a.pt2").sentence(2)
     (place / "a.pt2").write_text("kept")
     answer = command("export", "digits/mine", "a.pt2", "--format", "onnx", "--json")
     assert answer.document["format"] == "onnx"
@@ -151,8 +151,8 @@ def test_an_export_in_no_known_format(place: Path) -> None:
         ({"--factory": "resnt"}, ("no built-in has this name", "resnt")),
         ({"--factory": "cnn"}, ("the weights do not fit the model", "missing")),
         ({"--kwargs": "{widths: [17]}"}, ("other shapes", "[16, 64]", "[17, 64]")),
-        ({"--kwargs": "{wdths: [16]}"}, ("wdths",)),
-        ({"--kwargs": "[1"}, ("the model is not valid",)),
+        ({"--kwargs": "{wdths: [16]}"}, ("model.kwargs.wdths. did you mean 'widths'",)),
+        ({"--kwargs": "[1"}, ("the arguments are not valid YAML: [1",)),
         ({"--weights": "none.pt"}, ("there is no file of weights", "none.pt")),
         ({"--data": "none.parquet"}, ("data file not found",)),
         ({"--data": "none.yaml"}, ("cannot read the run file",)),
@@ -183,7 +183,7 @@ def test_a_foreign_store(place: Path) -> None:
     (place / "store" / "store.json").write_text('{"schema":99}')
     assert "the store has schema 99" in command("run", file).sentence(1)
     assert "the path is no usable folder" in command("run", file, "--store", file).sentence(1)
-    assert "ftp:// are not supported" in command("run", file, "--store", "ftp://host/store").sentence(1)
+    assert "ftp:// are not supported" in command("run", file, "--store", "ftp://host/store").sentence(2)
 
 
 def test_a_locked_store(place: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.data import EmbeddedData
+from orchestrator.config.ensemble import Member, Parallel, Spec
 from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.data.load import load
 from orchestrator.models.build import build
@@ -63,6 +64,7 @@ def test_the_audit_is_printed(store: Store) -> None:
     [
         ("[{kind: int9}]", "int9"),
         ("[{kind: prune_channels}]", "amount"),
+        ("[{kind: prune_channels, amount: 3}]", "less than 1 (got 3)"),
         ("missing.yaml", "the plan cannot be read"),
         ("just words", "the plan cannot be read"),
         ("[1, 2]", "a plan is a list of steps"),
@@ -70,8 +72,17 @@ def test_the_audit_is_printed(store: Store) -> None:
     ],
 )
 def test_a_bad_plan_is_one_sentence(store: Store, plan: str, said: str) -> None:
-    assert said in compressed(store, plan).sentence(2 if said != "cannot follow" else 1)
+    assert said in compressed(store, plan).sentence(2)
 
 
 def test_an_unknown_model_is_one_sentence(store: Store) -> None:
     assert "digits/none" in compressed(store, "[{kind: bf16}]", source="digits/none").sentence(2)
+
+
+def test_an_ensemble_is_not_one_model(store: Store) -> None:
+    digest = store.ref("digits/net")
+    tree = Parallel(members=(Member(name="net", digest=digest), Member(name="twin", digest=digest)))
+    spec = Spec(name="mix", tree=tree, signature=store.manifest(digest).signature)
+    store.set_ref("digits/mix", store.put_spec(spec))
+    said = compressed(store, "[{kind: bf16}]", source="digits/mix").sentence(2)
+    assert "an ensemble is not one model: digits/mix. name a member: net, twin" in said

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from orchestrator.pipeline.run import _served_before
 from tests.pipeline.command import command
 from tests.search import fake
 
@@ -75,3 +77,14 @@ def test_a_damaged_source_is_one_sentence(folder: Path, text: str) -> None:
 def test_no_run(tmp_path: Path) -> None:
     said = command("report", "digits", "--store", tmp_path / "store")
     assert "no finished run of that name" in said.sentence(2)
+
+
+def test_figures_of_serving_stay_with_the_ensembles_that_did_not_change(tmp_path: Path) -> None:
+    before = {
+        "ensembles": {"mix": {"bytes": 1}, "old": {"bytes": 2}},
+        "serving": {"mix": {"p50_ms": 1.0}, "old": {}},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(before))
+    now: Any = SimpleNamespace(ensembles={"new": {"bytes": 3}, "mix": {"bytes": 1}, "old": {"bytes": 9}})
+    run: Any = SimpleNamespace(folder=tmp_path)
+    assert _served_before(run, now) == {"mix": {"p50_ms": 1.0}}

@@ -32,6 +32,15 @@ def mlp() -> nn.Module:
     )
 
 
+def flat_again() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+
+
+def pooled(*, count_include_pad: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, 1, 1, count_include_pad=count_include_pad)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Flatten(), nn.Linear(144, 5))
+
+
 def several(make: Body, count: int = 3) -> list[nn.Module]:
     found = []
     for seed in range(count):
@@ -49,8 +58,8 @@ def several(make: Body, count: int = 3) -> list[nn.Module]:
 
 @pytest.mark.parametrize(
     "make",
-    [cnn(16, 32), cnn(4, 6), cnn(32, 16, batch_norm=False), mlp],
-    ids=["grouped", "apart", "bias", "mlp"],
+    [cnn(16, 32), cnn(4, 6), cnn(32, 16, batch_norm=False), mlp, flat_again],
+    ids=["grouped", "apart", "bias", "mlp", "flat again"],
 )
 @pytest.mark.parametrize("rows", [1, 7])
 def test_it_gives_what_each_gives(make: Body, rows: int) -> None:
@@ -74,8 +83,20 @@ def test_it_gives_what_each_gives(make: Body, rows: int) -> None:
         [nn.Linear(4, 2), nn.Linear(4, 2)],
         [nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), nn.Sequential(nn.Linear(4, 2), nn.Softmax(1))],
         [nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))],
+        [nn.Sequential(nn.Linear(8, 4), nn.Flatten(), nn.Linear(24, 5)) for _ in range(2)],
+        [pooled(count_include_pad=True), pooled(count_include_pad=False)],
     ],
-    ids=["sizes", "large", "kinds", "one", "no list", "unknown layer", "no rows"],
+    ids=[
+        "sizes",
+        "large",
+        "kinds",
+        "one",
+        "no list",
+        "unknown layer",
+        "no rows",
+        "rows that may have more axes",
+        "unlike pools",
+    ],
 )
 def test_what_is_not_equal_or_not_known_stays_apart(bodies: list[nn.Module]) -> None:
     assert widened([body.eval() for body in bodies]) is None

@@ -138,6 +138,8 @@ def test_pauses_are_counted_over_all_starts(tmp_path: Path, monkeypatch: pytest.
     # It measures the two old batches again here; in the pipeline those come from their records.
     rest = -(-SETTINGS.trials // batch) - 2
     assert second.ledger.spent() == pytest.approx((30.0 + 10.0 + 15.0 * rest, 10.0 + 10.0 + 5.0 * rest))
+    ended = [row.seconds for row in second.ledger.rows()]
+    assert ended == sorted(ended)  # from the start of the search, not from its last start
     before = second.ledger.spent()
     assert started(Study(tmp_path / "study", SETTINGS), 0).search.finished
     assert second.ledger.spent() == before

@@ -164,7 +164,7 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_root(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
     with pytest.raises(StoreError, match="not a folder of this machine"):
         local_root("s3://bucket/store")
-    with pytest.raises(StoreError, match="not a valid file://"):
+    with pytest.raises(InputError, match="not a valid file://"):
         local_root("file://host/path")
 
 

@@ -80,6 +80,44 @@ def test_gc_takes_only_what_nothing_reaches(store: Store, tmp_path: Path) -> Non
     assert keeping.damages(store) == []
 
 
+@pytest.mark.parametrize("folder", ["", "{digest}/", "{digest}/deeper/", "notes/"])
+@pytest.mark.parametrize("name", ["README", ".DS_Store", ".nfs0001", "two words"])
+@pytest.mark.parametrize("top", ["artifacts", "compiled", "predictions", "studies", "leases/folders"])
+def test_files_of_others_are_in_nobodys_way(store: Store, top: str, folder: str, name: str) -> None:
+    digest = store.put_artifact(_with_parents(0), tensors())
+    store.set_ref("digits/a", digest)
+    store.add_record(digest, {"x": 1})
+    path = store.root / top / folder.format(digest=digest) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"theirs")
+    inside = top == "artifacts" and "digest" in folder and name == "README"
+    found = [damage.kind for damage in keeping.damages(store)]
+    assert found == ["artifact"] if inside else found in ([], ["unfinished"])
+    _aged(store)
+    _collect(store)
+    assert store.digests() == [digest]
+    keeping.repair(store)
+    assert store.digests() == ([] if inside else [digest])
+
+
+def test_a_death_within_gc_leaves_no_result_that_misleads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = store.put_artifact(_with_parents(0), tensors())
+    store.stage_value("chosen", lambda: {"digest": lost})
+    _aged(store)
+
+    def die(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.blobs, "delete_folder", die)
+    with pytest.raises(KeyboardInterrupt):
+        _collect(store)
+    monkeypatch.undo()
+    assert store.stage_result("chosen") is None
+    assert lost in _collect(store).removed[0]
+
+
 def test_gc_spares_what_is_young_or_was_looked_up(store: Store) -> None:
     old, again, found = (store.put_artifact(_with_parents(seed), tensors()) for seed in range(3))
     store.stage("made", lambda: found)

@@ -203,6 +203,31 @@ def test_the_heartbeat_beats_while_it_works_and_no_longer(
     assert not [thread for thread in threading.enumerate() if thread.name == "lease heartbeat"]
 
 
+@pytest.mark.parametrize("forget", [False, True])
+def test_a_beat_that_is_under_way_does_not_bring_a_lease_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch, forget: bool
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def copy(key: str) -> bool:
+        """As on S3: an object is read, and written a little later."""
+        data = store.blobs.get(key)
+        begun.set()
+        go_on.wait(10)
+        store.blobs.put(key, data)
+        return True
+
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(store.blobs, "touch", copy)
+    lease = Lease(store.blobs, "x")
+    assert lease.acquire()
+    assert begun.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    lease.release(forget=forget)
+    time.sleep(0.4)
+    assert lease.holder() is None
+
+
 def test_a_slow_starter_does_not_take_a_number_that_others_passed(store: Store) -> None:
     first = Lease(store.blobs, "x")
     assert first.acquire()

@@ -4,6 +4,11 @@ const MOST_BARS = 10;
 const tensor = (reply, name) => reply.outputs.find((output) => output.name === name);
 const used = (reply) =>
   (reply.parameters.members_used ?? reply.parameters.members).split(",").filter((name) => name !== "");
+// Why a member's vote is not shown.
+const silenceOf = (reply, name) => {
+  if ((reply.parameters.members_missing ?? "").split(",").includes(name)) return "no answer";
+  return reply.parameters.degraded ? "not used" : "not asked";
+};
 const best = (values) => values.indexOf(Math.max(...values));
 const className = (model, place) => model.classes[place] ?? `class ${place}`;
 
@@ -79,7 +84,7 @@ const votesTable = (model, reply, votes) => {
       "tr",
       {},
       make("th", { scope: "row" }, name),
-      make("td", {}, silent ? "not asked" : said),
+      make("td", {}, silent ? silenceOf(reply, name) : said),
       ...(classes ? [make("td", { class: "num" }, silent ? "" : percent(values[place]))] : []),
       ...(probabilities ? [make("td", { class: silent ? "" : mark[0] }, silent ? "" : mark[1])] : []),
       make("td", {}, ...(weight === null || silent ? [] : [bar(weight, same || !probabilities)])),

@@ -1,0 +1,129 @@
+"""A release that is tried out beside the live one: who answers, and when that ends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deployments.exchange import Answer, Question
+from deployments.releases.trial import agreement, drawn
+from orchestrator.ensemble.epochs import reweighted
+from orchestrator.errors import MemberFailedError
+from orchestrator.store import releases
+from orchestrator.store.store import Store
+from tests.deployments.released import (
+    NAME,
+    Running,
+    candidate,
+    make_store,
+    oracle,
+    probabilities,
+    serving,
+    until,
+)
+from tests.deployments.toys import IMAGES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path)
+
+
+def test_a_canary_answers_its_share_and_the_same_ids_again(store: Store) -> None:
+    digest = candidate(store)
+    ids = [f"request-{number}" for number in range(200)]
+
+    async def test(running: Running) -> None:
+        got = await running.admin("canary", {"release": digest, "share": 0.3, "min_agreement": 0})
+        assert got.status == 200, got.body
+        epochs = {}
+        for request_id in ids:
+            reply = await running.infer(IMAGES[:1], request_id)
+            epochs[request_id] = reply["parameters"]["weight_epoch"]
+            truth = oracle(store, digest, IMAGES[:1])
+            assert np.allclose(probabilities(reply), truth, atol=1e-5) == (epochs[request_id] == 1)
+        assert 35 < sum(epochs.values()) < 85  # 60 of 200 on average
+        assert epochs == {one: int(drawn(one, 0.3)) for one in ids}
+        assert (await running.admin("canary", method="DELETE")).status == 200
+        assert (await running.infer(IMAGES[:1], next(one for one in ids if epochs[one])))["parameters"][
+            "weight_epoch"
+        ] == 0
+        assert (await running.admin("canary", method="DELETE")).status == 404
+
+    serving(store, test)
+
+
+def test_a_shadow_that_disagrees_is_switched_off_and_never_answers(store: Store) -> None:
+    digest = candidate(store)
+    truth = oracle(store, releases.live(store, NAME).value, IMAGES)
+
+    async def test(running: Running) -> None:
+        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
+        assert (await running.admin("canary", body)).status == 200
+        assert (await running.state())["canary"]["compared"] == 0
+
+        async def off() -> bool:
+            np.testing.assert_allclose(probabilities(await running.infer(IMAGES)), truth, atol=1e-5)
+            return (await running.state())["canary"] is None
+
+        await until(off)
+        assert "0.9 is asked for" in (await running.state())["canary_stopped"]
+
+        async def said() -> bool:
+            _, settings = releases.canary(store, NAME)
+            return settings is not None and "agreement" in settings.stopped
+
+        await until(said)
+
+    serving(store, test)
+
+
+def test_a_shadow_that_agrees_stays(store: Store) -> None:
+    releases.first(store, NAME)
+    digest = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.501, 0.499)))
+
+    async def test(running: Running) -> None:
+        body = {"release": digest, "share": 1, "shadow": True, "min_agreement": 0.9}
+        assert (await running.admin("canary", body)).status == 200
+        for _ in range(50):
+            await running.infer(IMAGES)
+        await asyncio.gather(*running.follower._comparing)
+        trial = (await running.state())["canary"]
+        assert (trial["compared"], trial["agreement"], trial["failed"]) == (50, 1.0, 0)
+        # Promoted, it is no canary any more.
+        assert (await running.admin("promote", {"release": digest})).status == 200
+        state = await running.state()
+        assert (state["live"], state["canary"]) == (digest, None)
+
+    serving(store, test)
+
+
+def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        sick = running.follower._candidate
+        assert sick is not None
+
+        async def fail(_question: Question) -> Answer:
+            raise MemberFailedError("gone")
+
+        monkeypatch.setattr(sick.engine, "predict", fail)
+        for _ in range(20):
+            assert (await running.infer(IMAGES[:1]))["parameters"]["weight_epoch"] == 0
+        state = await running.state()
+        assert state["canary"] is None
+        assert "failed" in state["canary_stopped"]
+
+    serving(store, test)
+
+
+def test_agreement_of_values() -> None:
+    def values(*rows: float) -> Answer:
+        return Answer({"values": np.array(rows)[:, None]}, (), 0, False)
+
+    assert agreement(values(1, 2, 1000, 4), values(1.0005, 2.1, 1000.5, 4)) == 0.75

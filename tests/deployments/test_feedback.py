@@ -1,0 +1,109 @@
+"""Labels of answers move the weights of a served mix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.config.ensemble import Member, WeightedMix
+from orchestrator.config.release import FeedbackSettings
+from orchestrator.ensemble.tree import distinct
+from orchestrator.store import releases
+from orchestrator.store.store import Store
+from tests.deployments.calling import Got, send
+from tests.deployments.released import (
+    NAME,
+    Running,
+    make_store,
+    oracle,
+    probabilities,
+    serving,
+)
+from tests.deployments.toys import IMAGES, in_process
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path)
+
+
+def test_labels_move_the_weights_towards_the_better_member_but_not_below_the_floor(store: Store) -> None:
+    feedback = FeedbackSettings(rate=1.0, floor=0.1, every_s=0, min_rows=20)
+    first = releases.first(store, NAME).tree
+    assert isinstance(first, WeightedMix)
+    (good, _) = distinct(first)
+    truth = oracle_labels(store, good)
+
+    async def test(running: Running) -> None:
+        assert (await running.state())["feedback"]["weights"] == [0.5, 0.5]
+        for number in range(40):
+            await running.infer(IMAGES, f"{number}")
+            got = await feed(running, {f"{number}": truth})
+            assert got.json()["accepted"] == len(IMAGES)
+            assert got.json()["unknown"] == []
+        tree = running.follower.spec.tree
+        assert isinstance(tree, WeightedMix)
+        assert tree.weights == pytest.approx((0.95, 0.05), abs=1e-6)
+        assert running.follower.spec.weight_epoch >= 1  # of the last batches that moved them
+        live = releases.live(store, NAME).value
+        (record,) = store.records(live)
+        assert (record["kind"], record["weights"]) == ("feedback", list(tree.weights or ()))
+        assert record["from"] == releases.before(store, NAME)
+        reply = await running.infer(IMAGES)
+        np.testing.assert_allclose(probabilities(reply), oracle(store, live, IMAGES), atol=1e-5)
+        # A label counts once, and must be one.
+        assert (await feed(running, {"0": truth, "never": 1})).json()["unknown"] == ["0", "never"]
+        await running.infer(IMAGES[:1], "new")
+        assert (await feed(running, {"new": 10})).status == 400
+        assert (await feed(running, {"new": [1, 2]})).status == 400
+        assert (await feed(running, {"new": 1.5})).status == 400
+        assert (await feed(running, {"new": 1})).json()["accepted"] == 1
+
+    serving(store, test, feedback=feedback.plain())
+
+
+def test_labels_wait_for_the_next_weight_epoch_and_the_newest_answers_are_kept(store: Store) -> None:
+    async def test(running: Running) -> None:
+        for number in range(5):
+            await running.infer(IMAGES[:1], f"{number}")
+        got = await feed(running, {f"{number}": 3 for number in range(5)})
+        assert got.json() | {"weights": 0} == {
+            "accepted": 3,
+            "unknown": ["0", "1"],
+            "weights": 0,
+            "rows": 3,
+            "kept_answers": 0,
+        }
+        assert running.follower.spec.weight_epoch == 1
+        await running.infer(IMAGES[:1], "5")
+        assert (await feed(running, {"5": 3})).json()["accepted"] == 1
+        assert running.follower.spec.weight_epoch == 1
+
+    serving(store, test, feedback={"answers": 3, "every_s": 3600})
+
+
+def test_without_the_setting_nothing_is_learned(store: Store) -> None:
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        got = await feed(running, {"0": 1})
+        assert got.status == 400
+        assert "no weights are learned" in got.json()["error"]
+
+    serving(store, test)
+
+
+def oracle_labels(store: Store, member: Member) -> list[int]:
+    """What one member says."""
+    spec = store.spec(NAME).model_copy(update={"tree": member})
+    found = in_process(store, spec, IMAGES).probs
+    assert found is not None
+    return [int(label) for label in found.argmax(axis=1)]
+
+
+async def feed(running: Running, labels: dict[str, Any]) -> Got:
+    body = json.dumps({"labels": labels}).encode()
+    return await send(running.app, "POST", "/v2/models/mix/feedback", body)
