@@ -191,9 +191,7 @@ def test_every_kind_is_explained(tree: Ensemble) -> None:
 
 def test_figures_of_one_label_are_those_of_two_classes() -> None:
     tree = Parallel(members=(A, B, C))
-    labels, classes = (
-        member_scores(tree, table, task) for table, task in ((ONE, "multilabel"), (PAIR, "classification"))
-    )  # type: ignore[arg-type]
+    labels, classes = member_scores(tree, ONE, "multilabel"), member_scores(tree, PAIR, "classification")
     one, other = uncertainty(labels, task="multilabel"), uncertainty(classes)
     np.testing.assert_allclose(one.epistemic, other.epistemic, atol=1e-12)
     mixed, pair = (replay(tree, ONE, "multilabel"), replay(tree, PAIR, "classification"))

@@ -47,7 +47,10 @@ def expected(spec: Spec) -> np.ndarray:
     calls = {member: linear(seed, SIGNATURE) for seed, member in enumerate(distinct(spec.tree))}
 
     def run(member: Any) -> Any:
-        return lambda rows: asyncio.run(calls[member](rows))
+        async def answer(rows: np.ndarray) -> Any:
+            return await calls[member](rows)
+
+        return lambda rows: asyncio.run(answer(rows))
 
     found = predict(spec.tree, {member: run(member) for member in calls}, ROWS, "multilabel").probs
     assert found is not None

@@ -23,7 +23,7 @@ from orchestrator.ensemble.pooled import pooled
 from orchestrator.ensemble.tree import replay
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax, score
-from orchestrator.measure.tasks import rules
+from orchestrator.measure.tasks import class_rules
 from tests.ensemble.toys import MEMBERS, A, B, C, outputs, values
 
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -45,7 +45,9 @@ def test_rules_by_hand() -> None:
     members = of((0.7, 0.2, 0.1), (0.1, 0.8, 0.1), (0.3, 0.4, 0.3), (0.5, 0.3, 0.2))
 
     def found(rule: Rule, trim: float = 0.1) -> Any:
-        return rules("classification").probabilities(pool(members, None, "classification", rule, trim))[0]
+        return class_rules("classification").probabilities(pool(members, None, "classification", rule, trim))[
+            0
+        ]
 
     def scaled(*values: float) -> Any:
         return pytest.approx(np.array(values) / sum(values))
