@@ -11,7 +11,6 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
@@ -25,6 +24,7 @@ from deployments.releases.followed import Followed
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
+from orchestrator.config.load import validate
 from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
@@ -59,13 +59,7 @@ def app(args: dict[str, Any]) -> Application:
     store = args.get("store") or os.environ.get(STORE_VARIABLE)
     if not store:
         raise ConfigError("no store is named", None, f"set args.store or {STORE_VARIABLE} where Ray starts")
-    try:
-        settings = AppSettings.model_validate({**args, "store": store})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "args"
-        raise ConfigError(f"the application's arguments are not valid ({place})", first["msg"]) from error
-    return build_app(settings)
+    return build_app(validate(AppSettings, {**args, "store": store}, "the application's arguments"))
 
 
 def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Application:

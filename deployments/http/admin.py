@@ -16,6 +16,7 @@ from deployments.http.routes import Call, Handler
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.releases.controls import Controls
 from orchestrator.config.base import Settings
+from orchestrator.config.load import explained
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import (
@@ -112,11 +113,8 @@ class Admin:
         try:
             body = form.model_validate_json(data or b"{}")
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))[:80]
-            raise ProtocolError(
-                f"the body is not valid ({place})" if place else "the body is not valid", first["msg"]
-            ) from error
+            found = explained(error, form, "the body")
+            raise ProtocolError(found.what, found.value, found.fix) from error
         return json_reply(await _told(action(body)))
 
 

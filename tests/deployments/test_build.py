@@ -93,7 +93,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path) -> None:
     root = str(store.root)
     with pytest.raises(ConfigError, match="nothing to serve"):
         app({"store": root})
-    with pytest.raises(ConfigError, match=r"not valid \(serving\.replica\)"):
+    with pytest.raises(ConfigError, match=r"serving\.replica\. did you mean 'replicas'"):
         app({"store": root, "refs": ["a"], "serving": {"replica": 1}})
     with pytest.raises(ConfigError, match="same name: average"):
         build_app(AppSettings(store=root, specs=(specs[0], specs[0])))
