@@ -32,12 +32,11 @@ from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 COMPOSED: Mapping[str, type[Composed]] = {
-    "member": Composed,
     "parallel": Parallel,
     "sequential": Sequential,
     "weighted_mix": WeightedMix,
 }
-"""The deployment of each kind of ensemble; one model alone is passed on to."""
+"""The deployments with a class of their own; all others, and one model alone, are `Composed`."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 NODE_SHARE = 0.001
@@ -156,6 +155,6 @@ def _place(
     if ref:
         ensemble = serve.deployment(**options)(Followed).bind(ref, handles, settings)
     else:
-        kind = COMPOSED[spec.tree.kind]
+        kind = COMPOSED.get(spec.tree.kind, Composed)
         ensemble = serve.deployment(**options)(kind).bind(spec, list(handles.values()), settings.serving)
     return ensemble
