@@ -40,7 +40,7 @@ test: lint ## Lint, types, architecture tests and the whole suite (QUICK=1: with
 chaos: $(STAMP) ## Lose nodes, drivers, heads and connections on clusters of this machine (about half an hour)
 	$(BIN)/python -m pytest -m cluster tests/cluster tests/search/test_faults.py tests/search/test_faults_of_real_trials.py
 
-bench: $(STAMP) ## Measure the figures that the README claims (about 2 minutes, a quiet machine)
+bench: $(STAMP) ## Measure eager, lowered and compiled execution (about 2 minutes, a quiet machine)
 	$(BIN)/python -m benchmarks.execution --json docs/results/execution.json
 
 peers: ## Make .venv-peers with the tools that benchmarks compare with

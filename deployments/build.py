@@ -11,7 +11,6 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
 
@@ -25,6 +24,7 @@ from deployments.releases.followed import Followed
 from deployments.sequential import Sequential
 from deployments.weighted_mix import WeightedMix
 from orchestrator.config import ensemble as tree
+from orchestrator.config.load import validate
 from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import ConfigError
@@ -32,12 +32,11 @@ from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 COMPOSED: Mapping[str, type[Composed]] = {
-    "member": Composed,
     "parallel": Parallel,
     "sequential": Sequential,
     "weighted_mix": WeightedMix,
 }
-"""The deployment of each kind of ensemble; one model alone is passed on to."""
+"""The deployments with a class of their own; all others, and one model alone, are `Composed`."""
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 NODE_SHARE = 0.001
@@ -59,13 +58,7 @@ def app(args: dict[str, Any]) -> Application:
     store = args.get("store") or os.environ.get(STORE_VARIABLE)
     if not store:
         raise ConfigError("no store is named", None, f"set args.store or {STORE_VARIABLE} where Ray starts")
-    try:
-        settings = AppSettings.model_validate({**args, "store": store})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "args"
-        raise ConfigError(f"the application's arguments are not valid ({place})", first["msg"]) from error
-    return build_app(settings)
+    return build_app(validate(AppSettings, {**args, "store": store}, "the application's arguments"))
 
 
 def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Application:
@@ -162,6 +155,6 @@ def _place(
     if ref:
         ensemble = serve.deployment(**options)(Followed).bind(ref, handles, settings)
     else:
-        kind = COMPOSED[spec.tree.kind]
+        kind = COMPOSED.get(spec.tree.kind, Composed)
         ensemble = serve.deployment(**options)(kind).bind(spec, list(handles.values()), settings.serving)
     return ensemble

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from time import perf_counter_ns
@@ -19,6 +20,7 @@ import grpc.aio
 from deployments.exchange import Question
 from deployments.front import SERVER_NAME, Entry, Front, check_given, maybe_threaded
 from deployments.http.access import Access, Refusal, token_of
+from deployments.port_lock import PortLock
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError, TooLargeError, UnknownModelError
 from deployments.protocol.rest import EXTENSIONS
@@ -48,10 +50,15 @@ class GrpcServer:
         host: where to listen.
         port: likewise.
         access: who may ask; everybody when not given.
+        owner: whose port it is: another owner's server may not share it.
     """
 
-    def __init__(self, front: Front, host: str, port: int, access: Access | None = None) -> None:
+    def __init__(
+        self, front: Front, host: str, port: int, access: Access | None = None, owner: str = ""
+    ) -> None:
         self._front = front
+        # Not even the owner's other server, HTTP, may have the same port.
+        self._lock = PortLock(host, port, f"gRPC of {owner or f'process {os.getpid()}'}")
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._access = access
         self._server: grpc.aio.Server | None = None
@@ -60,7 +67,7 @@ class GrpcServer:
         """Listen.
 
         Raises:
-            ServingError: the port cannot be listened on.
+            ServingError: the port cannot be listened on, or the TLS files cannot be read.
         """
         limit = self._front.serving.max_body_bytes + OVERHEAD_BYTES
         guards = [] if self._access is None else [Keys(self._access)]
@@ -81,11 +88,16 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(messages.SERVICE, handlers)]
         )
+        self._lock.take()
         try:
             self._listen(self._server)
+            await self._server.start()
         except RuntimeError as error:
+            self._lock.give_back()
             raise ServingError("cannot listen for gRPC", self._address, "choose another port") from error
-        await self._server.start()
+        except OSError as error:
+            self._lock.give_back()
+            raise ServingError("the TLS files cannot be used", error.strerror) from error
 
     def _listen(self, server: grpc.aio.Server) -> None:
         tls = self._front.serving.tls
@@ -102,6 +114,7 @@ class GrpcServer:
         """Take no more calls; those in work have `serving.drain_s`."""
         if self._server is not None:
             await self._server.stop(self._front.serving.drain_s)
+        self._lock.give_back()
 
 
 class Keys(grpc.aio.ServerInterceptor):  # type: ignore[misc]

@@ -95,10 +95,10 @@ class Ingress:
             if ref
         }
         self._beside = beside = list[Companion]()
-        protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, serving).routes())
+        protocol = HttpApp(front, beside, self._site.routes() | Admin(controls, front).routes())
         names = list(front.entries)
         if serving.grpc_port is not None:
-            beside.append(GrpcServer(front, serving.host, serving.grpc_port, access))
+            beside.append(GrpcServer(front, serving.host, serving.grpc_port, access, _owner()))
         if direct:
             app = server_app(protocol, names, access, serving, meter)
             beside.append(Listener(app, serving, _owner()))

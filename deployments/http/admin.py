@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
+from deployments.front import LARGE_BYTES, Front, Gate, maybe_threaded
 from deployments.http.asgi import Reply, json_reply
 from deployments.http.errors import SlowBodyError
 from deployments.http.limits import read_body
@@ -16,8 +17,8 @@ from deployments.http.routes import Call, Handler
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.releases.controls import Controls
 from orchestrator.config.base import Settings
+from orchestrator.config.load import explained
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
-from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import (
     DeadlineError,
     EnsembleError,
@@ -30,8 +31,12 @@ from orchestrator.errors import (
 
 S = TypeVar("S", bound=Settings)
 
-BODY_BYTES = 4 * 2**20
-"""Longest body."""
+CHANGE_BYTES = 64 * 2**10
+"""Longest body of a change."""
+LABELS_BYTES = 4 * 2**20
+"""And of labels."""
+MOST_CHANGES = 8
+"""In work at once; counted apart from requests, so that a server with too many of them can be rolled back."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +56,13 @@ class Admin:
 
     Args:
         controls: of the models whose releases the store holds.
-        serving: limits.
+        front: lets labels in as it does requests.
     """
 
-    def __init__(self, controls: Mapping[str, Controls], serving: ServingSettings) -> None:
+    def __init__(self, controls: Mapping[str, Controls], front: Front) -> None:
         self._controls = controls
-        self._serving = serving
+        self._front = front
+        self._changes = Gate(MOST_CHANGES)
 
     def routes(self) -> dict[str, dict[str, Handler]]:
         """Where each handler is."""
@@ -79,22 +85,27 @@ class Admin:
         return json_reply(await _told(self._find(call).state()))
 
     async def promote(self, call: Call) -> Reply:
-        return await self._do(call, Promote, self._find(call).promote)
+        return await self._change(call, Promote, self._find(call).promote)
 
     async def rollback(self, call: Call) -> Reply:
-        return await self._do(call, Rollback, self._find(call).rollback)
+        return await self._change(call, Rollback, self._find(call).rollback)
 
     async def weights(self, call: Call) -> Reply:
-        return await self._do(call, Reweight, self._find(call).reweight)
+        return await self._change(call, Reweight, self._find(call).reweight)
 
     async def canary(self, call: Call) -> Reply:
-        return await self._do(call, Canary, self._find(call).try_out)
+        return await self._change(call, Canary, self._find(call).try_out)
 
     async def stop_canary(self, call: Call) -> Reply:
-        return json_reply(await _told(self._find(call).stop_trying()))
+        with self._changes:
+            return json_reply(await _told(self._find(call).stop_trying()))
 
     async def feedback(self, call: Call) -> Reply:
-        return await self._do(call, Labels, self._find(call).learn)
+        learn = self._find(call).learn
+        with self._front.gate, self._front.bodies.room() as take:
+            data = await self._read(call, LABELS_BYTES, take)
+            body = await maybe_threaded(len(data) >= LARGE_BYTES, _parsed, Labels, data)
+            return json_reply(await _told(learn(body)))
 
     def _find(self, call: Call) -> Controls:
         name = call.path["model"]
@@ -103,21 +114,26 @@ class Admin:
             raise UnknownModelError("no model of that name has releases", name[:80], f"those: {known}")
         return self._controls[name]
 
-    async def _do(self, call: Call, form: type[S], action: Callable[[S], Awaitable[dict[str, Any]]]) -> Reply:
+    async def _change(
+        self, call: Call, form: type[S], action: Callable[[S], Awaitable[dict[str, Any]]]
+    ) -> Reply:
+        with self._changes:
+            return json_reply(await _told(action(_parsed(form, await self._read(call, CHANGE_BYTES)))))
+
+    async def _read(self, call: Call, limit: int, take: Callable[[int], None] = lambda _size: None) -> bytes:
         try:
-            async with asyncio.timeout(self._serving.deadline_s):
-                data = await read_body(call.headers, call.receive, BODY_BYTES)
+            async with asyncio.timeout(self._front.serving.deadline_s):
+                return await read_body(call.headers, call.receive, limit, take)
         except TimeoutError as error:
             raise SlowBodyError("the body did not arrive in time") from error
-        try:
-            body = form.model_validate_json(data or b"{}")
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))[:80]
-            raise ProtocolError(
-                f"the body is not valid ({place})" if place else "the body is not valid", first["msg"]
-            ) from error
-        return json_reply(await _told(action(body)))
+
+
+def _parsed(form: type[S], data: bytes) -> S:
+    try:
+        return form.model_validate_json(data or b"{}")
+    except ValidationError as error:
+        found = explained(error, form, "the body")
+        raise ProtocolError(found.what, found.value, found.fix) from error
 
 
 async def _told(action: Awaitable[dict[str, Any]]) -> dict[str, Any]:

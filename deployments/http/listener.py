@@ -8,15 +8,11 @@ that is asked, it listens itself; replicas on one machine share the port (`SO_RE
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import math
 import os
-import re
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -24,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from deployments.port_lock import PortLock
 from deployments.protocol.rest import to_json
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError
@@ -208,51 +205,6 @@ class _Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-
-class PortLock:
-    """Processes of one owner may share a port; others get an error, as without `SO_REUSEPORT`.
-
-    Args:
-        host: where it is listened on.
-        port: likewise.
-        owner: names the owner.
-    """
-
-    def __init__(self, host: str, port: int, owner: str) -> None:
-        self.place = f"{host}:{port}"
-        name = re.sub(r"[^0-9A-Za-z.]", "-", self.place)
-        self._path = Path(tempfile.gettempdir()) / f"orchestrator-{os.getuid()}-{name}.lock"
-        self._owner = owner
-        self._file: int | None = None
-
-    def take(self) -> None:
-        """Held until `give_back`, or the end of the process.
-
-        Raises:
-            ServingError: another owner has it.
-        """
-        try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ServingError("the port's lock cannot be opened", error.strerror) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.pwrite(file, self._owner.encode(), 0)
-        except BlockingIOError:
-            pass  # somebody has it, or is just taking it
-        fcntl.flock(file, fcntl.LOCK_SH)
-        if os.pread(file, 4096, 0).decode() != self._owner:
-            os.close(file)
-            raise ServingError("another server listens on the port", self.place, "choose another port")
-        self._file = file
-
-    def give_back(self) -> None:
-        """Others may have the port."""
-        if self._file is not None:
-            os.close(self._file)
-        self._file = None
 
 
 def _cancellable(app: ASGIApp) -> ASGIApp:

@@ -21,7 +21,7 @@ ERRORS = {
     "413": "The body is too long",
     "415": "The body's encoding is not supported",
     "500": "A defect",
-    "503": "A replica could not be reached",
+    "503": "A replica could not be reached, or too much is in work",
     "504": "A replica did not answer in time",
 }
 CHANGES: Mapping[str, tuple[str, str, type[Settings]]] = {

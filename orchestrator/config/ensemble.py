@@ -77,7 +77,6 @@ class Parallel(Pooled):
         return self
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         lacking = self.rule == "weighted_vote" and self.weights is None
         return "parallel with rule weighted_vote has no weights" if lacking else None
 
@@ -125,7 +124,6 @@ class Cascade(Combined):
         return self
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         return "sequential has no thresholds" if self.thresholds is None else None
 
 
@@ -162,7 +160,6 @@ class Stacking(Pooled):
         return self
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         return "stacking has no coefficients" if self.coefficients is None else None
 
 
@@ -186,7 +183,6 @@ class Chain(Pooled):
         return len(self.members) + (len(self.later) if self.unfitted() else 0)
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         last = self.members[-1]
         trained = isinstance(last, Member) and last.sees
         return None if trained else "chain has no trained later models"
@@ -232,7 +228,6 @@ class Boosting(Combined):
         return len(self.members) or self.rounds
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         return "boosting has no trained stages" if not self.members or self.factors is None else None
 
 
@@ -286,7 +281,6 @@ class WeightedMix(Pooled):
         return self
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         needed = {"per_class": ("weights", "class_weights"), "gate": ("weights", "gate")}
         for key in needed.get(self.method, ("weights",)):
             if getattr(self, key) is None:
@@ -306,11 +300,12 @@ Sequential = Annotated[
     Discriminator(_policy),
 ]
 """Models that see what others said, told apart by `policy`."""
-AnyNode = Member | Parallel | Sequential | WeightedMix
+_Combination = Parallel | Sequential | WeightedMix
+AnyNode = Member | _Combination
 Node = Annotated[Annotated[AnyNode, Field(discriminator="kind")], BeforeValidator(member_of_name)]
 PooledNode = Parallel | Stacking | Chain | WeightedMix
 """Ensembles whose members all answer every row; functions for all of them are registered for this union."""
-Ensemble = Annotated[Parallel | Sequential | WeightedMix, Field(discriminator="kind")]
+Ensemble = Annotated[_Combination, Field(discriminator="kind")]
 
 for _class in (Member, Pooled, Parallel, Cascade, Stacking, Chain, Boosting, WeightedMix):
     _class.model_rebuild()

@@ -18,6 +18,11 @@ from orchestrator.redact import redact
 
 S = TypeVar("S", bound=Settings)
 
+LONGEST_SHOWN = 200
+"""Characters of a place or a value in an error."""
+_TYPE = re.compile(r"(?:literal|list|tuple|dict)\[|(?:int|float|str|bool)$")
+"""What pydantic adds to a location for a union of plain types."""
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
@@ -84,7 +89,35 @@ def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, cls, origin) from None
+        raise explained(error, cls, origin) from None
+
+
+def explained(error: ValidationError, cls: type[BaseModel], origin: str) -> ConfigError:
+    """What pydantic found wrong first, in one sentence: the key, its value and the nearest valid one.
+
+    Args:
+        error: of the settings class `cls`.
+        cls: what the values were to be.
+        origin: names the values for their writer, like the path of their file.
+    """
+    problems = error.errors(include_url=False)
+    # An unknown key explains most of what follows from it, so it is told first.
+    first = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
+    unknown = first["type"] == "extra_forbidden"
+    place = ".".join(_keys(first["loc"], _all_tags(cls, set()), unknown_key=unknown))[:LONGEST_SHOWN]
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    if unknown:
+        fields = _fields_at(cls, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1, cutoff=0.5)
+        fix = f"did you mean '{near[0]}'" if near else f"valid keys here: {', '.join(fields)}"
+        return ConfigError(f"unknown key in {origin}{more}", place, fix)
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    plain = isinstance(value, (str, int, float, bool)) and first["type"] != "json_invalid"
+    shown = f" (got {redact(repr(value))[:LONGEST_SHOWN]})" if plain else ""
+    near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'" if first["type"] == "literal_error" and near else ""
+    return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}", fix=hint)
 
 
 def load_run(path: Path, assignments: Sequence[str] = ()) -> RunConfig:
@@ -97,31 +130,12 @@ def json_schema() -> dict[str, Any]:
     return RunConfig.model_json_schema()
 
 
-def _explain(error: ValidationError, cls: type[BaseModel], origin: str) -> ConfigError:
-    problems = error.errors(include_url=False)
-    # An unknown key explains most of what follows from it, so it is told first.
-    first = next((found for found in problems if found["type"] == "extra_forbidden"), problems[0])
-    fields = _fields_at(cls, first["loc"][:-1])
-    place = ".".join(_keys(first["loc"], unknown_key=first["type"] == "extra_forbidden"))
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), fields, n=1, cutoff=0.5)
-        fix = f"did you mean '{near[0]}'" if near else f"valid keys here: {', '.join(fields)}"
-        return ConfigError(f"unknown key in {origin}{more}", place, fix)
-    message = first["msg"].removeprefix("Value error, ")
-    value = first.get("input")
-    shown = f" (got {redact(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
-    near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", message), n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'" if first["type"] == "literal_error" and near else ""
-    return ConfigError(f"{origin}: {place + ': ' if place else ''}{message}{shown}{more}", fix=hint)
-
-
-def _keys(loc: tuple[str | int, ...], *, unknown_key: bool) -> Iterator[str]:
+def _keys(loc: tuple[str | int, ...], tags: set[object], *, unknown_key: bool) -> Iterator[str]:
     """A location as the user wrote it: pydantic adds the tag of each union that it went through."""
     for position, part in enumerate(loc):
         named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "ensembles"))
         is_last = unknown_key and position == len(loc) - 1
-        is_tag = part in _TAGS or str(part).startswith("literal[")
+        is_tag = part in tags or _TYPE.match(str(part)) is not None
         if named_by_user or is_last or not is_tag:
             yield str(part)
 
@@ -163,7 +177,4 @@ def _all_tags(cls: type[BaseModel], seen: set[type[BaseModel]]) -> set[object]:
         return set()
     seen.add(cls)
     below = [found for field in cls.model_fields.values() for found in _classes_in(field.annotation)]
-    return {cls.__name__, *_literals(cls)}.union(*(_all_tags(found, seen) for found in below))
-
-
-_TAGS = _all_tags(RunConfig, set()) | {"imported"}
+    return {cls.__name__, "imported", *_literals(cls)}.union(*(_all_tags(found, seen) for found in below))

@@ -21,6 +21,10 @@ class Child(Settings):
     required: bool = False
     """The node above cannot answer without it, whatever that node's quorum."""
 
+    def unfitted(self) -> str | None:
+        """What is missing before it can answer, or None."""
+        return None
+
 
 def member_of_name(value: Any) -> Any:
     """A plain name, as a run file may write it, as a member; anything else as it is."""
@@ -79,7 +83,6 @@ class Member(Child):
     """Of a chain's later model, filled in when it is trained: it gets the inputs beside what these say."""
 
     def unfitted(self) -> str | None:
-        """What is missing before it can answer, or None."""
         return None if self.digest else f"member {self.name} has no digest"
 
 

@@ -12,6 +12,7 @@ walk over the tree gave.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -131,11 +132,12 @@ def _scores(settings: PredictionSets, probs: Probs) -> Floats:
 
 def _quantile(scores: Floats, coverage: float) -> float:
     """The smallest score that at least (n + 1) x coverage of n scores do not exceed."""
-    rank = math.ceil((len(scores) + 1) * coverage)
+    share = Fraction(str(coverage))  # as it was written: 0.9 is a little more as a float
+    rank = math.ceil((len(scores) + 1) * share)
     if rank > len(scores):
         raise EnsembleError(
             "too few calibration rows for this coverage",
             f"{len(scores)} rows, {coverage:g}",
-            f"use at least {math.ceil(coverage / (1 - coverage))}",
+            f"use at least {math.ceil(share / (1 - share))}",
         )
     return float(np.sort(scores)[rank - 1])

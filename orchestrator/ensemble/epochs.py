@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from orchestrator.config.calibration import Survivors
 from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
+from orchestrator.config.load import validate
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.errors import ConfigError
 
@@ -37,11 +36,7 @@ def reweighted(
         if not isinstance(root, Cascade):
             raise ConfigError("the ensemble has no thresholds to set", f"{spec.name} is {root.kind}")
         update |= {"thresholds": tuple(thresholds), "guarantee": None, "certificate": None}
-    try:
-        tree = type(root).model_validate({**root.plain(), **update})
-    except ValidationError as error:
-        said = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
-        raise ConfigError("these numbers do not fit the ensemble", said) from error
+    tree = validate(type(root), {**root.plain(), **update}, spec.name)
     if isinstance(tree, Parallel | WeightedMix):
         tree = tree.model_copy(update={"survivors": tuple(_survivors(one, tree) for one in tree.survivors)})
     return spec.model_copy(update={"tree": tree})

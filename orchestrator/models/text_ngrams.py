@@ -14,8 +14,8 @@ from orchestrator.models.text import PADDING, TextView, TokenDropout, rows_with,
 
 class TokenWeights(DataInitialized):
     """A weight for each n-gram: log((1 + N) / (1 + n)) + 1 for one that n of N train rows have (idf,
-    Spaerck Jones 1972, https://doi.org/10.1108/eb026526), 0 for padding and for one that no train row has, whose
-    embedding says nothing; 1 each before it is set."""
+    Spaerck Jones 1972, https://doi.org/10.1108/eb026526), 0 for padding and for one that no train row has,
+    whose embedding says nothing; 1 each before it is set."""
 
     keeps_float32 = True
     weights: Tensor

@@ -95,7 +95,7 @@ def read_plan(plan: str) -> list[Any]:
     """The steps of a plan file, or of a plan written out.
 
     Raises:
-        ConfigError: it cannot be read, or is no list of steps.
+        ConfigError: it cannot be read, or is no list of steps, or an empty one.
     """
     place = Path(plan)
     written = plan.lstrip().startswith(("[", "{", "-"))
@@ -108,6 +108,8 @@ def read_plan(plan: str) -> list[Any]:
         ) from error
     if isinstance(found, dict):
         found = found.get("plan", [found])
-    if not isinstance(found, list) or not all(isinstance(step, dict) for step in found):
-        raise ConfigError("a plan is a list of steps", plan, "like [{kind: prune_channels, amount: 0.5}]")
+    if not (isinstance(found, list) and found and all(isinstance(step, dict) for step in found)):
+        raise ConfigError(
+            "a plan is a list of one step or more", plan, "like [{kind: prune_channels, amount: 0.5}]"
+        )
     return found

@@ -95,24 +95,17 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
     key = folder_key(digest, target)
     if trusted and (own := _made_here(blobs, key)) is not None:
         return own
-    try:
-        data = blobs.get(f"{key}/{ENTRY}")
-        entry = Entry.model_validate_json(data)
-    except NotFoundError:
-        if blobs.list(key):
-            raise _corrupt(key, ENTRY) from None
+    read = _read_entry(blobs, key)
+    if read is None:
         return None
-    except ValidationError as error:
-        raise _corrupt(key, ENTRY) from error
+    data, entry = read
     if trusted and not signing.form_is_signed(blobs, digest, target, data, trusted):
         return None
-    present = {name.removeprefix(f"{key}/") for name in blobs.list(key)} - {ENTRY}
-    for name in sorted(present ^ set(entry.files)):
-        raise _corrupt(key, name)
+    _check_names(blobs, key, entry)
     # Whoever may write into the store could change a file between this look and its use.
     in_place = blobs.local and not trusted
     folder = blobs.path(key) if in_place else copies_of(blobs.location) / key
-    for name in sorted(present):
+    for name in sorted(entry.files):
         if not in_place and _is(folder / name, entry.files[name]):
             continue
         content = blobs.get(f"{key}/{name}")
@@ -124,6 +117,43 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
     if in_place:
         holds.hold(folder / ENTRY)
     return folder
+
+
+def verify(blobs: Blobs, digest: str, target: str) -> None:
+    """Hold a compiled form's files, as they are in the store, against its entry. It is no use of the form.
+
+    Raises:
+        CorruptArtifactError: a file is damaged, missing or foreign.
+    """
+    key = folder_key(digest, target)
+    read = _read_entry(blobs, key)
+    if read is None:
+        return  # it was removed meanwhile
+    _, entry = read
+    _check_names(blobs, key, entry)
+    for name, sha256 in sorted(entry.files.items()):
+        if hashlib.sha256(blobs.get(f"{key}/{name}")).hexdigest() != sha256:
+            raise _corrupt(key, name)
+
+
+def _read_entry(blobs: Blobs, key: str) -> tuple[bytes, Entry] | None:
+    """A form's entry, as bytes and read; None when there is no form."""
+    try:
+        data = blobs.get(f"{key}/{ENTRY}")
+        return data, Entry.model_validate_json(data)
+    except NotFoundError:
+        if blobs.list(key):
+            raise _corrupt(key, ENTRY) from None
+        return None
+    except ValidationError as error:
+        raise _corrupt(key, ENTRY) from error
+
+
+def _check_names(blobs: Blobs, key: str, entry: Entry) -> None:
+    """A form has the files of its entry, and no others."""
+    present = {name.removeprefix(f"{key}/") for name in blobs.list(key)} - {ENTRY}
+    for name in sorted(present ^ set(entry.files)):
+        raise _corrupt(key, name)
 
 
 def _own(blobs: Blobs, key: str) -> Path:

@@ -73,7 +73,7 @@ def damages(store: Store) -> list[Damage]:
     for folder, marked in sorted(_folders(blobs, "compiled", compiled.ENTRY, depth=3).items()):
         digest, target = folder.split("/")[1:]
         if marked:
-            check("compiled", folder, partial(compiled.find, blobs, digest, target))
+            check("compiled", folder, partial(compiled.verify, blobs, digest, target))
         else:
             found.append(Damage("unfinished", folder, "a compiled form without an entry"))
     for key in blobs.list("specs"):

@@ -116,13 +116,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
 
 
-def test_the_run_file_of_the_readme_is_valid() -> None:
-    (text,) = blocks(section(README, "The run file"), "yaml")
-    assert set(validate(RunConfig, parse_yaml(text, "README.md"), "README.md").ensembles) == {
-        "average",
-        "mix",
-        "cascade",
-    }
+@pytest.mark.parametrize(
+    ("page", "title"), [("README.md", "The run file"), ("docs/run-file.md", "A whole file")]
+)
+def test_the_run_file_of_a_page_is_valid(page: str, title: str) -> None:
+    (text,) = blocks(section((ROOT / page).read_text(encoding="utf-8"), title), "yaml")
+    assert set(validate(RunConfig, parse_yaml(text, page), page).ensembles) == {"average", "mix", "cascade"}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 1_350
 
 
 def settings_in(annotation: Any, seen: set[type[BaseModel]]) -> set[type[BaseModel]]:

@@ -8,10 +8,21 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from orchestrator.config.base import canonical, fingerprint
-from orchestrator.config.load import json_schema, load_run, override, parse_yaml, read_yaml, validate
+from orchestrator.config.base import Settings, canonical, fingerprint
+from orchestrator.config.load import (
+    explained,
+    json_schema,
+    load_run,
+    override,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
+from orchestrator.config.release import Canary, Labels, Reweight
 from orchestrator.config.run import RunConfig
+from orchestrator.config.serving import AppSettings
 from orchestrator.config.training import Training
 from orchestrator.errors import ConfigError
 from tests.config.toys import refused, run, values
@@ -130,3 +141,32 @@ def test_objects_have_no_fingerprint() -> None:
 def test_yaml_runs_no_code() -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         parse_yaml("a: !!python/object/apply:os.getcwd []", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "said"),
+    [
+        (Reweight, {}, "the body: give either 'weights' or 'thresholds'"),
+        (Reweight, {"weight": [1]}, "unknown key in the body: weight. did you mean 'weights'."),
+        (Labels, {"labels": {"a": "x"}}, "the body: labels.a: Input should be a valid integer"),
+        (Canary, {"release": "x" * 5000}, "(got '" + "x" * 199 + ")"),
+        (
+            AppSettings,
+            {"store": "/s", "refs": "a"},
+            "the body: refs: Input should be a valid tuple (got 'a')",
+        ),
+    ],
+)
+def test_any_settings_class_is_explained_alike(cls: type[Settings], given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        validate(cls, given, "the body")
+    assert said in str(found.value)
+    assert len(str(found.value)) < 400
+
+
+def test_text_that_is_no_json_is_not_repeated() -> None:
+    with pytest.raises(ValidationError) as found:
+        Reweight.model_validate_json("{secret")
+    told = str(explained(found.value, Reweight, "the body"))
+    assert told.startswith("the body: Invalid JSON")
+    assert "secret" not in told

@@ -15,7 +15,6 @@ import pyarrow as pa
 from deployments.http.admin import Admin
 from deployments.http.endpoints import Endpoints
 from deployments.protocol.datatypes import DATATYPES
-from orchestrator.config.serving import ServingSettings
 from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, front
 from tests.deployments.pictures import encoded, png
 from tests.deployments.raws import COLUMNS, ROWS, SOUNDS, TONE, wav
@@ -77,7 +76,7 @@ class Fuzz:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._paths = list(Endpoints(front()).table())
-        self._admin = list(Admin({}, ServingSettings()).routes())
+        self._admin = list(Admin({}, front()).routes())
         self._seeds: tuple[bytes, ...] = (
             png(PIXELS[0]),
             encoded(PIXELS[0], "JPEG"),

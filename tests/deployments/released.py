@@ -53,7 +53,7 @@ class Running:
             await self.follower.ready()
 
         self.front = Front([Served(describe(self.follower.spec), self.follower.predict, ready)], settings)
-        self.routes = Admin({"mix": Controls(store, NAME, tell)}, settings).routes()
+        self.routes = Admin({"mix": Controls(store, NAME, tell)}, self.front).routes()
         self.app = HttpApp(self.front, (), self.routes)
 
     def _renew(self, spec: Spec) -> None:

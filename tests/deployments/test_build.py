@@ -10,6 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments import build
 from deployments.build import app, build_app
+from deployments.composed import Composed
 from orchestrator.config.serving import AppSettings, Autoscaling, MemberOptions, ServingSettings
 from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.store.store import Store
@@ -31,6 +32,15 @@ def test_shared_members_are_deployed_once(tmp_path: Path) -> None:
     assert sorted(kinds) == ["ingress", *["member"] * 7, *composed]
     assert {"parallel-average", "sequential-cascade", "weighted_mix-mix", "ingress"} <= set(found)
     assert all(found[name].ray_actor_options["num_cpus"] == 0 for name in found if "member" not in name)
+
+
+def test_a_kind_without_a_class_of_its_own_is_deployed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "COMPOSED", {})
+    store, specs = open_store(tmp_path)
+    found = deployments(build_app(AppSettings(store=str(store.root), specs=specs[:1])))
+    assert found["parallel-average"].func_or_class is Composed
 
 
 def test_another_batch_size_is_another_deployment(tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path) -> None:
     root = str(store.root)
     with pytest.raises(ConfigError, match="nothing to serve"):
         app({"store": root})
-    with pytest.raises(ConfigError, match=r"not valid \(serving\.replica\)"):
+    with pytest.raises(ConfigError, match=r"serving\.replica\. did you mean 'replicas'"):
         app({"store": root, "refs": ["a"], "serving": {"replica": 1}})
     with pytest.raises(ConfigError, match="same name: average"):
         build_app(AppSettings(store=root, specs=(specs[0], specs[0])))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deployments.http import admin
 from orchestrator.config.ensemble import Member, WeightedMix
 from orchestrator.config.release import FeedbackSettings
 from orchestrator.ensemble.tree import distinct
@@ -94,6 +96,40 @@ def test_without_the_setting_nothing_is_learned(store: Store) -> None:
         assert "no weights are learned" in got.json()["error"]
 
     serving(store, test)
+
+
+def test_labels_are_let_in_as_requests_are_and_read_beside_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    parsed = admin._parsed
+
+    def watched(form: Any, data: bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return parsed(form, data)
+
+    monkeypatch.setattr(admin, "_parsed", watched)
+
+    async def feed_bytes(running: Running, size: int) -> Got:
+        body = json.dumps({"labels": {"0": 3}}).encode().ljust(size)
+        return await send(running.app, "POST", "/v2/models/mix/feedback", body)
+
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        with running.front.gate:
+            refused = await feed_bytes(running, 100)
+            assert (refused.status, "too many requests" in refused.json()["error"]) == (503, True)
+            assert (await running.admin("rollback", {})).status == 404  # let in: there is nothing before
+        refused = await feed_bytes(running, 400_001)
+        assert (refused.status, "too many bytes" in refused.json()["error"]) == (503, True)
+        threads.clear()
+        assert (await feed_bytes(running, 400_000)).json()["accepted"] == 1
+        assert (await feed_bytes(running, 100)).json()["unknown"] == ["0"]
+        assert threads[0].startswith("bodies")
+        assert threads[1] == threading.main_thread().name
+
+    limits = {"max_requests": 1, "max_bodies_bytes": 400_000}
+    serving(store, test, feedback={"every_s": 3600}, **limits)
 
 
 def oracle_labels(store: Store, member: Member) -> list[int]:

@@ -23,13 +23,23 @@ from deployments.exchange import Answer, Question
 from deployments.front import SERVER_NAME, Front
 from deployments.grpc_server import GrpcServer
 from deployments.http.access import Access
+from deployments.http.app import HttpApp
+from deployments.http.listener import Listener
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol.errors import ProtocolError
 from orchestrator import keys
-from orchestrator.config.access import AccessSettings
+from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError
-from tests.deployments.listening import FEATURE_MODEL, IMAGE_MODEL, expected, front, listening, served
+from tests.deployments.listening import (
+    FEATURE_MODEL,
+    IMAGE_MODEL,
+    expected,
+    free_port,
+    front,
+    listening,
+    served,
+)
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (3, 1, 2, 3), dtype=np.uint8)
 NUMBERS = np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32)
@@ -257,6 +267,39 @@ def test_a_port_that_is_taken_says_so() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as holder, pytest.raises(ServingError, match="cannot listen"):
         asyncio.run(test(holder.getsockname()[1]))
+
+
+def test_a_port_is_shared_with_servers_of_the_same_application_alone() -> None:
+    async def test(port: int) -> None:
+        one, two, other = (
+            GrpcServer(front(), "127.0.0.1", port, owner=name) for name in ("app a", "app a", "app b")
+        )
+        http = Listener(HttpApp(front()), ServingSettings(port=port), "app a")
+        await one.start()
+        await two.start()
+        for refused in (other, http):
+            with pytest.raises(ServingError, match="another server listens on the port"):
+                await refused.start()
+        await one.stop()
+        await two.stop()
+        await other.start()
+        await other.stop()
+
+    asyncio.run(test(free_port()))
+
+
+def test_a_server_that_cannot_start_leaves_the_port_to_others(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    over = Front([], ServingSettings(tls=TlsSettings(certificate=missing, key=missing)))
+
+    async def test(port: int) -> None:
+        with pytest.raises(ServingError, match="TLS files cannot be used: No such file"):
+            await GrpcServer(over, "127.0.0.1", port, owner="app a").start()
+        other = GrpcServer(front(), "127.0.0.1", port, owner="app b")
+        await other.start()
+        await other.stop()
+
+    asyncio.run(test(free_port()))
 
 
 def test_a_plain_client_of_ours(port: int) -> None:

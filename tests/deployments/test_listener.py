@@ -15,7 +15,8 @@ import pytest
 from deployments.exchange import Answer, Question, Served
 from deployments.http import listener
 from deployments.http.app import HttpApp, http_app
-from deployments.http.listener import HEAD_BYTES, Listener, PortLock
+from deployments.http.listener import HEAD_BYTES, Listener
+from deployments.port_lock import PortLock
 from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import ServingError

@@ -11,11 +11,10 @@ import pytest
 from deployments.http.admin import Admin
 from deployments.http.app import HttpApp
 from deployments.http.endpoints import Endpoints
-from orchestrator.config.serving import ServingSettings
 from tests.deployments.calling import send
 from tests.deployments.listening import IMAGE_MODEL, front, listening
 
-ADMIN = Admin({}, ServingSettings()).routes()
+ADMIN = Admin({}, front()).routes()
 DOCUMENT: dict[str, Any] = asyncio.run(send(HttpApp(front(), (), ADMIN), "GET", "/openapi.json")).json()
 
 

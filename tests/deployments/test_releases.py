@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.http.admin import CHANGE_BYTES, MOST_CHANGES
 from deployments.protocol.model import describe
 from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec
@@ -274,11 +275,34 @@ def test_no_body_whatever_is_a_defect(store: Store) -> None:
                 got = await send(running.app, "POST", path, body)
                 assert got.status in (200, 400, 404), (path, body[:40], got.body)
                 assert got.status == 200 or set(got.json()) == {"error"}
-        too_long = await send(running.app, "POST", paths[0], b" " * (4 * 2**20 + 1))
+        too_long = await send(running.app, "POST", paths[0], b" " * (CHANGE_BYTES + 1))
         assert too_long.status == 413
         assert len(releases.history(store, NAME)) == 1
 
     serving(store, test, feedback={"every_s": 3600})
+
+
+def test_so_many_changes_are_in_work_at_once(store: Store) -> None:
+    async def test(running: Running) -> None:
+        async def never() -> Any:
+            await asyncio.Event().wait()
+
+        async def ignored(_message: Any) -> None: ...
+
+        path = "/admin/models/mix/promote"
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
+        slow = [asyncio.create_task(running.app(scope, never, ignored)) for _ in range(MOST_CHANGES)]
+        await asyncio.sleep(0)
+        refused = await running.admin("rollback", {})
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert (await running.admin("canary", method="DELETE")).status == 503
+        assert (await running.admin("", method="GET")).status == 200
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+        assert (await running.admin("rollback", {})).status == 404
+
+    serving(store, test)
 
 
 def test_a_release_is_the_same_model_for_clients(store: Store) -> None:

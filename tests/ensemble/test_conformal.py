@@ -88,6 +88,11 @@ def test_too_few_rows_and_unfitted_sets_are_refused() -> None:
     probs, targets = probabilities(18, 0)
     with pytest.raises(EnsembleError, match=r"too few calibration rows.*: 18 rows, 0\.95\. use at least 19"):
         fit_sets(PredictionSets(coverage=0.95), probs, targets)
+    for coverage, least in ((0.5, 1), (0.8, 4), (0.9, 9), (0.99, 99)):
+        probs, targets = probabilities(least, 0)
+        fit_sets(PredictionSets(coverage=coverage), probs, targets)
+        with pytest.raises(EnsembleError, match=f"use at least {least}\\."):
+            fit_sets(PredictionSets(coverage=coverage), probs[1:], targets[1:])
     with pytest.raises(EnsembleError, match="no threshold"):
         prediction_sets(PredictionSets(), probs)
     with pytest.raises(EnsembleError, match="no widths"):

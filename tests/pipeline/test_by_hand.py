@@ -67,7 +67,9 @@ def test_the_audit_is_printed(store: Store) -> None:
         ("[{kind: prune_channels, amount: 3}]", "less than 1 (got 3)"),
         ("missing.yaml", "the plan cannot be read"),
         ("just words", "the plan cannot be read"),
-        ("[1, 2]", "a plan is a list of steps"),
+        ("[1, 2]", "a plan is a list of one step or more"),
+        ("[]", "a plan is a list of one step or more"),
+        ("{plan: []}", "a plan is a list of one step or more"),
         ("[{kind: bf16}, {kind: bf16}]", "cannot follow"),
     ],
 )

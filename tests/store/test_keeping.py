@@ -80,6 +80,24 @@ def test_gc_takes_only_what_nothing_reaches(store: Store, tmp_path: Path) -> Non
     assert keeping.damages(store) == []
 
 
+def test_to_verify_a_compiled_form_is_not_to_use_it(store: Store, tmp_path: Path) -> None:
+    digest = store.put_artifact(draft(0), tensors())
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form/f").write_bytes(b"machine code")
+    place = store.publish_folder(digest, "t", tmp_path / "form")
+    _aged(store)
+    entry = place / "entry.json"
+    before = entry.stat().st_mtime
+    assert keeping.damages(store) == []
+    assert entry.stat().st_mtime == before
+    (place / "f").write_bytes(b"other code")
+    (damage,) = keeping.damages(store)
+    assert (damage.kind, damage.key) == ("compiled", f"compiled/{digest}/t")
+    (place / "f").write_bytes(b"machine code")
+    assert store.compiled(digest, "t") == place
+    assert entry.stat().st_mtime > before
+
+
 @pytest.mark.parametrize("folder", ["", "{digest}/", "{digest}/deeper/", "notes/"])
 @pytest.mark.parametrize("name", ["README", ".DS_Store", ".nfs0001", "two words"])
 @pytest.mark.parametrize("top", ["artifacts", "compiled", "predictions", "studies", "leases/folders"])
