@@ -35,12 +35,13 @@ NAMESPACE = "orchestrator"
 STOP_S = 60.0
 """Longest wait for Serve to stop."""
 START_ATTEMPTS = 5
+TURN_POLL_S = 0.5
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[str]:
+def serve_locally(settings: AppSettings, *, ready_s: float = 180.0, turn_s: float = 0.0) -> Iterator[str]:
     """Serve for the length of the block; at its end only what it started is stopped.
 
     Ray must be connected. What a killed program left of an earlier call on the same cluster is removed first;
@@ -49,6 +50,7 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
     Args:
         settings: what is served, and where.
         ready_s: longest time until every model is ready.
+        turn_s: longest wait for another program that serves on this cluster in such a block to leave it.
 
     Yields:
         The server's URL, like `http://127.0.0.1:8000`.
@@ -65,7 +67,7 @@ def serve_locally(settings: AppSettings, *, ready_s: float = 180.0) -> Iterator[
     _check_files(settings.serving)
     application = build_app(settings, direct_on=_this_node())
     host, port = settings.serving.host, settings.serving.port
-    with _only_one():
+    with _only_one(turn_s):
         _clear(host, port)
         check_port(host, port)
         if settings.serving.grpc_port is not None:
@@ -135,14 +137,21 @@ class _Lease:
 
 
 @contextmanager
-def _only_one() -> Iterator[None]:
+def _only_one(turn_s: float) -> Iterator[None]:
     lease: Any = ray.remote(num_cpus=0)(_Lease)
-    try:
-        actor = lease.options(name=f"serving-{APPLICATION}", namespace=NAMESPACE).remote()
-    except ValueError as error:
-        raise ServingError(
-            "another program already serves on this Ray cluster", None, "stop it, or use 'serve deploy'"
-        ) from error
+    end = time.monotonic() + turn_s
+    while True:
+        try:
+            actor = lease.options(name=f"serving-{APPLICATION}", namespace=NAMESPACE).remote()
+            break
+        except ValueError as error:
+            if time.monotonic() >= end:
+                raise ServingError(
+                    "another program already serves on this Ray cluster",
+                    None,
+                    "stop it, or use 'serve deploy'",
+                ) from error
+        time.sleep(TURN_POLL_S)
     try:
         yield
     finally:

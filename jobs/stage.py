@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from types import FrameType
 
 from orchestrator.errors import OrchestratorError, of_system
 from orchestrator.pipeline.run import execute_file, tune_file
+
+_STOPPED = "stopped; what was finished is in the store: submit the same run again to continue"
 
 
 def main(until: str, text: str) -> None:
@@ -44,7 +47,8 @@ def main(until: str, text: str) -> None:
 
 def work(job: Callable[[], object]) -> None:
     """Do a job's work; one sentence and an exit code instead of a traceback, also when it is stopped."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     try:
         job()
     except OrchestratorError as error:
@@ -55,12 +59,15 @@ def work(job: Callable[[], object]) -> None:
             raise
         sys.exit(_complain(f"error: {explained}", explained.exit_code))
     except KeyboardInterrupt:
-        told = "stopped; what was finished is in the store: submit the same run again to continue"
-        sys.exit(_complain(told, 130))
+        sys.exit(130)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    """`ray job stop` sends SIGTERM: end like Ctrl-C, so that blocks are left in order."""
+    """`ray job stop` sends SIGTERM: end like Ctrl-C, so that blocks are left in order.
+
+    What to do is said at once: Ray kills what has not ended a few seconds later.
+    """
+    os.write(sys.stderr.fileno(), f"{_STOPPED}\n".encode())
     raise KeyboardInterrupt
 
 

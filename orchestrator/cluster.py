@@ -61,9 +61,9 @@ def _join_address() -> str | None:
 def connected(*, cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of the block: the cluster of `RAY_ADDRESS` or of the job, else one of our own.
 
-    SIGTERM raises KeyboardInterrupt within the block. Our own cluster listens on loopback, asks for a token
-    that only this process tree knows (no file is written), and ends with the block. A cluster that was joined
-    is left running.
+    Within the block SIGTERM does what the program's own handler says, or else raises KeyboardInterrupt. Our
+    own cluster listens on loopback, asks for a token that only this process tree knows (no file is written),
+    and ends with the block. A cluster that was joined is left running.
 
     Args:
         cpus: cores of our own cluster; all of the machine's when not given.
@@ -76,7 +76,7 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    address = _join_address()
+    address, on_sigterm = _join_address(), signal.getsignal(signal.SIGTERM)
     # What Ray itself prints goes to standard error: standard output belongs to the command's answer.
     with redirect_stdout(_RayOutput()):
         try:
@@ -84,19 +84,20 @@ def connected(*, cpus: int | None = None) -> Iterator[None]:
                 _start_local(cpus)
             else:
                 _join(address)
-            with _sigterm_as_interrupt():
+            with _sigterm_as_before(on_sigterm):
                 yield
         finally:
             ray.shutdown()
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Within it SIGTERM ends like Ctrl-C. The handlers that `ray.init` sets print a stack trace instead."""
+def _sigterm_as_before(handler: signal._HANDLER) -> Iterator[None]:
+    """Within it SIGTERM is the program's, or ends like Ctrl-C. What `ray.init` sets prints a stack trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    own = handler if callable(handler) else signal.default_int_handler
+    before = signal.signal(signal.SIGTERM, own)
     try:
         yield
     finally:

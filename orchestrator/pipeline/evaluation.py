@@ -231,7 +231,9 @@ def cost_of(run: Run, digest: str) -> Cost:
     """Operations and parameters of an artifact; kept as a record, since rebuilding takes a moment."""
     known = next((record for record in run.store.records(digest) if record.get("kind") == "cost"), None)
     if known is None:
-        cost = count(rebuild(run.store, digest, allowed=run.allowed).module, run.dataset.signature)
+        # By its own signature: a later model of a chain takes more than a row of the data.
+        built = rebuild(run.store, digest, allowed=run.allowed)
+        cost = count(built.module, built.manifest.signature)
         run.store.add_record(digest, {"kind": "cost", "macs": cost.macs, "params": cost.params})
         return cost
     return Cost(macs=int(known["macs"]), params=int(known["params"]))

@@ -36,6 +36,8 @@ TOLERANCE = 1e-5
 EDGE = 1e-4
 """Rows whose members' votes hang on less than this gap between two probabilities are not compared."""
 TIMEOUT_S = 60.0
+TURN_S = 600.0
+"""Runs on one cluster serve one after the other; a server that stays is complained of after this time."""
 
 
 def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
@@ -59,7 +61,7 @@ def check_served(run: Run, specs: dict[str, Spec]) -> dict[str, dict[str, Any]]:
         serving=serving.local(),
     )
     run.progress("serve", f"starting {', '.join(specs)} on port {serving.port}")
-    with serve_locally(settings) as url:
+    with serve_locally(settings, turn_s=TURN_S) as url:
         figures = {name: _drive(run, spec, url, serving) for name, spec in specs.items()}
     return figures
 

@@ -137,7 +137,7 @@ def test_a_stopped_job_says_how_to_go_on_and_does(dashboard: str, tmp_path: Path
     code = tmp_path / "code"
     code.mkdir()
     (code / "own_net.py").write_text(OWN_NETWORK, encoding="utf-8")
-    models = {"net": {"model": {"factory": "own_net:build"}, "training": {"epochs": 30, "lr": 0.01}}}
+    models = {"net": {"model": {"factory": "own_net:build"}, "training": {"epochs": 400, "lr": 0.01}}}
     file = toys.write(tmp_path / "run.yaml", models=models)
     given = (file, dashboard, store, "--working-dir", str(code))
     with Submitted(*given) as run:

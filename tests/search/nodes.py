@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +41,7 @@ class Nodes:
         self._agents = dashboard is not None
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self._lost: set[str] = set()
+        self._folders: list[str] = []
         self.a, self.b = self._add("a"), self._add("b")
 
     @property
@@ -59,8 +62,18 @@ class Nodes:
         if self.b.node_id in self._lost:
             self.b = self._add("b")
 
+    def remove_folders(self) -> None:
+        """Remove what the nodes wrote."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _add(self, zone: str) -> Any:
-        agent: dict[str, Any] = {"dashboard_agent_listen_port": _free_port()} if self._agents else {}
+        agent: dict[str, Any] = {}
+        if self._agents:
+            # Of its own: each node unpacks a job's working directory anew, from under those who use it.
+            folder = tempfile.mkdtemp(prefix="ray-")
+            self._folders.append(folder)
+            agent = {"dashboard_agent_listen_port": _free_port(), "temp_dir": folder}
         return self.cluster.add_node(
             **agent,
             num_cpus=CORES,
@@ -88,6 +101,7 @@ def nodes(dashboard: int | None = None) -> Iterator[Nodes]:
     finally:
         ray.shutdown()
         found.cluster.shutdown()
+        found.remove_folders()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -22,7 +22,7 @@ from orchestrator.pipeline.searching import claim_study, front_of
 from orchestrator.search.ledger import untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.trial import TrialJob
-from orchestrator.store import blobs
+from orchestrator.store import local
 from orchestrator.store.store import Store
 from tests.search.beside import beside
 from tests.search.faulty import HANG, READ_ONLY, Note, guarded, notes, repeated, starts
@@ -117,7 +117,7 @@ def test_a_store_that_becomes_read_only(
             (folder / READ_ONLY).touch()
 
     study = Study(folder, settings, on_event)
-    monkeypatch.setattr(blobs, "_write_synced", guarded(folder))
+    monkeypatch.setattr(local, "_write_synced", guarded(folder))
     with pytest.raises(StoreError) as caught:
         study.run()
     sentence = str(caught.value)
