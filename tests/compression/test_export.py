@@ -14,7 +14,7 @@ import torch
 from orchestrator.compression.export import Format, export, format_of
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8, Step
-from orchestrator.errors import CompressionError, ConfigError, StoreError
+from orchestrator.errors import CompressionError, ConfigError, InputError
 from orchestrator.runtime import forms
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
@@ -167,5 +167,5 @@ def test_the_ending_says_the_format() -> None:
 
 
 def test_a_missing_folder_is_named(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         export(store, made(store), tmp_path / "nowhere" / "model.pt2")
