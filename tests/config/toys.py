@@ -45,3 +45,7 @@ def refused(*assignments: str, **changed: Any) -> str:
     assert "toy.yaml" in text
     assert found.value.exit_code == 2
     return text
+
+
+def pair(*members: str, kind: str = "parallel") -> dict[str, Any]:
+    return {"kind": kind, "stages" if kind == "sequential" else "members": list(members)}
