@@ -46,6 +46,8 @@ def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mappi
     if smaller:
         said.append(f"{facts['bytes'] / baseline['bytes']:.0%} of the bytes")
     if said:
+        if smaller and not faster and is_masked(facts, baseline):
+            said.append("masked: its zeros are left out of the file, and multiplied as before")
         return Gate(faster, smaller, ", ".join(said))
     slowest = "" if best is None else f" (ratio {best[1].ratio:.2f} at batch {best[0]})"
     return Gate(False, False, f"neither faster{slowest} nor smaller: {_why(facts, baseline)}")

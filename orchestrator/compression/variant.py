@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import save as pack_tensors
 from torch import fx, nn
 
 from orchestrator.compression.audit import facts_of
@@ -31,7 +30,7 @@ from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build
 from orchestrator.runtime.execute import Executable, of_module, predict
 from orchestrator.runtime.rebuild import tensors_of
-from orchestrator.store.artifacts import Draft
+from orchestrator.store.artifacts import Draft, pack_tensors
 from orchestrator.store.store import Store
 
 BATCHES = (1, 32)
@@ -227,5 +226,4 @@ class Variant:
 
 def _packed(module: nn.Module, decisions: Sequence[Mapping[str, Any]]) -> int:
     """Bytes of weights and decisions as an artifact keeps them (its manifest adds about 1 KB)."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors_of(module).items()}
-    return len(pack_tensors(tensors)) + len(canonical(list(decisions)))
+    return len(pack_tensors(tensors_of(module))) + len(canonical(list(decisions)))

@@ -2,12 +2,14 @@
 
 `artifacts/<digest>/` holds `weights.safetensors` and `manifest.json`. The manifest is canonical JSON, and its
 sha256 *is* the digest: it names the sha256 of each tensor file, so one digest vouches for every byte, also
-for readers whose settings classes have since gained fields.
+for readers whose settings classes have since gained fields. Tensors of many zeros are packed; the file's own
+metadata says which (`store.sparse`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,11 +24,14 @@ from orchestrator.config.model import ModelSettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
+from orchestrator.store import sparse
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import Digest, FileName, check_digest, is_digest
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+PACKED = "packed"
+"""Key of the tensor file's metadata: JSON, how each packed tensor is read."""
 MANIFEST_LIMIT_BYTES = 16 * 2**20
 """Larger manifests are not read: the decisions of a plan are a few numbers a channel."""
 
@@ -73,7 +78,7 @@ def pack(draft: Draft, tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
     Raises:
         StoreError: a tensor has no plain dense data, or the draft holds other than finite plain JSON.
     """
-    weights = _pack_tensors(tensors)
+    weights = pack_tensors(tensors)
     files = {WEIGHTS: hashlib.sha256(weights).hexdigest()}
     try:
         # Free-form parts as they are: pydantic would write a set as a list and NaN as null.
@@ -183,8 +188,8 @@ def read_tensors(blobs: Blobs, digest: str) -> dict[str, torch.Tensor]:
         if hashlib.sha256(data).hexdigest() != expected:
             raise _corrupt(digest, name, "is damaged: its bytes do not have the recorded sha256")
         try:
-            tensors.update(load(data))
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            tensors.update(_unpack_tensors(data))
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise _corrupt(digest, name, "is no readable safetensors file") from error
     return tensors
 
@@ -222,8 +227,20 @@ def _corrupt(digest: str, name: str, problem: str) -> CorruptArtifactError:
     )
 
 
-def _pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The bytes of a safetensors file; equal tensors give equal bytes in any order and memory format."""
+def _unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; its header is 8 bytes of length and JSON."""
+    stored = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    packed = header.get("__metadata__", {}).get(PACKED)
+    return stored if packed is None else sparse.unpack(stored, json.loads(packed))
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """The bytes of a safetensors file; equal tensors give equal bytes in any order and memory format.
+
+    Raises:
+        StoreError: a tensor has no plain dense data.
+    """
     plain: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -237,7 +254,9 @@ def _pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
         # safetensors refuses tensors that share memory; tied weights are stored once for each name.
         plain[name] = dense.clone() if storage in storages else dense
         storages.add(storage)
+    stored, packed = sparse.pack(plain)
+    metadata = {PACKED: json.dumps(packed, sort_keys=True)} if packed else None
     try:
-        return save(plain)
+        return save(stored, metadata)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise StoreError(f"cannot store the tensors ({error})") from error

@@ -74,14 +74,19 @@ def test_the_audit_says_what_changed() -> None:
     assert "of the bytes" in str(found)
 
 
-def test_a_masked_model_is_refused_as_masked() -> None:
-    found = compress(own_module(), [{"kind": "prune_magnitude", "amount": 0.6}], images()).audit((4,), QUICK)
+@pytest.mark.parametrize(
+    ("amount", "passes", "said"),
+    [(0.1, False, "masked only: 10% of the weights are zero"), (0.6, True, "masked: its zeros are left out")],
+)
+def test_a_masked_model_is_a_smaller_file_or_refused(amount: float, passes: bool, said: str) -> None:
+    plan = [{"kind": "prune_magnitude", "amount": amount}]
+    found = compress(own_module(), plan, images()).audit((4,), QUICK)
     assert found.facts["masked_only"]
-    assert found.facts["zeros"] == pytest.approx(0.6, abs=0.01)
-    same = {4: _latency(0.95, 1.05)}
-    judged = gate(found.facts, found.baseline, same)
-    assert not judged.passes
-    assert "masked only: 60%" in judged.reason
+    assert found.facts["zeros"] == pytest.approx(amount, abs=0.01)
+    judged = gate(found.facts, found.baseline, {4: _latency(0.95, 1.05)})
+    assert judged.passes is passes
+    assert judged.smaller is passes
+    assert said in judged.reason
 
 
 def _latency(low: float, high: float) -> Latency:
