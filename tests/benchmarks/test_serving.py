@@ -130,9 +130,7 @@ def test_what_a_server_leaves_behind_is_ended(tmp_path: Path) -> None:
     server = Server("leaves", ("-c", code), 1, tmp_path / "server", {})
     server._process.wait()
     assert len(server.processes()) == 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.serving_servers.GONE_S", 0.0)
-        assert server.stop() == 1
+    assert server.stop(within_s=0.0) == 1
     assert not server.processes()
 
 
