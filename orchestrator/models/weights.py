@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
 from orchestrator.models.attention import separated
 from orchestrator.models.served import Served
+from orchestrator.store.artifacts import unpack_tensors
 
 T = TypeVar("T")
 
@@ -43,11 +43,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError("there is no file of weights", path, "check the path")
     if path.suffix == ".safetensors":
-        return _read(path, load_file, "the file is damaged or no safetensors file")
+        return _read(path, _safetensors_load, "the file is damaged or no safetensors file")
     if path.suffix in (".pt", ".pth", ".bin"):
         fix = "save only the weights: torch.save(model.state_dict(), path)"
         return _tensors(_read(path, _torch_load, fix), path)
     raise ModelError("weights must be a .safetensors, .pt, .pth or .bin file", path.name)
+
+
+def _safetensors_load(path: Path) -> dict[str, Tensor]:
+    return unpack_tensors(path.read_bytes())
 
 
 def _torch_load(path: Path) -> Any:

@@ -188,7 +188,7 @@ def read_tensors(blobs: Blobs, digest: str) -> dict[str, torch.Tensor]:
         if hashlib.sha256(data).hexdigest() != expected:
             raise _corrupt(digest, name, "is damaged: its bytes do not have the recorded sha256")
         try:
-            tensors.update(_unpack_tensors(data))
+            tensors.update(unpack_tensors(data))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise _corrupt(digest, name, "is no readable safetensors file") from error
     return tensors
@@ -227,9 +227,15 @@ def _corrupt(digest: str, name: str, problem: str) -> CorruptArtifactError:
     )
 
 
-def _unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file; its header is 8 bytes of length and JSON."""
+def unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, those of many zeros unpacked.
+
+    Raises:
+        SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError: the bytes are no such
+            file.
+    """
     stored = load(data)
+    # A file starts with the length of its header, and that JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     packed = header.get("__metadata__", {}).get(PACKED)
     return stored if packed is None else sparse.unpack(stored, json.loads(packed))

@@ -14,6 +14,7 @@ from orchestrator.errors import ModelError
 from orchestrator.models.build import build
 from orchestrator.models.served import Served
 from orchestrator.models.weights import load_into, read_weights
+from orchestrator.store.artifacts import pack_tensors
 from tests.models.toys import DIGITS, SMALL, rows, signature
 
 
@@ -29,6 +30,15 @@ def test_a_round_trip_gives_equal_answers(prefix: str, suffix: str, tmp_path: Pa
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
     load_into(target, read_weights(path))
     assert torch.equal(source(rows(DIGITS, 3)), target(rows(DIGITS, 3)))
+
+
+def test_a_file_that_leaves_zeros_out_is_read(tmp_path: Path) -> None:
+    sent = {"weight": torch.rand(40, 50) * (torch.rand(40, 50) > 0.9), "bias": torch.rand(40)}
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(pack_tensors(sent))
+    assert path.stat().st_size < 3000
+    found = read_weights(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in sent.items())
 
 
 def test_a_bare_module_takes_names_with_and_without_prefix() -> None:
