@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.errors import OrchestratorError, TrainingError, last_line
 from orchestrator.mailbox import Mailbox, send
 from orchestrator.store.store import Store
-from orchestrator.training.job import TrainJob, drop_damaged, run_name
+from orchestrator.training.job import TrainJob, checkpoint_of, drop_damaged, run_name
 from orchestrator.training.ray_worker import work
 from orchestrator.training.watch import STEP_TIMEOUT_S, hung_at
 
@@ -123,4 +123,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         raise TrainingError("the worker gave no result", answer, "run again")
     if "error" in answer:
         raise TrainingError(*answer["error"])
+    kept = checkpoint_of(job, Store(job.store))
+    if kept is not None:
+        kept.forget()
     return str(answer["digest"])
