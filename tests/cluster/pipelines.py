@@ -1,4 +1,4 @@
-"""A small run on three nodes: undisturbed, with nodes that are lost, twice at once. For tests and benchmarks."""
+"""A small run on three nodes: undisturbed, with nodes lost, twice at once. For tests and benchmarks."""
 
 from __future__ import annotations
 
