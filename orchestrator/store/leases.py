@@ -131,6 +131,8 @@ class Lease:
         return f"{self._folder}/{sequence_file(number)}"
 
     def _living(self, number: int) -> Holder | None:
+        if self._doubted is not None and self._doubted[0] != number:
+            self._doubted = None
         try:
             data = self._blobs.get(self._key(number))
         except NotFoundError:
@@ -149,8 +151,7 @@ class Lease:
         if age_s < STALE_S or age_s == float("inf"):
             self._doubted = None
             return age_s < STALE_S
-        if self._doubted is None or self._doubted[0] != number:
-            self._doubted = number, now
+        self._doubted = self._doubted or (number, now)
         return now - self._doubted[1] < WATCH_S
 
     def _forget_before(self, number: int) -> None:

@@ -89,6 +89,22 @@ def test_a_living_holder_elsewhere_bears_a_jump_and_a_dead_one_does_not_block(
     assert store.stage("k", lambda: "value", wait_s=10.0) == "value"
 
 
+def test_a_doubt_ends_with_the_entry_that_it_was_about(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "WATCH_S", 0.5)
+    with held_elsewhere(store):
+        pass
+    jump(store, 3)
+    asked, taken = Lease(store.blobs, "stages/k"), Lease(store.blobs, "stages/k")
+    assert asked.holder() is not None
+    assert taken.settled_holder() is None
+    assert taken.acquire()
+    begun = time.monotonic()
+    assert taken.holder() is not None
+    assert asked.settled_holder() == taken.holder()
+    assert time.monotonic() - begun < 5
+    taken.release()
+
+
 @JUMPS
 def test_a_holder_here_needs_no_clock(store: Store, hours: float) -> None:
     lease = Lease(store.blobs, "x")
