@@ -13,11 +13,15 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import boto3
 import torch
 
 from orchestrator.config.model import Mlp
@@ -26,6 +30,7 @@ from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.store import keeping, s3
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Draft
 from orchestrator.store.store import Store
+from tests.store.s3_server import served
 
 REFS = 3
 SEEDS = 40
@@ -95,6 +100,14 @@ def under_fire(location: str, *, kills: int, seed: int, longest_s: float) -> Tal
         if store.blobs.local:
             _age(store)
     return tally
+
+
+@contextmanager
+def on_s3(folder: Path) -> Iterator[str]:
+    """Location for a store on an S3 server of this machine, which this process knows of meanwhile."""
+    with served(folder / "server") as environment, patch.dict(os.environ, environment):
+        boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket/store"
 
 
 def _publish(location: str, seed: int, acks: int) -> None:

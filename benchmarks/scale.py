@@ -57,21 +57,21 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 
 def _size(nodes: int, trials: int, members: int) -> dict[str, Any]:
-    with _cluster(nodes) as (cluster, start_s):
+    with cluster_of(nodes) as (cluster, start_s):
         head = _pid_of("gcs_server", cluster)
         found: dict[str, Any] = {
             "part": "size",
             "nodes": nodes,
             "start_s_a_node": start_s / (nodes + 1),
-            "head_bytes": _resident(head),
-            "driver_bytes": _resident(os.getpid()),
+            "head_bytes": resident_bytes(head),
+            "driver_bytes": resident_bytes(os.getpid()),
         }
         found |= _members(members)
-        found |= {"head_bytes_with_members": _resident(head)}
-        found |= _trials(trials, min(WORKERS, CORES * nodes))
+        found |= {"head_bytes_with_members": resident_bytes(head)}
+        found |= idle_trials(trials, min(WORKERS, CORES * nodes))
         found |= {
-            "head_bytes_at_end": _resident(head),
-            "driver_bytes_at_end": _resident(os.getpid()),
+            "head_bytes_at_end": resident_bytes(head),
+            "driver_bytes_at_end": resident_bytes(os.getpid()),
             "load": os.getloadavg()[0],
         }
     return found
@@ -102,7 +102,7 @@ def _members(count: int) -> dict[str, Any]:
     }
 
 
-def _trials(count: int, at_once: int) -> dict[str, Any]:
+def idle_trials(count: int, at_once: int) -> dict[str, Any]:
     """A search whose trials do nothing, on the pool of actors: all of its time is lost to scheduling."""
     settings = SearchSettings.model_validate(
         {"trials": count, "batch": at_once, "sampler": "random", "space": SPACE}
@@ -137,7 +137,7 @@ def _slopes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _cluster(nodes: int) -> Iterator[tuple[Cluster, float]]:
+def cluster_of(nodes: int) -> Iterator[tuple[Cluster, float]]:
     """A head without cores and so many nodes; this process is the driver."""
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
@@ -165,7 +165,7 @@ def _pid_of(program: str, cluster: Cluster) -> int:
     return int(found.process.pid)
 
 
-def _resident(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     """Bytes of memory that a process holds, by proc(5)."""
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * PAGE
 

@@ -14,17 +14,17 @@ Parts that `--work` holds already are not measured again unless `--part` names t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import Ratio, Result, commit, main
+from benchmarks.output import Result, main
+from benchmarks.parts import gathered, kept, run_part
 from benchmarks.serving_arms import Case
 from benchmarks.serving_blocks import Found, in_turns
 from benchmarks.serving_parts import PARTS, Setting
@@ -43,30 +43,14 @@ def measure(arguments: argparse.Namespace) -> Result:
         results = folder / ("results-quick" if arguments.quick else "results")
         results.mkdir(parents=True, exist_ok=True)
         for name in arguments.part or PARTS:
-            if arguments.part or not _kept(results, name):
-                _write(results / f"{name}.json", _part(name, setting, arguments))
-        return _gathered(results)
+            if arguments.part or not kept(results, name):
+                run_part(name, results, partial(_part, name, setting, arguments))
+        return gathered(results, PARTS)
 
 
-def _part(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One part as plain values; it fails by itself."""
-    print(f"part {name}", file=sys.stderr)
+def _part(name: str, setting: Setting, arguments: argparse.Namespace) -> Result:
     rounds, seconds = (1, 1) if arguments.quick else (arguments.rounds, arguments.seconds)
-    started = time.monotonic()
-    try:
-        rows, ratios = PARTS[name](
-            setting, lambda arms, models: table(in_turns(arms, models, rounds, seconds))
-        )
-    except Exception as error:  # the other parts are to be measured
-        print(f"part {name} failed: {error}", file=sys.stderr)
-        rows, ratios = [{"failed": f"{type(error).__name__}: {error}"}], {}
-    return {
-        "part": name,
-        "git": commit(),
-        "seconds": round(time.monotonic() - started, 1),
-        "rows": [{"part": name, **row} for row in rows],
-        "ratios": {key: ratio.plain() | {"at_most": ratio.at_most} for key, ratio in ratios.items()},
-    }
+    return PARTS[name](setting, lambda arms, models: table(in_turns(arms, models, rounds, seconds)))
 
 
 def table(found: Mapping[tuple[str, Case], Found]) -> list[dict[str, Any]]:
@@ -88,32 +72,6 @@ def _row(server: str, case: Case, found: Found) -> dict[str, Any]:
         "p50_ms": statistics.median(block.p50_ms for block in found.blocks),
         "p99_ms": statistics.median(block.p99_ms for block in found.blocks),
     }
-
-
-def _kept(results: Path, name: str) -> bool:
-    """Whether this part was measured to its end before."""
-    file = results / f"{name}.json"
-    return file.exists() and not any("failed" in row for row in json.loads(file.read_text())["rows"])
-
-
-def _write(file: Path, result: Mapping[str, Any]) -> None:
-    draft = file.with_suffix(".part")
-    draft.write_text(json.dumps(result, indent=2))
-    draft.rename(file)
-
-
-def _gathered(results: Path) -> Result:
-    rows, ratios = list[dict[str, Any]](), dict[str, Ratio]()
-    for name in PARTS:
-        file = results / f"{name}.json"
-        if not file.exists():
-            continue
-        part = json.loads(file.read_text())
-        rows += [{"part": name, "git": part["git"], "seconds": part["seconds"]}, *part["rows"]]
-        for key, found in part["ratios"].items():
-            value = float("nan") if found["value"] is None else found["value"]
-            ratios[key] = Ratio(value, found["goal"], at_most=found["at_most"], of=found.get("of", ""))
-    return rows, ratios
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -187,7 +187,7 @@ async def phase(
     url: str, offline: Offline, folder: Path, faults: Faults | None, every_s: float, load: argparse.Namespace
 ) -> dict[str, Any]:
     """One row of the result: load with one kind of faults."""
-    targets = [post(f"{url}/v2/models/mix/infer", _body(row), {}) for row in offline.rows]
+    targets = [post(f"{url}/v2/models/mix/infer", request_body(row), {}) for row in offline.rows]
     injecting, made = None, list[str]()
     if faults is not None:
         injecting = asyncio.ensure_future(faults(folder, every_s, np.random.default_rng(load.seed), made))
@@ -213,8 +213,8 @@ async def phase(
     if injecting is not None and not injecting.cancelled():
         injecting.result()  # faults that ended by themselves: the figures are not those of faults
     late = report.plain()["late_p99_ms"]
-    judged = _judged(found, offline, load.deadline_ms / 1e3)
-    return {"made": dict(Counter(made)), **judged, "generator_late_p99_ms": late}
+    figures = judged(found, offline, load.deadline_ms / 1e3)
+    return {"made": dict(Counter(made)), **figures, "generator_late_p99_ms": late}
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,12 @@ class Sent:
     seconds: float
 
 
-def _body(row: np.ndarray) -> bytes:
+def request_body(row: np.ndarray) -> bytes:
     tensor = {"name": "input", "datatype": "UINT8", "shape": [1, 1, 8, 8], "data": row.ravel().tolist()}
     return json.dumps({"inputs": [tensor], "outputs": [{"name": "probabilities"}]}).encode()
 
 
-def _judged(found: Sequence[Sent], offline: Offline, deadline_s: float) -> dict[str, Any]:
+def judged(found: Sequence[Sent], offline: Offline, deadline_s: float) -> dict[str, Any]:
     statuses = Counter("none" if one.reply is None else str(one.reply.status) for one in found)
     in_time = degraded = wrong = 0
     for one in found:

@@ -7,7 +7,7 @@ that, such a store is read-only.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +20,8 @@ from orchestrator.store.names import check_key, is_key
 from orchestrator.store.retry import patience_s, patiently
 from orchestrator.store.s3 import copies_of
 
+_TRY_S = 5
+
 
 class ArrowBlobs(Blobs):
     """Files below a URI, or below the root of a given file system; every writing method refuses."""
@@ -28,13 +30,15 @@ class ArrowBlobs(Blobs):
         """Of a URI that `pyarrow.fs.FileSystem.from_uri` understands, or of `files` as they are.
 
         Raises:
-            InputError: pyarrow does not understand the URI.
+            InputError: pyarrow does not understand the URI, or it names no bucket.
         """
         self.location = location.rstrip("/")
         self._patience_s = patience_s()
         if files is None:
+            if not location.partition("://")[2].partition("?")[0].strip("/"):
+                raise InputError("the URI names no bucket", location, "write gs://bucket/folder")
             try:
-                base, root = fs.FileSystem.from_uri(self.location)
+                base, root = fs.FileSystem.from_uri(_impatient(self.location))
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise InputError(
                     f"not a URI of a store ({first_line(error)})", location, "write gs://bucket/folder"
@@ -80,8 +84,8 @@ class ArrowBlobs(Blobs):
 
     def top(self) -> set[str]:
         """Names at the root."""
-        found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
-        return {str(info.base_name) for info in found}
+        infos = self._infos(fs.FileSelector("", allow_not_found=True), self.location)
+        return {str(info.base_name) for info in infos}
 
     def ages_s(self, folder: str) -> dict[str, float]:
         """Seconds since each file below `folder` was written, by this machine's clock."""
@@ -145,13 +149,17 @@ class ArrowBlobs(Blobs):
 
     def _below(self, folder: str, recursive: bool) -> Iterator[fs.FileInfo]:
         selector = fs.FileSelector(check_key(folder), allow_not_found=True, recursive=recursive)
+        infos = self._infos(selector, self.shown(folder))
+        yield from (info for info in infos if info.type == fs.FileType.File and is_key(str(info.path)))
+
+    def _infos(self, selector: fs.FileSelector, place: str) -> Sequence[fs.FileInfo]:
         try:
-            infos = patiently(
+            found: Sequence[fs.FileInfo] = patiently(
                 lambda: self._files.get_file_info(selector), _passes, patience_s=self._patience_s
             )
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"cannot list ({first_line(error)})", self.shown(folder)) from error
-        yield from (info for info in infos if info.type == fs.FileType.File and is_key(str(info.path)))
+            raise StoreError(f"cannot list ({first_line(error)})", place) from error
+        return found
 
     def _refuse(self, key: str) -> NoReturn:
         raise StoreError(
@@ -159,6 +167,13 @@ class ArrowBlobs(Blobs):
             self.shown(key),
             "write to a store on a file system or s3://, and copy it there",
         )
+
+
+def _impatient(uri: str) -> str:
+    """A URI whose client soon says what is wrong: by itself it tries for minutes; our tries are to count."""
+    if "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={_TRY_S}"
 
 
 def _passes(error: Exception) -> bool:

@@ -34,10 +34,11 @@ def evict(entries: Iterable[Entry], limit_bytes: int) -> list[str]:
 
     More than the limit stays where all that is left is in use.
     """
-    known = sorted(entries, key=lambda entry: (-entry.idle_s, entry.name))
+    # A time that lies ahead is from before the clock was set back, so older than what was used since.
+    known = sorted(entries, key=lambda entry: (entry.idle_s >= -IDLE_S, -entry.idle_s, entry.name))
     total, removed = sum(entry.bytes for entry in known), []
     for entry in known:
-        if total <= limit_bytes or entry.idle_s < IDLE_S:
+        if total <= limit_bytes or abs(entry.idle_s) < IDLE_S:
             break
         if entry.busy():
             continue
@@ -84,11 +85,13 @@ def _forms(store: Store) -> Iterable[Entry]:
 def _checkpoints(store: Store) -> Iterable[Entry]:
     blobs = store.blobs
 
-    def busy(folder: str) -> bool:
-        return Lease(blobs, f"stages/{folder.removeprefix('checkpoints/')}").holder() is not None
+    def busy(lease: Lease) -> bool:
+        return lease.settled_holder() is not None
 
     for folder, (size, age) in _grouped(store, "checkpoints", 2).items():
-        yield Entry(folder, size, age, partial(busy, folder), partial(blobs.delete_folder, folder))
+        lease = Lease(blobs, f"stages/{folder.removeprefix('checkpoints/')}")
+        lease.holder()  # those in doubt are watched at the same time
+        yield Entry(folder, size, age, partial(busy, lease), partial(blobs.delete_folder, folder))
 
 
 def _grouped(store: Store, top: str, depth: int) -> dict[str, tuple[int, float]]:

@@ -208,9 +208,12 @@ def _remove_stages_of(blobs: Blobs, gone: set[str], done: Collected) -> None:
 
 def _remove_old_leases(blobs: Blobs, grace_s: float, done: Collected) -> None:
     """Notes of leases that nobody holds: one stays behind each time a folder was published or removed."""
-    for key, age in blobs.ages_s("leases/folders").items():
-        name = key.removeprefix("leases/").rpartition("/")[0]
-        if age > max(grace_s, DAY_S) and leases.Lease(blobs, name).holder() is None:
+    old = [key for key, age in blobs.ages_s("leases/folders").items() if age > max(grace_s, DAY_S)]
+    found = {key: leases.Lease(blobs, key.removeprefix("leases/").rpartition("/")[0]) for key in old}
+    for lease in found.values():
+        lease.holder()  # those in doubt are watched at the same time
+    for key, lease in found.items():
+        if lease.settled_holder() is None:
             _remove_file(blobs, key, done)
 
 

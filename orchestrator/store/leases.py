@@ -3,6 +3,11 @@
 A lease is an append-only sequence `leases/<name>/<20-digit number>.json` whose highest entry is the holder.
 Taking over writes the next number with `put_if_absent`, so of many processes that saw the same dead holder
 exactly one succeeds, and none can remove the lease of another. The holder touches its entry regularly.
+
+A holder on another machine is known by the time of its entry. That time may be wrong: the storage's clock
+jumps, or the storage was away and let no heartbeat pass. So nobody is dead by it alone. An entry whose time
+is not of the last minutes is watched, by the clock of the watching process, which never jumps: one heartbeat
+puts it right.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ HEARTBEAT_S = 5.0
 STALE_S = 120.0
 """A holder on another machine is dead after this long without a heartbeat: far above what a busy interpreter
 or the attribute cache of a network file system delays one."""
+WATCH_S = 30.0
+"""Such an entry is watched so long: six heartbeats, longer than a call that is tried again pauses."""
 
 
 class Holder(Settings):
@@ -57,11 +64,19 @@ class Lease:
         self._number = 0
         self._stop = threading.Event()
         self._heart: threading.Thread | None = None
+        self._doubted: tuple[int, float] | None = None
+        """Entry whose time is not of the last minutes, and since when it is watched."""
 
     def holder(self) -> Holder | None:
-        """Who lives and holds it; None when it can be acquired."""
+        """Who lives and holds it, or may; None when it can be acquired."""
         number = self._latest()
         return self._living(number) if number else None
+
+    def settled_holder(self) -> Holder | None:
+        """Who lives and holds it; waits up to `WATCH_S` where that is in doubt."""
+        while (found := self.holder()) is not None and self._doubted is not None:
+            time.sleep(min(1.0, WATCH_S / 10))
+        return found
 
     def acquire(self) -> bool:
         """Take the lease if it is free or its holder is dead.
@@ -116,6 +131,8 @@ class Lease:
         return f"{self._folder}/{sequence_file(number)}"
 
     def _living(self, number: int) -> Holder | None:
+        if self._doubted is not None and self._doubted[0] != number:
+            self._doubted = None
         try:
             data = self._blobs.get(self._key(number))
         except NotFoundError:
@@ -126,7 +143,16 @@ class Lease:
             return None  # free, or damaged
         if holder.place == _place():
             return holder if _started(holder.pid) == holder.started else None
-        return holder if self._blobs.age_s(self._key(number)) < STALE_S else None
+        return holder if self._beats(number) else None
+
+    def _beats(self, number: int) -> bool:
+        """Whether the entry's holder, on another machine, is alive; yes while that is in doubt."""
+        age_s, now = abs(self._blobs.age_s(self._key(number))), time.monotonic()
+        if age_s < STALE_S or age_s == float("inf"):
+            self._doubted = None
+            return age_s < STALE_S
+        self._doubted = self._doubted or (number, now)
+        return now - self._doubted[1] < WATCH_S
 
     def _forget_before(self, number: int) -> None:
         for key in self._blobs.list(self._folder, recursive=False):
@@ -143,14 +169,16 @@ class Lease:
 
 @contextlib.contextmanager
 def lock(blobs: Blobs, name: str) -> Iterator[None]:
-    """Hold the lease `name` for the length of a `with` block, or fail at once.
+    """Hold the lease `name` for the length of a `with` block, or fail as soon as a living holder is known.
 
     Raises:
         StoreLockedError: another living process or thread holds it.
     """
     lease = Lease(blobs, name)
     if not lease.acquire():
-        raise locked(name, lease.holder())
+        holder = lease.settled_holder()
+        if holder is not None or not lease.acquire():
+            raise locked(name, holder)
     try:
         yield
     finally:

@@ -205,28 +205,41 @@ class LocalBlobs(Blobs):
     def ages_s(self, folder: str) -> dict[str, float]:
         """Seconds since each file below `folder` was written or touched, by its key."""
         keys, ages = self.list(folder), {}
-        with self._temporary_file(self.root / "now", b"") as now:
-            present = os.stat(now).st_mtime
-            for key in keys:
-                with contextlib.suppress(FileNotFoundError):
-                    ages[key] = present - os.stat(self.path(key)).st_mtime
+        present = self._now(self.path(folder))
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError):
+                ages[key] = present - os.stat(self.path(key)).st_mtime
         return ages
 
     def age_s(self, key: str) -> float:
         """Seconds since the file was written or touched; infinite when there is none."""
         path = self.path(key)
-        with self._temporary_file(path, b"") as now:
+        present = self._now(path)
+        with _explained("cannot read", path):
             try:
-                return os.stat(now).st_mtime - os.stat(path).st_mtime
+                return present - os.stat(path).st_mtime
             except FileNotFoundError:
                 return float("inf")
+
+    def _now(self, asked: Path) -> float:
+        """The clock of the file system, in seconds since 1970."""
+        with _explained("cannot write", asked):
+            temporary = self._temporary_path()
+            try:
+                # Not synced: it need not outlive this call, and a slow disk would be asked at every look.
+                os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                return os.stat(temporary).st_mtime
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
 
     def clean(self, older_s: float = 86_400.0) -> int:
         """Remove what killed writers left more than `older_s` seconds ago; returns how many things."""
         folder, removed = self.root / TEMPORARY, 0
+        present = self._now(folder)
         with _explained("cannot clean", folder), contextlib.suppress(FileNotFoundError):
             for path in [Path(entry) for entry in os.scandir(folder)]:
-                if time.time() - path.lstat().st_mtime > older_s:
+                if present - path.lstat().st_mtime > older_s:
                     _remove(path)
                     removed += 1
         return removed

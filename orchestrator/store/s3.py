@@ -267,6 +267,8 @@ class S3Blobs(Blobs):
             return NotFoundError("no such bucket", self.bucket, "make it, or check --store")
         if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
             return StoreError(f"{doing} ({code})", place, "check the credentials and what they may do")
+        if code == "RequestTimeTooSkewed":
+            return StoreError(f"{doing} (this machine's clock is wrong)", place, "set it right and run again")
         if code in ("QuotaExceeded", "XMinioStorageFull"):
             return DiskFullError("no space is left in the store", place, "free space and run again")
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):

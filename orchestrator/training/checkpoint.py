@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from orchestrator.errors import CorruptArtifactError, StoreError
+from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.store.room import wait_for_room
 from orchestrator.store.store import Store
 from orchestrator.training.state import FACTS, TENSORS, TrainState
@@ -21,8 +21,9 @@ class Stopped(Exception):  # noqa: N818 - not a failure
 class Checkpoint:
     """Where the epochs of one piece of work are kept; of several, the last one.
 
-    Only the process that holds the work's stage may write. An epoch's files have its number in their names
-    and the facts, which hold the tensors' sha256, come last: a death in between leaves the epoch before.
+    Only the process that holds the work's stage may write. A state's files have its epoch and step in
+    their names and the facts, which hold the tensors' sha256, come last: a death in between leaves the state
+    before.
     """
 
     def __init__(self, store: Store, key: str) -> None:
@@ -35,44 +36,51 @@ class Checkpoint:
         return Checkpoint(self._store, f"{self._key}/{part}")
 
     def load(self) -> TrainState | None:
-        """The state after the last whole epoch; None when there is none that can be read."""
-        for number in reversed(self._epochs()):
+        """The last whole state; None when there is none, or none that is sound.
+
+        Raises:
+            StoreError: the store refuses; to begin anew would throw away what is kept.
+        """
+        for moment in reversed(self._moments()):
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     for name in (TENSORS, FACTS):
-                        (Path(folder) / name).write_bytes(self._blobs.get(self._name(number, name)))
+                        (Path(folder) / name).write_bytes(self._blobs.get(self._name(moment, name)))
                     return TrainState.load(folder)
-                except (CorruptArtifactError, StoreError):
+                except (CorruptArtifactError, NotFoundError):
                     continue
         return None
 
     def save(self, state: TrainState) -> None:
-        """Keep the state, and forget earlier epochs; waits while the disk is nearly full.
+        """Keep the state, and forget earlier ones; waits while the disk is nearly full.
 
         Raises:
             StoreError: the store refuses.
         """
         wait_for_room(self._blobs)
-        before = self._epochs()
+        before, moment = self._moments(), f"{state.epoch:06d}"
+        if state.step:
+            moment += f"-{state.step:08d}"
         with tempfile.TemporaryDirectory() as folder:
             state.save(folder)
             for name in (TENSORS, FACTS):
-                self._blobs.put(self._name(state.epoch, name), (Path(folder) / name).read_bytes())
-        self._remove([number for number in before if number != state.epoch])
+                self._blobs.put(self._name(moment, name), (Path(folder) / name).read_bytes())
+        self._remove([one for one in before if one != moment])
 
     def forget(self) -> None:
         """Remove what is kept: the work is done."""
         self._blobs.delete_folder(self._folder)
 
-    def _epochs(self) -> list[int]:
-        names = [key.rpartition("/")[2] for key in self._blobs.list(self._folder)]
-        return sorted({int(name.partition("-")[0]) for name in names})
+    def _moments(self) -> list[str]:
+        """Finished epochs, and steps of the next one if any, as names of files begin; the last one last."""
+        names = [key.rpartition("/")[2] for key in self._blobs.list(self._folder, recursive=False)]
+        return sorted({name.rpartition("-")[0] for name in names})
 
-    def _name(self, epoch: int, name: str) -> str:
-        return f"{self._folder}/{epoch:06d}-{name}"
+    def _name(self, moment: str, name: str) -> str:
+        return f"{self._folder}/{moment}-{name}"
 
-    def _remove(self, epochs: list[int]) -> None:
-        for number in epochs:
+    def _remove(self, moments: list[str]) -> None:
+        for moment in moments:
             for name in (FACTS, TENSORS):
                 with contextlib.suppress(StoreError):
-                    self._blobs.delete(self._name(number, name))
+                    self._blobs.delete(self._name(moment, name))

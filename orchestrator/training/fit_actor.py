@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +19,10 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import OrchestratorError, TrainingError, last_line
+from orchestrator.errors import OrchestratorError, StoreError, TrainingError, last_line
 from orchestrator.mailbox import Mailbox, send
 from orchestrator.store.store import Store
-from orchestrator.training.job import TrainJob, drop_damaged, run_name
+from orchestrator.training.job import TrainJob, checkpoint_of, drop_damaged, run_name
 from orchestrator.training.ray_worker import work
 from orchestrator.training.watch import STEP_TIMEOUT_S, hung_at
 
@@ -48,7 +49,13 @@ class FitActor:
     def fit(self, job: TrainJob, workers: int, storage: Path) -> str | OrchestratorError:
         """Train one model with at most so many workers; the artifact's digest, or why there is none."""
         try:
-            return Store(job.store).stage(job.key(), lambda: _fit(job, workers, storage, self._mailbox))
+            store = Store(job.store)
+            digest = store.stage(job.key(), lambda: _fit(job, workers, storage, self._mailbox))
+            kept = checkpoint_of(job, store)
+            if kept is not None:
+                with suppress(StoreError):
+                    kept.forget()
+            return digest
         except OrchestratorError as error:
             return error
         except Exception as error:

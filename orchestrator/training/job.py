@@ -15,6 +15,8 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
 from orchestrator.data.load import open_cached
 from orchestrator.errors import TrainingError
+from orchestrator.store.store import Store
+from orchestrator.training.checkpoint import Checkpoint
 
 VERSION = 1
 """Of the training code: raise it when equal settings give other weights, so that old results are left."""
@@ -139,6 +141,14 @@ def run_name(job: TrainJob) -> str:
     return f"{job.group}-{job.siblings()[0].key()[:12]}"
 
 
+def checkpoint_of(job: TrainJob, store: Store) -> Checkpoint | None:
+    """Where the job's epochs are in a store on no file system; None elsewhere, where Ray Train keeps them.
+
+    Beside such a store there is no folder that all nodes reach, or that outlives the head.
+    """
+    return None if store.blobs.local else Checkpoint(store, job.siblings()[0].key())
+
+
 def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
     """Keep the job's name for its settings: `<storage>/<name>.json`.
 
@@ -154,6 +164,9 @@ def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
     if fresh:
         for folder in storage.glob(f"{job.group}-{'[0-9a-f]' * 12}"):
             shutil.rmtree(folder)
+        kept = checkpoint_of(job, Store(job.store))
+        if kept is not None:
+            kept.forget()
     keep_name(
         storage / f"{job.name}.json",
         job.settings(),

@@ -25,6 +25,7 @@ from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.store.store import Store
 from orchestrator.training import sharding
 from orchestrator.training.batches import Views
+from orchestrator.training.checkpoint import Checkpoint
 from orchestrator.training.fitting import (
     module_of,
     said_by_others,
@@ -32,10 +33,10 @@ from orchestrator.training.fitting import (
     store_results,
     train_rows,
 )
-from orchestrator.training.job import TrainJob
+from orchestrator.training.job import TrainJob, checkpoint_of
 from orchestrator.training.loop import train
 from orchestrator.training.offset import Offset
-from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.state import TrainState
 from orchestrator.training.watch import STEP_TIMEOUT_S, HangGuard, forget_hang, hung_at, trace_file
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,12 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
     with sharding.failing_together(world):
         if rank == 0:
             _tell_hang(job.name, folder, mailbox)
-        ready = _prepare(job, device, rank, world, mailbox)
-    with _watching(job, folder, rank, world, mailbox) as watch:
+        store = Store(job.store, create=False)
+    kept = _Kept(checkpoint_of(job, store), rank, world)
+    state = kept.last()
+    with sharding.failing_together(world):
+        ready = _prepare(job, store, state, device, rank, world, mailbox)
+    with _watching(job, folder, kept, mailbox) as watch:
         reports = train(
             ready.module,
             ready.rows,
@@ -113,16 +118,25 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
         )
         for report in reports:
             watch.alive()
-            _report(job.name, report, ready.state, rank, mailbox)
+            if rank == 0:
+                send(mailbox, job.name, report.plain())
+            kept.save(report.plain(), ready.state)
             watch.alive()
     return store_results(job, ready.store, ready.dataset, ready.state, world, device) if rank == 0 else ""
 
 
-def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox: Mailbox) -> _Ready:
+def _prepare(
+    job: TrainJob,
+    store: Store,
+    state: TrainState,
+    device: torch.device,
+    rank: int,
+    world: int,
+    mailbox: Mailbox,
+) -> _Ready:
     """Open what the training needs; rank 0 also computes the outputs of others that are missing."""
-    dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
+    dataset = open_cached(Path(job.data_folder))
     rows = train_rows(job, dataset)
-    state = _last_state()
     if rank == 0:
         _announce(job, state, len(rows.ids), world, device, mailbox)
     module, others = module_of(job, signature_of(job, dataset)), None
@@ -131,18 +145,53 @@ def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox
     return _Ready(dataset, store, rows, state, module, others)
 
 
+class _Kept:
+    """The states of a training: in the store, or where there is no checkpoint of it, by Ray Train."""
+
+    def __init__(self, checkpoint: Checkpoint | None, rank: int, world: int) -> None:
+        self._checkpoint, self.rank, self.world = checkpoint, rank, world
+
+    def last(self) -> TrainState:
+        """Where an earlier attempt stopped, the same on every rank; each must call."""
+        if self._checkpoint is None:
+            return _last_state()
+        return sharding.from_first(self._checkpoint.load, self.world) or TrainState()
+
+    def save(self, facts: dict[str, Any], state: TrainState) -> None:
+        """Keep rank 0's state, and report; each rank must call.
+
+        Raises:
+            StoreError: the store refuses; on every rank, since one that gave up alone would be waited for.
+        """
+        if self._checkpoint is not None:
+            with sharding.failing_together(self.world):
+                if self.rank == 0:
+                    self._checkpoint.save(state)
+        if self._checkpoint is not None or self.rank > 0:
+            ray.train.report(facts)
+            return
+        within = f"-{state.step:08d}" if state.step else ""
+        with TemporaryDirectory() as folder:
+            state.save(folder)
+            ray.train.report(
+                facts,
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"{CHECKPOINT}-{facts['epoch']:06d}{within}",
+            )
+
+
 class _Watch:
     """Ends a worker that hangs, and saves the state when the node of a worker is about to be taken away."""
 
-    def __init__(self, guard: HangGuard, name: str, rank: int, world: int, mailbox: Mailbox) -> None:
-        self._guard, self._name, self._rank, self._world, self._mailbox = guard, name, rank, world, mailbox
+    def __init__(self, guard: HangGuard, name: str, kept: _Kept, mailbox: Mailbox) -> None:
+        self._guard, self._name, self._kept, self._mailbox = guard, name, kept, mailbox
         self._steps, self._looked, self._saved = 0, time.monotonic(), False
 
     def step(self) -> bool:
         """Whether a notice came that nothing was saved for yet."""
         self._guard.step()
         self._steps += 1
-        alone = self._world == 1
+        alone = self._kept.world == 1
         due = time.monotonic() - self._looked >= LOOK_S if alone else self._steps % LOOK_STEPS == 0
         if not due or self._saved:
             return False
@@ -156,17 +205,9 @@ class _Watch:
     def save(self, state: TrainState) -> None:
         """A checkpoint within the epoch."""
         self._saved = True
-        kept = {"epoch": state.epoch, "step": state.step}
-        if self._rank > 0:
-            ray.train.report(kept)
+        self._kept.save({"epoch": state.epoch, "step": state.step}, state)
+        if self._kept.rank > 0:
             return
-        with TemporaryDirectory() as folder:
-            state.save(folder)
-            ray.train.report(
-                kept,
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"{CHECKPOINT}-{state.epoch:06d}-{state.step:08d}",
-            )
         send(
             self._mailbox,
             self._name,
@@ -175,12 +216,12 @@ class _Watch:
 
 
 @contextmanager
-def _watching(job: TrainJob, folder: Path, rank: int, world: int, mailbox: Mailbox) -> Iterator[_Watch]:
+def _watching(job: TrainJob, folder: Path, kept: _Kept, mailbox: Mailbox) -> Iterator[_Watch]:
     """Whoever looks on for the length of the block."""
     limit_s = job.entry.resources.step_timeout_s or STEP_TIMEOUT_S
-    guard = HangGuard(limit_s, trace_file(folder, rank))
+    guard = HangGuard(limit_s, trace_file(folder, kept.rank))
     try:
-        yield _Watch(guard, job.name, rank, world, mailbox)
+        yield _Watch(guard, job.name, kept, mailbox)
     finally:
         guard.close()
 
@@ -222,18 +263,3 @@ def _announce(
             f"--set models.{job.name}.training.precision=fp32"
         )
         send(mailbox, job.name, text)
-
-
-def _report(name: str, report: EpochReport, state: TrainState, rank: int, mailbox: Mailbox) -> None:
-    """One epoch to the driver, and the checkpoint from rank 0; every rank must call."""
-    if rank > 0:
-        ray.train.report(report.plain())
-        return
-    send(mailbox, name, report.plain())
-    with TemporaryDirectory() as folder:
-        state.save(folder)
-        ray.train.report(
-            report.plain(),
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"{CHECKPOINT}-{report.epoch:06d}",
-        )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.errors import OrchestratorError
 
 Strategy = Literal["ddp", "fsdp"]
+_T = TypeVar("_T")
 
 
 def wrap(module: nn.Module, strategy: Strategy, world: int, device: torch.device) -> nn.Module:
@@ -109,6 +110,23 @@ def failing_together(world: int) -> Iterator[None]:
         distributed.all_gather_object(found, failure)
     for first in filter(None, found):
         raise first
+
+
+def from_first(make: Callable[[], _T], world: int) -> _T:
+    """What `make` gives on rank 0, for every rank; each must call.
+
+    Raises:
+        OrchestratorError: what `make` raises, on every rank.
+    """
+    if world == 1:
+        return make()
+    first = distributed.get_rank() == 0
+    found: list[Any] = [None]
+    with failing_together(world):
+        found = [make() if first else None]
+    distributed.broadcast_object_list(found, src=0)
+    value: _T = found[0]
+    return value
 
 
 def share_buffers(module: nn.Module, world: int) -> None:

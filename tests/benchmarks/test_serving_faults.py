@@ -17,7 +17,7 @@ from benchmarks import serving_faults
 from benchmarks.serving_faults import (
     Offline,
     Sent,
-    _judged,
+    judged,
     measure,
     phase,
     prepare,
@@ -54,11 +54,11 @@ def test_a_reply_is_right_only_if_it_is_what_its_members_say_and_it_says_so(offl
         (whole + 3e-4, "m0,m1,m2", False, 1),
     ]
     for probs, members, degraded, wrong in cases:
-        row = _judged([sent(probs, members, degraded)], offline, 0.2)
+        row = judged([sent(probs, members, degraded)], offline, 0.2)
         assert row["wrong"] == wrong
         assert row["degraded"] == degraded
     others = [Sent(0, Reply(503, b""), 0.01), Sent(0, None, 5.0)]
-    late = _judged([sent(whole, "m0,m1,m2", False, 0.3), *others], offline, 0.2)
+    late = judged([sent(whole, "m0,m1,m2", False, 0.3), *others], offline, 0.2)
     assert (late["answered_in_time"], late["answered"]) == (0, pytest.approx(1 / 3))
     assert late["statuses"] == {"200": 1, "503": 1, "none": 1}
 

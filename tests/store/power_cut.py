@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.store.blobs import TEMPORARY
+
 _CALLS = ("open", "close", "write", "fsync", "mkdir", "rename", "replace", "link", "unlink", "rmdir")
 
 Tree = dict[str, bytes]
@@ -172,6 +174,11 @@ def _folders(folder: _Folder) -> list[_Folder]:
             both = [*one.names.values(), *one.synced.values()]
             waiting += [node for node in both if isinstance(node, _Folder)]
     return list(found.values())
+
+
+def visible(tree: Tree) -> Tree:
+    """Without what is being written: no reader looks there."""
+    return {name: data for name, data in tree.items() if not name.startswith(TEMPORARY)}
 
 
 def lay_out(tree: Tree, root: Path) -> None:

@@ -8,6 +8,10 @@ Faults are asked for by a file of lines `KIND COUNT`: the next COUNT writing req
     lose        done, and the connection closed without an answer
     twice       sent on twice; the second answer is given
     cut         reading: half of the body
+As long as a line stands there, every request is hit by
+    down        503, nothing done
+    away        the connection closes without an answer, nothing done
+    skewed      403 RequestTimeTooSkewed: the client's clock differs too much from the server's
 """
 
 from __future__ import annotations
@@ -19,10 +23,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 FAULTS_VARIABLE = "S3_SERVER_FAULTS"
 KEY, SECRET = "AKIATESTTESTTESTTEST", "a-secret-of-the-tests"
+_LASTING = ("down", "away", "skewed")
+_REFUSALS = {
+    "refuse": ("503 Slow Down", "SlowDown"),
+    "down": ("503 Service Unavailable", "ServiceUnavailable"),
+    "skewed": ("403 Forbidden", "RequestTimeTooSkewed"),
+}
 _Start = Callable[..., Any]
 _App = Callable[[dict[str, Any], _Start], Iterable[bytes]]
 
@@ -36,15 +46,17 @@ class Faulty:
     def __call__(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
         with self._lock:
             fault = self._next(environ["REQUEST_METHOD"])
-            if fault == "refuse":
-                start("503 Slow Down", [("Content-Type", "application/xml")])
-                return [b"<Error><Code>SlowDown</Code><Message>reduce your rate</Message></Error>"]
+            if fault in _REFUSALS:
+                status, code = _REFUSALS[fault]
+                start(status, [("Content-Type", "application/xml")])
+                return [f"<Error><Code>{code}</Code><Message>not now</Message></Error>".encode()]
+            if fault == "away":
+                _hang_up(environ)
             environ["wsgi.input"] = _Again(environ)
             answers = [self._once(environ) for _ in range(2 if fault == "twice" else 1)]
             status, headers, body = answers[-1]
         if fault == "lose":
-            environ["werkzeug.socket"].shutdown(2)
-            raise ConnectionResetError("the answer is lost")
+            _hang_up(environ)
         start(status, headers)
         return [body[: len(body) // 2]] if fault == "cut" else [body]
 
@@ -62,12 +74,19 @@ class Faulty:
         except FileNotFoundError:
             return ""
         for number, line in enumerate(lines):
-            kind, count = line.split()
+            kind, _, count = line.partition(" ")
+            if kind in _LASTING:
+                return kind
             if int(count) > 0 and (method == "GET") == (kind == "cut") and method != "HEAD":
                 lines[number] = f"{kind} {int(count) - 1}"
                 self._faults.write_text("\n".join(lines))
                 return kind
         return ""
+
+
+def _hang_up(environ: dict[str, Any]) -> NoReturn:
+    environ["werkzeug.socket"].shutdown(2)
+    raise ConnectionResetError("no answer")
 
 
 class _Again:

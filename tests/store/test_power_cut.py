@@ -10,10 +10,9 @@ import pytest
 
 from orchestrator.errors import ForeignStoreError, NotFoundError
 from orchestrator.store.artifacts import MANIFEST
-from orchestrator.store.blobs import TEMPORARY
 from orchestrator.store.local import LocalBlobs
 from orchestrator.store.store import Store
-from tests.store.power_cut import Disk, Tree, lay_out
+from tests.store.power_cut import Disk, lay_out, visible
 from tests.store.toys import D1, D2, draft, tensors
 
 
@@ -31,7 +30,7 @@ def _each(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Cal
     shown = 0
     for number, tree in enumerate(disk.states):
         root = tmp_path / f"state{number}"
-        lay_out(_seen(tree), root)
+        lay_out(visible(tree), root)
         try:
             store = Store(root, create=False)
         except (NotFoundError, ForeignStoreError):
@@ -41,10 +40,6 @@ def _each(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Cal
         look(store)
         shown += 1
     return shown
-
-
-def _seen(tree: Tree) -> Tree:
-    return {name: data for name, data in tree.items() if not name.startswith(TEMPORARY)}
 
 
 def test_publication_of_an_artifact(disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

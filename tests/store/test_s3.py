@@ -129,6 +129,16 @@ def test_a_storage_that_refuses_for_good_is_one_sentence(
     assert not impatient.exists("a")
 
 
+def test_a_wrong_clock_of_this_machine_is_told(
+    store: Store, server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "0.5")
+    impatient = S3Blobs(store.location)
+    _fault(server, "skewed")
+    with pytest.raises(StoreError, match=r"this machine's clock is wrong.*set it right and run again"):
+        impatient.put("a", b"1")
+
+
 def test_racing_writers_have_one_winner_and_leave_no_gap(store: Store) -> None:
     def work(number: int) -> None:
         mine = Store(store.location)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import boto3
 import pytest
 
-from benchmarks.reliability_store import under_fire
+from benchmarks.reliability_store import on_s3, under_fire
 from orchestrator.store import keeping
 from orchestrator.store.store import Store
-from tests.store.s3_server import served
 
 
 def test_kills_on_a_disk(tmp_path: Path) -> None:
@@ -21,11 +19,8 @@ def test_kills_on_a_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with served(tmp_path / "server") as environment:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
-        tally = under_fire("s3://bucket/store", kills=6, seed=3, longest_s=4.0)
+def test_kills_on_s3(tmp_path: Path) -> None:
+    with on_s3(tmp_path) as location:
+        tally = under_fire(location, kills=6, seed=3, longest_s=4.0)
         assert (tally.partial, tally.lost_refs, tally.wrong_digests) == ([], [], [])
         assert (tally.kills, tally.published > 0) == (6, True)
