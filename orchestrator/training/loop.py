@@ -25,7 +25,7 @@ from orchestrator.models.base import DataInitialized
 from orchestrator.runtime.bf16 import without_strided_points
 from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
-from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
+from orchestrator.training.batches import Batches, Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
 from orchestrator.training.lookahead import SlowWeights
 from orchestrator.training.losses import Loss, loss_settings, make_loss, weighed
@@ -57,6 +57,7 @@ def train(
     sample_seed: int | None = None,
     threads: int | None = None,
     device: str | torch.device = "cpu",
+    streamed: Batches | None = None,
     teacher: Teacher | Offset | None = None,
     masks: Mapping[str, Tensor] | None = None,
     state: TrainState | None = None,
@@ -82,6 +83,7 @@ def train(
         seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
         threads: torch threads while training; as they are when not given. They change the weights.
         device: where to train; the module is moved there.
+        streamed: batches to learn from, of a train part that is not held; `train` is then a sample of it.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
             [N, K] without augmentation, else [V, N, K]. For a stage of a boosting: what it adds to.
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
@@ -98,7 +100,7 @@ def train(
     drawn = seed if sample_seed is None else sample_seed
     place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState(), watch)
-    run.prepare(train, signature, teacher, masks or {})
+    run.prepare(train, signature, streamed, teacher, masks or {})
     with run.borrowed_module():
         while not run.state.finished:
             with place.quiet_torch(run.state.epoch):
@@ -180,6 +182,7 @@ class _Run:
         self,
         train: Part,
         signature: Signature,
+        streamed: Batches | None,
         teacher: Teacher | Offset | None,
         masks: Mapping[str, Tensor],
     ) -> None:
@@ -194,8 +197,10 @@ class _Run:
         if isinstance(teacher, Offset):
             self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
         drawn = drawn_rows(len(train), settings.sample, place.sample_seed)
-        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, drawn)
-        self._check_rows(len(drawn))
+        self.rows: Batches = streamed or Rows(
+            train, settings.augment, place.seed, settings.batch_size, teacher, drawn
+        )
+        self._check_rows(self.rows.count)
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
         if whole and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(

@@ -30,12 +30,15 @@ from orchestrator.training.fitting import (
     said_by_others,
     signature_of,
     store_results,
+    streamed_rows,
     train_rows,
 )
 from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.offset import Offset
+from orchestrator.training.ray_stream import read_ahead
 from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.streamed import Streamed
 from orchestrator.training.watch import STEP_TIMEOUT_S, HangGuard, forget_hang, hung_at, trace_file
 
 log = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ class _Ready:
     rows: Part
     state: TrainState
     module: nn.Module
+    streamed: Streamed | None
     others: Views | Offset | None
 
 
@@ -103,6 +107,7 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
             sample_seed=job.sample_seed,
             threads=resources.cpus,
             device=device,
+            streamed=ready.streamed,
             teacher=ready.others,
             state=ready.state,
             rank=rank,
@@ -122,13 +127,15 @@ def _prepare(job: TrainJob, device: torch.device, rank: int, world: int, mailbox
     """Open what the training needs; rank 0 also computes the outputs of others that are missing."""
     dataset, store = open_cached(Path(job.data_folder)), Store(job.store, create=False)
     rows = train_rows(job, dataset)
+    streamed = streamed_rows(job, dataset, read_ahead)
     state = _last_state()
     if rank == 0:
-        _announce(job, state, len(rows.ids), world, device, mailbox)
+        count = len(rows.ids) if streamed is None else streamed.count
+        _announce(job, state, count, world, device, mailbox)
     module, others = module_of(job, signature_of(job, dataset)), None
     if not state.finished:
         others = said_by_others(job, store, dataset, rows, device, fill=rank == 0)
-    return _Ready(dataset, store, rows, state, module, others)
+    return _Ready(dataset, store, rows, state, module, streamed, others)
 
 
 class _Watch:
