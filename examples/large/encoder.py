@@ -31,7 +31,9 @@ class Encoder(nn.Module):
         ids = self.view(x)
         seen = ids.ne(0).to(self.head.weight.dtype)
         hidden = self.encoder(input_ids=ids, attention_mask=seen).last_hidden_state
-        logits: Tensor = self.head((hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True).clamp_min(1))
+        logits: Tensor = self.head(
+            (hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True).clamp_min(1)
+        )
         return logits
 
 

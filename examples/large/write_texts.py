@@ -1,12 +1,13 @@
 """Text Parquet of many files: FOLDER/train/part-00000.parquet, ... and a file for each other part.
 
-    python examples/large/write_texts.py FOLDER                       # made up, learnable, 40 MB a million rows
-    python examples/large/write_texts.py FOLDER --clinc150 DOWNLOADS  # the CLINC150 files of examples/text.yaml
+python examples/large/write_texts.py FOLDER                       # made up, learnable, 40 MB a million rows
+python examples/large/write_texts.py FOLDER --clinc150 DOWNLOADS  # the CLINC150 files of examples/text.yaml
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ _SYLLABLES = ("ba", "do", "fi", "gu", "ke", "lo", "mi", "nu", "pa", "ri", "so", 
 
 
 def made_up(rows: int, seed: int) -> pa.Table:
-    """Texts of a class's words among common ones: of 6 to 12 words a third tell the class, each word of two."""
+    """Texts of 6 to 12 words, a third of which tell the class; half of these are a neighbour's, too."""
     random = np.random.default_rng(seed)
     words = np.array([a + b + c for a in _SYLLABLES for b in _SYLLABLES for c in _SYLLABLES])
     telling, common = words[: 16 * CLASSES].reshape(2 * CLASSES, 8), words[16 * CLASSES :]
@@ -30,7 +31,7 @@ def made_up(rows: int, seed: int) -> pa.Table:
     for label in labels:
         length = random.integers(6, 13)
         own = random.random(length) < 1 / 3
-        groups = (2 * label + random.integers(0, 4, length)) % (2 * CLASSES)  # half are its neighbour's, too
+        groups = (2 * label + random.integers(0, 4, length)) % (2 * CLASSES)
         chosen = np.where(own, telling[groups, random.integers(0, 8, length)], random.choice(common, length))
         texts.append(" ".join(chosen))
     return pa.table({"text": texts, "label": [f"topic {label:02d}" for label in labels]})
@@ -61,7 +62,7 @@ def write_clinc150(folder: Path, source: Path, files: int, seed: int) -> None:
 
     def cut(table: pa.Table, pieces: int) -> list[pa.Table]:
         bounds = np.linspace(0, len(table), pieces + 1).astype(int)
-        return [table.slice(begin, end - begin) for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [table.slice(begin, end - begin) for begin, end in pairwise(bounds.tolist())]
 
     for number, piece in enumerate(cut(shuffled("train"), files)):
         write(piece, folder / "train" / f"part-{number:05d}.parquet")
