@@ -61,9 +61,7 @@ def test_every_row_is_read_once_by_whoever_reads_and_as_serving_encodes_it(folde
         shares = [list(share_of(stream, 5, 2, rank, world)) for rank in range(world)]
         sizes = [sum(piece.take for piece in pieces) for pieces in shares]
         assert max(sizes) - min(sizes) <= 1
-        parts = [
-            part for pieces in shares for part in read(stream, pieces, encoding, found.signature.classes)
-        ]
+        parts = [part for pieces in shares for part in read(stream, pieces, encoding, classes)]
         ids = np.concatenate([part.ids for part in parts])
         assert sorted(ids.tolist()) == list(range(ROWS))
         assert np.concatenate([part.targets for part in parts]).tolist() == (ids % 3).tolist()
