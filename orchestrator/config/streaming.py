@@ -40,9 +40,7 @@ def run_complaint(
     """
     for name, training in trainings.items():
         if is_streamed(training.transfer):
-            return (
-                f"models.{name}.training.transfer: such rows are held as a whole; leave out their 'stream'"
-            )
+            return f"models.{name}.training.transfer: such rows are held as a whole; leave out their 'stream'"
         complaint = training_complaint(training) if is_streamed(data) else None
         if complaint is not None:
             return f"models.{name}.training.{complaint}"

@@ -70,9 +70,8 @@ def train(
 ) -> Iterator[EpochReport]:
     """Train a module in place, one report an epoch.
 
-    At its end the module holds the result: with `settings.patience` the weights of the epoch with the best
-    validation metric, without it those of the **last** epoch (the schedule has come to rest there). With
-    FSDP the module stays sharded: take `state.weights`.
+    At its end the module holds the result: the weights of the **last** epoch, or with `settings.patience` of
+    that with the best validation metric. With FSDP the module stays sharded: take `state.weights`.
 
     Args:
         module: raw rows in, logits [B, K] or regression values [B, T] in raw units out.
@@ -81,16 +80,15 @@ def train(
         settings: how to train; `settings.batch_size` counts the rows of all ranks together.
         signature: of the model; `metric` is what early stopping follows.
         seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
-        threads: torch threads while training; as they are when not given. They change the weights.
+        threads: torch threads while training, which change the weights; as they are when not given.
         device: where to train; the module is moved there.
-        streamed: batches to learn from, of a train part that is not held; `train` is then a sample of it.
+        streamed: batches to learn from in place of `train`, which is then a sample of them.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
             [N, K] without augmentation, else [V, N, K]. For a stage of a boosting: what it adds to.
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
         state: where to start, brought up to date before each report: save it to go on later.
         first_epoch: row order, augmentation and random numbers go on as if so many epochs had been.
-        rank: of this process among `world` ones; if there are several, their process group must exist.
-        strategy: how to be data-parallel.
+        rank: among the `world` processes of a group that exists; `strategy` is how they are data-parallel.
         allowed: import paths that a custom loss or metric may come from.
         watch: told of each step; may ask for the state within an epoch.
 

@@ -33,7 +33,8 @@ def wrap(module: nn.Module, strategy: Strategy, world: int, device: torch.device
     for layer in _repeated(module):
         fully_shard(layer, mesh=mesh)
     for child in getattr(module, "body", module).children():
-        if not isinstance(child, nn.ModuleList | nn.ModuleDict) and any(True for _ in child.parameters()):
+        left = any(not isinstance(parameter, DTensor) for parameter in child.parameters())
+        if left and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             fully_shard(child, mesh=mesh)
     fully_shard(module, mesh=mesh)
     return module

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.elsewhere import rows_from_elsewhere
 from orchestrator.data.encode import encode
 from orchestrator.data.load import load, open_cached
 from orchestrator.data.stream import Stream, share_of
@@ -107,6 +108,13 @@ def test_a_sample_without_a_class_by_chance_has_its_first_row(folder: Path) -> N
     found = opened(folder, stream={"sample": 20})
     assert found.facts["class_counts"]["train"][-1] == 1
     assert found.signature.classes[-1] == "rare"
+
+
+def test_rows_from_elsewhere_are_read_without_the_train_files(folder: Path) -> None:
+    asked = settings(folder, elsewhere={"other": "test.parquet"})
+    found = opened(folder, elsewhere={"other": "test.parquet"})
+    (rows,) = rows_from_elsewhere(asked, found.signature).values()
+    assert rows.shape == (30, 2)
 
 
 def test_what_is_refused(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,7 @@ def test_reading_stays_near_the_worker(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(ray_stream, "AHEAD_BYTES", 100_000)
     blocks = read_ahead(stream, signature)(stream.groups)
     next(blocks)
+    time.sleep(5)  # all could be read by now
     for file in stream.files:
         Path(file.path).unlink()
     with pytest.raises(ReadFailedError, match=r"data file not found: .*.parquet. check data.root"):
