@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import PARTS, ParquetData, PartName
 from orchestrator.config.decode import Decode
-from orchestrator.config.encoding import Encoding
+from orchestrator.config.signature import Signature
 from orchestrator.data.columns import find_input, label_rows, require, text_rows
 from orchestrator.data.dataset import Array, Part
 from orchestrator.data.encode import encode as encode_rows
@@ -111,24 +111,24 @@ class SampledSource(DecodedSource):
         """Text and labels of the drawn rows."""
         found = []
         for group in self.stream.groups:
-            mine = self._drawn[(self._drawn >= group.first) & (self._drawn < group.first + group.rows)]
-            if len(mine):
+            if len(self._within(group.first, group.rows)):
                 for batch, first in _batches(self.stream, group):
-                    here = mine[(mine >= first) & (mine < first + len(batch))]
-                    found.append(batch.take(pa.array(here - first)))
+                    found.append(batch.take(pa.array(self._within(first, len(batch)))))
         return pa.Table.from_batches(found)
 
+    def _within(self, first: int, rows: int) -> Array:
+        """Places of the drawn rows among so many from `first` on."""
+        begin, end = np.searchsorted(self._drawn, (first, first + rows))
+        return np.asarray(self._drawn[begin:end] - first)
 
-def read(
-    stream: Stream, pieces: Iterable[Piece], encoding: Encoding, classes: Sequence[str]
-) -> Iterator[Part]:
-    """The rows of pieces in their order, encoded, some at a time.
+
+def read(stream: Stream, pieces: Iterable[Piece], signature: Signature) -> Iterator[Part]:
+    """The rows of pieces in their order, encoded as serving encodes them, some at a time.
 
     Args:
         stream: whose pieces.
         pieces: to read one after another.
-        encoding: of the signature, as serving uses it.
-        classes: of the signature.
+        signature: of the data set, with its encoding.
 
     Raises:
         DataError: a file is damaged, or changed since the stream was looked through.
@@ -139,7 +139,7 @@ def read(
         for batch, first in _batches(stream, piece):
             if first >= end:
                 break
-            skip = max(begin - first, 0)
+            skip = min(max(begin - first, 0), len(batch))
             used = batch.slice(skip, end - first - skip)
             if not len(used):
                 continue
@@ -147,8 +147,8 @@ def read(
             texts = text_rows(used.column(0), number, name)
             labels = label_rows(pa.chunked_array([used.column(1)]), stream.target, name)
             yield Part(
-                encode_rows(encoding, texts, first_row=number, origin=name),
-                encode(labels, tuple(classes), name),
+                encode_rows(signature.encoding, texts, first_row=number, origin=name),
+                encode(labels, signature.classes, name),
                 np.arange(number, number + len(used), dtype=np.int64),
             )
 

@@ -143,8 +143,7 @@ def streamed_rows(
 
 def read_here(stream: Stream, signature: Signature) -> Blocks:
     """Blocks of rows that this process reads when they are asked for."""
-    assert signature.encoding is not None
-    return partial(read, stream, encoding=signature.encoding, classes=signature.classes)
+    return partial(read, stream, signature=signature)
 
 
 def unlabelled(rows: int, signature: Signature) -> NDArray[Any]:

@@ -13,7 +13,6 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from orchestrator.config.encoding import Encoding
 from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Part
 from orchestrator.data.stream import Piece, Stream
@@ -58,7 +57,7 @@ def _blocks(stream: Stream, signature: Signature, pieces: Sequence[Piece]) -> It
     options.resource_limits = options.resource_limits.copy(object_store_memory=AHEAD_BYTES)
     items = [{"piece": asdict(piece)} for piece in pieces]
     reading: Any = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        partial(_read, stream, signature.encoding, signature.classes),
+        partial(_read, stream, signature),
         batch_size=1,
         batch_format="numpy",
         num_cpus=0,
@@ -78,9 +77,9 @@ def _blocks(stream: Stream, signature: Signature, pieces: Sequence[Piece]) -> It
 
 
 def _read(
-    stream: Stream, encoding: Encoding, classes: tuple[str, ...], items: dict[str, Any]
+    stream: Stream, signature: Signature, items: dict[str, Any]
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """One task: all rows of its pieces, block by block."""
     pieces = [Piece(**piece) for piece in items["piece"]]
-    for part in read(stream, pieces, encoding, classes):
+    for part in read(stream, pieces, signature):
         yield {"inputs": part.inputs, "targets": part.targets, "ids": part.ids}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data import streaming
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.elsewhere import rows_from_elsewhere
 from orchestrator.data.encode import encode
@@ -53,16 +54,19 @@ def test_the_train_part_is_a_sample_and_the_stream_knows_every_row(folder: Path)
     assert again.digest == found.digest == opened(folder, stream={"sample": 40}).digest
 
 
-def test_every_row_is_read_once_by_whoever_reads_and_as_serving_encodes_it(folder: Path) -> None:
+@pytest.mark.parametrize("block", [1024, 3], ids=["blocks of whole groups", "of parts"])
+def test_every_row_is_read_once_by_whoever_reads_and_as_serving_encodes_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(streaming, "BLOCK_ROWS", block)
     found = opened(folder)
     stream, encoding = streamed(found), found.signature.encoding
     assert encoding is not None
-    classes = found.signature.classes
     for world in (1, 2, 3, 7):
         shares = [list(share_of(stream, 5, 2, rank, world)) for rank in range(world)]
         sizes = [sum(piece.take for piece in pieces) for pieces in shares]
         assert max(sizes) - min(sizes) <= 1
-        parts = [part for pieces in shares for part in read(stream, pieces, encoding, classes)]
+        parts = [part for pieces in shares for part in read(stream, pieces, found.signature)]
         ids = np.concatenate([part.ids for part in parts])
         assert sorted(ids.tolist()) == list(range(ROWS))
         assert np.concatenate([part.targets for part in parts]).tolist() == (ids % 3).tolist()
@@ -88,7 +92,7 @@ def test_the_digest_follows_rows_and_their_order_wherever_they_lie(folder: Path)
     assert opened(moved).digest == digest
     # Neither labels nor the rows of the sample tell of this change.
     changed = texts.table(0, texts.FILE_ROWS).to_pylist()
-    sample = {"stream": {"sample": 20}}
+    sample: dict[str, Any] = {"stream": {"sample": 20}}
     before = opened(moved, **sample)
     row = next(n for n in range(3, 50) if f"w{n}" not in words_of(before))
     changed[row]["text"] = "w0 w0"
@@ -137,8 +141,7 @@ def test_what_is_refused(folder: Path) -> None:
 
 def test_a_file_that_changed_since_it_was_looked_through_is_told(folder: Path) -> None:
     found = opened(folder)
-    stream, encoding = streamed(found), found.signature.encoding
-    assert encoding is not None
+    stream = streamed(found)
     pq.write_table(texts.table(0, 10), folder / "train" / "part-0.parquet")
     with pytest.raises(DataError, match=r"a train file changed while it was used: .*part-0.parquet"):
-        list(read(stream, stream.groups, encoding, found.signature.classes))
+        list(read(stream, stream.groups, found.signature))

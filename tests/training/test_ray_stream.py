@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import ImportedModel
@@ -35,24 +36,42 @@ from tests.data import texts
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FACTORY = "tests.training.test_ray_stream:telling"
-TWO = Resources.model_validate({"workers": 2, "strategy": "fsdp", "max_failures": 0})
+TWO = Resources(workers=2, strategy="fsdp")
+
+
+class _Stack(nn.Module):
+    """Layers that repeat; knows whether all of them were in shards when it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(2))
+        self.sharded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sharded = all(isinstance(weights, DTensor) for weights in self.parameters())
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
 
 
 class _Telling(nn.Module):
-    """Writes down the rows of each training step: a line of JSON a call, in a file a rank."""
+    """Writes down the rows of each training step, and whether its stack was in shards: a line of JSON a call,
+    in a file a rank."""
 
     def __init__(self, signature: Signature, folder: str) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.words = nn.Embedding(1000, 16)
+        self.stack = _Stack()
         self.head = nn.Linear(16, signature.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stack(self.words(x.long()).mean(1))
         if self.training:
             rank = distributed.get_rank() if distributed.is_initialized() else 0
             with (self.folder / f"rank-{rank}").open("a") as file:
-                file.write(json.dumps(texts.told(x.numpy())) + "\n")
-        logits: Tensor = self.head(self.words(x.long()).mean(1))
+                file.write(json.dumps([self.stack.sharded, texts.told(x.numpy())]) + "\n")
+        logits: Tensor = self.head(hidden)
         return logits
 
 
@@ -106,10 +125,12 @@ def trained(job: TrainJob) -> str:
 
 
 def steps(folder: Path) -> list[list[list[int]]]:
-    """By rank, the rows of each step since the last call."""
+    """By rank, the rows of each step since the last call; in all of them the stack was in shards."""
     found = []
     for path in sorted((folder / "told").glob("rank-*")):
-        found.append([json.loads(line) for line in path.read_text().splitlines()])
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert all(sharded for sharded, _ in lines)
+        found.append([rows for _, rows in lines])
         path.unlink()
     return found
 
@@ -135,9 +156,9 @@ def test_two_workers_see_every_row_once_an_epoch_and_come_to_the_same_again(
         orders.append(rows)
     assert orders[0] != orders[1] != orders[2]
 
-    store = Store(tmp_path / "one")
-    assert store.manifest(digests[0]).what["strategy"] == "fsdp"
-    (record,) = [found for found in store.records(digests[0]) if found["kind"] == "training"]
+    kept = Store(tmp_path / "one")
+    assert kept.manifest(digests[0]).what["strategy"] == "fsdp"
+    (record,) = [found for found in kept.records(digests[0]) if found["kind"] == "training"]
     assert record["epochs"][-1]["metric"] > 0.9
 
 
@@ -154,7 +175,7 @@ def test_a_file_that_is_damaged_meanwhile_ends_all_workers_with_its_sentence(
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])  # the footer stays
     with pytest.raises(TrainingError, match=r"its workers failed once: .*cannot read as Parquet .*part-2"):
-        trained(job_of(dataset, tmp_path, "store", TWO))
+        trained(job_of(dataset, tmp_path, "store", TWO.model_copy(update={"max_failures": 0})))
 
 
 def test_reading_stays_near_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
