@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.config.base import Settings, absent
-from orchestrator.config.decode import Decode
+from orchestrator.config.decode import Decode, TextDecode
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.signature import Task
 
@@ -76,6 +76,22 @@ class Image(Settings):
     """Height and width to resize to; without it all images must have one size."""
 
 
+class Stream(Settings):
+    """A train part of many files: read anew in each epoch, and never held as a whole."""
+
+    sample: int = Field(10_000, ge=20)
+    """Rows, drawn by the seed from all files, that stand for the train part wherever it is held: encodings
+    are fitted to them, and compression steps learn from them. The first row of each class is among them."""
+    shuffle: int = Field(10_000, ge=1)
+    """Rows that a worker holds to mix their order."""
+    readers: int = Field(1, ge=1)
+    """Tasks that read ahead of each worker, on its node."""
+
+
+def _spelled_out(value: Any) -> Any:
+    return {} if value is True else None if value is False else value
+
+
 class ParquetData(DataBase):
     """Parquet files: encoded images, sound, text, tensors, or columns of numbers and categories."""
 
@@ -83,6 +99,11 @@ class ParquetData(DataBase):
     root: str = "."
     """Folder that the file names below are relative to (`--data` sets it)."""
     train: str
+    """A file; with `stream` it may be a folder of files, or a pattern (`train/*.parquet`)."""
+    stream: Annotated[
+        Stream | None, BeforeValidator(_spelled_out, json_schema_input_type=Stream | bool | None)
+    ] = Field(None, exclude_if=absent)
+    """Read the train part anew in each epoch, for files larger than the memory; `true` for the defaults."""
     validation: str | None = None
     calibration: str | None = None
     contract: str | None = None
@@ -118,6 +139,19 @@ class ParquetData(DataBase):
             raise ValueError(f"clients send raw {kind}, which a 'transform' would not see: leave it out")
         if self.elsewhere and self.task != "classification":
             raise ValueError(f"elsewhere: not for task {self.task}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _streamed(self) -> ParquetData:
+        if self.stream is None:
+            return self
+        if self.task != "classification" or not isinstance(self.decode, TextDecode):
+            raise ValueError("'stream' is for classes of text: set 'decode: text', or leave 'stream' out")
+        lacking = ", ".join(part for part in PARTS[1:] if getattr(self, part) is None)
+        if lacking:
+            raise ValueError(f"no share is cut from a train part with 'stream': name files for {lacking}")
+        if self.limit is not None:
+            raise ValueError("'limit' and 'stream' exclude each other: name fewer files")
         return self
 
 

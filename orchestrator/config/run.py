@@ -40,6 +40,7 @@ from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan, others_of
+from orchestrator.config.streaming import run_complaint
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.config.training import JOINT_LOSSES, TASK_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
@@ -239,6 +240,10 @@ class RunConfig(Settings):
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()
+        trainings = {name: entry.training for name, entry in self.models.items()}
+        complaint = run_complaint(self.data, trainings, self.ensembles)
+        if complaint is not None:
+            raise ValueError(complaint)
         if self.elsewhere is not None and self.data.task != "classification":
             raise ValueError(f"elsewhere: not for task {self.data.task}; leave it out")
         of_task = TASK_METRICS[self.data.task]

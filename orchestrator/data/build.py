@@ -25,6 +25,8 @@ from orchestrator.data.fit import decode_of, fit
 from orchestrator.data.labels import encode_sets, label_names
 from orchestrator.data.source import Source, check_finite, class_names, encode
 from orchestrator.data.split import cut, free_shares, shuffled
+from orchestrator.data.stream import Stream
+from orchestrator.data.streaming import SampledSource
 from orchestrator.errors import DataError
 
 CHUNK_ROWS = 4096
@@ -116,11 +118,12 @@ def part_digest(part: Part) -> str:
     return digest.hexdigest()
 
 
-def dataset_digest(signature: Signature, digests: Mapping[PartName, str]) -> str:
-    """The digest of the whole data set from those of its parts."""
-    return fingerprint(
-        {"signature": signature.plain(), "parts": {str(name): digest for name, digest in digests.items()}}
-    )
+def dataset_digest(
+    signature: Signature, digests: Mapping[PartName, str], stream: Stream | None = None
+) -> str:
+    """The digest of the whole data set from those of its parts, and of the rows that are streamed."""
+    parts = {"signature": signature.plain(), "parts": {str(name): digest for name, digest in digests.items()}}
+    return fingerprint(parts if stream is None else {**parts, "stream": stream.digest()})
 
 
 def _mapped(folder: Path, name: str, kind: str) -> Array:
@@ -319,8 +322,19 @@ def _describe(
         facts["class_counts"] = {
             name: rows_of_class(part.targets, len(plan.classes)).tolist() for name, part in parts.items()
         }
+    stream = None
+    train = sources["train"]
+    if isinstance(train, SampledSource):
+        stream = train.stream
+        stream.save(folder)
+        facts["stream"] = {
+            "files": len(stream.files),
+            "rows": stream.rows,
+            "class_counts": train.class_counts,
+            "digest": stream.digest(),
+        }
     return {
-        "digest": dataset_digest(signature, digests),
+        "digest": dataset_digest(signature, digests, stream),
         "signature": signature.plain(),
         "facts": facts,
     }

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from orchestrator.config.signature import Signature
 from orchestrator.data.build import dataset_digest, part_digest, read_parts
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.stream import Stream
 from orchestrator.errors import DataError, DiskFullError
 from orchestrator.store.budget import Entry, evict
 from orchestrator.store.holds import hold, is_held
@@ -121,7 +122,7 @@ def open_cached(folder: Path) -> Dataset:
         }:
             raise ValueError("files do not fit meta.json")
         hold(folder / "meta.json")
-        return Dataset(parts, signature, meta["digest"], meta["facts"], folder)
+        return Dataset(parts, signature, meta["digest"], meta["facts"], folder, Stream.load(folder))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise DataError(
             f"not a whole data cache ({type(error).__name__})",
@@ -137,8 +138,8 @@ def _whole(folder: Path) -> Dataset | None:
     except DataError:
         return None
     digests = {name: part_digest(part) for name, part in found.parts.items()}
-    sound = digests == found.facts["row_digests"] and dataset_digest(found.signature, digests) == found.digest
-    return found if sound else None
+    digest = dataset_digest(found.signature, digests, found.stream)
+    return found if digests == found.facts["row_digests"] and digest == found.digest else None
 
 
 def _publish(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:

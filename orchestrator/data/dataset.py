@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config.data import PartName
 from orchestrator.config.signature import Signature
+from orchestrator.data.stream import Stream
 
 Array = NDArray[Any]
 
@@ -57,6 +58,8 @@ class Dataset:
     classes or labels, `class_counts` in their order."""
     folder: Path
     """Cache folder; `orchestrator.data.load.open_cached` opens it again without decoding."""
+    stream: Stream | None = None
+    """Where the train part is a stream: all its rows, of which `parts["train"]` is a sample."""
 
     def part(self, name: PartName) -> Part:
         """One part by name."""

@@ -38,7 +38,7 @@ def rows_from_elsewhere(
     decoder = Decoder(settings.image)
     # What was found in the train file is read by name: other files may have it in another order.
     features = settings.features
-    if settings.elsewhere and not features:
+    if settings.elsewhere and not features and settings.stream is None:
         features = ParquetSource(root / settings.train, settings, decoder).columns
     found = {}
     for name, file in settings.elsewhere.items():

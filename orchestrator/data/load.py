@@ -31,6 +31,7 @@ from orchestrator.data.folder import FolderSource
 from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import open_alike
 from orchestrator.data.source import Source
+from orchestrator.data.streaming import open_streamed
 
 __all__ = ["default_cache", "load", "open_cached"]
 
@@ -85,6 +86,9 @@ def load(
                 }
             )
             return _load(settings, _parquet(shipped), (), seed, cache, allowed, encoding, labelled)
+    if isinstance(settings, ParquetData) and settings.stream is not None:
+        train, streamed = open_streamed(settings, seed)
+        return _load(settings, streamed, train.classes, seed, cache, allowed, encoding, labelled)
     if isinstance(settings, ParquetData):
         return _load(settings, _parquet(settings), settings.classes, seed, cache, allowed, encoding, labelled)
     if isinstance(settings, FolderData):

@@ -182,6 +182,9 @@ def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluste
     progress("data", f"reading ({config.data.kind})")
     dataset = load(config.data, seed=config.seed, cache=default_cache(), allowed=config.allowed())
     sizes = ", ".join(f"{name} {len(part.ids)}" for name, part in dataset.parts.items())
+    if dataset.stream is not None:
+        files = len(dataset.stream.files)
+        sizes = f"{dataset.stream.rows} train rows in {files} files are streamed; sample: {sizes}"
     progress("data", f"{sizes}; inputs {list(dataset.signature.input_shape)}, digest {dataset.digest[:12]}")
     return Run(config, opened, folder, dataset, progress, cluster)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,8 +69,23 @@ def steps_of(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
+class Batches(Protocol):
+    """Where the batches of an epoch come from."""
+
+    count: int
+    """Rows an epoch, over all ranks."""
+    steps: int
+    """An epoch; the same for all ranks."""
+
+    def epoch(
+        self, epoch: int, device: torch.device, channels_last: bool, rank: int, world: int, first: int = 0
+    ) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from step `first` on."""
+        ...
+
+
 class Rows:
-    """The rows a model is trained on."""
+    """The rows a model is trained on, in memory (see `Batches`)."""
 
     def __init__(
         self,
@@ -86,7 +101,8 @@ class Rows:
         self.ids = np.asarray(part.ids, dtype=np.int64)
         self.settings, self.seed = settings, seed
         self.drawn = np.arange(len(part.ids)) if drawn is None else drawn
-        self.steps = steps_of(len(self.drawn), batch_size)
+        self.count = len(self.drawn)
+        self.steps = steps_of(self.count, batch_size)
         self._teacher = teacher
         self._resident: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}

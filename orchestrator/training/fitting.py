@@ -20,6 +20,8 @@ from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.data.split import fold_of, rows_digest
+from orchestrator.data.stream import Stream
+from orchestrator.data.streaming import read
 from orchestrator.errors import DataError, StoreLockedError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
@@ -34,6 +36,7 @@ from orchestrator.training.job import TrainJob
 from orchestrator.training.loop import train
 from orchestrator.training.offset import Offset, StageCaches, of_stage
 from orchestrator.training.state import EpochReport, TrainState
+from orchestrator.training.streamed import Blocks, Streamed
 from orchestrator.training.teacher import TeacherCache
 
 
@@ -74,6 +77,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         sample_seed=job.sample_seed,
         threads=threads,
         device=device,
+        streamed=streamed_rows(job, dataset, read_here),
         teacher=said,
         state=state,
         allowed=job.allowed,
@@ -122,6 +126,24 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
         )
     part = transfer.part("train")
     return Part(part.inputs, unlabelled(len(part), dataset.signature), part.ids)
+
+
+def streamed_rows(
+    job: TrainJob, dataset: Dataset, reader: Callable[[Stream, Signature], Blocks]
+) -> Streamed | None:
+    """The batches to learn from where the train part is a stream.
+
+    Raises:
+        ConfigError: the job asks for what a stream cannot give.
+    """
+    if dataset.stream is None:
+        return None
+    return Streamed(dataset.stream, job.entry.training, job.seed, reader(dataset.stream, dataset.signature))
+
+
+def read_here(stream: Stream, signature: Signature) -> Blocks:
+    """Blocks of rows that this process reads when they are asked for."""
+    return partial(read, stream, signature=signature)
 
 
 def unlabelled(rows: int, signature: Signature) -> NDArray[Any]:

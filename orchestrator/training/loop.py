@@ -25,7 +25,7 @@ from orchestrator.models.base import DataInitialized
 from orchestrator.runtime.bf16 import without_strided_points
 from orchestrator.training import sharding
 from orchestrator.training.augment import check_augment
-from orchestrator.training.batches import Rows, Teacher, spread, wrap_array
+from orchestrator.training.batches import Batches, Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
 from orchestrator.training.lookahead import SlowWeights
 from orchestrator.training.losses import Loss, loss_settings, make_loss, weighed
@@ -57,6 +57,7 @@ def train(
     sample_seed: int | None = None,
     threads: int | None = None,
     device: str | torch.device = "cpu",
+    streamed: Batches | None = None,
     teacher: Teacher | Offset | None = None,
     masks: Mapping[str, Tensor] | None = None,
     state: TrainState | None = None,
@@ -69,9 +70,8 @@ def train(
 ) -> Iterator[EpochReport]:
     """Train a module in place, one report an epoch.
 
-    At its end the module holds the result: with `settings.patience` the weights of the epoch with the best
-    validation metric, without it those of the **last** epoch (the schedule has come to rest there). With
-    FSDP the module stays sharded: take `state.weights`.
+    At its end the module holds the result: the weights of the **last** epoch, or with `settings.patience` of
+    that with the best validation metric. With FSDP the module stays sharded: take `state.weights`.
 
     Args:
         module: raw rows in, logits [B, K] or regression values [B, T] in raw units out.
@@ -80,15 +80,15 @@ def train(
         settings: how to train; `settings.batch_size` counts the rows of all ranks together.
         signature: of the model; `metric` is what early stopping follows.
         seed: decides row order, augmentation and dropout; drawn rows, too, unless `sample_seed` is given.
-        threads: torch threads while training; as they are when not given. They change the weights.
+        threads: torch threads while training, which change the weights; as they are when not given.
         device: where to train; the module is moved there.
+        streamed: batches to learn from in place of `train`, which is then a sample of them.
         teacher: for a distillation loss: a function of raw rows, or its outputs on the train rows,
             [N, K] without augmentation, else [V, N, K]. For a stage of a boosting: what it adds to.
         masks: parameter name -> bool tensor, True where a weight lives; the others are zero after each step.
         state: where to start, brought up to date before each report: save it to go on later.
         first_epoch: row order, augmentation and random numbers go on as if so many epochs had been.
-        rank: of this process among `world` ones; if there are several, their process group must exist.
-        strategy: how to be data-parallel.
+        rank: among the `world` processes of a group that exists; `strategy` is how they are data-parallel.
         allowed: import paths that a custom loss or metric may come from.
         watch: told of each step; may ask for the state within an epoch.
 
@@ -98,7 +98,7 @@ def train(
     drawn = seed if sample_seed is None else sample_seed
     place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
     run = _Run(module, validation, settings, place, metric, frozenset(allowed), state or TrainState(), watch)
-    run.prepare(train, signature, teacher, masks or {})
+    run.prepare(train, signature, streamed, teacher, masks or {})
     with run.borrowed_module():
         while not run.state.finished:
             with place.quiet_torch(run.state.epoch):
@@ -180,6 +180,7 @@ class _Run:
         self,
         train: Part,
         signature: Signature,
+        streamed: Batches | None,
         teacher: Teacher | Offset | None,
         masks: Mapping[str, Tensor],
     ) -> None:
@@ -194,8 +195,10 @@ class _Run:
         if isinstance(teacher, Offset):
             self.loss, self.offset, teacher = added(self.loss), teacher, teacher.train
         drawn = drawn_rows(len(train), settings.sample, place.sample_seed)
-        self.rows = Rows(train, settings.augment, place.seed, settings.batch_size, teacher, drawn)
-        self._check_rows(len(drawn))
+        self.rows: Batches = streamed or Rows(
+            train, settings.augment, place.seed, settings.batch_size, teacher, drawn
+        )
+        self._check_rows(self.rows.count)
         whole = masks or settings.sparsify or settings.penalty or settings.clip_weights or settings.lookahead
         if whole and place.world > 1 and place.strategy == "fsdp":
             raise TrainingError(

@@ -31,12 +31,15 @@ from orchestrator.training.fitting import (
     said_by_others,
     signature_of,
     store_results,
+    streamed_rows,
     train_rows,
 )
 from orchestrator.training.job import TrainJob, checkpoint_of
 from orchestrator.training.loop import train
 from orchestrator.training.offset import Offset
+from orchestrator.training.ray_stream import read_ahead
 from orchestrator.training.state import TrainState
+from orchestrator.training.streamed import Streamed
 from orchestrator.training.watch import STEP_TIMEOUT_S, HangGuard, forget_hang, hung_at, trace_file
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ class _Ready:
     rows: Part
     state: TrainState
     module: nn.Module
+    streamed: Streamed | None
     others: Views | Offset | None
 
 
@@ -108,6 +112,7 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
             sample_seed=job.sample_seed,
             threads=resources.cpus,
             device=device,
+            streamed=ready.streamed,
             teacher=ready.others,
             state=ready.state,
             rank=rank,
@@ -137,12 +142,14 @@ def _prepare(
     """Open what the training needs; rank 0 also computes the outputs of others that are missing."""
     dataset = open_cached(Path(job.data_folder))
     rows = train_rows(job, dataset)
+    streamed = streamed_rows(job, dataset, read_ahead)
     if rank == 0:
-        _announce(job, state, len(rows.ids), world, device, mailbox)
+        count = len(rows.ids) if streamed is None else streamed.count
+        _announce(job, state, count, world, device, mailbox)
     module, others = module_of(job, signature_of(job, dataset)), None
     if not state.finished:
         others = said_by_others(job, store, dataset, rows, device, fill=rank == 0)
-    return _Ready(dataset, store, rows, state, module, others)
+    return _Ready(dataset, store, rows, state, module, streamed, others)
 
 
 class _Kept:

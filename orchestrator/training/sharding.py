@@ -23,18 +23,29 @@ def wrap(module: nn.Module, strategy: Strategy, world: int, device: torch.device
     """The module to call in training: itself in a world of one, else data-parallel.
 
     FSDP shards the parameters of `module` in place (fully_shard, Zhao et al. 2023,
-    https://arxiv.org/abs/2304.11277), the children of its body first, so that only one is whole at a time.
+    https://arxiv.org/abs/2304.11277), layers that repeat and the children of its body first, so that only one
+    of them is whole at a time.
     """
     if world == 1:
         return module
     if strategy == "ddp":
         return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (world,))
+    for layer in _repeated(module):
+        fully_shard(layer, mesh=mesh)
     for child in getattr(module, "body", module).children():
-        if not isinstance(child, nn.ModuleList | nn.ModuleDict) and any(True for _ in child.parameters()):
+        left = any(not isinstance(parameter, DTensor) for parameter in child.parameters())
+        if left and not isinstance(child, nn.ModuleList | nn.ModuleDict):
             fully_shard(child, mesh=mesh)
     fully_shard(module, mesh=mesh)
     return module
+
+
+def _repeated(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a stack such as a transformer's encoder, inner ones first; no lists of single weights."""
+    for stack in reversed(list(module.modules())):
+        if isinstance(stack, nn.ModuleList) and len({type(layer) for layer in stack}) == 1:
+            yield from (layer for layer in stack if any(True for _ in layer.children()))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ LAYERS: tuple[tuple[str, float], ...] = (
     ("orchestrator.config", 0),
     ("orchestrator.measure.bench_actor", 3),
     ("orchestrator.training.fit_actor", 3),
+    ("orchestrator.training.ray_stream", 3),
     ("orchestrator.training.ray_train", 3),
     ("orchestrator.training.ray_worker", 3),
     ("orchestrator.mailbox", 3),
