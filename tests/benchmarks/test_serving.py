@@ -217,7 +217,7 @@ class _Server:
     def wait_until(self, *_: Any) -> None:
         pass
 
-    def stop(self) -> int:
+    def stop(self, within_s: float) -> int:  # noqa: ARG002
         return 0
 
     pause = resume = terminate = wait_until
