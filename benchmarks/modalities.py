@@ -4,8 +4,9 @@ A run that has ended is taken from the store, so a second call measures nothing 
 
     python -m benchmarks.modalities --data FOLDER --json docs/results/modalities.json
 
-`--part` chooses some of: `text` and `speech`, the runs; `svm`, a linear SVM on the same rows; `speakers`, the
-speech models trained without one speaker at a time and asked of that speaker.
+Its parts: `text` and `speech`, the runs; `svm`, a linear SVM on the same rows; `speakers`, the speech models
+trained without one speaker at a time and asked of that speaker. Parts that `--work` holds already are not
+measured again unless `--part` names them.
 """
 
 from __future__ import annotations
@@ -14,33 +15,55 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.modalities_speakers import speakers
 from benchmarks.modalities_svm import svm
 from benchmarks.output import Ratio, Result, main
+from benchmarks.parts import gathered, kept, run_part
 from orchestrator.config.load import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("text", "svm", "speech", "speakers")
 Summary = dict[str, Any]
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """All parts asked for."""
-    rows: list[dict[str, Any]] = []
-    ratios: dict[str, Ratio] = {}
-    for name, judge in {"text": text_ratios, "speech": speech_ratios}.items():
-        if name in arguments.part:
-            summary = _run(name, arguments)
-            rows += _rows(name, summary)
-            ratios |= judge(summary) | {f"{name}_speedup": _speedup(name, summary)}
-    if "svm" in arguments.part:
-        rows.append(svm(arguments.data))
-    if "speakers" in arguments.part:
-        rows += speakers(_run_file("speech"), arguments.data, arguments.work)
-    return rows, ratios
+    """The parts that are asked for, or all that are missing; then all that are known."""
+    results = arguments.work / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for name in arguments.part or PARTS:
+        if arguments.part or not kept(results, name):
+            run_part(name, results, partial(PARTS[name], arguments))
+    return gathered(results, PARTS)
+
+
+def _text(arguments: argparse.Namespace) -> Result:
+    summary = _run("text", arguments)
+    return _rows("text", summary), text_ratios(summary) | {"text_speedup": _speedup("text", summary)}
+
+
+def _speech(arguments: argparse.Namespace) -> Result:
+    summary = _run("speech", arguments)
+    return _rows("speech", summary), speech_ratios(summary) | {"speech_speedup": _speedup("speech", summary)}
+
+
+def _svm(arguments: argparse.Namespace) -> Result:
+    return [svm(arguments.data)], {}
+
+
+def _speakers(arguments: argparse.Namespace) -> Result:
+    return speakers(_run_file("speech"), arguments.data, arguments.work / "speakers"), {}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "text": _text,
+    "svm": _svm,
+    "speech": _speech,
+    "speakers": _speakers,
+}
 
 
 def text_ratios(summary: Summary) -> dict[str, Ratio]:
@@ -77,6 +100,15 @@ def _speedup(name: str, summary: Summary) -> Ratio:
     return Ratio(chosen["speedup"]["value"], 4.0, holds=drop <= 0.01, of=f"{chosen['name']}, drop {drop:.4f}")
 
 
+def _elsewhere(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """How well rows that no class fits are noticed, by each score."""
+    kinds = entry.get("elsewhere") or (entry.get("uncertainty") or {}).get("elsewhere")
+    if not kinds:
+        return None
+    (found,) = kinds.values()
+    return {score: found[score] for score in ("confidence", "total", "epistemic")}
+
+
 def _auroc(kinds: dict[str, Any]) -> float:
     (found,) = kinds.values()
     return float(found["confidence"])
@@ -100,6 +132,7 @@ def _rows(run: str, summary: Summary) -> list[dict[str, Any]]:
         {"run": run, "kind": kind, "name": name, "seconds": summary["seconds"]}
         | {key: entry[key] for key in ("accuracy", "accuracy_ci", "nll", "ece", "bytes")}
         | {"latency_ms": entry["latency_ms"]["median"], "mean_cost": entry.get("mean_cost")}
+        | {"auroc": _elsewhere(entry)}
         for kind, entries in kinds.items()
         for name, entry in entries.items()
     ]
@@ -108,9 +141,9 @@ def _rows(run: str, summary: Summary) -> list[dict[str, Any]]:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/modalities"), help="folder for files of one speaker"
+        "--work", type=Path, default=Path("runs/modalities"), help="keeps finished parts; goes on from them"
     )
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS, help="what to measure (all)")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
 
 
 if __name__ == "__main__":
