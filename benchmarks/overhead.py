@@ -55,7 +55,7 @@ def settings(data: str | None, count: int, epochs: int) -> RunConfig:
         example = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["data"]
         source = {**example, "root": data, "limit": count}
     training = {"epochs": epochs, "batch_size": 128, "lr": 0.05}
-    model = {"factory": "cnn", "kwargs": {"channels": [64, 128], "hidden": 128}}
+    model = {"factory": "cnn", "kwargs": {"channels": [32, 64], "hidden": 128}}
     values = {
         "name": "overhead",
         "seed": 1,
