@@ -30,7 +30,7 @@ from orchestrator.store.names import Digest, FileName, check_digest, is_digest
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
-PACKED = "packed"
+PACKED = "orchestrator.packed"
 """Key of the tensor file's metadata: JSON, how each packed tensor is read."""
 MANIFEST_LIMIT_BYTES = 16 * 2**20
 """Larger manifests are not read: the decisions of a plan are a few numbers a channel."""

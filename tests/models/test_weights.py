@@ -41,6 +41,12 @@ def test_a_file_that_leaves_zeros_out_is_read(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in sent.items())
 
 
+def test_what_others_say_of_their_files_means_nothing_here(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"bias": torch.ones(3)}, path, {"packed": "true", "format": "pt"})
+    assert torch.equal(read_weights(path)["bias"], torch.ones(3))
+
+
 def test_a_bare_module_takes_names_with_and_without_prefix() -> None:
     source, target = model(1, "mlp"), model(2, "mlp")
     load_into(target.body, source.state_dict())
