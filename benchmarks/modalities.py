@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.modalities_speakers import speakers
 from benchmarks.modalities_svm import svm
 from benchmarks.output import Ratio, Result, main
-from benchmarks.parts import gathered, kept, run_part
+from benchmarks.parts import run_parts
 from orchestrator.config.load import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,12 +32,8 @@ Summary = dict[str, Any]
 
 def measure(arguments: argparse.Namespace) -> Result:
     """The parts that are asked for, or all that are missing; then all that are known."""
-    results = arguments.work / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    for name in arguments.part or PARTS:
-        if arguments.part or not kept(results, name):
-            run_part(name, results, partial(PARTS[name], arguments))
-    return gathered(results, PARTS)
+    parts = {name: partial(part, arguments) for name, part in PARTS.items()}
+    return run_parts(parts, arguments.work / "results", arguments.part)
 
 
 def _text(arguments: argparse.Namespace) -> Result:

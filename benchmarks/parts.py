@@ -6,11 +6,28 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.output import Ratio, Result, commit
+
+
+def run_parts(
+    parts: Mapping[str, Callable[[], Result]], results: Path, wanted: Collection[str] | None = None
+) -> Result:
+    """Measure what is missing in the folder `results`, or what is wanted; then all that is known.
+
+    Args:
+        parts: by name, which is that of their file.
+        results: made if it is not there.
+        wanted: these parts, measured again if they were before; without any, all that are missing.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    for name, measure in parts.items():
+        if name in wanted if wanted else not kept(results, name):
+            run_part(name, results, measure)
+    return gathered(results, parts)
 
 
 def run_part(name: str, results: Path, measure: Callable[[], Result]) -> None:

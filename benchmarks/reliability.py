@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import reliability_cluster, reliability_memory, reliability_power, reliability_serving
 from benchmarks.output import Ratio, Result, main
-from benchmarks.parts import gathered, kept, run_part
+from benchmarks.parts import run_parts
 from benchmarks.reliability_store import on_s3, under_fire
 
 Part = Callable[[argparse.Namespace, Path], Result]
@@ -73,14 +73,14 @@ def measure(arguments: argparse.Namespace) -> Result:
     """The parts that are asked for, or all that are missing; then all that are known."""
     place = nullcontext(str(arguments.work)) if arguments.work else tempfile.TemporaryDirectory()
     with place as work:
-        results = Path(work).resolve() / "results"
-        results.mkdir(parents=True, exist_ok=True)
-        for name in arguments.part or PARTS:
-            if arguments.part or not kept(results, name):
-                # Of its own: what a part leaves behind is of no use to another run of it.
-                with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
-                    run_part(name, results, partial(PARTS[name], arguments, Path(folder)))
-        return gathered(results, PARTS)
+        parts = {name: partial(_in_own_folder, part, arguments) for name, part in PARTS.items()}
+        return run_parts(parts, Path(work).resolve() / "results", arguments.part)
+
+
+def _in_own_folder(part: Part, arguments: argparse.Namespace) -> Result:
+    """What a part leaves behind is of no use to another run of it."""
+    with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
+        return part(arguments, Path(folder))
 
 
 def _more(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,7 @@
 """The search: what it costs beside its trials, and what it finds in equal time.
 
+Parts that `--work` holds already are not measured again unless `--part` names them.
+
 Parts scheduling, barrier and thousand: trials that only sleep, on 16 logical CPUs whatever the machine has.
 Part noise: one variant measured again and again while a sweep burns all cores. Part hypervolume: this search
 and Ray Tune's on CIFAR-10 (`benchmarks/search_hypervolume.py`). Nothing else should run on the machine.
@@ -15,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +27,7 @@ import ray
 from ray import tune
 
 from benchmarks.output import Ratio, Result, main
+from benchmarks.parts import run_parts
 from benchmarks.search_hypervolume import add_arguments, hypervolume
 from benchmarks.search_noise import noise
 from benchmarks.search_study import PARENT_MS, SPACE, Ends, Study, gate
@@ -104,7 +108,7 @@ def thousand(folder: Path) -> tuple[list[dict[str, Any]], list[TrialRow]]:
                 "run": name,
                 "trials": len(trials),
                 "feasible": sum(row.feasible for row in trials),
-                "failed": sum(row.status == "failed" for row in trials),
+                "failed_trials": sum(row.status == "failed" for row in trials),
                 "seconds": seconds,
                 "sampler_s": study.study.seconds,
                 "driver_cpu_s": cpu,
@@ -257,26 +261,27 @@ def _many() -> Result:
         return [*rows, report(trials, Path(folder) / "report.html")], {}
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
-    "scheduling": lambda arguments: scheduling(arguments.rounds),
-    "barrier": lambda arguments: scheduling(arguments.rounds, BARRIERS),
-    "thousand": lambda arguments: _many(),  # noqa: ARG005
-    "noise": lambda arguments: noise(arguments.measurements, arguments.busy_s),
+PARTS: Mapping[str, Callable[[argparse.Namespace, Path], Result]] = {
+    "scheduling": lambda arguments, _: scheduling(arguments.rounds),
+    "barrier": lambda arguments, _: scheduling(arguments.rounds, BARRIERS),
+    "thousand": lambda _arguments, _: _many(),
+    "noise": lambda arguments, _: noise(arguments.measurements, arguments.busy_s),
     "hypervolume": hypervolume,
 }
-"""By name; each from the arguments to its rows and ratios."""
+"""By name; each from the arguments and the folder of finished parts to its rows and ratios."""
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """The parts that were asked for, one after the other."""
-    rows: list[dict[str, Any]] = []
-    ratios: dict[str, Ratio] = {}
-    wanted = arguments.part or [part for part in PARTS if part != "hypervolume" or arguments.data]
-    for part in wanted:
-        found, claims = PARTS[part](arguments)
-        rows += found
-        ratios |= claims
-    return rows, ratios
+    """The parts that are asked for, or all that are missing; then all that are known."""
+    place = nullcontext(str(arguments.work)) if arguments.work else tempfile.TemporaryDirectory()
+    with place as work:
+        results = Path(work).resolve() / "results"
+        parts = {
+            name: partial(part, arguments, results)
+            for name, part in PARTS.items()
+            if name != "hypervolume" or arguments.data or name in (arguments.part or ())
+        }
+        return run_parts(parts, results, arguments.part)
 
 
 def _more(parser: argparse.ArgumentParser) -> None:
@@ -284,11 +289,12 @@ def _more(parser: argparse.ArgumentParser) -> None:
         "--part",
         action="append",
         choices=list(PARTS),
-        help="this part only; may be repeated (hypervolume is left out without --data)",
+        help="this part only, again; may be repeated (hypervolume goes on from its finished arms)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="of the scheduling arms")
     parser.add_argument("--measurements", type=int, default=10, help="of the one variant of part noise")
     parser.add_argument("--busy-s", type=float, default=10.0, help="that trials burn between them")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keeps finished parts; goes on from them")
     add_arguments(parser)
 
 

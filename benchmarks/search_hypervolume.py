@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import search_tune
 from benchmarks.output import Ratio, Result
+from benchmarks.parts import run_parts
 from benchmarks.search_tune import Ran, Variant, load_average
 from orchestrator.cluster import connected
 from orchestrator.config.base import fingerprint
@@ -114,37 +115,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--arm", action="append", choices=[*OURS, *TUNE], help="may be repeated")
 
 
-def hypervolume(arguments: argparse.Namespace) -> Result:
-    """Every arm with every seed; the order of arms is rotated from seed to seed."""
+def hypervolume(arguments: argparse.Namespace, results: Path) -> Result:
+    """Every arm with every seed, each kept in `results`; the order of arms is rotated from seed to seed."""
     if arguments.data is None:
         raise SystemExit("part hypervolume needs --data FOLDER with cifar10-train.parquet")
+    arms = list(dict.fromkeys(arguments.arm or ARMS))
     with tempfile.TemporaryDirectory() as folder:
-        job, parent = _prepare(arguments, arguments.store or Path(folder) / "parent")
-        arms = list(dict.fromkeys(arguments.arm or ARMS))
-        rows: list[dict[str, Any]] = []
+        job, parent = _prepare(arguments, arguments.store or results.parent / "parent")
+        parts = {}
         for seed in range(arguments.seeds):
             for place in range(len(arms)):
                 arm = arms[(seed + place) % len(arms)]
-                where = Path(folder) / f"{seed}-{place}"
-                where.mkdir()
                 seeded = job.model_copy(update={"seed": seed})
-                load_before = load_average()
-                with connected(cpus=CORES):
-                    ran = _run(arm, seeded, parent, 60 * arguments.minutes, where)
-                row = _row(ran, seeded, parent)
-                rows.append(
-                    {
-                        "part": "hypervolume",
-                        "arm": arm,
-                        "seed": seed,
-                        "minutes": arguments.minutes,
-                        **row,
-                        "load": [load_before, load_average()],
-                    }
-                )
-                shown = {name: value for name, value in rows[-1].items() if name != "front"}
-                print(f"seed {seed}: {shown}", file=sys.stderr, flush=True)
-    return rows, _ratios(rows)
+                name = f"hypervolume-{seed}-{arm.replace(', ', '-').replace(' ', '-')}"
+                where = Path(folder) / name
+                parts[name] = partial(_alone, arm, seeded, parent, arguments.minutes, where)
+        rows, _ = run_parts(parts, results)
+    failed = [row["failed"] for row in rows if "failed" in row]
+    if failed:
+        raise RuntimeError(failed[0])
+    return rows, _ratios([row for row in rows if "arm" in row])
+
+
+def _alone(arm: str, job: TrialJob, parent: TrialRow, minutes: float, folder: Path) -> Result:
+    """One arm with one seed, with the machine to itself."""
+    folder.mkdir()
+    load_before = load_average()
+    with connected(cpus=CORES):
+        ran = _run(arm, job, parent, 60 * minutes, folder)
+    row = {
+        "arm": arm,
+        "seed": job.seed,
+        "minutes": minutes,
+        **_row(ran, job, parent),
+        "load": [load_before, load_average()],
+    }
+    shown = {name: value for name, value in row.items() if name not in ("front", "over_time")}
+    print(f"seed {job.seed}: {shown}", file=sys.stderr, flush=True)
+    return [row], {}
 
 
 def _prepare(arguments: argparse.Namespace, folder: Path) -> tuple[TrialJob, TrialRow]:
@@ -280,7 +288,7 @@ def _row(ran: Ran, job: TrialJob, parent: TrialRow) -> dict[str, Any]:
         "hypervolume": curve[-1][1] if curve else 0.0,
         "hypervolume_as_chosen": round(area(chosen_by, parent_gain=parent.metric, parent_latency_ms=1.0), 4),
         "finished": len(ran.variants),
-        "failed": ran.failed,
+        "failed_trials": ran.failed,
         "stopped": ran.stopped,
         "measuring_s": ran.measuring_s,
         "judged": len(judged),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.output import Result, main
-from benchmarks.parts import gathered, kept, run_part
+from benchmarks.parts import run_parts
 from benchmarks.serving_arms import Case
 from benchmarks.serving_blocks import Found, in_turns
 from benchmarks.serving_parts import PARTS, Setting
@@ -40,12 +40,9 @@ def measure(arguments: argparse.Namespace) -> Result:
     with place as work:
         folder = Path(work).resolve()  # servers have another working directory
         setting = Setting.of(arguments, folder)
+        parts = {name: partial(_part, name, setting, arguments) for name in PARTS}
         results = folder / ("results-quick" if arguments.quick else "results")
-        results.mkdir(parents=True, exist_ok=True)
-        for name in arguments.part or PARTS:
-            if arguments.part or not kept(results, name):
-                run_part(name, results, partial(_part, name, setting, arguments))
-        return gathered(results, PARTS)
+        return run_parts(parts, results, arguments.part)
 
 
 def _part(name: str, setting: Setting, arguments: argparse.Namespace) -> Result:

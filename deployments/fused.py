@@ -31,6 +31,7 @@ from orchestrator.ensemble.progress import Progress
 from orchestrator.ensemble.tree import Outcome, Prediction, asked_together, walk
 from orchestrator.errors import DeadlineError, MemberFailedError
 from orchestrator.runtime import joint
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
 
@@ -58,6 +59,7 @@ class Fused:
         hang_s: float = math.inf,
     ) -> None:
         self._spec = spec
+        keep_freed_memory()
         self._worker = Worker(f"fused-{spec.name}")
         self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
         self._hang_s = hang_s

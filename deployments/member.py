@@ -18,6 +18,7 @@ from deployments.worker import STUCK_S
 from orchestrator.config import ensemble as tree
 from orchestrator.errors import MemberFailedError, OrchestratorError
 from orchestrator.runtime import execute
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.store.store import Store
 
 
@@ -44,6 +45,7 @@ class Member:
         max_queued_rows: int,
         allow: Collection[str] = (),
     ) -> None:
+        keep_freed_memory()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"member-{member.name}")
         self._executable = self._worker.submit(
             lambda: execute.load(

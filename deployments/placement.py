@@ -30,6 +30,7 @@ from orchestrator.ensemble.tree import distinct
 from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.runtime import execute
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.store.store import Store
 
 HOPS = 2
@@ -116,6 +117,7 @@ class Mixed(Composed):
         *,
         max_queued_rows: int,
     ) -> None:
+        keep_freed_memory()
         self._worker = worker = Worker(f"fused-{spec.name}")
         joints = load_groups(
             worker,

@@ -16,6 +16,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, OrchestratorError
 from orchestrator.measure.latency import METHOD, Call, Latency, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.execute import Executable, load
 from orchestrator.store.store import Store
 
@@ -43,6 +44,7 @@ class Bench:
             allowed: Import paths that the artifacts may be built from.
             fingerprint: Of the machine whose records are meant, where it is not this one.
         """
+        keep_freed_memory()
         self.settings = settings
         self.facts = machine()
         self.fingerprint = fingerprint or machine_fingerprint(self.facts)

@@ -24,6 +24,7 @@ from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.watching import epoch_of
 from orchestrator.progress import Training
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.execute import executions
 from orchestrator.store.store import Store
 from orchestrator.training.device import device_of
@@ -97,6 +98,7 @@ def compress_variant(run: Run, name: str, digests: Mapping[str, str]) -> Member:
 
 def make_variant(job: VariantJob, mailbox: Mailbox | None = None) -> str:
     """Apply the plan; the digest of the variant. The mailbox, if there is one, is told of epochs."""
+    keep_freed_memory()
     store, dataset = Store(job.store), open_cached(Path(job.data_folder))
     context = Context(
         calibration=dataset.part("calibration").inputs,

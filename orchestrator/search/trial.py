@@ -35,6 +35,7 @@ from orchestrator.errors import CompressionError, ExecutionError, OrchestratorEr
 from orchestrator.measure.cost import count
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
 from orchestrator.models.build import build
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.arms import EAGER, arm_of
@@ -103,6 +104,7 @@ def evaluate(
     An error of the job's `failures` is a result (it would come again); any other error is raised. `on_epoch`
     is called after each epoch that is trained, then `goes_on`, which may end the trial there.
     """
+    keep_freed_memory()
     store = Store(job.store)
     if (before := known(store, job, config)) is not None:
         return before

@@ -21,6 +21,7 @@ from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CorruptArtifactError, OrchestratorError
 from orchestrator.mailbox import Mailbox, send
+from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.bf16 import has_bf16_kernels
 from orchestrator.store.store import Store
 from orchestrator.training import sharding
@@ -90,6 +91,7 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     training, resources = job.entry.training, job.entry.resources
+    keep_freed_memory()
     torch.set_num_threads(resources.cpus)
     device = ray.train.torch.get_device() if resources.gpus else torch.device("cpu")
     with sharding.failing_together(world):
