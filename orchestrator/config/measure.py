@@ -59,7 +59,7 @@ class LatencySettings(Settings):
     """Fewest repeated blocks; the interval is the bootstrap interval of their median."""
     most_blocks: int = Field(60, ge=5)
     """Where the measurement ends although `tolerance` is not reached."""
-    tolerance: float = Field(0.03, gt=0)
+    tolerance: float = Field(0.02, gt=0)
     """The measurement goes on until the 95 % interval of the ratio reaches no further than this share of it
     to either side. At 0.03 ten measurements lie within about 5 % of each other."""
     block_ms: float = Field(20.0, gt=0)
