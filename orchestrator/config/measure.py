@@ -61,7 +61,7 @@ class LatencySettings(Settings):
     """Where the measurement ends although `tolerance` is not reached."""
     tolerance: float = Field(0.02, gt=0)
     """The measurement goes on until the 95 % interval of the ratio reaches no further than this share of it
-    to either side. At 0.03 ten measurements lie within about 5 % of each other."""
+    to either side. At 0.02 ten measurements lie within about 3 % of each other."""
     block_ms: float = Field(20.0, gt=0)
     """Length of one block; the call is repeated to fill it."""
 
