@@ -165,7 +165,7 @@ def compress(
     data: RowsOption,
     name: Annotated[str, typer.Option("--name", help="Ref for the variant, like digits/small.")],
     store: StoreOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random but the cut of the rows.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of the steps.")] = 1,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size to measure; may be repeated.")

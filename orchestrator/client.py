@@ -74,11 +74,16 @@ class Client:
         retries: int = 4,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("the server's URL must begin with http:// or https://", url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port)
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("no http:// or https://, or no host")
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            self._connection = kind(parts.hostname, parts.port)
+        except (ValueError, http.client.InvalidURL) as error:
+            raise InputError(
+                f"the server's URL is not valid ({error})", url, "write it like http://127.0.0.1:8000"
+            ) from None
         self._url = url
         self._base = parts.path.rstrip("/")
         self._deadline_s = deadline_s

@@ -14,7 +14,7 @@ SHORTEST = 6
 
 _NAME = (
     r"[\w.-]*(?:secret|token|passw(?:or)?d|passwd|api[_-]?key|access[_-]?key|private[_-]?key|credential"
-    r"|authorization|cookie)[\w.-]*"
+    r"|authorization|cookie|orchestrator[_-]key)[\w.-]*"
 )
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _HARMLESS_NAME = re.compile(r"(?:_path|_file|_mode|tokens|tokenizer)$", re.IGNORECASE)

@@ -68,6 +68,8 @@ def test_known_values_are_taken_out_wherever_they_stand(tmp_path: Path) -> None:
 def test_names() -> None:
     assert is_secret("RAY_AUTH_TOKEN")
     assert is_secret("aws_secret_access_key")
+    assert is_secret("ORCHESTRATOR_KEY")
+    assert not is_secret("ORCHESTRATOR_SIGNING_KEY")  # a path
     assert not is_secret("RAY_AUTH_TOKEN_PATH")
     assert not is_secret("PATH")
 

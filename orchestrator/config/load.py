@@ -39,10 +39,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(text, str(path))
 
 
+def yaml_value(text: str) -> Any:
+    """The value of YAML text.
+
+    Raises:
+        yaml.YAMLError: it is none; also for a date or a number that does not exist, like 2024-02-30.
+    """
+    try:
+        return yaml.safe_load(text)
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """The mapping in YAML text; `origin` names it in errors."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml_value(text)
     except yaml.YAMLError as error:
         raise ConfigError("not valid YAML", origin, " ".join(str(error).split())) from error
     if not isinstance(value, dict):
@@ -68,7 +80,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not isinstance(place, dict):
             raise ConfigError("the override's path leads through a value that has no keys", assignment)
         try:
-            place[keys[-1]] = yaml.safe_load(text)
+            place[keys[-1]] = yaml_value(text)
         except yaml.YAMLError as error:
             raise ConfigError("the override's value is not valid YAML", assignment) from error
     return changed

@@ -86,6 +86,8 @@ class Searching(Settings):
     """What every search says, whatever its trials do."""
 
     trials: int = Field(16, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    """No trial begins when the search has taken so long, over all its starts; those that run are finished."""
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""

@@ -83,9 +83,11 @@ def trim(cache: Path, limit_bytes: int) -> list[str]:
     now, entries = time.time(), []
     for folder in cache.iterdir():
         meta = folder / "meta.json"
-        if meta.is_file() and not folder.name.startswith("."):
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if folder.name.startswith("."):
+            continue
+        with suppress(FileNotFoundError):  # it is none, or another process has just removed it
             idle_s = now - meta.stat().st_mtime
+            size = sum(path.stat().st_size for path in folder.iterdir())
             entries.append(Entry(folder.name, size, idle_s, partial(is_held, meta), partial(_remove, folder)))
     return evict(entries, limit_bytes)
 
@@ -95,7 +97,8 @@ def _remove(folder: Path) -> None:
         if is_held(folder / "meta.json"):
             return
         draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        folder.rename(draft)
+        with suppress(FileNotFoundError):  # another process was first
+            folder.rename(draft)
         shutil.rmtree(draft, ignore_errors=True)
 
 

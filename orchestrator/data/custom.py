@@ -37,6 +37,8 @@ class CustomSource(DecodedSource):
         function = resolve(settings.dataset, allowed)
         try:
             returned = function(**settings.kwargs)
+            if isinstance(returned, tuple):
+                returned = (*map(np.asarray, returned[:2]), *returned[2:])
         except OrchestratorError:
             raise
         except Exception as error:
@@ -48,7 +50,7 @@ class CustomSource(DecodedSource):
                 "the dataset function must return (inputs, targets) or (inputs, targets, classes)",
                 settings.dataset,
             )
-        inputs, self._targets = np.asarray(returned[0]), np.asarray(returned[1])
+        inputs, self._targets = returned[:2]
         self.classes = tuple(str(name) for name in returned[2]) if len(returned) == 3 else ()
         self._inputs = self._checked(inputs)
         self.total = len(inputs)

@@ -8,12 +8,15 @@ from typing import Any
 import yaml
 
 from orchestrator.compression import Audit, compress
+from orchestrator.config.load import yaml_value
 from orchestrator.config.measure import LatencySettings
+from orchestrator.config.signature import Signature
+from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
 from orchestrator.measure.artifacts import keep_latency
 from orchestrator.pipeline.context import check_fits, one_model, store_root
-from orchestrator.pipeline.imported import data_of
+from orchestrator.pipeline.imported import Named, data_of
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
 from orchestrator.store.store import Store
@@ -36,10 +39,11 @@ def compress_ref(
     Args:
         source: ref or digest of the model to compress.
         plan: a YAML or JSON file with a list of steps, or such a list itself.
-        data: what steps train on and calibrate with; see `data_of`.
+        data: what steps train on and calibrate with; see `data_of`. Text and tables are encoded as the model's
+            own rows were.
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
-        seed: of everything random.
+        seed: of everything random but the cut of the data into parts.
         threads: torch threads of the steps.
         batches: batch sizes to measure latencies at, one thread.
         allow: import paths that factories and losses may come from.
@@ -55,9 +59,12 @@ def compress_ref(
     """
     progress, opened = Progress(), Store(store_root(store), create=False)
     parent = one_model(opened, source)
-    settings, metric = data_of(data)
-    dataset = load(settings, seed=seed, cache=default_cache(), allowed=allow)
-    check_fits(source, opened.manifest(parent).signature, dataset.signature)
+    rows, made = data_of(data), opened.manifest(parent)
+    metric, paths = rows.metric, tuple(sorted({*allow, *rows.allowed}))
+    dataset = _rows(rows, made.signature, paths)
+    check_fits(source, made.signature, dataset.signature)
+    if made.data and dataset.digest != made.data:
+        progress("compress", f"{source} was made from other rows: what it was trained on may be tested on here")
     variant = compress(
         parent,
         read_plan(plan),
@@ -66,7 +73,7 @@ def compress_ref(
         metric=metric,
         seed=seed,
         threads=threads,
-        allowed=allow,
+        allowed=paths,
         on_epoch=lambda report: progress("compress", report.text(metric.label)),
     )
     digest = variant.save(opened, name)
@@ -75,10 +82,22 @@ def compress_ref(
     audit = variant.audit(batches, latency)
     if digest != parent:
         subject = (digest, variant.execution)
-        note_quality(opened, subject, dataset, source=settings, metric=metric, latency=latency, allowed=allow)
+        note_quality(
+            opened, subject, dataset, source=rows.settings, metric=metric, latency=latency, allowed=paths
+        )
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit)}
+
+
+def _rows(named: Named, takes: Signature, allowed: tuple[str, ...]) -> Dataset:
+    """The data set; text and tables as the model's own rows were encoded, should theirs be others."""
+    found = load(named.settings, seed=named.seed, cache=default_cache(), allowed=allowed)
+    if takes.encoding in (None, found.signature.encoding):
+        return found
+    return load(
+        named.settings, seed=named.seed, cache=default_cache(), allowed=allowed, encoding=takes.encoding
+    )
 
 
 def _plain(audit: Audit) -> dict[str, Any]:
@@ -100,7 +119,7 @@ def read_plan(plan: str) -> list[Any]:
     place = Path(plan)
     written = plan.lstrip().startswith(("[", "{", "-"))
     try:
-        found = yaml.safe_load(plan if written else place.read_text(encoding="utf-8"))
+        found = yaml_value(plan if written else place.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(

@@ -208,7 +208,8 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
     """Refuse data that a finished model was not made for; its scaling may differ, it is the model's own.
 
     Raises:
-        ConfigError: rows, task, number of outputs or class names differ; names the model and what.
+        ConfigError: rows, task, number of outputs, class names, or the encoding of text, sound or tables
+            differ; names the model and what.
     """
     facts = {
         "task": "task",
@@ -224,6 +225,13 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
                 _shown(given),
                 "take the data that it was made for, or another model",
             )
+    if takes.encoding != data.encoding:
+        # The same numbers would stand for other words.
+        raise ConfigError(
+            f"the data's rows are encoded otherwise than those of the model '{model}'",
+            "vocabularies, scales or rates differ",
+            "take the run file and the seed that it was trained with",
+        )
     if _named(takes.classes) and _named(data.classes):
         for label, (own, given) in enumerate(zip(takes.classes, data.classes, strict=True)):
             if own != given:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from orchestrator.config.data import DataSettings, EmbeddedData, FolderData, ParquetData
+from orchestrator.config.data import DataSettings, FolderData, ParquetData
 from orchestrator.config.ensemble import Member
-from orchestrator.config.load import validate
+from orchestrator.config.load import validate, yaml_value
 from orchestrator.config.measure import LatencySettings, Metric
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.run import ModelEntry, RunConfig
@@ -59,22 +59,32 @@ def import_model(
     return {"ref": name, "digest": digest, **_figures(run, name, digest)}
 
 
-def data_of(data: str) -> tuple[DataSettings, Metric]:
-    """What `--data` means: a run file (its data and metric), a Parquet file, an image folder, or `digits`."""
+class Named(NamedTuple):
+    """What `--data` names."""
+
+    settings: DataSettings
+    metric: Metric = Metric()
+    seed: int = 0
+    """That the parts are cut with."""
+    allowed: frozenset[str] = frozenset()
+    """Import paths that may be called."""
+
+
+def data_of(data: str) -> Named:
+    """Of a run file, or `digits` for the embedded one: its data, metric and seed, so that the parts are those of
+    its run. Else of a Parquet file or an image folder."""
     place = Path(data)
-    if data == EMBEDDED:
-        return EmbeddedData(), Metric()
-    if place.suffix in (".yaml", ".yml"):
+    if data == EMBEDDED or place.suffix in (".yaml", ".yml"):
         run = read_config(data)
-        return run.data, run.metric
+        return Named(run.data, run.metric, run.seed, run.allowed())
     if place.is_dir():
-        return FolderData(root=data), Metric()
-    return ParquetData(root=str(place.parent), train=place.name), Metric()
+        return Named(FolderData(root=data))
+    return Named(ParquetData(root=str(place.parent), train=place.name))
 
 
 def _model(factory: str, kwargs: str) -> ModelSettings:
     try:
-        arguments = yaml.safe_load(kwargs) or {}
+        arguments = yaml_value(kwargs) or {}
     except yaml.YAMLError as error:
         raise ConfigError("the arguments are not valid YAML", kwargs, "write them like {depth: 8}") from error
     entry = validate(ModelEntry, {"model": {"factory": factory, "kwargs": arguments}}, "import")
@@ -84,11 +94,13 @@ def _model(factory: str, kwargs: str) -> ModelSettings:
 
 def _config(name: str, settings: ModelSettings, data: str) -> RunConfig:
     """A run of this model alone, so that everything else works as in a run."""
-    found, metric = data_of(data)
+    found = data_of(data)
     values = {
         "name": name.replace("/", "."),
-        "data": found.plain(),
-        "metric": metric.plain(),
+        "seed": found.seed,
+        "data": found.settings.plain(),
+        "metric": found.metric.plain(),
+        "allow": sorted(found.allowed),
         "models": {"model": ModelEntry(model=settings).plain()},
     }
     return validate(RunConfig, values, "import")

@@ -132,6 +132,9 @@ def searched(run: Run, job: Job, parent: TrialRow, measurer: Measurer, stage: st
         storage=run.folder / "tune",
         connect=connect,
     )
+    minutes, wanted = job.search.minutes, job.search.trials
+    if minutes and len(found.rows) < wanted and found.spent.seconds >= 60 * minutes:
+        run.progress(stage, f"{minutes:g} minutes are over after {len(found.rows)} of {wanted} trials")
     if not any(row.ok for row in found.rows):
         raise SearchError("no trial finished", found.rows[0].reason if found.rows else "there was none")
     run.progress(stage, paused(found.spent))

@@ -7,6 +7,7 @@ again from its start, and trials that ended answer at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import uuid
 from collections import Counter
@@ -89,8 +90,12 @@ class BatchSearch:
         work: Work = lambda suggestion: 0,  # noqa: ARG005
         arms: Sequence[Suggestion] = (),
         ledger: Ledger | None = None,
+        most_s: float = math.inf,
     ) -> None:
-        """Begin; `arms` run with the first batch, and the study is not told of them."""
+        """Begin; `arms` run with the first batch, and the study is not told of them.
+
+        Once all starts of the search took `most_s` seconds no trial begins any more; what has ended counts.
+        """
         self.rows: list[TrialRow] = []
         self.arms: list[TrialRow] = []
         self.finished = False
@@ -99,6 +104,7 @@ class BatchSearch:
         self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
         self._spent_s = ledger.spent().seconds if ledger is not None else 0.0
+        self._most_s, self._over = most_s, False
         self._arms = list(arms)
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
@@ -115,7 +121,7 @@ class BatchSearch:
         while not self.finished and not self._waiting and not self._running:
             if self._ended:
                 self._close_batch()
-            batch = [*self._arms, *self._study.ask()]
+            batch = [] if self._over else [*self._arms, *self._study.ask()]
             self._arms = []
             self.finished = not batch
             for suggestion in batch:
@@ -126,9 +132,11 @@ class BatchSearch:
                     self._end(suggestion, outcome)
             # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
             self._waiting.sort(key=self._work, reverse=True)
+            self._begin_none_late()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config to run; None while the batch's other trials run, and at the end."""
+        self._begin_none_late()
         self.advance()
         if self.finished or not self._waiting:
             return None
@@ -163,12 +171,21 @@ class BatchSearch:
                 return
             self._end(suggestion, outcome or Outcome(failure=reason))
 
+    def _begin_none_late(self) -> None:
+        """Trials that wait are dropped when the time is over."""
+        if self._waiting and self._taken_s() > self._most_s:
+            self._waiting.clear()
+            self._over = True
+
+    def _taken_s(self) -> float:
+        """By all starts."""
+        return self._spent_s + time.monotonic() - self._begun
+
     def _end(self, suggestion: Suggestion, outcome: Outcome) -> None:
         row = self._to_row(suggestion, outcome)
         before = self._before.get(row.number)
         same = before is not None and before.config == row.config
-        since = self._spent_s + time.monotonic() - self._begun
-        seconds = before.seconds if before is not None and same else since
+        seconds = before.seconds if before is not None and same else self._taken_s()
         row = dataclasses.replace(row, seconds=round(seconds, 1))
         self._ended.append(row)
         self._on_event(row)
@@ -191,7 +208,8 @@ class BatchSearch:
             before if before.status == "failed" and before.config == row.config else row
             for before, row in zip(first, rows, strict=True)
         ]
-        self._study.tell([row for row in told if row.number >= 0])
+        if not self._over:  # nothing more will be suggested, and a study wants whole batches
+            self._study.tell([row for row in told if row.number >= 0])
         self.rows += [row for row in rows if row.number >= 0]
         self.arms += [row for row in rows if row.number < 0]
         self._ended = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -129,6 +130,7 @@ def _search(
         work=lambda suggestion: 0 if suggestion.trained else epochs_of(job, suggestion.config),
         arms=_arms(job.search),
         ledger=ledger,
+        most_s=60 * job.search.minutes if job.search.minutes else math.inf,
     )
 
 

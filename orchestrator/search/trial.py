@@ -52,7 +52,7 @@ from orchestrator.training.state import EpochReport
 _VERSION = 6
 """Raise when this stage's result would differ for the same input."""
 
-_HOW = ("trials", "targets", "driver", "arms", "small", "memory_bytes", "labels")
+_HOW = ("trials", "minutes", "targets", "driver", "arms", "small", "memory_bytes", "labels")
 """Search settings that do not decide what a trial of a given number is."""
 
 log = logging.getLogger(__name__)

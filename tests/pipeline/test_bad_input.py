@@ -132,6 +132,19 @@ def test_classes_in_another_order_are_refused_and_numbers_without_names_are_not(
     check_fits("mine", cats, cats.model_copy(update={"classes": ("0", "1")}))
 
 
+def test_rows_that_are_encoded_otherwise_are_refused() -> None:
+    """The same numbers would stand for other words."""
+    table = DIGITS.model_copy(
+        update={"encoding": TableEncoding(columns=(Category(name="color", values=("green", "red")),))}
+    )
+    other = table.model_copy(
+        update={"encoding": TableEncoding(columns=(Category(name="color", values=("blue", "red")),))}
+    )
+    check_fits("mine", table, table.model_copy())
+    with pytest.raises(ConfigError, match="encoded otherwise than those of the model 'mine'"):
+        check_fits("mine", table, other)
+
+
 def test_an_export_in_no_known_format(place: Path) -> None:
     assert imported(place).code == 0
     assert "the ending of the file names no format: .bin" in command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -59,6 +60,7 @@ class Study:
         on_event: Callable[[TrialRow], None] = lambda _: None,
         passed: Callable[[str], None] = lambda _: None,
         work: Work = lambda _: 0,
+        most_s: float = math.inf,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.settings, self.passed = folder, settings, passed
@@ -73,6 +75,7 @@ class Study:
             on_event=on_event,
             work=work,
             ledger=self.ledger,
+            most_s=most_s,
         )
 
     def run(self) -> list[TrialRow]:

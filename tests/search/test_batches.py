@@ -107,6 +107,38 @@ def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
     assert [died in row.reason for row in search.rows] == [True, False, False, False]
 
 
+def test_no_trial_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial takes 10 s here, so that the third of the second batch is the last to begin within 65 s."""
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+
+    def started(most_s: float) -> Study:
+        study = Study(tmp_path / "study", SETTINGS, most_s=most_s)
+        number = 0
+        while (config := study.search.suggest(str(number))) is not None:
+            now[0] += 10.0
+            faulty_trial({**config, "folder": str(study.folder)})
+            study.search.on_trial_complete(str(number))
+            number += 1
+        assert study.search.finished
+        return study
+
+    first = started(65.0)
+    assert len(first.search.rows) == 7
+    assert all(row.ok for row in first.search.rows)
+    assert first.ledger.rows() == first.search.rows
+    before = starts(first.folder)
+    # With no more time what ended is there again, and nothing runs.
+    assert started(65.0).search.rows == first.search.rows
+    assert starts(first.folder) == before
+    # With more it goes on, to what a search without a limit finds.
+    rest = started(1e9)
+    assert len(rest.search.rows) == SETTINGS.trials
+    assert (starts(first.folder) - before).total() == SETTINGS.trials - 7
+    expected = Study(tmp_path / "without a limit", SETTINGS).alone()
+    assert list(map(untimed, rest.search.rows)) == list(map(untimed, expected))
+
+
 def test_pauses_are_counted_over_all_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch's trials take 10 s here, and 5 s to be measured."""
     now = [0.0]
