@@ -51,16 +51,17 @@ mlflow: ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py 
 	test -x .venv-mlflow/bin/python || $(PYTHON) -m venv .venv-mlflow
 	.venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4'
 
-.venv-audit: ## (the tools of audit and sbom, in an environment of their own)
+.venv-audit/.installed:
 	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8' 'pip-audit>=2.9,<3'
+	@touch $@
 
-audit: .venv-audit ## Compare the pinned versions with known weaknesses (needs the network)
+audit: .venv-audit/.installed ## Compare the pinned versions with known weaknesses (needs the network)
 	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-sbom: $(STAMP) .venv-audit ## Write dist/sbom.json, what is installed in .venv (CycloneDX)
+sbom: $(STAMP) .venv-audit/.installed ## Write dist/sbom.json, what is installed in .venv (CycloneDX)
 	mkdir -p dist
 	.venv-audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.json
 
-clean: ## Remove .venv, caches and runs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info runs
+clean: ## Remove environments and caches; runs and their store stay
+	rm -rf $(VENV) .venv-audit .venv-mlflow .venv-peers .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -77,7 +77,7 @@ class Client:
         try:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("no http:// or https://, or no host")
+                raise InputError("the server's URL must begin with http:// or https://", url)
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self._connection = kind(parts.hostname, parts.port)
         except (ValueError, http.client.InvalidURL) as error:

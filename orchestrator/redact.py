@@ -18,9 +18,11 @@ _NAME = (
 )
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _HARMLESS_NAME = re.compile(r"(?:_path|_file|_mode|tokens|tokenizer)$", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
+"""A user and a password in an address."""
 _PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"),
+    _PASSWORD,
     re.compile(r"(?<=Bearer )[^\s\"',]+", re.IGNORECASE),
     re.compile(r"(?<=uthorization: )(?:\w+ )?[^\s\"',]+"),
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
@@ -36,6 +38,11 @@ _PAIR = re.compile(
 def is_secret(name: str) -> bool:
     """Whether a variable or key of this name holds a secret, by its name."""
     return bool(_SECRET_NAME.fullmatch(name)) and not _HARMLESS_NAME.search(name)
+
+
+def has_password(address: str) -> bool:
+    """Whether an address like `s3://user:password@host` holds a password."""
+    return bool(_PASSWORD.search(address))
 
 
 def known_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

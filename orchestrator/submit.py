@@ -26,6 +26,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ClusterError, ConfigError, first_line
 from orchestrator.pipeline.context import STORE_VARIABLE, refuse_relative_data
+from orchestrator.redact import has_password
 from orchestrator.upload import Upload, upload_of
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -104,6 +105,7 @@ def submit_run(
     """
     chosen = store or os.environ.get(STORE_VARIABLE)
     _check_store(chosen)
+    _refuse_passwords(run)
     refuse_relative_data(run)
     sent = None if working_dir is None else upload_of(working_dir.absolute())
     if sent is not None:
@@ -158,11 +160,31 @@ def _killed(found: Mapping[str, Any]) -> bool:
     )
 
 
+def _refuse_passwords(run: RunConfig) -> None:
+    """What is submitted is shown in the dashboard."""
+
+    def visit(value: Any, place: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                visit(inner, f"{place}.{name}" if place else str(name))
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                visit(inner, f"{place}[{number}]")
+        elif isinstance(value, str) and has_password(value):
+            raise ConfigError(
+                "a run file that is submitted is shown in the dashboard and must hold no password",
+                place,
+                "give the nodes their credentials by their environment or role",
+            )
+
+    visit(run.plain(), "")
+
+
 def _check_store(store: str | None) -> None:
     if store is None:
         return
     if "://" in store:
-        if urlsplit(store).password:
+        if has_password(store):
             raise ConfigError(
                 "a store's address is shown in the dashboard and must hold no password",
                 urlsplit(store)._replace(netloc=urlsplit(store).hostname or "").geturl(),

@@ -69,6 +69,9 @@ def test_errors_are_ours(url: str) -> None:
             client.predict_image(b"x", "images")
     with pytest.raises(InputError, match="must begin with http"):
         Client("127.0.0.1:8000")
+    for wrong in ("http://127.0.0.1:80000", "http://127.0.0.1:80a0", "http://[::1", "http://two words"):
+        with pytest.raises(InputError, match="URL is not valid"):
+            Client(wrong)
 
 
 @contextmanager

@@ -259,8 +259,12 @@ def test_code_of_ones_own_is_sent_with_it(file: Path, tmp_path: Path) -> None:
         (("--store", "runs/store"), "a job's store must be an absolute path or a URI: runs/store"),
         (("--store", "s3://me:word@host/bucket"), "must hold no password: s3://host/bucket"),
         (("--set", "tracking.uri=http://me:word@host", "--store", "/s"), "a run file must hold no password"),
+        (
+            ("--set", 'data={kind: custom, dataset: "a:b", kwargs: {at: "pg://me:word@host"}}', "--store", "/s"),
+            "must hold no password: data.kwargs.at",
+        ),
     ],
-    ids=["relative", "password", "tracking"],
+    ids=["relative", "password", "tracking", "elsewhere"],
 )
 def test_what_must_not_be_sent(file: Path, given: tuple[str, ...], said: str) -> None:
     told = command("submit", file, *given).sentence(2)

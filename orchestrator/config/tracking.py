@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.redact import has_password
 
 
 class MlflowTracking(Settings):
@@ -22,7 +22,7 @@ class MlflowTracking(Settings):
     @field_validator("uri")
     @classmethod
     def _without_password(cls, uri: str) -> str:
-        if urlsplit(uri).password:
+        if has_password(uri):
             raise ValueError(
                 "a run file must hold no password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )

@@ -81,5 +81,8 @@ def _results(store: str | None) -> Iterator[Path]:
     """What runs wrote beside the store: summaries, choices and searches name what people may still want."""
     folder = runs_folder(store)
     for run in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if run.is_dir() and not (run / schema.MARKER).exists():
-            yield from sorted(run.glob("*.json"))
+        try:
+            written = [] if (run / schema.MARKER).exists() else sorted(run.glob("*.json"))
+        except PermissionError:
+            continue  # what lies beside a store need not be a run: lost+found, others' folders
+        yield from (path for path in written if path.is_file())

@@ -8,26 +8,28 @@ That is more than is needed, and on purpose: what a reader of the store could fo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import CorruptArtifactError, InputError, NotFoundError, StoreError
-from orchestrator.store import artifacts, compiled, leases, refs, releases, stages
+from orchestrator.store import artifacts, compiled, leases, predictions, refs, releases, stages
 from orchestrator.store.blobs import RENEW_S, Blobs
 from orchestrator.store.names import is_digest, sequence_number
 from orchestrator.store.store import Store, read_record
 
 DAY_S = 86_400.0
+UPLOAD_S = 3600.0
+"""A storage without folders gets a folder's files one by one: a younger one may still get its last."""
 QUARANTINE = "quarantine"
 _DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
 """Folders with one folder an artifact or spec, which go with it."""
 
 
-Kind = Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "unfinished"]
+Kind = Literal["artifact", "compiled", "spec", "release", "ref", "stage", "record", "outputs", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -54,39 +56,48 @@ class Collected:
 
 
 def damages(store: Store) -> list[Damage]:
-    """Everything in the store whose bytes are not what its name or record says, sorted by key."""
+    """Everything in the store whose bytes are not what its name or record says."""
+    looked = (_look(store, kind, key) for kind, key in _things(store))
+    return [damage for damage in looked if damage is not None]
+
+
+def _things(store: Store) -> Iterator[tuple[Kind, str]]:
+    """All that can be looked at, by kind and key."""
     blobs = store.blobs
-    found: list[Damage] = []
-
-    def check(kind: Kind, key: str, look: Callable[[], object]) -> None:
-        try:
-            look()
-        except (CorruptArtifactError, NotFoundError) as error:
-            found.append(Damage(kind, key, error.what))
-
     for folder, marked in sorted(_folders(blobs, "artifacts", artifacts.MANIFEST).items()):
-        digest = folder.removeprefix("artifacts/")
-        if marked:
-            check("artifact", folder, partial(store.verify, digest))
-        else:
-            found.append(Damage("unfinished", folder, "an artifact without a manifest"))
+        yield ("artifact" if marked else "unfinished"), folder
     for folder, marked in sorted(_folders(blobs, "compiled", compiled.ENTRY, depth=3).items()):
-        digest, target = folder.split("/")[1:]
-        if marked:
-            check("compiled", folder, partial(compiled.verify, blobs, digest, target))
-        else:
-            found.append(Damage("unfinished", folder, "a compiled form without an entry"))
-    for key in blobs.list("specs"):
-        check("spec", key, partial(store.spec, _name(key)))
-    for key in blobs.list("releases"):
-        check("release", key, partial(releases.read, store, _name(key)))
-    for name in store.refs():
-        check("ref", f"refs/{name}", partial(_look_at_ref, store, name))
-    for key in blobs.list("stages"):
-        check("stage", key, partial(stages.read, blobs, _name(key)))
-    for key in blobs.list("records"):
-        check("record", key, partial(read_record, blobs, key))
-    return found
+        yield ("compiled" if marked else "unfinished"), folder
+    yield from (("spec", key) for key in blobs.list("specs"))
+    yield from (("release", key) for key in blobs.list("releases"))
+    yield from (("ref", f"refs/{name}") for name in store.refs())
+    yield from (("stage", key) for key in blobs.list("stages"))
+    yield from (("record", key) for key in blobs.list("records"))
+    yield from (("outputs", key) for key in predictions.kept(blobs))
+
+
+def _look(store: Store, kind: Kind, key: str) -> Damage | None:
+    """What is wrong with one thing now; None when nothing is, or when it is gone."""
+    blobs = store.blobs
+    looks: dict[Kind, Callable[[], object]] = {
+        "artifact": lambda: store.verify(_name(key)),
+        "compiled": lambda: compiled.verify(blobs, *key.split("/")[1:]),
+        "spec": lambda: store.spec(_name(key)),
+        "release": lambda: releases.read(store, _name(key)),
+        "ref": lambda: _look_at_ref(store, key.removeprefix("refs/")),
+        "stage": lambda: stages.read(blobs, _name(key)),
+        "record": lambda: read_record(blobs, key),
+        "outputs": lambda: predictions.verify(blobs, key),
+    }
+    if kind == "unfinished":
+        marker = f"{key}/{_marker(kind, key)}"
+        gone_or_whole = blobs.exists(marker) or not blobs.list(key)
+        return None if gone_or_whole else Damage(kind, key, f"a folder without its {_marker(kind, key)}")
+    try:
+        looks[kind]()
+    except (CorruptArtifactError, NotFoundError) as error:
+        return Damage(kind, key, error.what)
+    return None
 
 
 def repair(store: Store, *, source: Store | None = None, dry_run: bool = False) -> list[tuple[Damage, str]]:
@@ -100,8 +111,11 @@ def repair(store: Store, *, source: Store | None = None, dry_run: bool = False) 
     """
     done = []
     for damage in damages(store):
-        how = _mend(store, damage, source, dry_run)
-        done.append((damage, how))
+        # Looking at all took a while: a run may have made the thing again meanwhile, or finished it.
+        if dry_run or _look(store, damage.kind, damage.key) is not None:
+            done.append((damage, _mend(store, damage, source, dry_run)))
+        else:
+            done.append((damage, "left: it is whole now"))
     return done
 
 
@@ -168,9 +182,9 @@ def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]
     keys = [key for key in blobs.list("refs") if sequence_number(key) is not None]
     keys += blobs.list("releases") + blobs.list("specs")
     keys += [key for key in blobs.list("studies") if "/".join(key.split("/")[:2]) not in forgotten]
-    texts = [_text(blobs, key) for key in keys]
-    texts += [path.read_bytes() for path in results if path.is_file()]
-    waiting = {found.decode() for text in texts for found in _DIGESTS.findall(text)}
+    waiting: set[str] = set()
+    for read in (*(partial(_text, blobs, key) for key in keys), *(path.read_bytes for path in results)):
+        waiting |= {found.decode() for found in _DIGESTS.findall(read())}  # one text at a time
     waiting |= {_name(key) for key in keys if key.startswith(("releases/", "specs/"))}
     present, reached = set(store.digests()), set()
     while waiting:
@@ -245,6 +259,8 @@ def _remove_file(blobs: Blobs, key: str, done: Collected) -> None:
 def _mend(store: Store, damage: Damage, source: Store | None, dry_run: bool) -> str:
     if damage.kind == "ref":
         return "left: set the ref again, or run what makes it"
+    if damage.kind == "unfinished" and min(store.blobs.ages_s(damage.key).values(), default=0.0) < UPLOAD_S:
+        return "left: it may be being written"
     if damage.kind == "artifact" and source is not None:
         digest = damage.key.removeprefix("artifacts/")
         try:
@@ -259,7 +275,7 @@ def _mend(store: Store, damage: Damage, source: Store | None, dry_run: bool) -> 
                 store.verify(digest)
             return f"fetched again from {source.blobs.location}"
     if not dry_run:
-        _quarantine(store.blobs, damage.key, _marker(damage.kind))
+        _quarantine(store.blobs, damage.key, _marker(damage.kind, damage.key))
     return f"moved to {QUARANTINE}/{damage.key}"
 
 
@@ -274,10 +290,11 @@ def _quarantine(blobs: Blobs, key: str, marker: str) -> None:
         blobs.delete(key)
 
 
-def _marker(kind: str) -> str:
-    return {"artifact": artifacts.MANIFEST, "unfinished": artifacts.MANIFEST, "compiled": compiled.ENTRY}.get(
-        kind, ""
-    )
+def _marker(kind: Kind, key: str) -> str:
+    """The file that marks a folder as whole; none for what is a file itself."""
+    if kind not in ("artifact", "compiled", "unfinished"):
+        return ""
+    return artifacts.MANIFEST if key.startswith("artifacts/") else compiled.ENTRY
 
 
 def _look_at_ref(store: Store, name: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,18 +49,40 @@ def get(
     name = _key(digest, key)
     if not blobs.exists(name):
         return None
+    found, outputs = _read(blobs, name)
+    blobs.used(name)
+    return outputs if ids is None or np.array_equal(found, ids) else None
+
+
+def kept(blobs: Blobs) -> Iterator[str]:
+    """Keys of all files of outputs."""
+    for key in blobs.list("predictions"):
+        if re.fullmatch("predictions/[0-9a-f]{64}/[^/]+[.]parquet", key):
+            yield key
+
+
+def verify(blobs: Blobs, name: str) -> None:
+    """Read the file of this key. It is no use of the outputs.
+
+    Raises:
+        CorruptArtifactError: it is damaged.
+        NotFoundError: it is gone.
+    """
+    _read(blobs, name)
+
+
+def _read(blobs: Blobs, name: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    data = blobs.get(name)
     try:
-        table = pq.read_table(pa.BufferReader(blobs.get(name)), page_checksum_verification=True)
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         found = table.column("id").to_numpy()
         lists = table.column("outputs").combine_chunks()
         outputs = np.array(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-        outputs = outputs.reshape(len(found), lists.type.list_size)
+        return found, outputs.reshape(len(found), lists.type.list_size)
     except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
         raise CorruptArtifactError(
-            "stored predictions are damaged", name, "remove that file and run again"
+            "stored predictions are damaged", name, "'orchestrator models repair' moves them away; run again"
         ) from error
-    blobs.used(name)
-    return outputs if ids is None or np.array_equal(found, ids) else None
 
 
 def _key(digest: str, key: str) -> str:

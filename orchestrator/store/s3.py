@@ -9,6 +9,7 @@ takes, so that no writer's files go to waste under a manifest that stays.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import uuid
@@ -32,6 +33,9 @@ _PASSING |= {"InternalError", "ServiceUnavailable", "OperationAborted", "Conditi
 _PASSING |= {"TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded", "503", "500"}
 _GONE = {"NoSuchKey", "404", "NotFound"}
 _TIMEOUT_S = 20
+IN_PARTS_BYTES = 2**30
+"""Larger objects are sent in parts: S3 takes at most 5 GiB at once."""
+_PART_BYTES = 2**26
 
 _T = TypeVar("_T")
 
@@ -44,6 +48,14 @@ def copies_of(location: str) -> Path:
     named = os.environ.get(COPIES_VARIABLE)
     root = Path(named).expanduser() if named else Path.home() / ".cache" / "orchestrator" / "copies"
     return root / hashlib.sha256(location.encode()).hexdigest()[:16]
+
+
+def _in_parts() -> Any:
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(
+        multipart_threshold=IN_PARTS_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False
+    )
 
 
 class S3Blobs(Blobs):
@@ -117,9 +129,14 @@ class S3Blobs(Blobs):
     def put(self, key: str, data: bytes) -> None:
         """Write an object; a reader sees the old bytes or the new."""
         name = self._name(key)
-        self._call(
-            "cannot write", key, lambda: self._client.put_object(Bucket=self.bucket, Key=name, Body=data)
-        )
+
+        def call() -> None:
+            if len(data) < IN_PARTS_BYTES:
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=data)
+            else:
+                self._client.upload_fileobj(io.BytesIO(data), self.bucket, name, Config=_in_parts())
+
+        self._call("cannot write", key, call)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless the key is taken; of many racing writers exactly one gets True."""

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from orchestrator.config.ensemble import Member, Parallel, Spec
@@ -196,14 +197,17 @@ def test_verify_names_all_damage_and_repair_mends_it(store: Store, tmp_path: Pat
     (store.root / f"artifacts/{bad}/{WEIGHTS}").write_bytes(b"flipped")
     (store.root / f"artifacts/{gone}/{WEIGHTS}").write_bytes(b"flipped")
     (store.root / f"artifacts/{'0' * 64}").mkdir()
-    (store.root / f"artifacts/{'0' * 64}/{WEIGHTS}").write_bytes(b"half")
-    for folder in ("specs", f"records/{good}"):
+    half = store.root / f"artifacts/{'0' * 64}/{WEIGHTS}"
+    half.write_bytes(b"half")
+    store.put_predictions(good, "test", np.arange(3), np.ones((3, 2), np.float32))
+    for folder in ("specs", f"records/{good}", f"predictions/{good}"):
         path = next((store.root / folder).iterdir())
         path.write_bytes(path.read_bytes()[:-3])
     kinds = sorted(damage.kind for damage in keeping.damages(store))
-    assert kinds == ["artifact", "artifact", "record", "spec", "unfinished"]
-    assert len(keeping.repair(store, source=other, dry_run=True)) == 5
-    assert len(keeping.damages(store)) == 5
+    assert kinds == ["artifact", "artifact", "outputs", "record", "spec", "unfinished"]
+    assert len(keeping.repair(store, source=other, dry_run=True)) == 6
+    assert len(keeping.damages(store)) == 6
+    os.utime(half, (time.time() - 2 * HOUR,) * 2)
     done = {damage.key: how for damage, how in keeping.repair(store, source=other)}
     assert done[f"artifacts/{bad}"] == f"fetched again from {other.root}"
     assert done[f"artifacts/{gone}"] == f"moved to quarantine/artifacts/{gone}"
@@ -212,6 +216,33 @@ def test_verify_names_all_damage_and_repair_mends_it(store: Store, tmp_path: Pat
     assert [(damage.kind, damage.key) for damage in keeping.damages(store)] == [("ref", f"refs/r/{gone[:4]}")]
     with pytest.raises(NotFoundError):
         store.verify(gone)
+
+
+def test_repair_leaves_what_a_run_has_made_whole_meanwhile(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = store.put_artifact(_with_parents(0), tensors())
+    good = Store(tmp_path / "other")
+    store.copy_artifact(digest, good)
+    weights = store.root / f"artifacts/{digest}/{WEIGHTS}"
+    weights.write_bytes(b"flipped")
+    half = store.root / f"artifacts/{'0' * 64}/{WEIGHTS}"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    look = keeping.damages
+
+    def slow(looked: Store) -> list[keeping.Damage]:
+        found = look(looked)
+        good.copy_artifact(digest, store)  # a run, while the rest was looked at
+        return found
+
+    monkeypatch.setattr(keeping, "damages", slow)
+    done = {damage.key: how for damage, how in keeping.repair(store)}
+    assert done == {
+        f"artifacts/{digest}": "left: it is whole now",
+        f"artifacts/{'0' * 64}": "left: it may be being written",
+    }
+    store.verify(digest)
 
 
 def test_an_older_schema_is_migrated_and_a_newer_one_refused(

@@ -16,6 +16,7 @@ import boto3
 import pytest
 
 from orchestrator.errors import CorruptArtifactError, NotFoundError, RefConflictError, StoreError
+from orchestrator.store import s3
 from orchestrator.store.retry import PATIENCE_VARIABLE
 from orchestrator.store.s3 import COPIES_VARIABLE, S3Blobs
 from orchestrator.store.store import Store
@@ -49,6 +50,18 @@ def _fault(server: Path, line: str) -> None:
 
 def _left(server: Path) -> str:
     return (server / "faults").read_text()
+
+
+def test_a_large_object_is_sent_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "IN_PARTS_BYTES", 6 * 2**20)
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 * 2**20)
+    data = os.urandom(11 * 2**20)
+    store.blobs.put("specs/large", data)
+    assert store.blobs.get("specs/large") == data
+    blobs = store.blobs
+    assert isinstance(blobs, S3Blobs)
+    head = blobs._client.head_object(Bucket="bucket", Key=blobs._name("specs/large"))
+    assert head["ETag"].strip('"').endswith("-3")  # S3's mark of an object of three parts
 
 
 def test_an_artifact_with_its_ref_and_records(store: Store) -> None:
