@@ -49,6 +49,7 @@ def test_a_file_with_overrides(tmp_path: Path) -> None:
         (None, "cannot read the run file"),
         (b"\xff\xfe", "cannot read the run file"),
         (b"a: [1", "not valid YAML"),
+        (b"a: 2024-02-30", "not valid YAML"),
         (b"- 1\n- 2\n", "must be a mapping"),
         (b"", "must be a mapping"),
     ],
@@ -78,6 +79,7 @@ def test_overrides_leave_the_original() -> None:
         ("search..trials=3", "must look like a.b=c"),
         ("name.first=x", "leads through a value that has no keys"),
         ("seed=[1", "not valid YAML"),
+        ("seed=2024-02-30", "not valid YAML"),
     ],
 )
 def test_overrides_that_make_no_sense(assignment: str, said: str) -> None:

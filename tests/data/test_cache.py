@@ -16,6 +16,7 @@ import pytest
 
 import orchestrator.data.build as build_module
 from orchestrator.config.data import EmbeddedData
+from orchestrator.data import cache
 from orchestrator.data.load import default_cache, load, open_cached
 from orchestrator.errors import DataError, DiskFullError
 from tests.data import toy
@@ -167,3 +168,19 @@ def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ORCHESTRATOR_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_cache() == tmp_path / "home" / ".cache" / "orchestrator" / "data"
+
+
+def test_two_processes_may_trim_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lists the same data sets; what the other has removed meanwhile is no error."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text("{}")
+    remove = cache._remove
+
+    def late(folder: Path) -> None:
+        remove(folder)  # the other process
+        remove(folder)
+
+    monkeypatch.setattr(cache, "_remove", late)
+    assert sorted(cache.trim(tmp_path, 0)) == ["a", "b"]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

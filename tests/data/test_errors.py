@@ -220,6 +220,7 @@ def test_custom_arrays_of_a_wrong_kind(tmp_path: Path, monkeypatch: pytest.Monke
         ((np.zeros((30, 2)), np.zeros(29, int)), "different numbers of inputs and targets: 30 and 29"),
         ((np.zeros((30, 2, 2)), np.zeros(30, int)), "unsupported shape or type: float64 [30, 2, 2]"),
         ((np.zeros((30, 2)), np.zeros(30)), "cannot be labels"),
+        (([np.zeros((1, 2, 2)), np.zeros((1, 3, 3))], np.zeros(2, int)), "the dataset function failed"),
     ]:
         monkeypatch.setattr(toy, "circles", lambda returned=returned: returned)
         refused(settings, tmp_path, said, allowed=["tests.data.toy:circles"])

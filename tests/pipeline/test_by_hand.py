@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from orchestrator.config.data import EmbeddedData
 from orchestrator.config.ensemble import Member, Parallel, Spec
+from orchestrator.config.load import load_run
 from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.data.load import load
 from orchestrator.models.build import build
+from orchestrator.pipeline.imported import data_of
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -57,6 +60,26 @@ def test_the_audit_is_printed(store: Store) -> None:
     assert answer.code == 0, answer.err
     assert "bytes" in answer.out
     assert "gate" in answer.out
+
+
+def test_the_data_of_a_run_file_is_cut_as_its_run_cuts_it(tmp_path: Path) -> None:
+    """Or rows that a model was trained on would be those that its variant is judged by."""
+    run = load_run(files("orchestrator.pipeline") / "digits.yaml")  # type: ignore[arg-type]
+    wanted = load(run.data, seed=run.seed, cache=tmp_path / "cache").digest
+    found = data_of("digits")
+    assert (found.settings, found.metric, found.seed) == (run.data, run.metric, run.seed)
+    assert load(found.settings, seed=found.seed, cache=tmp_path / "cache").digest == wanted
+    assert data_of("digits") == data_of("orchestrator/pipeline/digits.yaml")
+
+
+def test_rows_that_a_model_was_not_made_from_are_told(store: Store) -> None:
+    known = store.ref("digits/net")
+    draft = Draft(
+        model=store.manifest(known).model, signature=store.manifest(known).signature, data="0" * 64, seed=0
+    )
+    store.set_ref("digits/other", store.put_artifact(draft, store.tensors(known)))
+    assert "was made from other rows" in compressed(store, "[{kind: bf16}]", source="digits/other").err
+    assert "was made from other rows" not in compressed(store, "[{kind: bf16}]").err
 
 
 @pytest.mark.parametrize(
