@@ -14,6 +14,7 @@ from deployments.bundle import Bundler, answer_each
 from deployments.contract import Contract
 from deployments.drive import fetch
 from deployments.exchange import Answer, Question
+from deployments.loopback import listen_where_ray_does
 from deployments.member import split
 from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
@@ -73,6 +74,7 @@ class Composed(InStages):
         here: Collection[Member] = (),
         meter: Meter | None = None,
     ) -> None:
+        listen_where_ray_does()
         self._spec = spec
         self._handles = dict(zip(distinct(spec.tree), handles, strict=True))
         self._meter = meter or Meter(this_replica())

@@ -25,6 +25,7 @@ from deployments.http.admin import Admin
 from deployments.http.app import Companion, HttpApp
 from deployments.http.listener import Listener
 from deployments.http.server import counted, server_app
+from deployments.loopback import listen_where_ray_does
 from deployments.observe import families
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import gather, this_replica
@@ -74,6 +75,7 @@ class Ingress:
         *,
         direct: bool = False,
     ) -> None:
+        listen_where_ray_does()
         self._here: dict[str, Fused | Mixed | Follower] = {}
         self._behind = {
             spec.name: place

@@ -10,6 +10,7 @@ import numpy as np
 
 from deployments.batcher import Batcher
 from deployments.bundle import answer_each
+from deployments.loopback import listen_where_ray_does
 from deployments.observe import families
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
@@ -45,6 +46,7 @@ class Member:
         max_queued_rows: int,
         allow: Collection[str] = (),
     ) -> None:
+        listen_where_ray_does()
         keep_freed_memory()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"member-{member.name}")
         self._executable = self._worker.submit(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 
 from orchestrator.errors import ClusterError, ResourceError, first_line
@@ -133,12 +134,28 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts within it listens on 127.0.0.1 alone.
+
+    Ray 2.60 puts the machine's own address in place of 127.0.0.1, and then all of its servers listen on every
+    interface, unless this switch, meant for systems without clusters, is off.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def _start_local(cpus: int | None) -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray turns token mode on by itself, and would write a token file that a later `ray start` trips over.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
-        with _environment(SERVE):
+        with _environment(SERVE), _on_loopback():
             ray.init(
                 address="local",
                 num_cpus=cpus or os.cpu_count(),
@@ -149,6 +166,9 @@ def _start_local(cpus: int | None) -> None:
                 log_to_driver=bool(os.environ.get("ORCHESTRATOR_WORKER_LOGS")),
                 runtime_env={"env_vars": worker_environment()},
             )
+        address = ray.util.get_node_ip_address()
+        if address != "127.0.0.1":
+            raise ValueError(f"it would listen on every interface, at {address}")
     except Exception as error:  # Ray raises bare Exceptions when a part of it does not come up
         raise ClusterError(
             "Ray could not start on this machine", first_line(error), "run 'orchestrator doctor'"

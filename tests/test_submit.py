@@ -260,7 +260,12 @@ def test_code_of_ones_own_is_sent_with_it(file: Path, tmp_path: Path) -> None:
         (("--store", "s3://me:word@host/bucket"), "must hold no password: s3://host/bucket"),
         (("--set", "tracking.uri=http://me:word@host", "--store", "/s"), "a run file must hold no password"),
         (
-            ("--set", 'data={kind: custom, dataset: "a:b", kwargs: {at: "pg://me:word@host"}}', "--store", "/s"),
+            (
+                "--set",
+                'data={kind: custom, dataset: "a:b", kwargs: {at: "pg://a:word@b"}}',
+                "--store",
+                "/s",
+            ),
             "must hold no password: data.kwargs.at",
         ),
     ],

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
+from deployments.loopback import listen_where_ray_does
 from deployments.members import Added
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Member, Spec
@@ -32,6 +33,7 @@ class Followed(Follower):
     def __init__(
         self, name: str, handles: Mapping[Member, DeploymentHandle[Any]], settings: AppSettings
     ) -> None:
+        listen_where_ray_does()
         deployed = {identity(member): handle for member, handle in handles.items()}
         added = Added(settings, serve.get_replica_context().app_name)
 

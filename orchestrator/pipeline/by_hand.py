@@ -39,8 +39,8 @@ def compress_ref(
     Args:
         source: ref or digest of the model to compress.
         plan: a YAML or JSON file with a list of steps, or such a list itself.
-        data: what steps train on and calibrate with; see `data_of`. Text and tables are encoded as the model's
-            own rows were.
+        data: what steps train on and calibrate with; see `data_of`. Text and tables are encoded as the
+            model's own rows were.
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
         seed: of everything random but the cut of the data into parts.
@@ -64,7 +64,9 @@ def compress_ref(
     dataset = _rows(rows, made.signature, paths)
     check_fits(source, made.signature, dataset.signature)
     if made.data and dataset.digest != made.data:
-        progress("compress", f"{source} was made from other rows: what it was trained on may be tested on here")
+        progress(
+            "compress", f"{source} was made from other rows: what it was trained on may be tested on here"
+        )
     variant = compress(
         parent,
         read_plan(plan),

@@ -71,8 +71,8 @@ class Named(NamedTuple):
 
 
 def data_of(data: str) -> Named:
-    """Of a run file, or `digits` for the embedded one: its data, metric and seed, so that the parts are those of
-    its run. Else of a Parquet file or an image folder."""
+    """Data, metric and seed of a run file, or of the embedded `digits`: the parts are those of its run. Else a
+    Parquet file or an image folder."""
     place = Path(data)
     if data == EMBEDDED or place.suffix in (".yaml", ".yml"):
         run = read_config(data)

@@ -175,6 +175,7 @@ def test_two_processes_may_trim_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "meta.json").write_text("{}")
+        os.utime(tmp_path / name / "meta.json", (0, 0))
     remove = cache._remove
 
     def late(folder: Path) -> None:

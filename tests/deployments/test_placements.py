@@ -119,3 +119,14 @@ def test_the_ingress_listens_on_loopback_and_nobody_else_takes_http(running: Run
     assert not [door for door in doors if door[1] in HTTP_PORTS]
     assert not below(os.getpid(), b"bin/haproxy")
     assert not below(os.getpid(), b"ProxyActor")
+
+
+def test_nothing_of_a_private_ray_listens_elsewhere(running: Running) -> None:
+    del running
+    doors = {process: listening(process) for process in below(os.getpid(), b"")}
+    elsewhere = {
+        command(process): [door for door in found if door[0] not in LOOPBACK]
+        for process, found in doors.items()
+    }
+    assert sum(map(len, doors.values())) > 5
+    assert not {name: found for name, found in elsewhere.items() if found}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.config.encoding import Category, TableEncoding
 from orchestrator.errors import ConfigError
 from orchestrator.models.build import build
 from orchestrator.pipeline import reporting
