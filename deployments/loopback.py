@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray._common.tls_utils import add_port_to_grpc_server
 from ray.serve._private import replica
 
 LOOPBACK = "127.0.0.1"
-_add_port = replica.add_port_to_grpc_server
 
 
 def listen_where_ray_does() -> None:
@@ -22,8 +22,9 @@ def listen_where_ray_does() -> None:
     On a node with an address of its own others must reach it: there a firewall or TLS is the operator's.
     """
     if ray.util.get_node_ip_address() == LOOPBACK:
-        replica.add_port_to_grpc_server = _on_loopback
+        replica.add_port_to_grpc_server = _on_loopback  # type: ignore[attr-defined]
 
 
 def _on_loopback(server: Any, address: str) -> int:
-    return int(_add_port(server, address.replace("[::]", LOOPBACK)))
+    port: int = add_port_to_grpc_server(server, address.replace("[::]", LOOPBACK))
+    return port

@@ -50,7 +50,8 @@ class CustomSource(DecodedSource):
                 "the dataset function must return (inputs, targets) or (inputs, targets, classes)",
                 settings.dataset,
             )
-        inputs, self._targets = returned[:2]
+        inputs: Array = returned[0]
+        self._targets: Array = returned[1]
         self.classes = tuple(str(name) for name in returned[2]) if len(returned) == 3 else ()
         self._inputs = self._checked(inputs)
         self.total = len(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import yaml
 from orchestrator.compression import Audit, compress
 from orchestrator.config.load import yaml_value
 from orchestrator.config.measure import LatencySettings
-from orchestrator.config.signature import Signature
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
@@ -19,6 +19,7 @@ from orchestrator.pipeline.context import check_fits, one_model, store_root
 from orchestrator.pipeline.imported import Named, data_of
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
+from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
 
 
@@ -59,14 +60,9 @@ def compress_ref(
     """
     progress, opened = Progress(), Store(store_root(store), create=False)
     parent = one_model(opened, source)
-    rows, made = data_of(data), opened.manifest(parent)
+    rows = data_of(data)
     metric, paths = rows.metric, tuple(sorted({*allow, *rows.allowed}))
-    dataset = _rows(rows, made.signature, paths)
-    check_fits(source, made.signature, dataset.signature)
-    if made.data and dataset.digest != made.data:
-        progress(
-            "compress", f"{source} was made from other rows: what it was trained on may be tested on here"
-        )
+    dataset = _rows(rows, source, opened.manifest(parent), paths, progress)
     variant = compress(
         parent,
         read_plan(plan),
@@ -80,26 +76,31 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    latency = LatencySettings()
-    audit = variant.audit(batches, latency)
+    audit = variant.audit(batches, latency := LatencySettings())
     if digest != parent:
-        subject = (digest, variant.execution)
-        note_quality(
-            opened, subject, dataset, source=rows.settings, metric=metric, latency=latency, allowed=paths
-        )
+        note = partial(note_quality, opened, (digest, variant.execution), dataset, source=rows.settings)
+        note(metric=metric, latency=latency, allowed=paths)
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit)}
 
 
-def _rows(named: Named, takes: Signature, allowed: tuple[str, ...]) -> Dataset:
-    """The data set; text and tables as the model's own rows were encoded, should theirs be others."""
+def _rows(named: Named, source: str, made: Manifest, allowed: tuple[str, ...], progress: Progress) -> Dataset:
+    """The data set; text and tables as the rows of the model `source` were encoded, should theirs be others.
+
+    Raises:
+        ConfigError: its rows are not the model's.
+    """
+    takes = made.signature
     found = load(named.settings, seed=named.seed, cache=default_cache(), allowed=allowed)
-    if takes.encoding in (None, found.signature.encoding):
-        return found
-    return load(
-        named.settings, seed=named.seed, cache=default_cache(), allowed=allowed, encoding=takes.encoding
-    )
+    if takes.encoding not in (None, found.signature.encoding):
+        found = load(
+            named.settings, seed=named.seed, cache=default_cache(), allowed=allowed, encoding=takes.encoding
+        )
+    check_fits(source, takes, found.signature)
+    if made.data and found.digest != made.data:
+        progress("compress", f"{source} was made from other rows: its train rows may be test rows here")
+    return found
 
 
 def _plain(audit: Audit) -> dict[str, Any]:

@@ -71,8 +71,10 @@ class Named(NamedTuple):
 
 
 def data_of(data: str) -> Named:
-    """Data, metric and seed of a run file, or of the embedded `digits`, so that its parts are cut as there; else
-    of a Parquet file or an image folder."""
+    """Data, metric and seed of a run file or of the embedded `digits`, so that parts are cut as there.
+
+    Else the data of a Parquet file or an image folder.
+    """
     place = Path(data)
     if data == EMBEDDED or place.suffix in (".yaml", ".yml"):
         run = read_config(data)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -182,9 +182,8 @@ def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]
     keys = [key for key in blobs.list("refs") if sequence_number(key) is not None]
     keys += blobs.list("releases") + blobs.list("specs")
     keys += [key for key in blobs.list("studies") if "/".join(key.split("/")[:2]) not in forgotten]
-    waiting: set[str] = set()
-    for read in (*(partial(_text, blobs, key) for key in keys), *(path.read_bytes for path in results)):
-        waiting |= {found.decode() for found in _DIGESTS.findall(read())}  # one text at a time
+    texts = chain((_text(blobs, key) for key in keys), (path.read_bytes() for path in results))
+    waiting = {found.decode() for text in texts for found in _DIGESTS.findall(text)}
     waiting |= {_name(key) for key in keys if key.startswith(("releases/", "specs/"))}
     present, reached = set(store.digests()), set()
     while waiting:
