@@ -33,7 +33,8 @@ class Followed(Follower):
         self, name: str, handles: Mapping[Member, DeploymentHandle[Any]], settings: AppSettings
     ) -> None:
         deployed = {identity(member): handle for member, handle in handles.items()}
-        added = Added(settings, serve.get_replica_context().app_name)
+        context = serve.get_replica_context()
+        added = Added(settings, context.app_name, context.deployment)
 
         def open_engine(spec: Spec) -> Composed:
             return _open(spec, deployed, added, settings)
