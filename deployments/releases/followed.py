@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
+from deployments.exchange import fair_s
 from deployments.members import Added
 from deployments.releases.follower import Follower
 from orchestrator.config.ensemble import Member, Spec
@@ -39,8 +40,14 @@ class Followed(Follower):
         def open_engine(spec: Spec) -> Composed:
             return _open(spec, deployed, added, settings)
 
-        store = Store(settings.store, create=False)
-        super().__init__(store, name, open_engine, feedback=settings.serving.feedback)
+        serving = settings.serving
+        super().__init__(
+            Store(settings.store, create=False),
+            name,
+            open_engine,
+            feedback=serving.feedback,
+            fair_s=fair_s(serving.deadline_s),
+        )
 
 
 class Extended(Composed):
