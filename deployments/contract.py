@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deployments.drive import PATIENCE, drive
-from deployments.exchange import Answer, Question
+from deployments.exchange import Answer, Question, fair_s
 from deployments.member_call import Call, MemberCall
 from deployments.outputs import answer
 from deployments.watchman import watchman_of
@@ -74,6 +74,7 @@ class Contract:
         self._watchman = watchman_of(spec, serving.guard, clock)
         self._promise = exit_audit.promise(spec.tree) if serving.audit else None
         self._share = serving.audit
+        self._fair_s = fair_s(serving.deadline_s)
         self._audit = ExitAudit()
         self._rng = np.random.default_rng(seed)
         self._audits = 0
@@ -88,7 +89,9 @@ class Contract:
             QuorumError: too few members gave a sound answer; those that did not are named.
         """
         spec, without = self.spec, self._left_out()
-        self._try_again(question, without)
+        fair = question.timeout_s >= self._fair_s
+        if fair:
+            self._try_again(question, without)
         rounds: list[float] = []
         prediction = await drive(
             spec,
@@ -96,7 +99,7 @@ class Contract:
             question.rows,
             question.timeout_s,
             without=without,
-            late=self._late,
+            late=self._late if fair else lambda _: None,
             rounds=rounds.append,
             told=None if question.told is None else self._tell(question.told),
         )

@@ -13,6 +13,20 @@ import numpy as np
 
 from deployments.protocol.model import Model
 
+FAIR_S = 1.0
+"""A client may leave less time than that for an answer; whoever is late then has shown nothing."""
+FAIR_SHARE = 0.5
+"""Likewise, of a deadline that is shorter."""
+
+
+def fair_s(deadline_s: float) -> float:
+    """Least time of a question that counts against those who do not answer it in time.
+
+    Args:
+        deadline_s: longest time for an answer.
+    """
+    return min(FAIR_S, FAIR_SHARE * deadline_s)
+
 
 @dataclass(frozen=True)
 class Question:

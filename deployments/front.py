@@ -191,6 +191,7 @@ class Front:
         self._entries = {
             one.model.name: Entry(one, codec_of(one.model, serving), Statistics()) for one in served
         }
+        self._checks: dict[tuple[str, ...], asyncio.Task[None]] = {}
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -222,11 +223,20 @@ class Front:
     async def ready(self, entries: Sequence[Entry] | None = None) -> None:
         """Returns when these models, or all, can answer.
 
+        Who asks while a check is under way waits for that one: the route is open to everybody, and each check
+        calls every member.
+
         Raises:
             OrchestratorError: one cannot.
         """
-        asked = self.entries.values() if entries is None else entries
-        await everyone([one.served.ready() for one in asked])
+        asked = list(self.entries.values()) if entries is None else entries
+        names = tuple(one.model.name for one in asked)
+        check = self._checks.get(names)
+        if check is None:
+            check = asyncio.create_task(everyone([one.served.ready() for one in asked]))
+            self._checks[names] = check
+            check.add_done_callback(lambda _: self._checks.pop(names))
+        await asyncio.shield(check)
 
     async def index(self) -> list[dict[str, str]]:
         """Name, version and state of every model."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,9 @@ from orchestrator.config.ensemble import Member
 from orchestrator.errors import MemberFailedError, OrchestratorError
 from orchestrator.runtime.joint import Joint
 
+NEWS = 3
+"""Failures of a member in a row that may be the rows' fault; one that goes on fails whatever it is asked."""
+
 
 @dataclass(frozen=True)
 class _Outputs:
@@ -27,6 +31,8 @@ class _Outputs:
 
     rows: int
     found: dict[Member, np.ndarray | Exception]
+    spoilt: bool = False
+    """Rows of one request may have failed those of others."""
 
     def __len__(self) -> int:
         return self.rows
@@ -37,11 +43,6 @@ class _Outputs:
             for member, output in self.found.items()
         }
         return _Outputs(rows.stop - rows.start, found)
-
-    def has_failures(self) -> bool:
-        """Whether rows of one request may have failed those of others; a call that hangs would hang again."""
-        failures = [output for output in self.found.values() if isinstance(output, Exception)]
-        return any(not isinstance(failure, HangingError) for failure in failures)
 
 
 @dataclass
@@ -81,10 +82,11 @@ class Group:
             self._run,
             max_rows=max_rows,
             max_queued=max_queued_rows,
-            spoilt=_Outputs.has_failures,
+            spoilt=lambda outputs: outputs.spoilt,
             timed=timed,
         )
         self._asked: dict[tuple[tuple[int, ...], bytes], _Asked] = {}
+        self._failures = Counter[Member]()
 
     def handles(self) -> dict[Member, Handle]:
         """One for each member."""
@@ -141,7 +143,17 @@ class Group:
                 continue  # the others, by a new thread
             for member in self._joint.members:
                 found.setdefault(member, HangingError("a call hangs", member.name))
-            return _Outputs(len(rows), found)
+            return _Outputs(len(rows), found, self._is_news(found))
+
+    def _is_news(self, found: Mapping[Member, np.ndarray | Exception]) -> bool:
+        """Whether a member failed that did not always fail; a call that hangs would hang again."""
+        news = False
+        for member, output in found.items():
+            if isinstance(output, HangingError):
+                continue
+            self._failures[member] = self._failures[member] + 1 if isinstance(output, Exception) else 0
+            news |= 0 < self._failures[member] <= NEWS
+        return news
 
 
 class Handle:

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.bundle import Bundler
-from deployments.drive import fetch, fetch_all, fetch_stream
+from deployments.drive import everyone, fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
@@ -130,7 +130,8 @@ class Ingress:
 
     async def look(self, model: str) -> None:
         """Called by an ingress replica on all: see what is live of a model whose deployment is another."""
-        await self._front.ready([self._front.entries[model]])
+        # Not by way of `Front.ready`: a check that is under way may have begun before.
+        await everyone([self._front.entries[model].served.ready()])
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

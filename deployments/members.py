@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from ray.serve.handle import DeploymentHandle
 from deployments.member import Member
 from orchestrator.config import ensemble as tree
 from orchestrator.config.serving import AppSettings, MemberOptions, ServingSettings
-from orchestrator.errors import MemberFailedError, ServingError, last_line
+from orchestrator.errors import ServingError, last_line
 
 START_TRIES = 3
 """A replica that cannot start is tried so often before the application counts as failed."""
 START_S = 240.0
 """Longest time until a member that is added runs."""
 ADDED = "-member-"
-"""Stands in the name of an application between that of the one that it serves, and the member."""
+"""Stands in the name of an application between that of the one that it serves, and whose it is."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,54 +80,59 @@ class Added:
     Args:
         settings: of the application.
         beside: the application's name; those of members begin with it.
+        owner: the ensemble's deployment. What it adds is its own, for no other knows how long it needs it.
     """
 
-    def __init__(self, settings: AppSettings, beside: str) -> None:
-        self._settings, self._beside = settings, beside
+    def __init__(self, settings: AppSettings, beside: str, owner: str) -> None:
+        self._settings, self._prefix = settings, f"{beside}{ADDED}{owner}"
         self._needed = Counter[str]()
+        self._turn = threading.RLock()  # what is being deleted cannot be needed
 
     def need(self, member: tree.Member, spec: tree.Spec) -> DeploymentHandle[Any]:
         """A running deployment of the member; to be given back by `free`.
 
         Raises:
-            MemberFailedError: it does not start.
+            ServingError: it does not start.
         """
         name = self._name(member)
-        self._needed[name] += 1
-        try:
-            if name not in serve.status().applications:
-                bound = Members(self._settings).bind(member, spec)
-                serve.run_many(
-                    [serve.RunTarget(bound, name=name, route_prefix=None)],
-                    wait_for_applications_running=False,
-                )
-            self._wait(name)
-            return serve.get_app_handle(name)
-        except (RayError, RayServeException, RuntimeError) as error:
-            self.free([member])
-            raise MemberFailedError(f"member {member.name} could not be added", last_line(error)) from error
-        except ServingError:
-            self.free([member])
-            raise
+        with self._turn:
+            self._needed[name] += 1
+            try:
+                if name not in serve.status().applications:
+                    bound = Members(self._settings).bind(member, spec)
+                    serve.run_many(
+                        [serve.RunTarget(bound, name=name, route_prefix=None)],
+                        wait_for_applications_running=False,
+                    )
+                self._wait(name)
+                return serve.get_app_handle(name)
+            except (RayError, RayServeException, RuntimeError) as error:
+                self.free([member])
+                what = f"member {member.name} could not be added"
+                raise ServingError(what, last_line(error)) from error
+            except ServingError:
+                self.free([member])
+                raise
 
     def free(self, members: Sequence[tree.Member]) -> None:
         """These are needed once less."""
-        for member in members:
-            name = self._name(member)
-            self._needed[name] -= 1
-            if not self._needed[name]:
-                try:
-                    serve.delete(name)
-                except (RayError, RayServeException, RuntimeError) as error:
-                    logger.warning("%s could not be removed: %s", name, last_line(error))
+        with self._turn:
+            for member in members:
+                name = self._name(member)
+                self._needed[name] -= 1
+                if not self._needed[name]:
+                    try:
+                        serve.delete(name)
+                    except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
+                        logger.warning("%s could not be removed: %s", name, last_line(error))
 
     def _name(self, member: tree.Member) -> str:
-        return f"{self._beside}{ADDED}{member.digest[:12]}-{member.execution}"
+        return f"{self._prefix}-{member.digest[:12]}-{member.execution}"
 
     @staticmethod
     def _wait(name: str) -> None:
         deadline = time.monotonic() + START_S
         while (status := serve.status().applications[name]).status != "RUNNING":
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
-                raise MemberFailedError("an added member does not start", status.status)
+                raise ServingError("an added member does not start", status.status)
             time.sleep(0.2)

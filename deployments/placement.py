@@ -14,6 +14,7 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
+from deployments.exchange import fair_s
 from deployments.fused import Fused, load_groups, note_fallback
 from deployments.group import Group
 from deployments.observe import families
@@ -95,8 +96,15 @@ class Here:
         Args:
             renewed: told the spec of each release that takes over.
         """
-        store, feedback = Store(self._settings.store, create=False), self._settings.serving.feedback
-        return Follower(store, self.name, self.open, feedback=feedback, renewed=renewed)
+        serving = self._settings.serving
+        return Follower(
+            Store(self._settings.store, create=False),
+            self.name,
+            self.open,
+            feedback=serving.feedback,
+            renewed=renewed,
+            fair_s=fair_s(serving.deadline_s),
+        )
 
 
 class Mixed(Composed):

@@ -18,6 +18,8 @@ from orchestrator.errors import DataError
 
 MAX_PIXELS = 32 * 2**20
 """Most pixels of one image file: a small file may hold a huge image."""
+MAX_REQUEST_PIXELS = 8 * MAX_PIXELS
+"""Most pixels of all image files of a request together, since decoding takes time for each."""
 MAX_DECODED_BYTES = 256 * 2**20
 """Most bytes that all images of a request may have once they are decoded."""
 _MODES = {1: "L", 3: "RGB"}
@@ -42,7 +44,7 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
 
     Raises:
         ProtocolError: the model takes no images, or a file is none or is damaged.
-        TooLargeError: an image has too many pixels, or there are too many images.
+        TooLargeError: an image has too many pixels, or all together have, or there are too many images.
     """
     if not takes_images(expected):
         raise ProtocolError("the model's rows are not images of 1 or 3 channels", list(expected.shape[1:]))
@@ -52,9 +54,13 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
         )
     channels, height, width = expected.shape[1:]
     decoder = Decoder(Image.model_validate({"mode": _MODES[channels], "size": (height, width)}))
+    pixels = 0
+    for index, data in enumerate(files):
+        pixels += _pixels(data, index)
+        if pixels > MAX_REQUEST_PIXELS:
+            raise TooLargeError(f"all images of a request may have at most {MAX_REQUEST_PIXELS} pixels")
     rows = []
     for index, data in enumerate(files):
-        _check_size(data, index)
         try:
             rows.append(decoder.image(data, f"row {index}"))
         except DataError as error:
@@ -62,8 +68,8 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
     return np.stack(rows)
 
 
-def _check_size(data: bytes, index: int) -> None:
-    """Reads only the file's head."""
+def _pixels(data: bytes, index: int) -> int:
+    """Of one image, if they are not too many; reads only the file's head."""
     try:
         with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -77,3 +83,4 @@ def _check_size(data: bytes, index: int) -> None:
         raise ProtocolError(f"the image of row {index} cannot be read", type(error).__name__) from error
     if width * height > MAX_PIXELS:
         raise TooLargeError(f"an image may have at most {MAX_PIXELS} pixels", f"{width}x{height}")
+    return width * height

@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
+from deployments.exchange import fair_s
 from deployments.loopback import listen_where_ray_does
 from deployments.members import Added
 from deployments.releases.follower import Follower
@@ -35,13 +36,20 @@ class Followed(Follower):
     ) -> None:
         listen_where_ray_does()
         deployed = {identity(member): handle for member, handle in handles.items()}
-        added = Added(settings, serve.get_replica_context().app_name)
+        context = serve.get_replica_context()
+        added = Added(settings, context.app_name, context.deployment)
 
         def open_engine(spec: Spec) -> Composed:
             return _open(spec, deployed, added, settings)
 
-        store = Store(settings.store, create=False)
-        super().__init__(store, name, open_engine, feedback=settings.serving.feedback)
+        serving = settings.serving
+        super().__init__(
+            Store(settings.store, create=False),
+            name,
+            open_engine,
+            feedback=serving.feedback,
+            fair_s=fair_s(serving.deadline_s),
+        )
 
 
 class Extended(Composed):

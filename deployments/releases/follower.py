@@ -14,21 +14,22 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from deployments.bundle import answer_each
-from deployments.exchange import Answer, Question
+from deployments.exchange import FAIR_S, Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
-from deployments.releases.learner import Learner, learner_of
+from deployments.releases.learner import Learner, learner_of, new_epoch
 from deployments.releases.running import Engine, Running
-from deployments.releases.trial import Trial, agreement, drawn
+from deployments.releases.trial import Trial, agreement, drawn, tried
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
-from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import (
     ConfigError,
+    DeadlineError,
     NotFoundError,
     OrchestratorError,
     OverloadedError,
@@ -57,6 +58,7 @@ class Follower(InStages):
         open_engine: loads a spec; called in a thread.
         feedback: learn weights from labels.
         renewed: told the spec that took over.
+        fair_s: least time of a question that a candidate must answer in time.
 
     Raises:
         OrchestratorError: neither the live release nor an earlier one can be loaded.
@@ -70,9 +72,10 @@ class Follower(InStages):
         *,
         feedback: FeedbackSettings | None = None,
         renewed: Callable[[Spec], None] = lambda _: None,
+        fair_s: float = FAIR_S,
     ) -> None:
         self._store, self._name, self._open = store, name, open_engine
-        self._renewed = renewed
+        self._renewed, self._fair_s = renewed, fair_s
         self._problem = ""
         self._refused = ("", 0.0)
         self._live = self._first()
@@ -109,11 +112,13 @@ class Follower(InStages):
             answer = await self._ask_live(question)
             self._compare(trial, candidate, question, answer, is_live=True)
             return answer
+        started = time.monotonic()
         try:
-            answer = await candidate.ask(question)
+            answer = await tried(candidate, question)
         except OrchestratorError as error:
-            self._failed(trial, error)
-            return await self._ask_live(question)
+            self._failed(trial, question, error)
+            left_s = question.timeout_s - (time.monotonic() - started)
+            return await self._ask_live(replace(question, timeout_s=left_s))
         self._compare(trial, live, question, answer, is_live=False)
         return answer
 
@@ -175,17 +180,19 @@ class Follower(InStages):
             ConfigError: nothing is learned here.
             EnsembleError: a label is not one.
         """
-        if self._learner is None:
+        learner = self._learner
+        if learner is None:
             raise ConfigError(
                 "no weights are learned here", self._name, "set serving.feedback; it takes mixes of models"
             )
-        found = self._learner.learn(body)
-        if self._learner.due:
+        found = learner.learn(body)
+        if learner.due:
             try:
-                await self._relearn(self._learner)
+                await new_epoch(self._store, self._name, self._live, learner, self.stage)
+                await self.follow()
             except OrchestratorError as error:  # the labels count all the same
                 logger.error("%s: no weight epoch was made of labels: %s", self._name, error)
-        return {**found, **self._learner.plain()}
+        return {**found, **learner.plain()}
 
     async def state(self) -> dict[str, Any]:
         """What runs here, as JSON."""
@@ -319,7 +326,7 @@ class Follower(InStages):
                 second = await other.ask(question)
             except OrchestratorError as error:
                 if is_live:
-                    self._failed(trial, error)
+                    self._failed(trial, question, error)
             else:
                 trial.saw(agreement(answer, second))
                 self._judge(trial)
@@ -328,9 +335,10 @@ class Follower(InStages):
         self._comparing.add(task)
         task.add_done_callback(self._comparing.discard)
 
-    def _failed(self, trial: Trial, error: OrchestratorError) -> None:
-        if isinstance(error, OverloadedError):
-            return  # no fault of the candidate: there are too many requests
+    def _failed(self, trial: Trial, question: Question, error: OrchestratorError) -> None:
+        hurried = isinstance(error, DeadlineError) and question.timeout_s < self._fair_s
+        if hurried or isinstance(error, OverloadedError):
+            return  # no fault of the candidate
         logger.warning("the canary of %s failed: %s", self._name, error)
         trial.failed()
         self._judge(trial)
@@ -360,27 +368,6 @@ class Follower(InStages):
             pass  # another process was first, or another canary was set meanwhile
         except OrchestratorError as error:
             logger.error("%s: %s", self._name, error)
-
-    async def _relearn(self, learner: Learner) -> None:
-        """A weight epoch of what was learned, from staging to commit."""
-        before = self._live
-        learner.committed()
-        spec = reweighted(before.spec, weights=learner.weights)
-        if spec.tree == before.spec.tree:
-            return
-        position = await asyncio.to_thread(releases.live, self._store, self._name)
-        digest = await asyncio.to_thread(releases.put, self._store, self._name, spec)
-        await self.stage(digest)
-        try:
-            await asyncio.to_thread(
-                releases.promote, self._store, self._name, digest, expect=position.sequence
-            )
-        except RefConflictError as error:
-            logger.warning("%s: what was learned is dropped: %s", self._name, error)
-        else:
-            record = {"kind": "feedback", "from": before.digest, **learner.plain()}
-            await asyncio.to_thread(self._store.add_record, digest, record)
-        await self.follow()
 
     def _look(self) -> None:
         """Keep a task that follows the store; it needs the loop that requests are answered in."""

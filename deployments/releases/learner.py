@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +17,19 @@ from deployments.releases.running import Running
 from orchestrator.config.ensemble import Member, Spec, WeightedMix
 from orchestrator.config.release import FeedbackSettings, Labels
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.online import begin, update
-from orchestrator.errors import EnsembleError
+from orchestrator.errors import EnsembleError, RefConflictError
+from orchestrator.store import releases
+from orchestrator.store.store import Store
 
 LEAST = 1e-12
 """Probabilities below this count as it, so that their logarithm is finite."""
 SCORES = "member_probs"
+MOST_BYTES = 256 * 2**20
+"""Of what members said that is kept, since an answer may have any number of rows."""
+
+logger = logging.getLogger(__name__)
 
 
 def learner_of(spec: Spec, settings: FeedbackSettings | None) -> Learner | None:
@@ -63,6 +72,7 @@ class Learner:
             scale=() if self._classes else signature.target_std,
         )
         self._answers: OrderedDict[str, Floats] = OrderedDict()
+        self._bytes = 0
         self._made: tuple[float, ...] = ()
         self._committed_rows = 0
         self._committed_at = -settings.every_s + clock()
@@ -86,10 +96,7 @@ class Learner:
         answer = await running.ask(replace(question, outputs=question.outputs | {SCORES}))
         said = answer.outputs[SCORES]
         if not answer.missing:
-            self._answers[question.request_id] = said
-            self._answers.move_to_end(question.request_id)
-            if len(self._answers) > self._settings.answers:
-                self._answers.popitem(last=False)
+            self._keep(question.request_id, said)
         if SCORES in question.outputs:
             return answer
         outputs = {name: value for name, value in answer.outputs.items() if name != SCORES}
@@ -111,7 +118,7 @@ class Learner:
             scores = np.log(np.maximum(said, LEAST)) if self._classes else said
             self._state = update(self._state, list(scores.transpose(1, 0, 2)), np.concatenate(labels))
         for key in known:
-            del self._answers[key]
+            self._drop(key)
         unknown = [key for key in body.labels if key not in known]
         return {"accepted": sum(map(len, labels)), "unknown": unknown}
 
@@ -133,6 +140,17 @@ class Learner:
             "kept_answers": len(self._answers),
         }
 
+    def _keep(self, key: str, said: Floats) -> None:
+        self._drop(key)
+        self._answers[key] = said
+        self._bytes += said.nbytes
+        while len(self._answers) > self._settings.answers or self._bytes > MOST_BYTES:
+            self._drop(next(iter(self._answers)))
+
+    def _drop(self, key: str) -> None:
+        said = self._answers.pop(key, None)
+        self._bytes -= 0 if said is None else said.nbytes
+
     def _labels(self, key: str, value: Any) -> Floats:
         rows = len(self._answers[key])
         try:
@@ -146,3 +164,38 @@ class Learner:
         if found.shape[1] != 1 or (found != np.floor(found)).any() or (found < 0).any():
             raise EnsembleError("labels are class numbers, one a row", key[:80], f"it has {rows} rows")
         return found[:, 0].astype(np.int64)
+
+
+async def new_epoch(
+    store: Store, name: str, live: Running, learner: Learner, stage: Callable[[str], Awaitable[None]]
+) -> None:
+    """Make a weight epoch of what was learned, from staging to commit.
+
+    What was learned about a release that is not the live one any more is dropped.
+
+    Args:
+        store: with the releases.
+        name: the ref that is served.
+        live: what runs, and was learned about.
+        learner: of it.
+        stage: loads a release here, beside the live one.
+
+    Raises:
+        OrchestratorError: it cannot be made, or not be loaded.
+    """
+    learner.committed()
+    spec = reweighted(live.spec, weights=learner.weights)
+    if spec.tree == live.spec.tree:
+        return
+    position = await asyncio.to_thread(releases.live, store, name)
+    if position.value != live.digest:
+        return  # another one was promoted, and is followed first
+    digest = await asyncio.to_thread(releases.put, store, name, spec)
+    await stage(digest)
+    try:
+        await asyncio.to_thread(releases.promote, store, name, digest, expect=position.sequence)
+    except RefConflictError as error:
+        logger.warning("%s: what was learned is dropped: %s", name, error)
+    else:
+        record = {"kind": "feedback", "from": live.digest, **learner.plain()}
+        await asyncio.to_thread(store.add_record, digest, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Protocol
 
@@ -9,7 +10,13 @@ from deployments.exchange import Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.protocol.model import Model, describe
 from orchestrator.config.ensemble import Spec
-from orchestrator.errors import MemberFailedError, ReleaseChangedError
+from orchestrator.errors import (
+    DeadlineError,
+    MemberFailedError,
+    QuorumError,
+    ReleaseChangedError,
+    ServingError,
+)
 from orchestrator.measure.artifacts import example_inputs
 
 
@@ -29,6 +36,8 @@ class Engine(Protocol):
 
 CHECK_S = 30.0
 """Longest time for the first answer of a release that is loaded."""
+_CLOSING = set[asyncio.Task[None]]()
+"""Of releases whose last answer was just given; the event loop itself would not keep them."""
 
 
 class Running:
@@ -66,7 +75,7 @@ class Running:
         finally:
             self._asked -= 1
             if self._retired and not self._asked:
-                await self.engine.close()
+                self._close_later()
         version = self.model.version
         return answer if answer.version == version else replace(answer, version=version)
 
@@ -74,10 +83,14 @@ class Running:
         """It answers.
 
         Raises:
-            OrchestratorError: it does not.
+            ServingError: it does not; to who promotes it that is no failure of a request.
+            OrchestratorError: likewise, for now.
         """
-        await self.engine.ready()
-        await self.engine.predict(Question(example_inputs(self.spec.signature, 1), CHECK_S))
+        try:
+            await self.engine.ready()
+            await self.engine.predict(Question(example_inputs(self.spec.signature, 1), CHECK_S))
+        except (DeadlineError, MemberFailedError, QuorumError) as error:
+            raise ServingError("a release does not answer", error) from error
 
     async def retire(self) -> None:
         """Close it, now or after its last answer; nobody may ask it any more."""
@@ -85,3 +98,9 @@ class Running:
             self._retired = True
             if not self._asked:
                 await self.engine.close()
+
+    def _close_later(self) -> None:
+        """Whoever asked last does not wait for it: members that are deployments may take a minute."""
+        task = asyncio.create_task(self.engine.close())
+        _CLOSING.add(task)
+        task.add_done_callback(_CLOSING.discard)

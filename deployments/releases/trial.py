@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from deployments.exchange import Answer
+from deployments.exchange import Answer, Question
+from deployments.releases.running import Running
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.betting import NOTHING, grown, log_capital
+from orchestrator.errors import DeadlineError
 
 EVERY = 10_000.0
 """Compared requests between wrong ends of a candidate that agrees enough, on average at least."""
@@ -25,6 +29,21 @@ def drawn(request_id: str, share: float) -> bool:
         return random.random() < share
     digest = hashlib.sha256(request_id.encode()).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
+
+
+async def tried(candidate: Running, question: Question) -> Answer:
+    """The candidate's answer in half of the time: the rest is for the live release, should there be none.
+
+    Raises:
+        DeadlineError: it takes longer.
+        OrchestratorError: the candidate's.
+    """
+    half_s = question.timeout_s / 2
+    try:
+        async with asyncio.timeout(half_s):
+            return await candidate.ask(replace(question, timeout_s=half_s))
+    except TimeoutError as error:
+        raise DeadlineError("no answer of the candidate in", f"{half_s:g} s") from error
 
 
 def agreement(live: Answer, candidate: Answer) -> float:

@@ -116,7 +116,9 @@ class Expectations(Settings):
     """What a tree's answers are worth, complete and without some members."""
 
     metric: str
-    complete: Expected
+    complete: Expected | None
+    """None: not measured, since weights or thresholds were set by hand or learned; then there are no `sets`
+    and no `trend` either."""
     sets: tuple[ExpectedWithout, ...] = ()
     """Every set that leaves an answer, of a tree of few members."""
     trend: Trend | None = None

@@ -3,10 +3,11 @@
 A coalition is a set of the root's members. Its worth is that of the tree restricted to it: a mean, vote or
 mix with the weights of these members renormalised, a cascade of these stages with their thresholds, whose
 last stage answers all that reach it, a boosting's sum of these stages. Class weights, a gate and a
-meta-learner are for all members together: without some, weights that are alike for all rows, or the mean,
-stand in, as when members are missing. A chain's later model answers only where all that it sees are there.
-Nothing is fitted again. The empty coalition knows nothing: it says every class with the same probability and
-so is right in one row of K, every label with 1/2 and so is right in one row of 2^K, or the targets' mean.
+meta-learner are for all members together: without some, weights that are alike for all rows, or the mean
+that the meta-learner adds to, stand in, as when members are missing. A chain's later model answers only where
+all that it sees are there. Nothing is fitted again. The empty coalition knows nothing: it says every class
+with the same probability and so is right in one row of K, every label with 1/2 and so is right in one row of
+2^K, or the targets' mean.
 """
 
 from __future__ import annotations
@@ -79,9 +80,13 @@ def _of_pooled(tree: PooledNode, kept: Coalition) -> Node | None:
         update["members"] = sighted = _sighted(update["members"])
         if len(sighted) in (0, len(tree.members)):
             return tree if sighted else None
-    if isinstance(tree, Stacking | Chain):
         mean = Parallel(members=tree.members, calibration=tree.calibration)
         return mean.model_copy(update=update)
+    if isinstance(tree, Stacking):
+        assert tree.coefficients is not None
+        none = (0.0,) * len(tree.coefficients[0])  # what is left is the mean that the meta-learner adds to
+        update["coefficients"] = (none,) * (len(kept) * len(none) + 1)
+        return tree.model_copy(update=update)
     update["weights"] = renormalized(tree.weights, missing)
     if isinstance(tree, WeightedMix):
         update |= {"method": "likelihood", "class_weights": None, "gate": None}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.config.calibration import Survivors
-from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
+from orchestrator.config.calibration import Expectations, Survivors
+from orchestrator.config.ensemble import Cascade, Combined, Node, Parallel, Spec, WeightedMix
 from orchestrator.config.load import validate
 from orchestrator.ensemble.pooled import renormalized
 from orchestrator.errors import ConfigError
@@ -18,14 +18,14 @@ def reweighted(
     """The spec with other weights of its root's members, or thresholds of its stages.
 
     What was measured or promised with the old ones does not hold any more and is left out: the expected
-    metric, prediction sets, intervals, and a cascade's guarantee. A threshold to reject by stays, for clients
-    count on the output; what share it rejects may change.
+    metric but that of each member alone, prediction sets, intervals, and a cascade's guarantee. A threshold
+    to reject by stays, for clients count on the output; what share it rejects may change.
 
     Raises:
         ConfigError: the root has no such numbers, or they do not fit it.
     """
     root = spec.tree
-    update: dict[str, Any] = {"expected": None, "prediction_sets": None, "intervals": None}
+    update: dict[str, Any] = {"expected": _alone(root), "prediction_sets": None, "intervals": None}
     if weights is not None:
         if not isinstance(root, Parallel | WeightedMix) or getattr(root, "weights", None) is None:
             raise ConfigError("the ensemble has no weights to set", f"{spec.name} is {root.kind}")
@@ -40,6 +40,14 @@ def reweighted(
     if isinstance(tree, Parallel | WeightedMix):
         tree = tree.model_copy(update={"survivors": tuple(_survivors(one, tree) for one in tree.survivors)})
     return spec.model_copy(update={"tree": tree})
+
+
+def _alone(root: Node) -> Expectations | None:
+    """What a fallback needs to know."""
+    known = root.expected if isinstance(root, Combined) else None
+    if known is None or not known.alone:
+        return None
+    return Expectations(metric=known.metric, complete=None, alone=known.alone)
 
 
 def _survivors(known: Survivors, tree: Parallel | WeightedMix) -> Survivors:

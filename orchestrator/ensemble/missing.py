@@ -62,12 +62,12 @@ def expected_without(known: Expectations, missing: Missing) -> Expected | None:
 
     A rule's interval is that of the complete tree, moved, and wider by twice the rule's own error.
     """
-    if not missing:
-        return known.complete
+    complete = known.complete
+    if not missing or complete is None:
+        return complete
     if known.trend is None:
         return next((found for found in known.sets if found.without == missing), None)
     moved, slack = by_trend(known.trend, missing), 2 * known.trend.spread
-    complete = known.complete
     return Expected(
         value=complete.value + moved, low=complete.low + moved - slack, high=complete.high + moved + slack
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import ValidationError
 
@@ -32,6 +33,8 @@ from orchestrator.store.store import Store
 SHORT = 12
 """Digits of a digest that people read and answers carry."""
 LIVE, CANARY = "live", "canary"
+REMEMBERED = 1000
+"""Most releases that a process keeps to know what others of the name are: learned weights make many."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def put(store: Store, name: str, spec: Spec) -> str:
     libraries = library_versions()
     for digest, release in before.items():
         if (release.spec, release.libraries) == (_at(spec, release.spec.weight_epoch), libraries):
-            return digest
+            with suppress(CorruptArtifactError, NotFoundError):
+                read(store, digest)  # it is still there
+                return digest
     if before:
         _check_same(spec, next(iter(before.values())).spec)
         spec = _at(spec, 1 + max(release.spec.weight_epoch for release in before.values()))
@@ -234,8 +239,14 @@ def _known(store: Store, name: str) -> dict[str, Release]:
     found = {}
     for digest in dict.fromkeys(digests):
         with suppress(CorruptArtifactError, NotFoundError):
-            found[digest] = read(store, digest)
+            found[digest] = _once(store, digest)
     return found
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _once(store: Store, digest: str) -> Release:
+    """A release, which never changes; whoever runs it reads it anew."""
+    return read(store, digest)
 
 
 def _key(digest: str) -> str:

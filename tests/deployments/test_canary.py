@@ -122,6 +122,45 @@ def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.M
     serving(store, test)
 
 
+async def hang(_question: Question) -> Answer:
+    await asyncio.sleep(60)
+    raise AssertionError("unreachable")
+
+
+def test_a_canary_that_hangs_costs_no_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        sick = running.follower._candidate
+        assert sick is not None
+        monkeypatch.setattr(sick.engine, "predict", hang)
+        replies = await asyncio.gather(*(running.infer(IMAGES[:1]) for _ in range(20)))
+        assert {reply["parameters"]["weight_epoch"] for reply in replies} == {0}
+        state = await running.state()
+        assert state["canary"] is None
+        assert "failed" in state["canary_stopped"]
+
+    serving(store, test, deadline_s=2)
+
+
+def test_clients_in_a_hurry_do_not_switch_a_canary_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        slow = running.follower._candidate
+        assert slow is not None
+        monkeypatch.setattr(slow.engine, "predict", hang)
+        hurried = [Question(IMAGES[:1], 0.1) for _ in range(20)]
+        for answer in await running.follower.predict_many(hurried):
+            assert not isinstance(answer, Answer) or answer.weight_epoch == 0
+        trial = (await running.state())["canary"]
+        assert (trial["compared"], trial["failed"]) == (0, 0)
+
+    serving(store, test)
+
+
 def test_agreement_of_values() -> None:
     def values(*rows: float) -> Answer:
         return Answer({"values": np.array(rows)[:, None]}, (), 0, False)

@@ -67,6 +67,7 @@ def test_a_detectable_fault_is_a_degraded_answer_that_says_so(fault: Callable[[A
     assert (found.members, found.missing) == (("m0", "m1", "m3"), ("m2",))
     np.testing.assert_allclose(found.outputs["probabilities"], oracle(found.members, [4, 5, 6]), atol=1e-6)
     assert TREE.expected is not None
+    assert TREE.expected.complete is not None
     value = next(one.value for one in TREE.expected.sets if one.without == (2,))
     assert found.facts() == {
         "weight_epoch": 0,
@@ -96,6 +97,7 @@ def test_without_faults_nothing_is_degraded() -> None:
     found = run(contract().answer(question(1, 2)))
     assert (found.degraded, found.missing, found.ejected) == (False, (), ())
     assert TREE.expected is not None
+    assert TREE.expected.complete is not None
     assert found.expected == ("accuracy", TREE.expected.complete.value)
 
 
@@ -103,7 +105,7 @@ def test_a_member_that_hangs_costs_a_few_requests_their_time_and_then_none() -> 
     calls, time = table(), [0.0]
     calls[LEAVES[1]].hangs = True
     members = {"m1": MemberOptions(breaker=BreakerSettings(failures=3, pause_s=1))}
-    one = contract(calls=calls, now=lambda: time[0], members=members)
+    one = contract(calls=calls, now=lambda: time[0], members=members, deadline_s=0.25)
 
     async def took() -> float:
         now = asyncio.get_running_loop().time
@@ -183,12 +185,34 @@ def test_of_many_open_breakers_only_so_many_count_as_the_quorum_does_without() -
 def test_past_the_deadline_it_is_an_error_and_the_breaker_learns_who_was_late() -> None:
     calls = table()
     calls[LEAVES[3]].hangs = True
-    one = contract(TREE.model_copy(update={"quorum": None}), calls)
+    one = contract(TREE.model_copy(update={"quorum": None}), calls, deadline_s=0.02)
     for _ in range(5):
         with pytest.raises(DeadlineError):
             run(one.answer(question(0, timeout_s=0.02)))
     states = {name: found["breaker"] for name, found in one.health()["members"].items()}
     assert states == {"m0": "closed", "m1": "closed", "m2": "closed", "m3": "open"}
+
+
+def test_a_client_in_a_hurry_opens_no_breaker_and_does_not_try_one() -> None:
+    calls, time = table(), [0.0]
+    calls[LEAVES[1]].hangs = True
+    members = {"m1": MemberOptions(breaker=BreakerSettings(failures=1, pause_s=1))}
+    one = contract(calls=calls, now=lambda: time[0], members=members, deadline_s=0.4)
+
+    async def asked(timeout_s: float) -> tuple[str, int]:
+        assert (await one.answer(question(3, timeout_s=timeout_s))).missing == ("m1",)
+        await asyncio.sleep(0)
+        return one.health()["members"]["m1"]["breaker"], calls[LEAVES[1]].calls
+
+    async def test() -> None:
+        assert [await asked(0.05) for _ in range(2)] == [("closed", 1), ("closed", 2)]
+        assert await asked(0.2) == ("open", 3)
+        time[0] = 2.0
+        assert await asked(0.05) == ("open", 3)
+        assert await asked(0.2) == ("half-open", 4)
+        await one.close()
+
+    run(test())
 
 
 def test_answers_by_their_name_in_the_protocol() -> None:
@@ -255,7 +279,7 @@ def test_nothing_leaks_over_thousands_of_requests_with_faults() -> None:
         return lambda rows: unreliable(rows, outputs)
 
     members = MemberOptions(breaker=BreakerSettings(pause_s=0.05), hedge=0.2, retries=2)
-    settings = ServingSettings(members={leaf.name: members for leaf in LEAVES}, replicas=2)
+    settings = ServingSettings(members={leaf.name: members for leaf in LEAVES}, replicas=2, deadline_s=0.8)
     one = Contract(
         Spec(name="ten", tree=TREE, signature=TEN),
         {member: call(found) for member, found in OUTPUTS.items()},

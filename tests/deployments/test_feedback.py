@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from deployments.http import admin
+from deployments.releases import learner
 from orchestrator.config.ensemble import Member, WeightedMix
 from orchestrator.config.release import FeedbackSettings
 from orchestrator.ensemble.tree import distinct
@@ -20,6 +21,7 @@ from tests.deployments.calling import Got, send
 from tests.deployments.released import (
     NAME,
     Running,
+    candidate,
     make_store,
     oracle,
     probabilities,
@@ -86,6 +88,36 @@ def test_labels_wait_for_the_next_weight_epoch_and_the_newest_answers_are_kept(s
         assert running.follower.spec.weight_epoch == 1
 
     serving(store, test, feedback={"answers": 3, "every_s": 3600})
+
+
+def test_answers_of_many_rows_are_kept_up_to_a_number_of_bytes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row_bytes = 2 * 10 * 4  # members, classes, float32
+    monkeypatch.setattr(learner, "MOST_BYTES", 5 * row_bytes)
+
+    async def test(running: Running) -> None:
+        for key, rows in (("a", 2), ("b", 2), ("b", 2), ("c", 1), ("d", 2)):
+            await running.infer(IMAGES[:rows], key)
+        assert (await feed(running, {"a": [1, 1]})).json()["unknown"] == ["a"]
+        assert (await feed(running, {"b": [1, 1], "c": 1})).json()["accepted"] == 3
+        await running.infer(IMAGES[:3], "e")
+        assert (await running.state())["feedback"]["kept_answers"] == 2
+
+    serving(store, test, feedback={"every_s": 3600})
+
+
+def test_what_is_learned_does_not_undo_a_promotion(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(running: Running) -> None:
+        monkeypatch.setattr(running.follower, "_look", lambda: None)  # it does not see the promotion yet
+        await running.infer(IMAGES[:1], "0")
+        other = candidate(store)
+        releases.promote(store, NAME, other)
+        assert (await feed(running, {"0": 3})).json()["accepted"] == 1
+        assert releases.live(store, NAME).value == other
+        assert running.follower.spec == releases.read(store, other).spec
+
+    serving(store, test, feedback={"every_s": 0})
 
 
 def test_without_the_setting_nothing_is_learned(store: Store) -> None:

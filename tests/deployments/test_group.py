@@ -146,3 +146,50 @@ def test_a_call_that_hangs_is_a_failure_of_its_member_until_it_returns() -> None
     assert [one[0, 0] for one in third] == [6.0, 6.0]
     # The second request did not call it; the first call's answer, which came too late, is nobody's.
     assert computed.calls == [[1.0], [3.0]]
+
+
+class Broken(Computed):
+    """The second member fails whatever it is asked."""
+
+    def of(self, member: Member) -> Callable[[np.ndarray], np.ndarray]:
+        def fail(_rows: np.ndarray) -> np.ndarray:
+            raise ValueError("broken")
+
+        return super().of(member) if member is A else fail
+
+
+def test_a_member_that_always_fails_makes_no_batch_be_computed_anew() -> None:
+    computed = Broken()
+    computed.go_on.set()
+
+    async def test(group: Group) -> list[int]:
+        calls = []
+        for first in (10, 20, 30):
+            before = len(computed.calls)
+            asked = [group.ask(member, rows(first + value)) for value in range(4) for member in (A, B)]
+            found: list[Any] = list(await asyncio.gather(*asked, return_exceptions=True))
+            assert [one[0, 0] for one in found[::2]] == [2 * (first + value) for value in range(4)]
+            assert all(isinstance(one, MemberFailedError) for one in found[1::2])
+            calls.append(len(computed.calls) - before)
+        return calls
+
+    # Of four requests at once the batcher takes all: computed once, or once more for each alone.
+    assert asyncio.run(with_group(computed, test)) == [5, 1, 1]
+
+
+def test_a_member_that_answered_since_is_given_another_chance() -> None:
+    computed = Computed()
+    computed.go_on.set()
+
+    async def test(group: Group) -> list[Any]:
+        for _ in range(5):  # nothing but nines
+            with pytest.raises(MemberFailedError):
+                await group.ask(B, rows(9))
+        await group.ask(B, rows(1))
+        return list(
+            await asyncio.gather(group.ask(B, rows(9)), group.ask(B, rows(2)), return_exceptions=True)
+        )
+
+    broken, sound = asyncio.run(with_group(computed, test))
+    assert isinstance(broken, MemberFailedError)
+    assert sound[0, 0] == 4.0

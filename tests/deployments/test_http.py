@@ -87,6 +87,28 @@ def test_not_ready_is_503_and_says_who(path: str) -> None:
     assert ask("GET", "/v2/health/live", ready=is_not_ready).status_code == 200
 
 
+def test_probes_at_the_same_time_are_one_check() -> None:
+    checks, go = [0], asyncio.Event()
+
+    async def slow() -> None:
+        checks[0] += 1
+        await go.wait()
+
+    async def test() -> None:
+        async with client(ready=slow) as http:
+            probes = [asyncio.create_task(http.get("/v2/health/ready")) for _ in range(20)]
+            await asyncio.sleep(0.05)
+            probes[0].cancel()
+            await asyncio.sleep(0.05)
+            go.set()
+            assert {reply.status_code for reply in await asyncio.gather(*probes[1:])} == {200}
+            assert checks == [1]
+            await http.get("/v2/health/ready")
+            assert checks == [2]
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
 def test_repository_index() -> None:
     (entry,) = ask("POST", "/v2/repository/index").json()
     assert entry == {"name": "small", "version": MODEL.version, "state": "READY", "reason": ""}

@@ -211,3 +211,11 @@ def test_images_are_bounded_by_what_they_become(monkeypatch: pytest.MonkeyPatch)
     assert post(stream(pa.array([png(row) for row in PIXELS[:2]])), ARROW).status == 200
     got = post(stream(pa.array([png(row) for row in PIXELS])), ARROW)
     assert (got.status, "at most 2 images: 3" in got.json()["error"]) == (413, True)
+
+
+def test_all_images_of_a_request_are_counted_before_one_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_REQUEST_PIXELS", 2 * PIXELS[0].size)
+    assert post(stream(pa.array([png(row) for row in PIXELS[:2]])), ARROW).status == 200
+    monkeypatch.setattr("orchestrator.data.images.Decoder.image", None)
+    got = post(stream(pa.array([png(row) for row in PIXELS])), ARROW)
+    assert (got.status, "at most 12 pixels" in got.json()["error"]) == (413, True)

@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deployments.exchange import Answer, Question
 from deployments.http.admin import CHANGE_BYTES, MOST_CHANGES
 from deployments.protocol.model import describe
 from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.model import TextNgrams
 from orchestrator.data.encode import encode
-from orchestrator.errors import RefConflictError, ServingError
+from orchestrator.errors import (
+    DeadlineError,
+    MemberFailedError,
+    OrchestratorError,
+    QuorumError,
+    RefConflictError,
+    ServingError,
+)
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.calling import Got, send
@@ -187,6 +195,42 @@ def test_a_defect_while_loading_changes_nothing_and_is_tried_again(
         assert (await running.admin("promote", {"release": digest})).status == 200
         state = await running.state()
         assert (state["live"], state["problem"]) == (digest, "")
+
+    serving(store, test)
+
+
+@pytest.mark.parametrize(
+    "error", [QuorumError("no sound answer"), MemberFailedError("gone"), DeadlineError("no answer in time")]
+)
+def test_a_release_that_does_not_answer_is_refused_and_closed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: OrchestratorError
+) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        opened, closed = running.follower._open, list[str]()
+
+        def sick(one: Spec) -> Any:
+            engine = opened(one)
+            close = engine.close
+
+            async def fail(_question: Question) -> Answer:
+                raise error
+
+            async def noted() -> None:
+                closed.append(one.tree.kind)
+                await close()
+
+            monkeypatch.setattr(engine, "predict", fail)
+            monkeypatch.setattr(engine, "close", noted)
+            return engine
+
+        monkeypatch.setattr(running.follower, "_open", sick)
+        got = await running.admin("promote", {"release": digest})
+        assert (got.status, "does not answer" in got.json()["error"]) == (409, True), got.body
+        assert closed == ["member"]
+        assert (await running.state())["staged"] is None
+        assert len(releases.history(store, NAME)) == 1
 
     serving(store, test)
 

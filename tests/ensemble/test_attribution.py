@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, WeightedMix
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, Stacking, WeightedMix
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights, used
 from orchestrator.ensemble.fit import fit
@@ -102,7 +102,10 @@ def test_weights_of_classes_are_those_of_the_rows_top_class() -> None:
 
 
 def test_votes_and_stacks_count_their_members_alike() -> None:
-    for tree in (Parallel(members=(A, B, C), rule="vote"),):
+    for tree in (
+        Parallel(members=(A, B, C), rule="vote"),
+        Stacking(policy="stacking", members=(A, B, C)),
+    ):
         prediction = answered(fitted(tree))
         found = member_weights(fitted(tree), prediction, "classification")
         np.testing.assert_allclose(found, 1 / 3, atol=1e-6)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, WeightedMix, children
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Parallel, Spec, WeightedMix, children
 from orchestrator.config.measure import Metric
+from orchestrator.ensemble.epochs import reweighted
 from orchestrator.ensemble.fit import bind, fit
 from orchestrator.ensemble.tree import Prediction, distinct, replay
 from orchestrator.errors import QuorumError
+from tests.compression.toys import signature
 from tests.ensemble.toys import MEMBERS, A, B, C, D, outputs, values
 
 TABLE, LABELS = outputs()
@@ -41,6 +43,22 @@ def test_the_best_that_is_left_answers_alone_and_says_what_that_is_worth(missing
 def test_at_the_quorum_all_that_are_left_answer() -> None:
     assert sum(rows.any() for rows in without("d").members.values()) == 3
     assert without("").missing == {}
+
+
+def test_other_weights_leave_it_as_it_is() -> None:
+    mix = WeightedMix(members=MEMBERS, quorum=3, fallback="best")
+    tree = fit(mix, TABLE, LABELS, Metric(), "classification")
+    spec = Spec(name="mix", tree=tree, signature=signature((4,)))
+    for weights in ((0.4, 0.3, 0.2, 0.1), (0.1, 0.2, 0.3, 0.4)):
+        spec = reweighted(spec, weights=weights)
+        for missing in ("ab", "ad", "bcd"):
+            before, found = without(missing, tree), without(missing, spec.tree)
+            np.testing.assert_array_equal(found.outputs, before.outputs)
+            assert found.expected == before.expected
+        # What was measured with the old weights is not said of the new ones.
+        assert without("", tree).expected is not None
+        assert without("", spec.tree).expected is without("d", spec.tree).expected is None
+    assert Spec.model_validate_json(spec.model_dump_json()) == spec
 
 
 def test_with_nobody_left_and_without_a_fallback_it_is_an_error() -> None:

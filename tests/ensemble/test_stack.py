@@ -9,10 +9,12 @@ import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.config.calibration import TemperatureScaling
 from orchestrator.config.ensemble import Member, Stacking
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.contributions import restricted
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.folds import FOLDS
 from orchestrator.ensemble.meta import STRENGTHS, best_strength, fit_meta, meta_answer, out_of_fold
@@ -160,3 +162,30 @@ def test_coefficients_of_another_number_of_members_or_classes_are_refused() -> N
     stack = STACK.model_copy(update={"coefficients": ((0.0,) * 3,) * 7})
     with pytest.raises(EnsembleError, match=r"\[7, 3\] for 2 members of 4 outputs"):
         replay(stack, {member: TABLE[member] for member in (A, B)}, "classification")
+
+
+@pytest.mark.parametrize(
+    ("table", "targets", "task", "metric", "calibration"),
+    [
+        (TABLE, TARGETS, "classification", "accuracy", None),
+        (TABLE, TARGETS, "classification", "accuracy", TemperatureScaling(temperature=2.0)),
+        (VALUES, TRUTH, "regression", "rmse", None),
+    ],
+)
+def test_explained_as_the_walk_answers(
+    table: dict[Member, Output],
+    targets: Targets,
+    task: Task,
+    metric: str,
+    calibration: TemperatureScaling | None,
+) -> None:
+    members = MEMBERS[:3]
+    asked = Stacking(policy="stacking", members=members, calibration=calibration)
+    tree = fit(asked, {member: table[member] for member in members}, targets, Metric(name=metric), task)
+    lenient = tree.model_copy(update={"quorum": 1})
+    for kept in ((0, 1), (0, 2), (1, 2), (0,), (1,), (2,)):
+        part = restricted(tree, kept)
+        assert part is not None
+        left = {members[place]: table[members[place]] for place in kept}
+        walked = replay(lenient, left, task).scores
+        np.testing.assert_allclose(replay(part, table, task).scores, walked, rtol=1e-12, atol=1e-12)

@@ -96,6 +96,7 @@ def test_without_the_subsets_calibration_both_are_visibly_worse() -> None:
         assert ece(whole[name]) > 1.5 * ece(own[name])
     assert max(ece(found) for found in whole.values()) > 0.03
     assert tree.expected is not None
+    assert tree.expected.complete is not None
     # What the complete ensemble promises does not hold without its best members.
     assert not any(accuracy(own[name]) >= tree.expected.complete.low for name in ("m2", "m3"))
 
@@ -205,6 +206,7 @@ def test_regression_gets_weights_and_an_expected_error_and_no_calibration() -> N
     assert found.expected is not None
     assert found.expected.value == pytest.approx(score(Metric(name="rmse"), found.outputs, truth), rel=1e-4)
     assert tree.expected is not None
+    assert tree.expected.complete is not None
     assert found.expected.value > tree.expected.complete.high
     with pytest.raises(Exception, match="only a classification is calibrated: temperature"):
         fit(

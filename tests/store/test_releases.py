@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
-from orchestrator.config.release import Canary
+from orchestrator.config.release import Canary, Release
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import ConfigError, CorruptArtifactError, InputError, NotFoundError, RefConflictError
 from orchestrator.store import releases
@@ -82,6 +82,26 @@ def test_a_damaged_release_is_refused_and_a_start_takes_the_one_before(store: St
         releases.promote(store, NAME, digest)
     assert releases.first(store, NAME) == first
     assert next_epoch(store, 0.7, 0.3) != digest
+
+
+def test_releases_that_were_seen_are_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases.first(store, NAME)
+    digests = [next_epoch(store, share, 1 - share) for share in (0.25, 0.625, 0.75)]
+    read, asked = releases.read, list[str]()
+
+    def counted(store: Store, digest: str) -> Release:
+        asked.append(digest)
+        return read(store, digest)
+
+    monkeypatch.setattr(releases, "read", counted)
+    new = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.125, 0.875)))
+    assert set(asked) <= {digests[-1]}
+    asked.clear()
+    releases.promote(store, NAME, new)
+    assert set(asked) == {new}
+    # One that is there already is verified before it is named.
+    store.blobs.path(f"releases/{digests[0]}.json").write_bytes(b"{}")
+    assert releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.25, 0.75))) != digests[0]
 
 
 def test_a_release_needs_its_members_and_keeps_what_clients_see(store: Store) -> None:
