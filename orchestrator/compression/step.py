@@ -154,12 +154,13 @@ def run_step(step: Step, state: State, context: Context) -> State:
 
 def masks_of(module: nn.Module, plan: Sequence[Step]) -> dict[str, Tensor] | None:
     """The masks of a module whose plan set single weights to zero, read from its zeros."""
-    if not any(map(_makes_zeros, plan)):
+    if not any(map(makes_zeros, plan)):
         return None
     return {name: tensor.detach() != 0 for name, tensor in weights_of(module).items()}
 
 
-def _makes_zeros(step: Step) -> bool:
+def makes_zeros(step: Step) -> bool:
+    """Whether the step sets single weights to zero, which a file of weights leaves out."""
     training: Training | None = getattr(step, "training", None)
     return step.kind == "prune_magnitude" or (training is not None and training.sparsify is not None)
 

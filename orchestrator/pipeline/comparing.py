@@ -152,15 +152,15 @@ def _side(value: Figure | str | None) -> str:
 def differences(
     made: Mapping[str, Any], here: Mapping[str, Any], machines: Iterable[Mapping[str, Any]]
 ) -> list[Difference]:
-    """What explains that a figure comes out otherwise: versions, instruction set, threads, machine.
+    """What explains that a figure comes out otherwise: versions, instruction set, threads, device, machine.
 
     Args:
-        made: `threads`, `torch` and `isa` that the artifact was made with.
+        made: `threads`, `torch`, `isa` and `device` that the artifact was made with.
         here: the same of this process.
         machines: facts of the machines (`measure.machine.machine`) that figures were recorded on.
     """
     now = machine()
-    found = [_difference(key, made.get(key), here.get(key)) for key in ("torch", "isa", "threads")]
+    found = [_difference(key, made.get(key), here.get(key)) for key in ("torch", "isa", "threads", "device")]
     threads = made.get("threads")
     if isinstance(threads, int) and threads > now["cores"]:
         found.append(Difference("cores", f"{threads} threads", f"{threads} on {now['cores']} cores"))

@@ -19,7 +19,7 @@ from orchestrator.config.measure import Execution, Metric
 from orchestrator.config.run import VariantEntry
 from orchestrator.config.steps import Plan, with_others
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CompressionError, OrchestratorError, first_line
+from orchestrator.errors import CompressionError, OrchestratorError, first_line, last_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.watching import epoch_of
@@ -137,7 +137,7 @@ def _job(run: Run, name: str, entry: VariantEntry, digests: Mapping[str, str]) -
 def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
     steps = " > ".join(step.kind for step in job.plan)
     known = run.store.stage_result(job.key())
-    if known is not None and run.store.has(known):
+    if known is not None:
         run.progress("compress", f"{job.name}: finished before")
         return known
     run.progress("compress", f"{job.name}: {steps} on {entry.parent}")
@@ -147,9 +147,10 @@ def _made(run: Run, job: VariantJob, entry: VariantEntry) -> str:
     try:
         digest = _followed(run, task, job)
     except RayTaskError as error:
-        if isinstance(error.cause, OrchestratorError):
-            raise CompressionError(f"variant {job.name}: {error.cause}") from None
-        raise
+        cause = error.cause
+        own = isinstance(cause, OrchestratorError)
+        said = str(cause) if own else f"{type(cause).__name__}: {last_line(cause)}"
+        raise CompressionError(f"variant {job.name}: {said}") from None
     except RayError as error:
         raise CompressionError(f"variant {job.name} was lost", first_line(error), "run again") from error
     said = f"{job.name}: {run.store.artifact_bytes(digest):,} bytes"
@@ -166,13 +167,15 @@ def _followed(run: Run, task: Any, job: VariantJob) -> str:
         text = f"{name}: {report.text(run.config.metric.label)}"
         run.progress("compress", text, epoch_of(run, name, report))
 
-    reference = task.remote(job, mailbox)
-    ended = False
-    while not ended:
-        ended = bool(ray.wait([reference], timeout=POLL_S)[0])
-        with suppress(RayError):  # a lost mailbox loses lines of a log and no more
-            deliver(mailbox, tell)
-    ray.kill(mailbox)
+    try:
+        reference = task.remote(job, mailbox)
+        ended = False
+        while not ended:
+            ended = bool(ray.wait([reference], timeout=POLL_S)[0])
+            with suppress(RayError):  # a lost mailbox loses lines of a log and no more
+                deliver(mailbox, tell)
+    finally:
+        ray.kill(mailbox)
     digest: str = ray.get(reference)
     return digest
 

@@ -8,6 +8,7 @@ from torch import nn
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import ConfigError
 from orchestrator.measure.promise import non_inferior
+from orchestrator.models.base import weights_of
 from orchestrator.models.build import build
 from orchestrator.pipeline.context import Run
 from orchestrator.runtime.rebuild import rebuild
@@ -47,12 +48,17 @@ def check_training_search(run: Run) -> None:
 
 
 def _plain_parent(run: Run, name: str) -> nn.Module | None:
-    """The model, trained or not; None of one that was compressed before it was imported."""
+    """The model, trained or not; None where its file may be smaller than its shapes say: it was compressed
+    before it was imported, or has weights of zero.
+    """
     entry = run.config.models[name]
     if entry.model is not None:
+        if entry.training.sparsify is not None:
+            return None
         return build(entry.model, run.dataset.signature, allowed=run.allowed, seed=0)
     found = rebuild(run.store, run.store.resolve(str(entry.ref)), allowed=run.allowed)
-    return None if found.manifest.plan else found.module
+    zeros = any(bool((weight == 0).any()) for weight in weights_of(found.module).values())
+    return None if found.manifest.plan or zeros else found.module
 
 
 def _check_bytes(place: str, most: int, least: int | None, fix: str) -> None:

@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim, remembered
 from orchestrator.config.measure import Target
-from orchestrator.errors import OrchestratorError, SearchError
+from orchestrator.errors import OrchestratorError, SearchError, first_line, last_line
 from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Bench, Subject
 from orchestrator.measure.machine import machine_fingerprint
@@ -144,14 +144,15 @@ def _got(call: Any) -> Any:
     """What the actor answers; its errors of ours as they are.
 
     Raises:
-        SearchError: the actor was lost.
+        SearchError: the actor was lost, or what it measured failed.
     """
     try:
         return ray.get(call)
     except RayTaskError as error:
-        if isinstance(error.cause, OrchestratorError):
-            raise error.cause from None
-        raise
+        cause = error.cause
+        if isinstance(cause, OrchestratorError):
+            raise cause from None
+        reason = f"{type(cause).__name__}: {last_line(cause)}"
+        raise SearchError("the latencies could not be measured", reason) from None
     except RayError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SearchError("the latencies could not be measured", reason, "run again") from error
+        raise SearchError("the latencies could not be measured", first_line(error), "run again") from error

@@ -34,6 +34,7 @@ def record_quality(run: Run, subjects: Iterable[Subject], latency: LatencySettin
             subject,
             run.dataset,
             source=run.config.data,
+            seed=run.config.seed,
             metric=run.config.metric,
             latency=latency,
             allowed=run.allowed,
@@ -49,12 +50,14 @@ def note_quality(
     metric: Metric,
     latency: LatencySettings,
     allowed: Iterable[str] = (),
+    seed: int | None = None,
 ) -> None:
     """Note one (artifact, execution) once: its figures, and where the rows were read from.
 
     The record's keys are `kind` ("quality"), `part`, `data` (digest), `execution`, `batch`, `threads` and
     `settings` (the metric's), which name it, then those of `Quality.plain`, `source` (the data section of a
-    run file, its folder absolute), `machine`, `fingerprint` and `time`.
+    run file, its folder absolute), `seed` that the rows were cut with where it is known, `machine`,
+    `fingerprint` and `time`.
     """
     digest, execution = subject
     key = _key(dataset.digest, execution, metric, latency)
@@ -68,6 +71,7 @@ def note_quality(
         **key,
         **found.plain(),
         "source": absolute(source).plain(),
+        **({} if seed is None else {"seed": seed}),
         "machine": facts,
         "fingerprint": machine_fingerprint(facts),
         "time": time.time(),

@@ -36,6 +36,7 @@ from orchestrator.runtime.execute import executions
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
+from orchestrator.training.device import device_of
 
 Record = dict[str, Any]
 
@@ -53,7 +54,7 @@ class _Origin:
 
     @property
     def made(self) -> dict[str, Any]:
-        """Threads, torch version and instruction set that it was made with."""
+        """Threads, torch version, instruction set and device that it was made with."""
         found: dict[str, Any] = self.manifest.what.get("compression") or self.manifest.what
         return found
 
@@ -62,9 +63,14 @@ class _Origin:
         return int(self.made.get("threads", 1))
 
     @property
+    def device(self) -> str:
+        """Where it is made again: a GPU, if this machine has one, when it was made on one."""
+        return device_of(0.0 if self.made.get("device", "cpu") == "cpu" else 1.0)
+
+    @property
     def here(self) -> dict[str, Any]:
         """The same as they are now."""
-        own = what_decides(self.threads)
+        own = {"device": "cpu", **what_decides(self.threads, self.device)}
         return own if self.plan else {**own, "isa": machine()["isa"]}  # a training notes the processor's
 
 
@@ -200,6 +206,7 @@ def _applied(scratch: Store, origin: _Origin, source: Source, dataset: Dataset, 
     context = Context(
         seed=origin.manifest.seed,
         threads=origin.threads,
+        device=origin.device,
         data=dataset.digest,
         calibration=dataset.part("calibration").inputs,
         train=dataset.part("train"),
@@ -310,6 +317,10 @@ class _Compared:
         return digest
 
 
+_DECIDING = ("torch", "instruction set", "device", "cores")
+"""Differences with which other weights are no failure."""
+
+
 def _digest_check(origin: _Origin, again: str, made: Manifest, changed: Collection[Difference]) -> Check:
     """The digest must come out again where all that decides it is as it was."""
     if again == origin.digest:
@@ -318,7 +329,7 @@ def _digest_check(origin: _Origin, again: str, made: Manifest, changed: Collecti
         return Check(
             "digest", origin.digest, again, "explained", "the weights are equal bit for bit, the manifest not"
         )
-    deciding = [found.what for found in changed if found.what in ("torch", "instruction set", "cores")]
+    deciding = [found.what for found in changed if found.what in _DECIDING]
     if deciding:
         said = f"it cannot be equal with another {' and '.join(deciding)}"
         return Check("digest", origin.digest, again, "explained", said)

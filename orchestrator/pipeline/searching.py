@@ -1,4 +1,4 @@
-"""The search stage: trials on the cluster, latencies measured apart, one look at the contract part."""
+"""The search stage: trials on the cluster, latencies measured apart, few looks at the contract part."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.arms import EAGER, MEMBER
-from orchestrator.search.choose import choose
-from orchestrator.search.ledger import Spent
+from orchestrator.search.choose import Choice, choose
+from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.pareto import Point, front
 from orchestrator.search.ray_search import Searched, run_search
@@ -84,7 +84,7 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     finished = [row for row in (*rows, *arms) if row.ok]
     candidates = [row for row in (*rows, *arms) if row.arm not in (EAGER, MEMBER)]
     best = front_of([row for row in candidates if row.ok])
-    choice = choose(candidates, parent, settings.promise, lambda row: _look(run, job, row))
+    choice = _choice(run, job, candidates, parent)
     run.progress("search", choice.reason)
     record_quality(run, [(row.digest, row.execution) for row in finished], settings.latency)
     run.name_artifact("fastest", best[0].digest)
@@ -246,6 +246,18 @@ def _job(run: Run, settings: SearchSettings, parent: str) -> TrialJob:
         seed=run.config.seed,
         allowed=tuple(sorted(run.allowed)),
     )
+
+
+def _choice(run: Run, job: TrialJob, rows: Sequence[TrialRow], parent: TrialRow) -> Choice:
+    """The variant that keeps the promise; what the contract part said in earlier starts is not asked anew."""
+    ledger = Ledger(run.store, study_settings(job))
+
+    def look(row: TrialRow) -> Verdict:
+        verdict = _look(run, job, row)
+        ledger.look(row.digest, row.execution, verdict)
+        return verdict
+
+    return choose(rows, parent, job.search.promise, look, ledger.looks())
 
 
 def _look(run: Run, job: TrialJob, row: TrialRow) -> Verdict:

@@ -30,6 +30,8 @@ class Source:
     allowed: frozenset[str]
     config: RunConfig | None = None
     """The run file, when one was given."""
+    seed: int | None = None
+    """That the rows were cut with, where that is known."""
 
 
 def source_of(
@@ -67,7 +69,7 @@ def source_of(
     if config is not None:
         run = read_config(config, (), data)
         metric = run.metric if noted is None else Metric(**noted["settings"])
-        return Source(run.data, metric, run.allowed() | frozenset(allow), run)
+        return Source(run.data, metric, run.allowed() | frozenset(allow), run, run.seed)
     if noted is None:
         raise ConfigError(
             "no record says where the data lies that it was made with",
@@ -80,7 +82,8 @@ def source_of(
         raise ConfigError(
             "the record of where the data lies cannot be read", name, "pass --config RUN.yaml"
         ) from error
-    return Source(_moved(settings, data), Metric(**noted["settings"]), frozenset(allow))
+    metric = Metric(**noted["settings"])
+    return Source(_moved(settings, data), metric, frozenset(allow), seed=noted.get("seed"))
 
 
 def rows_of(name: str, source: Source, manifest: Manifest) -> Dataset:
@@ -89,14 +92,16 @@ def rows_of(name: str, source: Source, manifest: Manifest) -> Dataset:
     Raises:
         DataError: they are missing, unreadable, or others.
     """
-    dataset = load(source.data, seed=manifest.seed, cache=default_cache(), allowed=source.allowed)
-    if dataset.digest != manifest.data:
-        raise DataError(
-            f"the data is not what '{name}' was made with: its digest was {manifest.data[:12]}",
-            dataset.digest[:12],
-            "give the same files, or the run file with the same data section and seed",
-        )
-    return dataset
+    # Models and what is compressed by hand may have a seed of their own; rows are cut by that of the run.
+    for seed in dict.fromkeys((manifest.seed if source.seed is None else source.seed, manifest.seed)):
+        dataset = load(source.data, seed=seed, cache=default_cache(), allowed=source.allowed)
+        if dataset.digest == manifest.data:
+            return dataset
+    raise DataError(
+        f"the data is not what '{name}' was made with: its digest was {manifest.data[:12]}",
+        dataset.digest[:12],
+        "give the same files, or the run file with the same data section and seed",
+    )
 
 
 def _moved(settings: DataSettings, root: str | None) -> DataSettings:

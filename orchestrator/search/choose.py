@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
+from orchestrator.config.measure import Execution
 from orchestrator.config.search import Promise
 from orchestrator.measure.quality import Verdict
 from orchestrator.search.objectives import TrialRow
+
+Looks = Mapping[tuple[str, Execution], Verdict]
+"""The contract part's answers, by the variant's digest and execution."""
 
 
 class Choice(NamedTuple):
@@ -19,34 +24,61 @@ class Choice(NamedTuple):
 
 
 def choose(
-    rows: Sequence[TrialRow], parent: TrialRow, promise: Promise, look: Callable[[TrialRow], Verdict]
+    rows: Sequence[TrialRow],
+    parent: TrialRow,
+    promise: Promise,
+    look: Callable[[TrialRow], Verdict],
+    before: Looks = MappingProxyType({}),
 ) -> Choice:
     """Look at the contract part for a few variants, from the safest to the fastest; take the last that holds.
 
     The order is fixed on validation rows alone and the looks end at the first promise that does not hold, so
     each may be made at the full confidence (fixed-sequence testing; Maurer et al. 1995; Angelopoulos et al.,
     https://arxiv.org/abs/2110.01052, section 2.3).
+
+    A search that is extended has another order, and could look until something holds by chance. So
+    `promise.looks` bounds its looks over all its starts: a variant that has its answer is not asked about
+    again, and where no look is left what was shown before still stands.
+
+    Args:
+        rows: of trials and honest arms, in whatever state.
+        parent: what they are compared with.
+        promise: what is to hold.
+        look: asks the contract part.
+        before: what it said in earlier starts of the search.
     """
     candidates, reason = preselect(rows, parent, promise)
     if not candidates:
         return Choice(None, None, reason)
-    held: list[tuple[TrialRow, Verdict]] = []
+    looked, asked = dict(before), None
     for candidate in candidates:
-        verdict = look(candidate)
-        if not verdict.holds:
+        if _key(candidate) not in looked:
+            if len(looked) >= promise.looks:
+                continue
+            looked[_key(candidate)] = look(candidate)
+        asked = candidate
+        if not looked[_key(candidate)].holds:
             break
-        held.append((candidate, verdict))
-    if not held:
-        return Choice(
-            None,
-            verdict,
-            f"none qualifies: {candidate.name} was the safest on validation, but on the contract part "
-            f"the promise does not hold ({verdict.reason})",
-        )
-    row, kept = held[-1]
-    return Choice(
-        row, kept, f"{row.name} {_gain(row, parent)}; on the contract part the promise holds ({kept.reason})"
+    told = f"{len(looked)} of at most {promise.looks} variants looked at in all"
+    held = [row for row in rows if row.feasible and _key(row) in looked and looked[_key(row)].holds]
+    if held:
+        row = _chain(held)[-1]
+        kept = looked[_key(row)]
+        said = f"{row.name} {_gain(row, parent)}; on the contract part the promise holds ({kept.reason})"
+        return Choice(row, kept, f"{said}; {told}")
+    if asked is None:
+        said = f"none qualifies: no look is left for {candidates[0].name}, the safest on validation"
+        return Choice(None, None, f"{said}; {told}")
+    verdict, of = looked[_key(asked)], "" if asked is candidates[0] else " of those looked at"
+    said = (
+        f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part "
+        f"the promise does not hold ({verdict.reason})"
     )
+    return Choice(None, verdict, f"{said}; {told}")
+
+
+def _key(row: TrialRow) -> tuple[str, Execution]:
+    return row.digest, row.execution
 
 
 def preselect(rows: Sequence[TrialRow], parent: TrialRow, promise: Promise) -> tuple[list[TrialRow], str]:

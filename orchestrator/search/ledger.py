@@ -4,6 +4,7 @@
     studies/<key>/trials/<number>.json    a row, once it is final: what the sampler was told
     studies/<key>/retried/<number>.json   the row of a trial that failed at first, tried again
     studies/<key>/stopped/<variant>.json  a trial that was stopped early, so that it is not run again
+    studies/<key>/looks/<subject>.json    what the contract part said of a variant, so that looks are counted
     studies/<key>/spent/<start>.json      seconds of one start of the search, and of the pauses in it
 
 With the stages (outcomes) and records (latencies) this is all that a search needs to go on, on this cluster
@@ -15,17 +16,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.config.base import canonical, fingerprint
+from orchestrator.config.measure import Execution
 from orchestrator.errors import CorruptArtifactError, SearchError
+from orchestrator.measure.promise import Verdict
 from orchestrator.search.objectives import TrialRow
 from orchestrator.store.store import Store
 
 _FOLDER = "studies"
 _ROWS: TypeAdapter[TrialRow] = TypeAdapter(TrialRow)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    digest: str
+    execution: Execution
+    verdict: Verdict
+
+
+_LOOKS: TypeAdapter[_Look] = TypeAdapter(_Look)
+
+_T = TypeVar("_T")
 
 
 class Spent(NamedTuple):
@@ -71,7 +86,7 @@ class Ledger:
         key = self._row_key(row.number)
         if self._blobs.put_if_absent(key, canonical(row.plain())):
             return row
-        first = self._read(key)
+        first = self._read(key, _ROWS)
         if first.status == "failed" != row.status and first.config == row.config:
             self._blobs.put_if_absent(self._row_key(row.number, "retried"), canonical(row.plain()))
         return first
@@ -84,7 +99,7 @@ class Ledger:
         """
         folders = ("trials", "retried")  # later ones count
         keys = [key for name in folders for key in self._blobs.list(f"{self._folder}/{name}")]
-        found = {row.number: row for row in map(self._read, keys)}
+        found = {row.number: row for row in (self._read(key, _ROWS) for key in keys)}
         return [found[number] for number in sorted(found)]
 
     def check(self) -> None:
@@ -107,6 +122,20 @@ class Ledger:
         found: dict[str, Any] = json.loads(self._blobs.get(key))
         return found
 
+    def look(self, digest: str, execution: Execution, verdict: Verdict) -> None:
+        """Keep what the contract part said of a variant."""
+        found = dataclasses.asdict(_Look(digest, execution, verdict))
+        self._blobs.put_if_absent(f"{self._folder}/looks/{digest}-{execution}.json", canonical(found))
+
+    def looks(self) -> dict[tuple[str, Execution], Verdict]:
+        """What it said in all starts, by digest and execution.
+
+        Raises:
+            CorruptArtifactError: a file is damaged.
+        """
+        found = [self._read(key, _LOOKS) for key in self._blobs.list(f"{self._folder}/looks")]
+        return {(look.digest, look.execution): look.verdict for look in found}
+
     def spend(self, start: str, spent: Spent) -> None:
         """Keep what one start of the search took so far; `start` is a name of its own."""
         self._blobs.put(f"{self._folder}/spent/{start}.json", canonical(spent._asdict()))
@@ -120,11 +149,11 @@ class Ledger:
         # Arms are numbered from -2 downwards.
         return f"{self._folder}/{folder}/{number + 1_000_000:07d}.json"
 
-    def _read(self, key: str) -> TrialRow:
+    def _read(self, key: str, kind: TypeAdapter[_T]) -> _T:
         try:
-            return _ROWS.validate_json(self._blobs.get(key))
+            return kind.validate_json(self._blobs.get(key))
         except ValidationError as error:
-            raise CorruptArtifactError("a trial's row is damaged", key, "remove that file") from error
+            raise CorruptArtifactError("a file of the search is damaged", key, "remove that file") from error
 
 
 def read(store: Store, key: str) -> tuple[dict[str, Any], list[TrialRow]]:

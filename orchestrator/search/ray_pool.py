@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 
 from orchestrator.cluster import fitting
 from orchestrator.config.search import Searching
-from orchestrator.errors import SearchError
+from orchestrator.errors import SearchError, last_line
 
 if TYPE_CHECKING:  # a worker loads this module, and what a trial does not need would cost it seconds
     from orchestrator.search.batches import Source, Trainable
@@ -31,8 +31,6 @@ RETRIES = 1
 """Of a trial that failed or whose process died; a variant that cannot be built is a result, not a failure."""
 _FAILED_STARTS = 4
 """In a row, of actors that never became ready: then none will."""
-_LONGEST_REASON = 300
-_UNKNOWN = "the trial's process failed"
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +166,7 @@ class _Pool:
         try:
             ray.get(call)
         except RayError as error:
-            self._failed(slot, last_line(str(error)))
+            self._failed(slot, last_line(error))
             return
         self._failed_starts = 0
         self._idle.append(slot.actor)
@@ -213,9 +211,3 @@ def trials_at_once(settings: Searching) -> int:
         labels=settings.labels,
     )
     return min(settings.batch, held)
-
-
-def last_line(traceback: str) -> str:
-    """The exception's own line at the end of a traceback."""
-    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
-    return lines[-1][:_LONGEST_REASON] if lines else _UNKNOWN

@@ -17,8 +17,9 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from orchestrator.config.search import Searching
+from orchestrator.errors import last_line
 from orchestrator.search.batches import Source, Trainable
-from orchestrator.search.ray_pool import POLL_S, RETRIES, last_line, trials_at_once
+from orchestrator.search.ray_pool import POLL_S, RETRIES, trials_at_once
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -213,4 +214,5 @@ def _trial_name(trial: Trial) -> str:
 def _reason(error_file: str | None) -> str:
     """Why a trial failed, from the traceback that Tune wrote."""
     written = error_file is not None and Path(error_file).exists()
-    return last_line(Path(str(error_file)).read_text(errors="replace") if written else "")
+    text = Path(str(error_file)).read_text(errors="replace") if written else ""
+    return last_line(text) if text.strip() else "the trial's process failed"

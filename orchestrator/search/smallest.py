@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from orchestrator.compression.plan import Context, State, apply_step
+from orchestrator.compression.step import makes_zeros
 from orchestrator.config.base import fingerprint
 from orchestrator.config.free import Config, Template, grid
 from orchestrator.config.run import ModelEntry
@@ -20,7 +21,6 @@ from orchestrator.config.steps import (
     ChannelPruning,
     Clipping,
     Distill,
-    MagnitudePruning,
     Merge,
     Plan,
     Precision,
@@ -62,12 +62,15 @@ def least_bytes(
 
     Looked at are all options and both ends of each range together: in between no variant is smaller. What
     channel pruning by the same share of each layer leaves does not depend on weights, so `parent` may be
-    untrained.
+    untrained. How far a file shrinks that leaves zeros out does: with a step that sets weights to zero
+    nothing is known, and the trained `parent` must have few zeros.
     """
     plans = _corners(settings.space, lambda config: plan_of(config, settings))
     if plans is None:
         return None
     plans += [arm.plan for arm in arms(settings).values()] if settings.arms else []
+    if any(_leaves_zeros(step) for plan in plans for step in plan):
+        return None
     shapes: dict[str, tuple[list[Step], int]] = {}
     for plan in plans:
         shape, bits = _shaping(plan), _BITS[precision_of(plan)]
@@ -92,7 +95,7 @@ def least_trained_bytes(
     for chosen in (
         _corners(settings.space, lambda one: ModelEntry.model_validate(tuned(plain, settings, one))) or []
     ):
-        if chosen.model is None or ":" in chosen.model.factory:
+        if chosen.model is None or ":" in chosen.model.factory or chosen.training.sparsify is not None:
             return None
         models[fingerprint(chosen.model.plain())] = chosen.model
     sizes = [_size(build(model, signature, allowed=allowed, seed=0)) for model in models.values()]
@@ -109,6 +112,11 @@ def _corners(space: Template, made: Callable[[Config], T]) -> list[T] | None:
     return None if configs is None else found
 
 
+def _leaves_zeros(step: Step) -> bool:
+    between = step.recovery if isinstance(step, ChannelPruning) else None
+    return makes_zeros(step) or (between is not None and between.sparsify is not None)
+
+
 def _shaping(plan: Plan) -> list[Step]:
     """The steps that decide how many weights there are, without what does not matter to that."""
     found: list[Step] = []
@@ -117,9 +125,7 @@ def _shaping(plan: Plan) -> list[Step]:
             found.append(Distill(model=step.model))
         elif isinstance(step, ChannelPruning):
             found.append(step.model_copy(update={"criterion": "l2", "recovery": None}))
-        elif step.kind not in EXECUTIONS and not isinstance(
-            step, Recovery | Clipping | MagnitudePruning | Qat
-        ):
+        elif step.kind not in EXECUTIONS and not isinstance(step, Recovery | Clipping | Qat):
             found.append(step)
     return found
 

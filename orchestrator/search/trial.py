@@ -130,12 +130,14 @@ def evaluate(
 
 def known(store: Store, job: Job, config: Config) -> Outcome | None:
     """The stored result of a trial that ended, in this search or before; None when it has to run."""
+    if job.search.early_stop is not None and arm_of(config) is None:
+        # Before the stage: another study may have trained the whole since, and this one goes on as it began.
+        stopped = Ledger(store, study_settings(job)).stopped(variant_key(config, job.search))
+        if stopped is not None:
+            return Outcome.model_validate(stopped)
     text = store.stage_result(trial_key(job, config))
     if text is None:
-        if job.search.early_stop is None:
-            return None
-        stopped = Ledger(store, study_settings(job)).stopped(variant_key(config, job.search))
-        return None if stopped is None else Outcome.model_validate(stopped)
+        return None
     outcome = Outcome.model_validate_json(text)
     return None if _is_gone(store, outcome) else outcome
 

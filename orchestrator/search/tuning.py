@@ -105,8 +105,6 @@ def _(job: TuneJob, store: Store, config: Config, epochs: Epochs) -> Outcome:
         epochs.cost = _cost(wanted, dataset)
 
     digest = store.stage(wanted.key(), lambda: fit(wanted, store, epochs))
-    if not store.has(digest):
-        digest = fit(wanted, store, epochs)  # it was removed from the store; made again it is the same
     return scored(job, store, dataset, digest, config, Promise())
 
 

@@ -63,8 +63,6 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
     device = torch.device(device_of(entry.resources.gpus))
     rows, state = train_rows(job, dataset), checkpoint.load() or TrainState()
     said = None if state.finished else said_by_others(job, store, dataset, rows, device)
-    for report in state.curve:
-        on_epoch(report)
     signature = signature_of(job, dataset)
     reports = train(
         module_of(job, signature),
@@ -83,6 +81,8 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         allowed=job.allowed,
     )
     try:
+        for report in state.curve:
+            on_epoch(report)
         for report in reports:
             checkpoint.save(state)
             on_epoch(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,16 @@ class _Schedule:
         teachers = {job.entry.teacher for job in self.jobs}
         # Others wait for teachers, so they go first; else the caller's order holds.
         pending = sorted(self.jobs, key=lambda job: job.name not in teachers)
-        while pending or self.running:
-            pending = [job for job in pending if not self._start(job, names)]
+        try:
+            while pending or self.running:
+                pending = [job for job in pending if not self._start(job, names)]
+                self._deliver()
+                if self.running:
+                    self._collect()
             self._deliver()
-            if self.running:
-                self._collect()
-        self._deliver()
-        for actor in filter(None, (self.fits, self.mailbox)):
-            ray.kill(actor)
+        finally:
+            for actor in filter(None, (self.fits, self.mailbox)):
+                ray.kill(actor)
         if self.failures:
             told = "; ".join(f"{name}: {message}" for name, message in self.failures.items())
             raise TrainingError(f"training failed for {len(self.failures)} of {len(self.jobs)} models", told)
@@ -170,6 +173,8 @@ class _Schedule:
             if teacher not in self.digests:
                 return False
             job = replace(job, teacher_digest=self.digests[teacher])
+        if not self._fits(job):
+            return False  # before a look into the store, which costs something several times a second
         known = self._known(job)
         if known is not None:
             self.digests[job.name] = known
@@ -178,8 +183,6 @@ class _Schedule:
         if job.group in self.failed_groups:
             self._fail(job.name, f"the training of '{job.group}' failed")
             return True
-        if not self._fits(job):
-            return False
         self.mailbox = self.mailbox or open_mailbox()
         self.fits = self.fits or fit_actor.start(self.mailbox, len(self.jobs))
         self.running[self.fits.fit.remote(job, self.workers[job.name], self.storage)] = job
@@ -205,7 +208,8 @@ class _Schedule:
 
     def _deliver(self) -> None:
         if self.mailbox is not None:
-            deliver(self.mailbox, self._tell)
+            with suppress(RayError):  # a lost mailbox loses lines of a log and no more
+                deliver(self.mailbox, self._tell)
 
     def _tell(self, name: str, content: Any) -> None:
         self.on_event(name, content if isinstance(content, str) else EpochReport(**content))

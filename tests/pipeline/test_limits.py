@@ -9,11 +9,16 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.config.load import validate
+from orchestrator.config.model import Mlp
 from orchestrator.config.run import RunConfig
 from orchestrator.data.load import load
 from orchestrator.errors import ConfigError
+from orchestrator.models.base import weights_of
+from orchestrator.models.build import build
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.limits import check_search, check_training_search
+from orchestrator.runtime.rebuild import tensors_of
+from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
 
@@ -53,3 +58,26 @@ def test_a_search_over_trainings_is_held_to_its_smallest_model(tmp_path: Path) -
     with pytest.raises(ConfigError, match=said):
         check_training_search(run_of(tmp_path, [], training_search={"space": space, "max_bytes": 2000}))
     check_training_search(run_of(tmp_path, [], training_search={"space": space, "max_bytes": 2400}))
+
+
+def test_a_parent_whose_file_leaves_zeros_out_is_not_held_to_its_shapes(tmp_path: Path) -> None:
+    def check(teacher: dict[str, Any]) -> None:
+        search = {"space": {"plan": [{"kind": "bf16"}]}, "max_bytes": 4000}
+        check_search(run_of(tmp_path, [], models={"teacher": teacher}, search=search))
+
+    model = Mlp()
+    plain = {"model": model.plain()}
+    with pytest.raises(ConfigError, match=r"no variant can keep search\.max_bytes"):
+        check(plain)
+    check({**plain, "training": {"sparsify": {"amount": 0.9}}})
+
+    store, signature = Store(tmp_path / "store"), run_of(tmp_path, []).dataset.signature
+    module = build(model, signature, seed=0)
+    for name, times in (("dense", 1.0), ("sparse", 0.0)):
+        for weight in weights_of(module).values():
+            weight.data[1:] *= times
+        draft = Draft(model=model, signature=signature, data="", seed=0)
+        store.set_ref(f"other/{name}", store.put_artifact(draft, tensors_of(module)))
+    with pytest.raises(ConfigError, match=r"no variant can keep search\.max_bytes"):
+        check({"ref": "other/dense"})
+    check({"ref": "other/sparse"})

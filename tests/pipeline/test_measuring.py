@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import RayTaskError
 
 from orchestrator.cluster import connected
 from orchestrator.config.measure import Target
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, ModelError, OrchestratorError
 from orchestrator.measure.artifacts import measure_artifacts
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.models.build import build
+from orchestrator.pipeline import measuring
 from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.search.objectives import TrialRow
 from orchestrator.store.artifacts import Draft
@@ -91,6 +94,26 @@ def test_records_of_another_machine_or_of_no_known_one_do_not_count(store: Store
     remember(store)
     with pytest.raises(AskedForAClusterError):
         Measurer(place(store, fresh=True), parent, TARGET)([row(parent)])
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (ModelError("it gives NaN", "net"), "it gives NaN: net"),
+        (MemoryError("no room\nfor 4 GiB"), "the latencies could not be measured: MemoryError: for 4 GiB"),
+    ],
+)
+def test_an_error_of_the_actor_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    def fails(_: object) -> None:
+        raise RayTaskError("measure", "Traceback ...", raised, "worker", 1, "127.0.0.1")
+
+    monkeypatch.setattr(ray, "get", fails)
+    with pytest.raises(OrchestratorError) as caught:
+        measuring._got("call")
+    assert str(caught.value) == said
+    assert caught.value.__suppress_context__
 
 
 @pytest.fixture

@@ -8,17 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from orchestrator.config.ensemble import Member, Parallel, Spec
-from orchestrator.errors import InputError, NotFoundError
+from orchestrator.data.load import load
+from orchestrator.errors import CompressionError, InputError, NotFoundError
 from orchestrator.models.build import build
+from orchestrator.pipeline import reproducing, retraining
+from orchestrator.pipeline.run import read_config
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
+from orchestrator.training.fitting import fit
+from orchestrator.training.job import TrainJob
 from tests.architecture.modules import ROOT
 from tests.deployments.toys import DIGITS, SMALL_MLP
 from tests.pipeline import toys
@@ -51,8 +58,9 @@ def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
-    """With the data of `compress --data digits`; the parts are cut by the variant's own seed, not by this."""
-    return toys.write(tmp_path / "run.yaml", data={"kind": "embedded"}, seed=7)
+    """With the data of `compress --data digits`, cut by its seed; the variant has another one."""
+    digits = read_config("digits")
+    return toys.write(tmp_path / "run.yaml", data=digits.data.plain(), seed=digits.seed)
 
 
 def net(store: Store, name: str, what: dict[str, Any] | None = None) -> str:
@@ -84,6 +92,18 @@ def edit(store: Store, kind: str, change: Callable[[dict[str, Any]], None]) -> N
         if record["kind"] == kind:
             change(record)
             path.write_text(json.dumps(record))
+
+
+def claim(store: Store, **made: Any) -> None:
+    """`digits/claimed`: a manifest with another learning rate than that its weights were made with."""
+    digest = store.ref("digits/small")
+    manifest = store.manifest(digest)
+    plan = [step.plain() for step in manifest.plan]
+    plan[1]["training"]["lr"] = 0.5
+    values = {name: value for name, value in manifest.plain().items() if name != "files"}
+    what = {**manifest.what, "compression": {**manifest.what["compression"], **made}}
+    claimed = Draft.model_validate({**values, "plan": plan, "what": what})
+    store.set_ref("digits/claimed", store.put_artifact(claimed, store.tensors(digest)))
 
 
 def files(store: Store) -> set[Path]:
@@ -145,17 +165,61 @@ def test_a_latency_of_another_method_is_not_compared(store: Store) -> None:
 
 
 def test_other_weights_are_found(store: Store, run_file: Path) -> None:
-    """A manifest that claims another learning rate than the one that its weights were made with."""
-    digest = store.ref("digits/small")
-    manifest = store.manifest(digest)
-    plan = [step.plain() for step in manifest.plan]
-    plan[1]["training"]["lr"] = 0.5
-    values = {name: value for name, value in manifest.plain().items() if name != "files"}
-    claimed = Draft.model_validate({**values, "plan": plan})
-    store.set_ref("digits/claimed", store.put_artifact(claimed, store.tensors(digest)))
+    claim(store)
     answer = reproduced(store, "digits/claimed", "--config", run_file)
     assert answer.code == 1
     assert statuses(answer) == {"digest": "fails", "accuracy": "unknown", "latency": "unknown"}
+
+
+def test_another_device_is_named_and_explains(store: Store, run_file: Path) -> None:
+    claim(store, device="Another GPU")
+    found = reproduced(store, "digits/claimed", "--config", run_file).document
+    (device,) = (one for one in found["differences"] if one["what"] == "device")
+    now = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    assert (device["then"], device["now"]) == ("Another GPU", now)
+    digest = found["checks"][0]
+    assert (digest["status"], digest["reason"]) == ("explained", "it cannot be equal with another device")
+    assert found["reproduces"]
+
+
+@pytest.mark.parametrize(("name", "device"), [("claimed", "cuda"), ("small", "cpu")])
+def test_what_was_made_on_a_gpu_is_made_on_one_again(
+    store: Store, run_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, device: str
+) -> None:
+    claim(store, device="A GPU")
+    asked: list[str] = []
+
+    def applied(*given: Any) -> str:
+        asked.append(given[-1].device)
+        raise CompressionError("enough was seen")
+
+    monkeypatch.setattr(reproducing, "device_of", lambda gpus: "cuda" if gpus > 0 else "cpu")
+    monkeypatch.setattr(reproducing, "apply_plan", applied)
+    reproduced(store, f"digits/{name}", "--config", run_file).sentence(1)
+    assert asked == [device]
+
+
+def test_a_copy_with_a_seed_of_its_own_is_trained_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows were cut by the seed of the run."""
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(made / "cache"))
+    models = {"net": {"model": {"factory": "mlp"}, "training": {"epochs": 1}, "copies": 2}}
+    run_file, store = toys.write(tmp_path / "run.yaml", models=models), Store(tmp_path / "store")
+    config = read_config(str(run_file), (), None)
+    entry, data = config.models["net-2"], load(config.data, seed=config.seed, cache=made / "cache")
+    job = TrainJob("net-2", entry, str(data.folder), str(store.root), config.seed_of(entry), config.metric)
+    store.set_ref("toy/net-2", fit(job, store, lambda _: None))
+
+    def here(jobs: list[TrainJob], **_: object) -> dict[str, str]:
+        return {job.name: fit(job, Store(job.store), lambda _: None) for job in jobs}
+
+    monkeypatch.setattr(retraining, "connected", nullcontext)
+    monkeypatch.setattr(retraining, "train_models", here)
+    answer = reproduced(store, "toy/net-2", "--retrain", "--config", run_file)
+    assert answer.code == 0, answer.err
+    assert store.manifest(store.ref("toy/net-2")).seed != config.seed
+    assert answer.document["checks"][0]["status"] == "holds"
 
 
 def test_without_records_the_run_file_says_where_the_data_is(store: Store, run_file: Path) -> None:

@@ -120,6 +120,34 @@ def test_the_looks_end_at_the_first_promise_that_does_not_hold(
     assert ("the promise holds" if chosen else "does not hold") in choice.reason
 
 
+def test_looks_of_all_starts_count_together() -> None:
+    """A search that goes on asks as often as one that was done at once, and keeps what was shown."""
+    promise = Promise(max_drop=0.02, looks=2)
+    holds, fails = verdict(holds=True), verdict(holds=False)
+    before = {(ROWS[0].digest, ROWS[0].execution): holds}
+    seen: list[int] = []
+
+    def look(row: TrialRow) -> Verdict:
+        seen.append(row.number)
+        return fails
+
+    choice = choose(ROWS, parent(), promise, look, before)
+    assert (seen, choice.row) == ([3], ROWS[0]), "two of three are candidates"
+    assert choice.reason.endswith("; 2 of at most 2 variants looked at in all")
+
+    # A safer one that came since cannot be asked about, and takes nothing away.
+    before[ROWS[2].digest, ROWS[2].execution] = fails
+    safer = measured(4, drop=-0.01, latency=3.9, size=50)
+    choice = choose([*ROWS, safer], parent(), promise, look, before)
+    assert (seen, choice.row, choice.verdict) == ([3], ROWS[0], holds)
+    choice = choose([safer, ROWS[2]], parent(), promise, look, before)
+    assert (choice.row, choice.verdict) == (None, fails)
+    assert "v3 was the safest on validation of those looked at, but" in choice.reason
+    choice = choose([safer], parent(), promise, look, before)
+    assert (seen, choice.row, choice.verdict) == ([3], None, None)
+    assert "no look is left for v4" in choice.reason
+
+
 def test_a_regression_metric_needs_nothing_special() -> None:
     """Smaller is better there: the drop already points the right way."""
     row = dataclasses.replace(measured(0, drop=-0.1), metric=0.3)

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.config.claim import difference
 from orchestrator.errors import CorruptArtifactError, SearchError
+from orchestrator.measure.promise import Verdict
 from orchestrator.search.ledger import Ledger, read
 from orchestrator.store.store import Store
 from tests.search.rows import evaluated, measured
@@ -61,6 +62,25 @@ def test_a_stopped_trial_is_kept_apart(tmp_path: Path) -> None:
     ledger.stop("ab", {"stopped": True})
     assert ledger.stopped("ab") == {"stopped": True}
     assert ledger.rows() == []
+
+
+def test_looks_at_the_contract_part_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ledger = Ledger(store, SETTINGS)
+    worst = {"label": "3", "drop": 0.1, "bound": 0.2, "rows": 9}
+    first = Verdict("fails", 0.1, 0.2, 500, 0.02, 0.95, "test", "drop 0.1", worst_class=worst)
+    other = Verdict("holds", 0.0, 0.01, 500, 0.02, 0.95, "test", "drop 0.0", changed=0.1, changed_bound=0.2)
+    assert ledger.looks() == {}
+    for verdict in (first, other):
+        ledger.look("ab" * 32, "eager", verdict)
+    ledger.look("ab" * 32, "lowered", other)
+    assert Ledger(store, SETTINGS).looks() == {("ab" * 32, "eager"): first, ("ab" * 32, "lowered"): other}
+    assert Ledger(store, {**SETTINGS, "parent": "cd"}).looks() == {}
+    assert ledger.rows() == []
+    (file,) = (store.root / "studies").rglob("*-lowered.json")
+    file.write_text("{}")
+    with pytest.raises(CorruptArtifactError, match="remove that file"):
+        ledger.looks()
 
 
 def test_a_difference_is_told_by_its_place() -> None:

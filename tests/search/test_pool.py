@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
-from orchestrator.search import ray_pool
+from orchestrator.search import ray_pool, ray_tune
 
 DIES = -1.0
 START_S = 0.5
@@ -187,7 +187,13 @@ def test_an_error_of_the_searcher_leaves_no_actor(ray: FakeRay) -> None:
     assert not ray.alive
 
 
-def test_the_reason_is_the_last_line_and_short() -> None:
-    assert ray_pool.last_line("Traceback\n  File\nValueError: no\n\n") == "ValueError: no"
-    assert ray_pool.last_line("") == "the trial's process failed"
-    assert len(ray_pool.last_line("x" * 1000)) == 300
+def test_the_reason_is_the_last_line_and_short(tmp_path: Path) -> None:
+    file = tmp_path / "error.txt"
+    for text, reason in (
+        ("Traceback\n  File\nValueError: no\n\n", "ValueError: no"),
+        ("x" * 1000, "x" * 300),
+    ):
+        file.write_text(text)
+        assert ray_tune._reason(str(file)) == reason
+    for missing in (None, str(tmp_path / "none.txt")):
+        assert ray_tune._reason(missing) == "the trial's process failed"

@@ -17,11 +17,13 @@ from orchestrator.errors import CompressionError, ExecutionError, SearchError
 from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
+from orchestrator.search.arms import BF16, config_of
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.ray_search import run_search
+from orchestrator.search.space import variant_key
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
 from orchestrator.store.store import Store
@@ -371,3 +373,14 @@ def test_a_trial_that_is_stopped_is_not_run_again(job: TrialJob) -> None:
     whole_outcome = trial.evaluate(job, config)
     assert whole_outcome.epochs == (1, 2, 3)
     assert whole_outcome.digest
+    # Nor does that change what the study that stopped it goes on with.
+    assert trial.known(Store(job.store), halving, config) == outcome
+    assert trial.evaluate(halving, config) == outcome
+
+
+def test_an_arm_is_not_stopped_with_the_trial_that_it_equals(job: TrialJob) -> None:
+    halving = job.model_copy(update={"search": job.search.model_copy(update={"early_stop": Halving()})})
+    arm, store = config_of(BF16), Store(job.store)
+    stopped = Outcome(stopped=True, metric=0.5)
+    Ledger(store, trial.study_settings(halving)).stop(variant_key(arm, halving.search), stopped.plain())
+    assert trial.known(store, halving, arm) is None

@@ -130,6 +130,23 @@ def test_a_trial_can_be_stopped(job: TuneJob) -> None:
     assert trial.known(Store(job.store), halving, config()) == outcome
 
 
+def test_a_trial_that_is_stopped_by_what_it_trained_before_leaves_no_checkpoint(job: TuneJob) -> None:
+    search = job.search.model_copy(update={"early_stop": Halving()})
+    halving = job.model_copy(update={"search": search, "seed": 3})
+    kept = Store(job.store).root / "checkpoints"
+
+    def dies(report: EpochReport) -> None:
+        if report.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trial.evaluate(halving, config(), dies)
+    assert list(kept.rglob("*.safetensors"))
+    outcome = trial.evaluate(halving, config(), goes_on=lambda _: False)
+    assert (outcome.stopped, outcome.epochs) == (True, (1,))
+    assert not list(kept.rglob("*.safetensors"))
+
+
 def test_an_outcome_whose_cost_had_another_unit_is_not_taken(
     job: TuneJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
