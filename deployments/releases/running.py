@@ -10,7 +10,7 @@ from deployments.observe.meter import Snapshot
 from deployments.protocol.model import Model, describe
 from orchestrator.config.ensemble import Spec
 from orchestrator.errors import MemberFailedError, ReleaseChangedError
-from orchestrator.measure.artifacts import example_inputs
+from orchestrator.models.build import example_inputs
 
 
 class Engine(Protocol):

@@ -19,16 +19,16 @@ from orchestrator.config.measure import LatencySettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
-from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.cost import count
 from orchestrator.measure.latency import compare
 from orchestrator.models.base import fixed_width_layers
+from orchestrator.models.build import example_inputs
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.heads import attentions
 
 LARGEST_SHARE = 0.9
-"""Of a layer's channels that global ranking may remove: none is ever erased."""
+"""Of a layer's channels that global ranking may remove, in all rounds together: none is ever erased."""
 
 _SCORERS: dict[Criterion, Any] = {
     "l1": lambda: importance.GroupMagnitudeImportance(p=1),
