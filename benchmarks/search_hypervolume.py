@@ -36,10 +36,9 @@ from orchestrator.config.training import Augment, Training
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load, open_cached
 from orchestrator.errors import NotFoundError
-from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.latency import Call, compare
 from orchestrator.measure.quality import score
-from orchestrator.models.build import build
+from orchestrator.models.build import build, example_inputs
 from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.runtime import execute
 from orchestrator.runtime.rebuild import tensors_of

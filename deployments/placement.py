@@ -28,8 +28,8 @@ from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_n
 from orchestrator.config.serving import AppSettings, Placement
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.tree import distinct
-from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.machine import machine, machine_fingerprint
+from orchestrator.models.build import example_inputs
 from orchestrator.runtime import execute
 from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.store.store import Store

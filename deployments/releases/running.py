@@ -17,7 +17,7 @@ from orchestrator.errors import (
     ReleaseChangedError,
     ServingError,
 )
-from orchestrator.measure.artifacts import example_inputs
+from orchestrator.models.build import example_inputs
 
 
 class Engine(Protocol):

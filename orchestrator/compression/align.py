@@ -33,10 +33,11 @@ def aligned(reference: nn.Module, module: nn.Module, signature: Signature) -> nn
     """Permute a model's hidden channels, in place, so that its weights resemble the reference's most.
 
     Weight matching of Ainsworth et al. 2022 (https://arxiv.org/abs/2209.04836), algorithm 1: each group of
-    coupled channels in turn is assigned anew, until none changes. The groups are those of pruning.
+    coupled channels in turn is assigned anew, until none changes. The groups are those of pruning;
+    channels of grouped layers keep their order.
 
     Raises:
-        CompressionError: the layers cannot be traced, share weights, or have grouped channels.
+        CompressionError: the layers cannot be traced, or share weights.
     """
     refuse_unprunable(module)
     groups = _groups(module, signature)
@@ -112,7 +113,10 @@ def _places(graph: DependencyGraph, group: Any, names: dict[int, str]) -> list[_
         roots = torch.tensor(group[number].root_idxs)
         by_channel = torch.tensor(positions)[roots.argsort(stable=True)].reshape(int(roots.max()) + 1, -1)
         outputs = graph.is_out_channel_pruning_fn(dep.handler)
-        dimension = int(outputs == bool(getattr(layer, "transposed", False)))
+        if isinstance(layer, nn.Embedding):
+            dimension = 1  # [numbers, features]: its outputs lie where inputs lie elsewhere
+        else:
+            dimension = int(outputs == bool(getattr(layer, "transposed", False)))
         for key, tensor in tensors.items():
             name = f"{names[id(layer)]}.{key}"
             if tensor.ndim == 1 and outputs:

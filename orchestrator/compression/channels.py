@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import gcd
 from typing import Any
@@ -19,16 +19,16 @@ from orchestrator.config.measure import LatencySettings
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
-from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.cost import count
 from orchestrator.measure.latency import compare
 from orchestrator.models.base import fixed_width_layers
+from orchestrator.models.build import example_inputs
 from orchestrator.runtime.channels import cut, dependency_graph, tracing
 from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.heads import attentions
 
 LARGEST_SHARE = 0.9
-"""Of a layer's channels that global ranking may remove: none is ever erased."""
+"""Of a layer's channels that global ranking may remove, in all rounds together: none is ever erased."""
 
 _SCORERS: dict[Criterion, Any] = {
     "l1": lambda: importance.GroupMagnitudeImportance(p=1),
@@ -60,6 +60,8 @@ class Channels:
     """Kinds of the layers that share the channels: equal for layers of the same place in repeated blocks."""
     members: tuple[str, ...] = ()
     """All layers that lose these channels among their outputs."""
+    whole: int | None = None
+    """Its width before an earlier round cut it."""
 
 
 @apply_step.register
@@ -79,8 +81,12 @@ def prune_channels(step: ChannelPruning, state: State, context: Context) -> Stat
         return _to_target(step, module, state, context)
     history: list[Cut] = []
     total = removed = epochs = 0
+    whole: dict[str, int] = {}
     for number in range(1, step.rounds + 1):
-        found = scored(module, step, state, context)
+        found = [
+            replace(group, whole=whole.setdefault(group.layer, len(group.scores)))
+            for group in scored(module, step, state, context)
+        ]
         width = sum(len(group.scores) * group.blocks for group in found)
         total = total or width
         # Of what is left, the share that brings the whole to number / rounds of the amount.
@@ -270,7 +276,7 @@ def coupled(graph: DependencyGraph, module: nn.Module) -> Iterator[tuple[Any, in
 
 
 def select(found: list[Channels], step: ChannelPruning, amount: float) -> dict[str, list[int]]:
-    """Channels to remove of each layer, ties by channel number; widths stay multiples of `round_to`."""
+    """Channels to remove of each layer, ties by channel number; cut widths are multiples of `round_to`."""
     if step.scope == "layer":
         _check_patterns(found, step)
         keep = {group.layer: len(group.scores) * (1 - _share(group, step, amount)) for group in found}
@@ -323,10 +329,12 @@ def _kept_of_ranking(found: list[Channels], amount: float) -> dict[str, float]:
 def _smallest(group: Channels, keep: float, round_to: int) -> list[int]:
     """Numbers of the channels to remove so that about `keep` of each block stay."""
     width = len(group.scores)
+    if keep >= width:
+        return []
     # The whole layer is `blocks` times as wide, so each block may be coarser by what they share.
     multiple = round_to // gcd(round_to, group.blocks)
     kept = max(int(keep / multiple + 0.5), 1) * multiple
-    while kept < width * (1 - LARGEST_SHARE):
+    while kept < (group.whole or width) * (1 - LARGEST_SHARE):
         kept += multiple
     if kept >= width:
         return []

@@ -48,8 +48,7 @@ def recover(step: Recovery, state: State, context: Context) -> State:
     epochs = fine_tune(
         module, step.training, state, context, checkpoint=context.checkpoint, first_epoch=first
     )
-    masks = masks_of(module, (*state.plan, step))
-    return state.after(step, module.eval(), {"epochs": epochs}, masks=masks)
+    return state.after(step, module.eval(), {"epochs": epochs})
 
 
 def fine_tune(
@@ -92,7 +91,7 @@ def fine_tune(
         threads=context.threads,
         device=context.device,
         teacher=teacher,
-        masks=_masks(state, hinted),
+        masks=_masks(module, state, hinted),
         state=progress,
         first_epoch=first_epoch,
         allowed=context.allowed,
@@ -119,10 +118,12 @@ def _hinted(module: nn.Module, training: Training, state: State, train_part: Par
     return Hinted(module, copy_of(state.parent()), training.loss.features, rows)
 
 
-def _masks(state: State, hinted: Hinted | None) -> dict[str, Tensor] | None:
-    if hinted is None or state.masks is None:
-        return state.masks
-    return {f"student.{name}": mask for name, mask in state.masks.items()}
+def _masks(module: nn.Module, state: State, hinted: Hinted | None) -> dict[str, Tensor] | None:
+    """Read when a training begins: a step since the one that made the zeros may have cut the weights."""
+    masks = masks_of(module, state.plan)
+    if hinted is None or masks is None:
+        return masks
+    return {f"student.{name}": mask for name, mask in masks.items()}
 
 
 @apply_step.register
@@ -146,11 +147,11 @@ def distill(step: Distill, state: State, context: Context) -> State:
     teacher = _teacher(
         teachers, step.training, state, context.device, step.weights or ones, step.temperatures or ones
     )
-    epochs = fine_tune(student, step.training, state, context, teacher, context.checkpoint)
-    # The student shares nothing with the parent's form: what was done to that is not replayed on it.
-    fresh = replace(state, plan=(), decisions=(), masks=None)
-    masks = masks_of(student, (step,))
-    return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model, masks=masks)
+    # The student shares nothing with the parent's form: what was done to that is not replayed on it, and its
+    # zeros bind the student to nothing.
+    fresh = replace(state, plan=(), decisions=())
+    epochs = fine_tune(student, step.training, fresh, context, teacher, context.checkpoint)
+    return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model)
 
 
 def mixed(

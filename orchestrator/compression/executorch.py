@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import fp8
-from orchestrator.runtime.forms import distance, random_like, tolerance
+from orchestrator.runtime.forms import distance, tolerance
 from orchestrator.runtime.onnx import drop_unread
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.torchao_names import QUANTIZE
@@ -25,12 +27,12 @@ MOST_ROWS = 64
 """Largest batch of a program: its memory is planned when it is made, for the largest."""
 
 
-def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
+def write_executorch(module: nn.Module, signature: Signature, path: Path) -> None:
     """Write a module as a program for 1 to `MOST_ROWS` rows, and run it once.
 
     Args:
         module: float32 inside, or a dynamic int8 graph; it is not changed.
-        example: rows of the model's shape and type; their number does not matter.
+        signature: of the model.
         path: of the file.
 
     Raises:
@@ -45,14 +47,13 @@ def write_executorch(module: nn.Module, example: Tensor, path: Path) -> None:
         module = copy.deepcopy(module)
         drop_unread(module)
     # Traced with the most rows: the planner (1.5.1) may hold a program to less than the bound it is given.
-    example = example[:1].repeat(MOST_ROWS, *[1] * (example.ndim - 1))
     try:
-        program = _lowered(module, example)
+        program = _lowered(module, example_rows(signature, MOST_ROWS))
     except Exception as error:
         # Its passes raise whatever they meet.
         raise _no_form(error) from error
     path.write_bytes(program)
-    _check(module, example, path)
+    _check(module, torch.from_numpy(example_inputs(signature, MOST_ROWS)), path)
 
 
 def _refuse(module: nn.Module) -> None:
@@ -84,10 +85,10 @@ def _lowered(module: nn.Module, example: Tensor) -> bytes:
     return program
 
 
-def _check(module: nn.Module, example: Tensor, path: Path) -> None:
+def _check(module: nn.Module, most: Tensor, path: Path) -> None:
     """Run the file with the most rows and with one."""
     runtime: Any = importlib.import_module("executorch.runtime")
-    for rows in (random_like(example), random_like(example)[:1]):
+    for rows in (most, most[:1]):
         try:
             method = runtime.Runtime.get().load_program(path).load_method("forward")
             (found,) = method.execute([rows])

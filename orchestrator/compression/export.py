@@ -16,9 +16,9 @@ from torch import fx, nn
 from orchestrator.compression.executorch import write_executorch
 from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError, ConfigError, InputError, StoreError
-from orchestrator.models.build import example_rows
+from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.forms import distance, random_like, tolerance
+from orchestrator.runtime.forms import distance, tolerance
 from orchestrator.runtime.onnx import INPUT, drop_unread, write_onnx
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
@@ -83,9 +83,9 @@ def write(module: nn.Module, signature: Signature, path: str | Path, format: For
             if format == "onnx":
                 write_onnx(module, example, scratch)
                 if importlib.util.find_spec("onnxruntime") is not None:
-                    _check_onnx(module, example, scratch)
+                    _check_onnx(module, signature, scratch)
             elif format == "executorch":
-                write_executorch(module, example, scratch)
+                write_executorch(module, signature, scratch)
             else:
                 _write_pt2(module, example, scratch)
             scratch.replace(path)
@@ -105,10 +105,10 @@ def _write_pt2(module: nn.Module, example: torch.Tensor, path: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def _check_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> None:
+def _check_onnx(module: nn.Module, signature: Signature, path: Path) -> None:
     """Run the file once; one that answers otherwise is removed."""
     onnxruntime = importlib.import_module("onnxruntime")
-    rows = random_like(example)
+    rows = torch.from_numpy(example_inputs(signature, int8.EXAMPLE_ROWS))
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {INPUT: rows.numpy()})

@@ -1,4 +1,4 @@
-"""Really smaller or really faster? A variant that is neither is refused, with the reason."""
+"""Really smaller or really faster? A variant that is neither is marked so, with the reason."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ def prune_magnitude(step: MagnitudePruning, state: State, context: Context) -> S
             "no weight would become zero", step.threshold or step.amount, f"the smallest is {smallest:.3g}"
         )
     total = sum(weight.numel() for weight in weights.values())
-    return state.after(
-        step, module, {"zeros": sum(zeros.values()), "weights": total, "layers": zeros}, masks=masks
-    )
+    return state.after(step, module, {"zeros": sum(zeros.values()), "weights": total, "layers": zeros})
 
 
 def alive(sizes: Mapping[str, Tensor], step: MagnitudePruning) -> dict[str, Tensor]:

@@ -113,7 +113,7 @@ def _is_plain(part: nn.Module, settings: ModelSettings, signature: Signature) ->
 def _checked(step: Merge, found: float, losses: Mapping[str, float]) -> dict[str, Any]:
     """The figures for the decision; raises where the merged model's loss is too far above its parts'."""
     barrier = found - sum(losses.values()) / len(losses)
-    if barrier > step.max_barrier:
+    if not barrier <= step.max_barrier:  # NaN is above, too
         raise CompressionError(
             "the merged model is worse than its parts: "
             f"loss barrier {barrier:.3f}, allowed {step.max_barrier:g} "

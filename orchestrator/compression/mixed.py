@@ -16,6 +16,7 @@ from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import of_module, predict
+from orchestrator.runtime.int8 import is_within
 
 Quantized = Callable[[Collection[str]], fx.GraphModule]
 """From the names of the layers that stay float to the int8 graph."""
@@ -55,7 +56,7 @@ def keep_sensitive(
     if whole <= step.max_drop:
         return tuple(kept), {"drop": whole}
     names = [name.removesuffix(".weight") for name in weights_of(state.module)]
-    candidates = [name for name in names if name not in kept]
+    candidates = [name for name in names if not is_within(name, kept)]
     least = whole
     for name in _by_sensitivity(candidates, lambda name: outputs(quantized([*kept, name])), reference):
         kept.append(name)

@@ -32,14 +32,15 @@ from orchestrator.compression.step import (
     State,
     after_epochs,
     apply_step,
-    masks_of,
     run_step,
 )
 from orchestrator.config.base import fingerprint
 from orchestrator.config.measure import Metric
 from orchestrator.config.steps import (
     Distill,
+    DynamicInt8,
     Plan,
+    StaticInt8,
     Step,
     epochs_of,
     first_out_of_order,
@@ -71,7 +72,7 @@ ORDER = (
     "clip, qat, a number type"
 )
 
-_VERSION = 4
+_VERSION = 5
 """Raise when a step would give another artifact for the same input."""
 
 
@@ -101,12 +102,12 @@ def plan_key(
 ) -> str:
     """Stage key of a plan on a parent: everything that decides the artifact.
 
-    The metric does where a step's training stops by it.
+    The metric does where a step looks at it.
     """
-    patient = any(training is not None and training.patience is not None for training in map(_training, plan))
+    judged = any(map(_by_metric, plan))
     return fingerprint(
         {
-            **({"metric": None if metric is None else metric.plain()} if patient else {}),
+            **({"metric": None if metric is None else metric.plain()} if judged else {}),
             "stage": "compress",
             "version": _VERSION,
             "parent": parent,
@@ -119,9 +120,11 @@ def plan_key(
     )
 
 
-def _training(step: Step) -> Training | None:
-    training: Training | None = getattr(step, "training", None)
-    return training
+def _by_metric(step: Step) -> bool:
+    """Whether the metric decides what a step gives: by a bound on the drop, or by when a training stops."""
+    training: Training | None = getattr(step, "training", None) or getattr(step, "recovery", None)
+    patient = training is not None and training.patience is not None
+    return patient or getattr(step, "max_drop", None) is not None
 
 
 def apply_plan(store: Store, parent: str, plan: Plan, context: Context) -> str:
@@ -180,7 +183,6 @@ class _Job:
             model=manifest.model,
             plan=manifest.plan,
             decisions=manifest.decisions,
-            masks=masks_of(previous.module, manifest.plan),
         )
         checkpoint = Checkpoint(store, self.key)
         try:
@@ -210,10 +212,27 @@ class _Job:
         return Other(self._build(digest), self.store.manifest(digest).model, self._outputs(digest))
 
     def _build(self, digest: str) -> Callable[[], nn.Module]:
-        return lambda: rebuild(self.store, digest, allowed=self.context.allowed).module
+        def build() -> nn.Module:
+            self._refuse_int8(digest)
+            return rebuild(self.store, digest, allowed=self.context.allowed).module
+
+        return build
 
     def _outputs(self, digest: str) -> ParentOutputs:
-        return lambda training: self._cached(digest, training)
+        def outputs(training: Training) -> Views:
+            self._refuse_int8(digest)
+            return self._cached(digest, training)
+
+        return outputs
+
+    def _refuse_int8(self, digest: str) -> None:
+        """A member of an ensemble may be one: there is no other that answers as the ensemble does."""
+        if any(isinstance(step, StaticInt8 | DynamicInt8) for step in self.store.manifest(digest).plan):
+            raise CompressionError(
+                "an int8 model can neither teach nor be merged",
+                digest,
+                "name the float model it was made from",
+            )
 
     def _cached(self, digest: str, training: Training) -> Views:
         context = self.context
@@ -230,7 +249,7 @@ class _Job:
             threads=context.threads,
             device=context.device,
         )
-        cache.fill(self._build(digest))
+        cache.fill(lambda: rebuild(self.store, digest, allowed=context.allowed).module)
         return cache.outputs()
 
 

@@ -67,13 +67,17 @@ def rounding(
         module: changed in place, and plain again afterwards.
         rows: raw rows [N, ...] from which activations take their first ranges.
         narrow: activations have 7 bits (CPUs without VNNI).
-        keep_float: names of layers that are not rounded.
+        keep_float: names of layers, or of modules of layers, that are not rounded.
 
     Raises:
         CompressionError: no layer would be rounded, or there is none of a name.
     """
     int8.check_names(module, keep_float)
-    parts = [part for name, part in module.named_modules() if type(part) in _FORMS and name not in keep_float]
+    parts = [
+        part
+        for name, part in module.named_modules()
+        if type(part) in _FORMS and not int8.is_within(name, keep_float)
+    ]
     if not any(isinstance(part, nn.Conv2d | nn.Linear) for part in parts):
         raise CompressionError("qat found no convolution or linear to round", type(module).__name__)
     plain = [(part, type(part)) for part in parts]

@@ -97,8 +97,6 @@ class State:
     """Steps applied so far."""
     decisions: tuple[dict[str, Any], ...] = ()
     """What each of them decided: plain JSON."""
-    masks: dict[str, Tensor] | None = None
-    """Parameter name -> True where a weight lives, once magnitude pruning has zeroed some."""
 
     def after(self, step: Step, module: nn.Module, decision: dict[str, Any], **changes: Any) -> State:
         """The state when `step` has turned the module into `module`."""
@@ -175,9 +173,11 @@ def _check_outputs(step: Step, state: State) -> None:
     try:
         with torch.no_grad():
             outputs = state.module(rows)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:
+        # The forward may be of other people's code, which raises anything.
+        told = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise CompressionError(
-            f"after '{step.kind}' the model no longer runs ({str(error).strip()[:200]})",
+            f"after '{step.kind}' the model no longer runs ({told})",
             fix="its forward depends on a width that was pruned: name the layers in fixed_width_layers()",
         ) from error
     if outputs.shape != (2, state.signature.outputs) or not torch.isfinite(outputs).all():

@@ -23,11 +23,10 @@ from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CompressionError
-from orchestrator.measure.artifacts import example_inputs
 from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
-from orchestrator.models.build import build
+from orchestrator.models.build import build, example_inputs
 from orchestrator.runtime.execute import Executable, of_module, predict
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft, pack_tensors

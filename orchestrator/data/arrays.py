@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.config.base import canonical
 from orchestrator.config.data import PARTS, Shares
 from orchestrator.config.encoding import Encoding
 from orchestrator.config.signature import Signature, Task
@@ -63,7 +64,8 @@ def from_arrays(
     wanted = free_shares(shares or Shares(), ())
     cuts = cut(len(rows), labels, wanted, seed=seed, origin="the arrays", classes=signature.classes)
     parts = {name: _part(rows, truth, cuts[name]) for name in (*PARTS,) if name in cuts}
-    digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + str((rows.shape, seed)).encode()).hexdigest()
+    cutting = canonical([list(rows.shape), seed, wanted, signature.task])
+    digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + cutting).hexdigest()
     return Dataset(parts, signature, digest, {"source": "arrays"}, Path())
 
 

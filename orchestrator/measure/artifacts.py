@@ -7,15 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from orchestrator.config.measure import Execution, LatencySettings, Target
-from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, OrchestratorError
 from orchestrator.measure.latency import METHOD, Call, Latency, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
+from orchestrator.models.build import example_inputs
 from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.execute import Executable, load
 from orchestrator.store.store import Store
@@ -264,26 +263,17 @@ def share_of_call(
 def keep_latency(
     store: Store, digest: str, baseline: str, latency: Latency, settings: LatencySettings
 ) -> None:
-    """Note a latency that was measured elsewhere in this process, against `baseline` in eager execution."""
-    Bench(store, settings).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
+    """Note a latency that was measured elsewhere in this process, against `baseline` in eager execution.
 
-
-_RANGES = {"uint8": (0, 256), "int16": (-3000, 3000), "int32": (1, 1000)}
-"""Of random pixels, sound and tokens; models cut tokens to those that they know."""
-
-
-def example_inputs(signature: Signature, rows: int, seed: int = 0) -> npt.NDArray[Any]:
-    """Random rows of the right shape and scale: pixels, features, sound, or numbers of tokens without
-    padding."""
-    rng = np.random.default_rng(seed)
-    if signature.input_dtype != "float32":
-        low, high = _RANGES[signature.input_dtype]
-        kind = np.dtype(signature.input_dtype)
-        return rng.integers(low, high, size=(rows, *signature.input_shape), dtype=kind)
-    noise = rng.standard_normal((rows, *signature.input_shape))
-    if len(signature.input_shape) == 1 and signature.mean:
-        noise = noise * np.asarray(signature.std) + np.asarray(signature.mean)
-    return noise.astype(np.float32)
+    Args:
+        store: Where the artifacts and records are.
+        digest: Of the artifact that was measured.
+        baseline: Digest of what it was measured against.
+        latency: What was found; its batch and threads count, not those of `settings`.
+        settings: How it was measured otherwise.
+    """
+    own = settings.model_copy(update={"batch": latency.batch, "threads": latency.threads})
+    Bench(store, own).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
 
 
 @contextmanager

@@ -80,10 +80,14 @@ class Latency:
         """
         median = reference_ms / self.ratio
         slow, fast = self.ratio_ci
+        low, high = reference_ms / fast, reference_ms / slow
+        if slow == fast == 1:
+            # The baseline itself: each ratio to its own blocks is one, so the spread is that of its times.
+            low, high = (end * median / self.median_ms for end in self.ci)
         return replace(
             self,
             median_ms=median,
-            ci=(reference_ms / fast, reference_ms / slow),
+            ci=(low, high),
             p95_ms=self.p95_ms * median / self.median_ms,
         )
 

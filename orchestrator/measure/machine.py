@@ -15,6 +15,8 @@ from orchestrator.config.base import fingerprint
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve")
 """Instruction sets that kernels of torch choose by, as Linux names them."""
 LIBRARIES = ("torch", "torchao", "numpy")
+OPTIONAL_LIBRARIES = ("openvino",)
+"""Execute models where they are installed, and are left out elsewhere."""
 
 HELD_TO = "ATEN_CPU_CAPABILITY"
 """Environment variable that keeps torch's kernels to fewer instructions than the machine has."""
@@ -69,7 +71,8 @@ def memory_bytes(meminfo: str) -> int | None:
 
 def library_versions() -> dict[str, str | None]:
     """Installed versions of the libraries that execute models."""
-    return {name: _version(name) for name in LIBRARIES}
+    optional = {name: found for name in OPTIONAL_LIBRARIES if (found := _version(name)) is not None}
+    return {name: _version(name) for name in LIBRARIES} | optional
 
 
 def _version(name: str) -> str | None:

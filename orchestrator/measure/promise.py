@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.measure import Metric
+from orchestrator.config.measure import BuiltInMetric, Metric
 from orchestrator.config.search import Promise
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
 from orchestrator.measure.metrics import ROW_METRICS, checked, larger_is_better, statistic, task_of
 from orchestrator.measure.tasks import kind_of
 
+FLOORED = ("macro_f1", "micro_f1", "recall_at_precision", "auroc", "mean_average_precision")
+"""Metrics whose bound has a floor on few rows."""
+OWN_TEST = "paired bootstrap (no floor for few rows is known of a metric of your own)"
 RESAMPLES = 2000
 MOST_ROWS = 2**20
 """Times the rows at hand: more than that is no advice."""
@@ -53,8 +56,8 @@ class Verdict:
     changed_bound: float | None = None
     """Its one-sided upper confidence bound (Wilson)."""
     worst_class: dict[str, Any] | None = None
-    """The class or label that loses most: `label`, `drop` and `bound` of its recall, `rows`. The bound holds
-    for all classes at once (Bonferroni)."""
+    """The class or label that loses most, one that breaks `max_class_drop` first: `label`, `drop` and `bound`
+    of its recall, `rows`. The bound holds for all classes at once (Bonferroni)."""
 
     @property
     def holds(self) -> bool:
@@ -75,9 +78,11 @@ class _Clause:
     bound: float
     allowed: float
     rows: int
-    """Of the whole part."""
+    """That tell: of the whole part, or of one class."""
     bound_at: Callable[[float], float]
     """The bound if there were so many times as many rows like these."""
+    part_rows: int
+    """Of the whole part."""
 
     @property
     def status(self) -> Status:
@@ -93,7 +98,7 @@ class _Clause:
         while high / low > 1.001:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if self.bound_at(middle) <= self.allowed else (middle, high)
-        return math.ceil(self.rows * high)
+        return math.ceil(self.part_rows * high)
 
 
 def non_inferior(
@@ -110,9 +115,9 @@ def non_inferior(
 
     A share of right rows: the score interval of the difference of paired proportions (Tango 1998,
     Statistics in Medicine 17:891-908), which stays sound when few or no rows differ. Other metrics: the
-    percentile bootstrap of the paired difference; for metrics of counts it is widened to what no difference
-    at all on so few rows could show. Every bound of the promise must hold; needing all of them takes no
-    correction for their number (intersection-union test, Berger 1982).
+    percentile bootstrap of the paired difference; for metrics of counts and ranks (`FLOORED`) it is widened
+    to what no difference at all on so few rows could show. Every bound of the promise must hold; needing all
+    of them takes no correction for their number (intersection-union test, Berger 1982).
 
     Args:
         metric: What was promised.
@@ -174,7 +179,9 @@ def _drop_clause(
     confidence = promise.confidence
     if metric.name in ROW_METRICS:
         variant_right, parent_right = _right(variant_outputs, targets), _right(parent_outputs, targets)
-        clause = _tango_clause(metric.name, parent_right, variant_right, promise.max_drop, confidence)
+        clause = _tango_clause(
+            metric.name, parent_right, variant_right, promise.max_drop, confidence, len(parent_right)
+        )
         return clause, "paired score test (Tango 1998)"
     drop, bound, rows = _bootstrap_drop(
         metric, variant_outputs, parent_outputs, targets, confidence, seed, allowed
@@ -183,7 +190,8 @@ def _drop_clause(
     def bound_at(times: float) -> float:
         return drop + (bound - drop) / math.sqrt(times)
 
-    return _Clause(metric.label, drop, bound, promise.max_drop, rows, bound_at), "paired bootstrap"
+    test = "paired bootstrap" if metric.name in get_args(BuiltInMetric) else OWN_TEST
+    return _Clause(metric.label, drop, bound, promise.max_drop, rows, bound_at, rows), test
 
 
 def _sentence(clause: _Clause, confidence: float) -> str:
@@ -198,7 +206,8 @@ def _sentence(clause: _Clause, confidence: float) -> str:
         f", which is {'within' if clause.status == 'holds' else 'more than'} the allowed {clause.allowed:g}"
     )
     needed = clause.needed_rows
-    return f"{said}; about {needed} rows would be needed to tell" if needed else said
+    rows = "rows" if clause.rows == clause.part_rows else "rows of all classes"
+    return f"{said}; about {needed} {rows} would be needed to tell" if needed else said
 
 
 def tango_upper_drop(lost: float, won: float, rows: float, confidence: float) -> float:
@@ -257,6 +266,7 @@ def _tango_clause(
     variant_right: npt.NDArray[np.bool_],
     allowed: float,
     confidence: float,
+    part_rows: int,
 ) -> _Clause:
     lost = int((parent_right & ~variant_right).sum())
     won = int((variant_right & ~parent_right).sum())
@@ -265,7 +275,7 @@ def _tango_clause(
     def bound_at(times: float) -> float:
         return tango_upper_drop(lost * times, won * times, rows * times, confidence)
 
-    return _Clause(name, (lost - won) / rows, bound_at(1), allowed, rows, bound_at)
+    return _Clause(name, (lost - won) / rows, bound_at(1), allowed, rows, bound_at, part_rows)
 
 
 def _changed(
@@ -284,21 +294,27 @@ def _changed(
         return wilson(changed * times, rows * times, 2 * promise.confidence - 1)[1]
 
     allowed = math.inf if promise.max_changed is None else promise.max_changed
-    return _Clause(CHANGED, changed / rows, bound_at(1), allowed, rows, bound_at)
+    return _Clause(CHANGED, changed / rows, bound_at(1), allowed, rows, bound_at, rows)
 
 
 def _worst_class(
     variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
 ) -> tuple[dict[str, Any], _Clause]:
-    """The class or label whose recall has the largest upper bound of its drop."""
+    """The class or label whose recall has the largest upper bound of its drop; of those that break the
+    promise, if any does: a rare class has a wide bound even where nothing is lost."""
     variant_found, parent_found = _found(variant_outputs, targets), _found(parent_outputs, targets)
     confidence = 1 - (1 - promise.confidence) / len(variant_found)
     allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
     clauses = {}
     for label, after in variant_found.items():
         name = f"the recall of class {label}"
-        clauses[label] = _tango_clause(name, parent_found[label], after, allowed, confidence)
-    label, worst = max(clauses.items(), key=lambda found: (found[1].bound, found[1].value, -found[0]))
+        clauses[label] = _tango_clause(
+            name, parent_found[label], after, allowed, confidence, len(np.asarray(targets))
+        )
+    label, worst = max(
+        clauses.items(),
+        key=lambda found: (found[1].status == "fails", found[1].bound, found[1].value, -found[0]),
+    )
     facts = {"label": label, "drop": worst.value, "bound": worst.bound, "rows": worst.rows}
     return facts, worst
 
@@ -333,18 +349,24 @@ def _bootstrap_drop(
         return sign * (parent(weights) - variant(weights))
 
     bound = upper_bound([drop(weights) for weights in resamples(rows, seed, RESAMPLES)], confidence)
-    if metric.name in ("macro_f1", "micro_f1", "recall_at_precision"):
-        # Resampling rows that do not differ shows no spread, however few they are. Each class weighs the
-        # same here, so the rarest limits what can be seen; Tango's bound at no differing row is the floor.
-        counts = np.bincount(truth) if truth.ndim == 1 else (truth == 1).sum(axis=0)
-        one = metric.name == "recall_at_precision" and len(counts) == 2
-        all_alike = metric.name == "micro_f1"
-        seen = int(counts[1]) if one else rows if all_alike else _rarest(counts)
+    if metric.name in FLOORED:
+        # Resampling rows that do not differ shows no spread, however few they are.
+        seen = _rows_that_tell(metric.name, truth)
         bound = max(bound, tango_upper_drop(0, 0, max(seen, 1), confidence))
     return drop(np.ones(rows)), bound, rows
 
 
-def _rarest(counts: npt.NDArray[np.int64]) -> int:
-    """Rows that a macro mean is as sure as: as if every occurring class had the rarest one's rows."""
+def _rows_that_tell(name: str, truth: npt.NDArray[Any]) -> int:
+    """How many rows such a metric is as sure as: Tango's bound at no differing row of them is its floor.
+
+    Where each class weighs the same the rarest limits what can be seen: as if every one that occurs had its
+    rows. Two classes have one curve (AUROC), which its smaller class limits, or one recall, of class 1.
+    """
+    if name == "micro_f1":
+        return len(truth)
+    counts = np.bincount(truth) if truth.ndim == 1 else (truth == 1).sum(axis=0)
     occurring = counts[counts > 0]
-    return int(occurring.min() * len(occurring))
+    two = truth.ndim == 1 and len(counts) == 2
+    if two and name == "recall_at_precision":
+        return int(counts[1])
+    return int(occurring.min() * (1 if two and name == "auroc" else len(occurring)))

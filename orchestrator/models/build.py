@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orchestrator.config.imports import resolve
@@ -71,6 +74,24 @@ def example_rows(signature: Signature, rows: int) -> Tensor:
     """
     value = int(signature.input_dtype == "int32")
     return torch.full((rows, *signature.input_shape), value, dtype=getattr(torch, signature.input_dtype))
+
+
+_RANGES = {"uint8": (0, 256), "int16": (-3000, 3000), "int32": (1, 1000)}
+"""Of random pixels, sound and tokens; models cut tokens to those that they know."""
+
+
+def example_inputs(signature: Signature, rows: int, seed: int = 0) -> NDArray[Any]:
+    """Random rows of the right shape and scale: pixels, features, sound, or numbers of tokens without
+    padding."""
+    rng = np.random.default_rng(seed)
+    if signature.input_dtype != "float32":
+        low, high = _RANGES[signature.input_dtype]
+        kind = np.dtype(signature.input_dtype)
+        return rng.integers(low, high, size=(rows, *signature.input_shape), dtype=kind)
+    noise = rng.standard_normal((rows, *signature.input_shape))
+    if len(signature.input_shape) == 1 and signature.mean:
+        noise = noise * np.asarray(signature.std) + np.asarray(signature.mean)
+    return noise.astype(np.float32)
 
 
 def _call_factory(settings: ImportedModel, signature: Signature, allowed: Collection[str]) -> nn.Module:

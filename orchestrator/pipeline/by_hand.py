@@ -79,7 +79,7 @@ def compress_ref(
     audit = variant.audit(batches, latency := LatencySettings())
     if digest != parent:
         note = partial(note_quality, opened, (digest, variant.execution), dataset, source=rows.settings)
-        note(metric=metric, latency=latency, allowed=paths)
+        note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit)}

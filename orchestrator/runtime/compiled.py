@@ -20,15 +20,9 @@ from torch._inductor import aoti_compile_and_package
 from torch.export import Dim
 
 from orchestrator.errors import ExecutionError
-from orchestrator.models.build import example_rows
+from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
-from orchestrator.runtime.forms import (
-    BF16_TOLERANCE,
-    FLOAT_TOLERANCE,
-    INT8_TOLERANCE,
-    distance,
-    random_like,
-)
+from orchestrator.runtime.forms import INT8_TOLERANCE, distance, tolerance
 from orchestrator.runtime.package import PACKAGE, open_package
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
@@ -49,13 +43,13 @@ def write(
         ExecutionError: there is no C++ compiler, or it cannot compile the model.
     """
     module = rebuild(store, digest, allowed=allowed).module
-    example = example_rows(store.manifest(digest).signature, max(batch, 2))
-    compile_to(folder / PACKAGE, module, example, threads)
+    signature, count = store.manifest(digest).signature, max(batch, 2)
+    compile_to(folder / PACKAGE, module, example_rows(signature, count), threads)
+    rows = torch.from_numpy(example_inputs(signature, count))
     if isinstance(module, fx.GraphModule):
-        _check_int8(folder / PACKAGE, module, example)
+        _check_int8(folder / PACKAGE, module, rows)
     else:
-        low = any(weight.dtype is torch.bfloat16 for weight in module.parameters())
-        _compare(folder / PACKAGE, module, example, BF16_TOLERANCE if low else FLOAT_TOLERANCE)
+        _compare(folder / PACKAGE, module, rows, tolerance(module))
 
 
 def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> None:
@@ -90,13 +84,13 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
         ) from error
 
 
-def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
+def _check_int8(path: Path, graph: fx.GraphModule, rows: Tensor) -> None:
     """Refuse a compiled int8 graph that multiplies in float, or answers otherwise than the lowered one.
 
     Inductor's patterns miss some graphs without a word: a float product of rounded numbers gives the right
     answers, slowly.
     """
-    lowered = int8.lower(graph, example)
+    lowered = int8.lower(graph, rows)
     wanted = sum(str(node.target).startswith(int8.KERNELS) for node in lowered.graph.nodes)
     with zipfile.ZipFile(path) as package:
         sources = [package.read(name).decode() for name in package.namelist() if name.endswith(".cpp")]
@@ -105,13 +99,11 @@ def _check_int8(path: Path, graph: fx.GraphModule, example: Tensor) -> None:
         raise ExecutionError(
             f"AOTInductor runs {found} of {wanted} layers in int8", "aoti", "run the variant lowered"
         )
-    _compare(path, lowered, example, INT8_TOLERANCE)
+    _compare(path, lowered, rows, INT8_TOLERANCE)
 
 
-def _compare(path: Path, module: nn.Module, example: Tensor, most: float) -> None:
-    """Refuse a package that answers seeded rows otherwise than the module: generated code may be wrong
-    without a word."""
-    rows = random_like(example)
+def _compare(path: Path, module: nn.Module, rows: Tensor, most: float) -> None:
+    """Refuse a package that answers otherwise than the module: generated code may be wrong without a word."""
     with torch.inference_mode():
         error = distance(open_package(path)(rows), module(rows))
     if not error < most:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from orchestrator.errors import ExecutionError
 from orchestrator.runtime import fp8, weight_only
 from orchestrator.runtime.bf16 import Bf16Body, round_numbers
-from orchestrator.runtime.weight_only import WeightOnlyConv2d, WeightOnlyLinear
+from orchestrator.runtime.weight_only import WeightOnlyConv2d, WeightOnlyEmbedding, WeightOnlyLinear
 
 _AS_THEY_ARE = (nn.modules.batchnorm._BatchNorm, fp8.Fp8Linear)
 """Parts whose float32 numbers CUDA's kernels take beside bfloat16 rows; those of layer norm do not."""
@@ -65,7 +65,7 @@ def for_gpu(module: nn.Module, device: torch.device | str = "cuda") -> tuple[nn.
     module = copy.deepcopy(module).to(device)
     found, left = False, []
     for name, part in module.named_modules():
-        if isinstance(part, fp8.Fp8Linear | WeightOnlyLinear | WeightOnlyConv2d):
+        if isinstance(part, fp8.Fp8Linear | WeightOnlyLinear | WeightOnlyConv2d | WeightOnlyEmbedding):
             found = True
             if not _to_kernel(part, device):
                 left.append(name)

@@ -140,6 +140,9 @@ def quantize(
             f"int8 ({mode}) would quantize nothing: no {kinds} was found in", _name_of(module)
         )
     _drop_checks(graph)
+    for name in ("train", "eval"):
+        # PT2E's own refuse even what the graph is: an eval-mode module, which callers may ask for.
+        graph.__dict__.pop(name, None)
     return graph
 
 

@@ -21,11 +21,11 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member
 from orchestrator.config.steps import precision_of
 from orchestrator.errors import ExecutionError
-from orchestrator.models.build import example_rows
+from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import Executable
-from orchestrator.runtime.forms import cached, random_like
+from orchestrator.runtime.forms import cached
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.wide import widened
 from orchestrator.store.store import Store
@@ -214,12 +214,12 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
         models = [rebuild(store, digest, allowed=allowed).module for digest in digests]
         if any(isinstance(model, fx.GraphModule) for model in models):
             raise ExecutionError("a traced graph is compiled alone", digests[0][:12])
-        example = example_rows(store.manifest(digests[0]).signature, max(batch, 2))
-        rows = random_like(example)
+        signature, count = store.manifest(digests[0]).signature, max(batch, 2)
+        rows = torch.from_numpy(example_inputs(signature, count))
         with torch.inference_mode():
             expected = torch.stack([model.eval()(rows) for model in models], dim=1)
         together = _SideBySide(models).eval()
-        compiled.compile_to(folder / package.PACKAGE, together, example, threads)
+        compiled.compile_to(folder / package.PACKAGE, together, example_rows(signature, count), threads)
         np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
         _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerance)
 

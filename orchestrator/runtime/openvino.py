@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from orchestrator.config.steps import Bf16, StaticInt8
 from orchestrator.errors import CompressionError, ExecutionError
-from orchestrator.models.build import example_rows
+from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import has_bf16_kernels, to_float
-from orchestrator.runtime.forms import cached, distance, mixed, random_like, tolerance
+from orchestrator.runtime.forms import cached, distance, mixed, tolerance
 from orchestrator.runtime.onnx import write_onnx
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
 MODEL = "model.xml"
-_VERSION = 1
-"""Raise when the way of converting changes: older forms are then left alone."""
+_VERSION = 2
+"""Raise when the way of converting or checking changes: older forms are then left alone."""
 
 
 def load(
@@ -54,8 +54,7 @@ def load(
     }
 
     def make(folder: Path) -> None:
-        module = rebuild(store, digest, allowed=allowed).module
-        _convert(folder, to_float(module) if bf16 else module, manifest, engine)
+        _convert(folder, rebuild(store, digest, allowed=allowed).module, manifest, engine, bf16=bf16)
 
     folder = cached(store, digest, f"openvino-{mixed(facts)}", facts, make)
     return _open(engine, folder / MODEL, threads, bf16=bf16)
@@ -78,12 +77,12 @@ def _refuse(manifest: Draft, *, bf16: bool) -> None:
             int8.check_range(127 if decision["reduce_range"] else 255)
 
 
-def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any) -> None:
-    """Write OpenVINO's own form; it is opened once, and kept only if it answers alike."""
+def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any, *, bf16: bool) -> None:
+    """Write OpenVINO's own form; it is opened once, as it will run, and kept only if it answers alike."""
     example = example_rows(manifest.signature, int8.EXAMPLE_ROWS)
     file = folder / "model.onnx"
     try:
-        write_onnx(module, example, file)
+        write_onnx(to_float(module) if bf16 else module, example, file)
         # Halves would change the answers.
         engine.save_model(engine.Core().read_model(file), folder / MODEL, compress_to_fp16=False)
     except (CompressionError, RuntimeError) as error:
@@ -91,9 +90,9 @@ def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any) -> N
             f"OpenVINO cannot hold the model ({str(error).strip()[:300]})", "openvino", "run it otherwise"
         ) from error
     file.unlink()
-    rows = random_like(example)
+    rows = torch.from_numpy(example_inputs(manifest.signature, int8.EXAMPLE_ROWS))
     with torch.no_grad():
-        found, wanted = _open(engine, folder / MODEL, 1, bf16=False)(rows), module(rows)
+        found, wanted = _open(engine, folder / MODEL, 1, bf16=bf16)(rows), module(rows)
     far = distance(found, wanted)
     if not far <= tolerance(module):
         raise ExecutionError(

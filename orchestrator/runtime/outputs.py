@@ -14,6 +14,7 @@ from orchestrator.config.data import PartName
 from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.data.dataset import Dataset
 from orchestrator.measure.corrupt import Shift, corrupt
+from orchestrator.measure.machine import library_versions
 from orchestrator.runtime.execute import load, predict
 from orchestrator.store.store import Store
 
@@ -150,5 +151,6 @@ def _key(part: str, data: str, execution: Execution, latency: LatencySettings) -
         "batch": latency.batch,
         "torch": torch.__version__,
         "isa": torch.backends.cpu.get_cpu_capability(),
+        **({"openvino": library_versions().get("openvino")} if execution == "openvino" else {}),
     }
     return f"{part}-{execution}-{fingerprint(facts)[:24]}"

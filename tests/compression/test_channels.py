@@ -82,6 +82,29 @@ def test_global_ranking_never_erases_a_layer() -> None:
     assert 0 < len(removed["strong"]) < 40
 
 
+def test_rounds_together_leave_a_tenth_of_each_layer() -> None:
+    """All channels of the first layer but one are far smaller than those of the second."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, toys.CLASSES)
+    ).eval()
+    first, second, _ = (part for part in net if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        first.weight[0] *= 1000
+        second.weight[:, 0] *= 1000
+    signature = toys.signature((12,))
+    for rounds in (1, 2, 3):
+        step = ChannelPruning(amount=0.6, criterion="l1", scope="global", round_to=1, rounds=rounds)
+        state = run_step(step, toys.state(net, signature), toys.context((12,)))
+        assert state.module.get_submodule("0").out_features == 4
+
+
+def test_a_layer_that_is_to_stay_is_not_rounded_either() -> None:
+    found = [Channels("a", torch.arange(100.0), 1), Channels("b", torch.arange(100.0), 1)]
+    removed = select(found, ChannelPruning(amount=0.5, shares={"a": 0.0}, round_to=16), 0.5)
+    assert removed == {"a": [], "b": list(range(52))}
+
+
 def test_ties_go_by_channel_number() -> None:
     removed = select([Channels("a", torch.ones(8), 1)], ChannelPruning(amount=0.5), 0.5)
     assert removed == {"a": [0, 1, 2, 3]}
@@ -119,6 +142,26 @@ def test_works_where_gradients_are_off(off: Callable[[], Any]) -> None:
     with off():
         state = pruned("cnn")
     assert widths(state.module) == [4, 8]
+
+
+class _ByItsWidth(nn.Module):
+    """Finds what it needs by the width of its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(12, 16), nn.Linear(16, toys.CLASSES)
+        self.scale_of_16 = 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        out: torch.Tensor = self.head(hidden * getattr(self, f"scale_of_{hidden.shape[1]}"))
+        return out
+
+
+def test_a_forward_that_breaks_in_any_way_is_one_sentence() -> None:
+    state = toys.state(_ByItsWidth().eval(), toys.signature((12,)))
+    with pytest.raises(CompressionError, match=r"no longer runs \(AttributeError: .*scale_of_8"):
+        run_step(ChannelPruning(amount=0.5), state, toys.context((12,)))
 
 
 def test_equal_scores_are_refused() -> None:

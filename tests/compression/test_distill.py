@@ -17,8 +17,10 @@ from orchestrator.compression.distill import mixed
 from orchestrator.compression.plan import apply_plan, run_step
 from orchestrator.compression.step import Other
 from orchestrator.config.model import Mlp, MlpKwargs
-from orchestrator.config.steps import Bf16, ChannelPruning, Distill, StaticInt8
+from orchestrator.config.steps import Bf16, ChannelPruning, Distill, MagnitudePruning, StaticInt8
 from orchestrator.config.training import DistillationLoss, Training
+from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime.execute import executions, load
 from orchestrator.runtime.rebuild import rebuild
@@ -129,6 +131,28 @@ def test_a_student_of_a_pruned_teacher_has_its_own_form(tmp_path: Path) -> None:
     again = rebuild(store, digest)
     assert [step.kind for step in again.manifest.plan] == ["distill", "bf16"]
     assert again.module(example_rows(again.manifest.signature, 3)).shape == (3, toys.CLASSES)
+
+
+@pytest.mark.parametrize("model", [SMALL, toys.MODELS["mlp"][0]], ids=["another", "the same"])
+def test_zeros_of_the_parent_bind_no_student(tmp_path: Path, model: Mlp) -> None:
+    store = Store(tmp_path / "store")
+    (first,) = stored(store, 1)
+    context = toys.context((12,))
+    thin = apply_plan(store, first, (MagnitudePruning(amount=0.6),), context)
+    student = rebuild(store, apply_plan(store, thin, (Distill(model=model, training=TRAINING),), context))
+    for weight in weights_of(student.module).values():
+        assert (weight != 0).all()
+
+
+def test_an_int8_model_is_no_teacher(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first, second = stored(store)
+    context = toys.context((12,))
+    small = apply_plan(store, second, (StaticInt8(rows=32),), context)
+    for parent, others in ((small, ()), (first, (small,))):
+        step = Distill(model=SMALL, others=others, training=TRAINING)
+        with pytest.raises(CompressionError, match=f"can neither teach nor be merged: {small}.*float model"):
+            apply_plan(store, parent, (step,), context)
 
 
 def test_from_python_a_student_is_saved_with_both_settings(tmp_path: Path) -> None:

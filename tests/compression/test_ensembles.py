@@ -28,7 +28,7 @@ from orchestrator.config.ensemble import (
     WeightedMix,
 )
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Distill, Merge, Plan
+from orchestrator.config.steps import Distill, Merge, Plan, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.ensemble.fit import fit
 from orchestrator.ensemble.tree import distinct, replay
@@ -37,6 +37,7 @@ from orchestrator.measure.metrics import softmax
 from orchestrator.models.build import build
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.execute import predict as outputs_of
+from orchestrator.runtime.graphs import QUANTIZED, TRACED
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
@@ -203,3 +204,15 @@ def test_settings_fit_together(values: dict[str, Any], sentence: str) -> None:
 def test_other_students_keep_their_digests() -> None:
     assert "ensemble" not in Distill(model=SMALL).plain()
     assert Distill(model=SMALL, ensemble="mix").plain()["ensemble"] == "mix"
+
+
+def test_an_int8_member_teaches_beside_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    one, two = members(store, 2)
+    small = apply_plan(store, two.digest, (StaticInt8(rows=32),), context())
+    tree = Parallel(members=(one, Member(name="small", digest=small, execution="lowered")))
+    ensemble = store.put_spec(Spec(name="team", tree=tree, signature=toys.signature((12,))))
+    for kept in (QUANTIZED, TRACED):
+        kept.clear()  # as in another process, which builds the graph anew
+    student = apply_plan(store, one.digest, plan(ensemble), context())
+    assert store.manifest(student).model == SMALL

@@ -15,13 +15,13 @@ from torch import nn
 
 from orchestrator.compression import compress
 from orchestrator.compression.align import aligned
-from orchestrator.compression.merge import mean, reestimate, slerp
+from orchestrator.compression.merge import _checked, mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import SideBySide
 from orchestrator.config.run import ModelEntry
-from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge
+from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import score
@@ -98,6 +98,17 @@ def test_a_shuffled_copy_is_put_back_in_order(name: str) -> None:
     back = aligned(module, shuffled(name, module), signature)
     for key, tensor in module.state_dict().items():
         torch.testing.assert_close(back.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+def test_embeddings_are_permuted_along_their_features() -> None:
+    module, signature, settings = toys.imported("embedded", toys.TEXT)
+    other = build(settings, signature, allowed=(toys.__name__ + ":embedded",), seed=9).eval()
+    moved = aligned(other, copy.deepcopy(module), signature)
+    before, after = (one.get_parameter("body.embedding.weight") for one in (module, moved))
+    assert not torch.equal(before, after)
+    rows = torch.from_numpy(toys.rows(toys.TEXT).inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(moved(rows), module(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_independent_nets_are_refused_unless_aligned() -> None:
@@ -207,6 +218,20 @@ def test_three_lines_from_python() -> None:
     assert np.isfinite(variant(part.inputs[:5])).all()
     with pytest.raises(CompressionError, match="pass others"):
         compress(body, plan, data)
+
+
+def test_an_int8_model_is_not_merged(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("mlp")
+    parent = toys.put(store, module, signature, settings)
+    small = apply_plan(store, parent, (StaticInt8(rows=32),), toys.context((12,)))
+    with pytest.raises(CompressionError, match="can neither teach nor be merged"):
+        apply_plan(store, parent, (Merge(others=(small,)),), toys.context((12,)))
+
+
+def test_a_loss_that_is_no_number_is_above_every_barrier() -> None:
+    with pytest.raises(CompressionError, match="loss barrier nan"):
+        _checked(Merge(others=("b",)), float("nan"), {"parent": 0.5, "b": 0.5})
 
 
 def test_rows_are_needed() -> None:

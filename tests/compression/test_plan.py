@@ -12,9 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.compression.plan import apply_plan, check_plan, plan_key
-from orchestrator.config.steps import Bf16, ChannelPruning, MagnitudePruning, Qat, Recovery, StaticInt8, Step
+from orchestrator.config.constraints import Sparsify
+from orchestrator.config.measure import Metric
+from orchestrator.config.steps import (
+    Bf16,
+    ChannelPruning,
+    Distill,
+    MagnitudePruning,
+    Qat,
+    Recovery,
+    StaticInt8,
+    Step,
+)
 from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
@@ -23,6 +35,7 @@ from tests.compression import toys
 
 SHAPE = (12,)
 RECOVERY = Recovery(training=Training(epochs=2, batch_size=32, lr=0.02, loss=DistillationLoss()))
+PATIENT = Training(epochs=4, patience=1)
 
 
 @pytest.fixture
@@ -101,6 +114,22 @@ def test_everything_that_decides_is_in_the_key() -> None:
     }
     assert len(keys) == 6
     assert plan_key("a", plan, "d", 0, 1) in keys
+
+
+@pytest.mark.parametrize(
+    ("step", "decides"),
+    [
+        (StaticInt8(max_drop=0.01), True),
+        (StaticInt8(), False),
+        (ChannelPruning(amount=0.5, rounds=2, recovery=PATIENT), True),
+        (ChannelPruning(amount=0.5, rounds=2, recovery=Training(epochs=2)), False),
+        (Qat(training=PATIENT), True),
+        (RECOVERY, False),
+    ],
+)
+def test_the_metric_is_in_the_key_where_a_step_looks_at_it(step: Step, decides: bool) -> None:
+    one, two = (plan_key("a", (step,), "d", 0, 1, Metric(name=name)) for name in ("accuracy", "macro_f1"))
+    assert (one != two) is decides
 
 
 def test_recovery_brings_the_parents_outputs_back(store: Store, parent: str) -> None:
@@ -183,6 +212,24 @@ def test_recovery_keeps_pruned_weights_at_zero(store: Store, parent: str) -> Non
             assert not torch.equal(after[name], tensor)
             zeros += int((tensor == 0).sum())
     assert zeros > 0
+
+
+def test_zeros_are_read_after_what_cut_the_weights(store: Store, parent: str) -> None:
+    """A student that was trained to have zeros loses channels, and recovers in between."""
+    thin = Training(
+        epochs=2, batch_size=16, lr=0.02, loss=DistillationLoss(), sparsify=Sparsify(amount=0.5, every=2)
+    )
+    once = Training(epochs=1, batch_size=16, lr=0.02, loss=DistillationLoss())
+    prune = ChannelPruning(amount=0.5, rounds=2, recovery=once)
+    plan = (Distill(model=toys.MODELS["mlp"][0], training=thin), prune, Recovery(training=once))
+    shares = []
+    for end in (1, 2, 3):
+        module = rebuild(store, apply_plan(store, parent, plan[:end], toys.context(SHAPE))).module
+        weights = torch.cat([weight.detach().flatten() for weight in weights_of(module).values()])
+        shares.append(float((weights == 0).float().mean()))
+    assert shares[0] == pytest.approx(0.5, abs=0.01)
+    assert shares[1] > 0.1
+    assert shares[2] == shares[1]
 
 
 @pytest.mark.parametrize("missing", ["train", "validation"])

@@ -155,11 +155,12 @@ def test_layers_that_stay_float_are_not_rounded() -> None:
     names = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     inputs = toys.rows(signature.input_shape).inputs
     plain = of_module(module, signature, "eager")(inputs)
-    with (
-        pytest.raises(CompressionError, match="no convolution or linear"),
-        rounding(module, torch.from_numpy(inputs), False, names),
-    ):
-        pass
+    for every in (names, ["body"]):  # or the module that they lie in
+        with (
+            pytest.raises(CompressionError, match="no convolution or linear"),
+            rounding(module, torch.from_numpy(inputs), False, every),
+        ):
+            pass
     with rounding(module, torch.from_numpy(inputs), False, names[1:]):
         first = of_module(module, signature, "eager")(inputs)
     assert 0 < np.abs(first - plain).max() < 0.1 * np.abs(plain).max()

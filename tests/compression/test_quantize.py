@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from orchestrator.compression import mixed
 from orchestrator.compression.audit import audit, coverage
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
@@ -335,13 +336,33 @@ def test_layers_are_kept_until_the_bound_holds() -> None:
     part = replace(part, targets=labels)
     context = toys.context((12,), validation=part, calibration=part.inputs)
     plain = run_step(StaticInt8(), toys.state(module, signature), context)
-    mixed = run_step(StaticInt8(max_drop=0.05), toys.state(module, signature), context)
-    decision = mixed.decisions[-1]
+    bounded = run_step(StaticInt8(max_drop=0.05), toys.state(module, signature), context)
+    decision = bounded.decisions[-1]
     assert decision["drop_all_int8"] > 0.05 >= decision["drop"]
     assert decision["keep_float"] == ["2"]
     assert isinstance(plain.module, fx.GraphModule)
-    assert isinstance(mixed.module, fx.GraphModule)
-    assert coverage(mixed.module, signature)["kernels"] == coverage(plain.module, signature)["kernels"] - 1
+    assert isinstance(bounded.module, fx.GraphModule)
+    assert coverage(bounded.module, signature)["kernels"] == coverage(plain.module, signature)["kernels"] - 1
+
+
+def test_layers_of_a_module_that_stays_float_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat, signature = outlying()
+    layers = list(flat.children())
+    module = nn.Sequential(nn.Sequential(*layers[:2]), *layers[2:])
+    part = toys.rows((12,), count=256)
+    with torch.no_grad():
+        labels = module(torch.tensor(part.inputs)).argmax(1).numpy()
+    context = toys.context((12,), validation=replace(part, targets=labels), calibration=part.inputs)
+    tried: list[list[str]] = []
+
+    def by_sensitivity(names: list[str], *_: object) -> list[str]:
+        tried.append(names)
+        return []
+
+    monkeypatch.setattr(mixed, "_by_sensitivity", by_sensitivity)
+    with pytest.raises(CompressionError, match="int8 drops"):
+        run_step(StaticInt8(max_drop=0.0, keep_float=("0",)), toys.state(module, signature), context)
+    assert tried == [["1", "3"]]
 
 
 def test_a_bound_that_holds_keeps_everything_in_int8() -> None:

@@ -506,6 +506,24 @@ def relu_sum(signature: Signature) -> nn.Module:
     return _ReluSum(signature.input_shape[0])
 
 
+class _Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(64, 16)
+        self.block = nn.Linear(16, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embedding(x.clamp(0, 63)).mean(1)
+        out: Tensor = self.head(tokens + functional.relu(self.block(tokens)))
+        return out
+
+
+def embedded(signature: Signature) -> nn.Module:  # noqa: ARG001
+    """Model factory: an embedding whose features go on beside a block."""
+    return _Embedded()
+
+
 def one_linear(signature: Signature) -> nn.Module:
     """Model factory: nothing but the output layer."""
     return nn.Linear(signature.input_shape[0], CLASSES)

@@ -18,9 +18,9 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
-from orchestrator.measure.artifacts import Bench, example_inputs, measure_artifacts, share_of_call
-from orchestrator.measure.latency import compare
-from orchestrator.models.build import build
+from orchestrator.measure.artifacts import Bench, keep_latency, measure_artifacts, share_of_call
+from orchestrator.measure.latency import Latency, compare
+from orchestrator.models.build import build, example_inputs
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
@@ -86,6 +86,19 @@ def test_the_share_of_a_smaller_call_is_measured_once(store: Store, loads: list[
     assert share_of_call(store, (digest, "eager"), SETTINGS, rows=4) == 1.0
     # No latency: what reads those must not take it for one.
     assert Bench(store, SETTINGS).recorded((digest, "eager")) is None
+
+
+def test_a_latency_from_elsewhere_is_kept_at_the_pace_of_its_own_batch(store: Store) -> None:
+    parent, variant = put(store, 4), put(store, 8)
+    whole = Latency(32, 1, "eager", 25.0, (24.0, 26.0), 30.0)
+    keep_latency(store, parent, parent, whole, LatencySettings())
+    for batch, ms, told in ((32, 10.0, 12.5), (1, 0.4, 0.4)):
+        found = Latency(batch, 1, "eager", ms, (ms, ms), ms, ratio=2.0, ratio_ci=(1.9, 2.1))
+        keep_latency(store, variant, parent, found, LatencySettings())
+        record = Bench(store, LatencySettings(batch=batch)).recorded((variant, "eager"), parent)
+        assert record is not None
+        # Of one row the parent has no record, so it is as it was measured.
+        assert record["median_ms"] == pytest.approx(told)
 
 
 def test_a_record_has_all_that_is_needed_to_read_it(store: Store, loads: list[tuple[str, str]]) -> None:

@@ -6,13 +6,20 @@ import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 
 from orchestrator.config.measure import LatencySettings
 from orchestrator.measure.latency import Latency, Samples, compare, measure, ratio, summarize
-from orchestrator.measure.machine import cpu_facts, machine, machine_fingerprint, memory_bytes
+from orchestrator.measure.machine import (
+    cpu_facts,
+    library_versions,
+    machine,
+    machine_fingerprint,
+    memory_bytes,
+)
 
 SETTINGS = LatencySettings(batch=8, threads=2, blocks=6, block_ms=4.0)
 
@@ -211,6 +218,10 @@ def test_a_latency_is_told_at_the_pace_of_its_baseline() -> None:
     noisy = Latency(8, 2, "eager", 3.0, (2.0, 4.0), 6.0, ratio=4.0, ratio_ci=(3.2, 5.0)).at_pace(8.0)
     assert (noisy.median_ms, noisy.p95_ms) == pytest.approx((2.0, 4.0))
     assert noisy.ci == pytest.approx((1.6, 2.5))
+    # Against itself every ratio is one, which says nothing of its spread.
+    own = Latency(8, 2, "eager", 3.0, (2.7, 3.6), 6.0).at_pace(1.5)
+    assert own.median_ms == 1.5
+    assert own.ci == pytest.approx((1.35, 1.8))
 
 
 CPUINFO = """processor\t: 0
@@ -235,3 +246,17 @@ def test_machine_is_plain_and_its_fingerprint_ignores_memory() -> None:
     same = machine_fingerprint({**facts, "memory_bytes": 1})
     other = machine_fingerprint({**facts, "isa": ["none"]})
     assert machine_fingerprint(facts) == same != other
+
+
+def test_a_library_that_may_be_missing_is_named_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"torch": "2", "openvino": "2026.4"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr("orchestrator.measure.machine.version", version)
+    assert library_versions() == {"torch": "2", "torchao": None, "numpy": None, "openvino": "2026.4"}
+    del installed["openvino"]
+    assert set(library_versions()) == {"torch", "torchao", "numpy"}

@@ -143,6 +143,31 @@ def test_identical_predictions_on_few_rows_do_not_prove_a_macro_f1_promise() -> 
     assert non_inferior(Metric(name="macro_f1"), same, same, targets, promise).holds
 
 
+def test_an_order_without_a_fault_on_few_rows_does_not_prove_an_auroc_promise() -> None:
+    promise, auroc = Promise(max_drop=0.05), Metric(name="auroc")
+    for classes, rows, status in ((2, 10, "cannot be told"), (3, 30, "cannot be told"), (2, 600, "holds")):
+        targets = np.arange(rows) % classes
+        same = outputs_of(targets, classes)
+        assert non_inferior(auroc, same, same, targets, promise).status == status
+    # The smaller class limits what two classes can show.
+    targets = (np.arange(600) < 10).astype(np.int64)
+    same = outputs_of(targets, 2)
+    found = non_inferior(auroc, same, same, targets, promise)
+    assert found.bound == pytest.approx(tango_upper_drop(0, 0, 10, promise.confidence))
+
+
+def share_of_right_rows(outputs: Any, targets: Any) -> float:
+    return float((outputs.argmax(axis=1) == targets).mean())
+
+
+def test_of_a_metric_of_ones_own_it_is_said_that_few_rows_have_no_floor() -> None:
+    path = f"{__name__}:share_of_right_rows"
+    targets = np.arange(30) % 3
+    same = outputs_of(targets)
+    verdict = non_inferior(Metric(name=path), same, same, targets, Promise(max_drop=0.02), allowed=(path,))
+    assert "no floor for few rows" in verdict.test
+
+
 def test_the_three_answers() -> None:
     promise = Promise(max_drop=0.01)
     assert non_inferior(ACCURACY, *paired(10, 0, 5000), promise).status == "holds"
@@ -174,6 +199,34 @@ def test_a_class_that_pays_for_all_is_named_and_may_break_the_promise() -> None:
     bounded = non_inferior(ACCURACY, *rows, Promise(max_drop=0.05, max_class_drop=0.06))
     assert bounded.status == "fails"
     assert "the recall of class 2 drops by 0.0750" in bounded.reason
+
+
+def with_a_rare_class(lost: int) -> tuple[Any, Any, Any]:
+    """8 rows of a class that is always right, 400 of one of which so many are lost."""
+    targets = np.repeat([0, 1], [8, 400])
+    variant = targets.copy()
+    variant[8 : 8 + lost] = 2
+    return outputs_of(variant), outputs_of(targets), targets
+
+
+def test_a_class_that_fails_is_not_hidden_by_a_rare_one() -> None:
+    promise = Promise(max_drop=0.2, max_class_drop=0.06)
+    found = non_inferior(ACCURACY, *with_a_rare_class(40), promise)
+    assert found.status == "fails"
+    assert "the recall of class 1 drops by 0.1000 on 400 rows" in found.reason
+    assert found.worst_class is not None
+    assert found.worst_class["label"] == 1
+
+
+def test_rows_that_a_rare_class_needs_are_rows_of_the_whole_part() -> None:
+    promise = Promise(max_drop=0.2, max_class_drop=0.06)
+    found = non_inferior(ACCURACY, *with_a_rare_class(0), promise)
+    assert found.status == "cannot be told"
+    assert found.needed_rows is not None
+    assert f"about {found.needed_rows} rows of all classes would be needed" in found.reason
+    times = found.needed_rows / 408
+    confidence = 1 - (1 - promise.confidence) / 2
+    assert tango_upper_drop(0, 0, 8 * times, confidence) == pytest.approx(0.06, rel=0.01)
 
 
 def test_changed_answers_count_right_and_wrong_ones() -> None:
@@ -235,8 +288,8 @@ def test_rows_without_any_label_tell_nothing() -> None:
         non_inferior(Metric(name="macro_f1"), parent, parent, 0 * truth, Promise(max_drop=0.1))
 
 
-def test_identical_labels_on_few_rows_do_not_prove_an_f1_promise() -> None:
+def test_identical_labels_on_few_rows_do_not_prove_a_promise() -> None:
     parent, truth = labelled(60)
-    for name in ("macro_f1", "micro_f1"):
+    for name in ("macro_f1", "micro_f1", "mean_average_precision"):
         verdict = non_inferior(Metric(name=name), parent, parent, truth, Promise(max_drop=0.01))
         assert verdict.status == "cannot be told"

@@ -18,7 +18,7 @@ from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
 from orchestrator.runtime import compiled, execute, int8, openvino, package
 from orchestrator.runtime.execute import executions, load, predict
-from orchestrator.runtime.forms import distance
+from orchestrator.runtime.forms import BF16_TOLERANCE, distance, tolerance
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -207,6 +207,32 @@ def test_openvino_computes_bf16_artifacts_where_the_cpu_can(
     monkeypatch.setattr(openvino, "has_bf16_kernels", lambda: False)
     with pytest.raises(ExecutionError, match=r"no bfloat16 kernels.*float32"):
         load(store, digest, "openvino")
+
+
+def test_openvino_is_checked_in_the_numbers_and_at_the_scale_that_it_will_run_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = made(store, plan=(Bf16(),))
+    monkeypatch.setattr(openvino, "has_bf16_kernels", lambda: True)
+    opened, answers = [], []
+    really_open = openvino._open
+
+    def open_(*args: Any, bf16: bool) -> Any:
+        opened.append(bf16)
+        return really_open(*args, bf16=bf16)
+
+    def far(found: torch.Tensor, wanted: torch.Tensor) -> float:
+        answers.append(wanted)
+        return distance(found, wanted)
+
+    monkeypatch.setattr(openvino, "_open", open_)
+    monkeypatch.setattr(openvino, "distance", far)
+    load(store, digest, "openvino")
+    assert opened == [True, True]
+    # Rows far below the mean of the data would all be answered alike.
+    (wanted,) = answers
+    assert wanted.std(0).mean() > 0.05 * wanted.abs().mean()
+    assert tolerance(rebuild(store, digest).module) == BF16_TOLERANCE
 
 
 def test_openvino_converts_once_and_again_when_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,31 @@ def test_layers_without_a_kernel_are_named() -> None:
     assert not any(name.endswith(("codes", "scales")) for name in module.state_dict())
 
 
+class _Tokens(nn.Module):
+    """Embeddings of tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Embedding(64, 32), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x)
+        return out
+
+
+@torch.no_grad()
+def test_embeddings_of_integers_are_unpacked_into_a_bfloat16_network() -> None:
+    torch.manual_seed(0)
+    module = _Tokens()
+    weight_only.convert(module, {"body.0": 32}, 4)
+    fill(module.body[0], 32)
+    found, left = for_gpu(module, "cpu")
+    assert left == ("body.0",)
+    assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.bfloat16}
+    rows = torch.arange(12).reshape(3, 4)
+    assert distance(found(rows), module(rows)) < CLOSE
+
+
 @torch.no_grad()
 def test_a_float32_module_stays_one() -> None:
     module, left = for_gpu(vit(), "cpu")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from orchestrator.compression.plan import State, run_step
+from orchestrator.compression.step import masks_of
 from orchestrator.config.constraints import Sparsify
 from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.config.run import ModelEntry
@@ -140,8 +141,9 @@ def test_zeros_stay_zero_beside_hints() -> None:
     masked = run_step(MagnitudePruning(amount=0.5), toys.state(module, signature), context)
     name = layer_of(module, nn.Conv2d)
     after: State = run_step(Recovery(training=training(Feature(student=name), epochs=2)), masked, context)
-    assert masked.masks is not None
-    for key, mask in masked.masks.items():
+    masks = masks_of(masked.module, masked.plan)
+    assert masks is not None
+    for key, mask in masks.items():
         assert not after.module.get_parameter(key)[~mask].any()
 
 

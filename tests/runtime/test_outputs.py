@@ -1,0 +1,19 @@
+"""What kept outputs are named by."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.config.measure import Execution, LatencySettings
+from orchestrator.runtime import outputs
+
+
+@pytest.mark.parametrize(("execution", "apart"), [("openvino", 2), ("eager", 1)])
+def test_another_openvino_gives_outputs_of_its_own(
+    execution: Execution, apart: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = set()
+    for version in ("2026.3", "2026.4"):
+        monkeypatch.setattr(outputs, "library_versions", lambda version=version: {"openvino": version})
+        keys.add(outputs._key("test", "rows", execution, LatencySettings()))
+    assert len(keys) == apart
