@@ -83,9 +83,9 @@ def trim(cache: Path, limit_bytes: int) -> list[str]:
     now, entries = time.time(), []
     for folder in cache.iterdir():
         meta = folder / "meta.json"
-        if folder.name.startswith("."):
+        if folder.name.startswith(".") or not meta.is_file():
             continue
-        with suppress(FileNotFoundError):  # it is none, or another process has just removed it
+        with suppress(FileNotFoundError):  # another process has just removed it
             idle_s = now - meta.stat().st_mtime
             size = sum(path.stat().st_size for path in folder.iterdir())
             entries.append(Entry(folder.name, size, idle_s, partial(is_held, meta), partial(_remove, folder)))

@@ -192,7 +192,7 @@ def test_damaged_predictions_are_found(store: Store) -> None:
     middle = len(good) // 3
     for bad in (b"", good[:-9], good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :]):
         path.write_bytes(bad)
-        with pytest.raises(CorruptArtifactError, match=r"k\.parquet\. remove that file"):
+        with pytest.raises(CorruptArtifactError, match=r"k\.parquet\. 'orchestrator models repair'"):
             store.predictions(D1, "k")
 
 
