@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,8 @@ def main(
     if more is not None:
         more(parser)
     arguments = parser.parse_args()
+    # So that what was started is ended by whoever started it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows, ratios = measure(arguments)
     document = {
         "benchmark": name,
