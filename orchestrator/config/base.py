@@ -31,6 +31,11 @@ def absent(value: object) -> bool:
     return value is None
 
 
+def long_form(value: Any) -> Any:
+    """For a `BeforeValidator`: a plain name is short for the settings of that kind."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def canonical(value: object) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
 

@@ -6,11 +6,11 @@ The same class holds both: a number that is None is fitted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, long_form
 
 Numbers = tuple[float, ...]
 
@@ -67,12 +67,8 @@ class AutoScaling(Settings):
         return False
 
 
-def _of_kind(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 Scaling = TemperatureScaling | VectorScaling | IsotonicScaling | AutoScaling
-Calibration = Annotated[Annotated[Scaling, Field(discriminator="kind")], BeforeValidator(_of_kind)]
+Calibration = Annotated[Annotated[Scaling, Field(discriminator="kind")], BeforeValidator(long_form)]
 """How a node's answer is calibrated after its members were combined; a plain name is that kind, unfitted."""
 
 

@@ -5,11 +5,11 @@ The fitted form is `orchestrator.config.encoding`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, long_form
 
 MOST_LENGTH = 65_536
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
@@ -119,15 +119,11 @@ _Kinds = ImageDecode | TensorDecode | AudioDecode | TextDecode | FeaturesDecode
 DecodeKind = Literal["image", "tensor", "audio", "text", "features"]
 
 
-def _long_form(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 Decode = Annotated[
     _Kinds,
     Field(discriminator="kind"),
     BeforeValidator(
-        _long_form, json_schema_input_type=DecodeKind | Annotated[_Kinds, Field(discriminator="kind")]
+        long_form, json_schema_input_type=DecodeKind | Annotated[_Kinds, Field(discriminator="kind")]
     ),
 ]
 """`decode: text` is short for `decode: {kind: text}`."""

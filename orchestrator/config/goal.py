@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
-
-Placement = Literal["fused", "distributed"]
-"""One replica runs all members one after the other, or each member is a deployment of its own."""
+from orchestrator.config.serving import Placement
 
 
 class Goal(Settings):

@@ -24,7 +24,7 @@ from math import lgamma
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.goal import Placement
+from orchestrator.config.serving import Placement
 
 Floats = npt.NDArray[np.float64]
 _TAIL = 0.99

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.config.ensemble import Cascade, Member, Node, leaves
-from orchestrator.config.goal import Costs, Goal, Placement
+from orchestrator.config.goal import Costs, Goal
+from orchestrator.config.serving import Placement
 from orchestrator.ensemble.call_cost import Stage, call_cost
 from orchestrator.ensemble.candidates import Available, Pool, cascades, combined, other_kinds
 from orchestrator.ensemble.crossfit import Candidate, Evidence, Judged
