@@ -12,7 +12,7 @@ import torch
 
 from orchestrator.config.measure import Execution, LatencySettings, Target
 from orchestrator.errors import ExecutionError, OrchestratorError
-from orchestrator.measure.latency import METHOD, Call, Latency, compare
+from orchestrator.measure.latency import METHOD, Call, Latency, Merits, Race, Rival, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.models.build import example_inputs
 from orchestrator.runtime.allocator import keep_freed_memory
@@ -77,19 +77,22 @@ class Bench:
                 with suppress(OrchestratorError):
                     self._ready[subject] = self._call(subject)
 
-    def measure(self, baseline: str, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-        """As `measure_artifacts`."""
+    def measure(
+        self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits] | None = None
+    ) -> list[dict[str, Any]]:
+        """As `measure_artifacts`; a race where there are `merits`, of subjects and of what is recorded."""
         found = {subject: self.recorded(subject, baseline) for subject in dict.fromkeys(subjects)}
         missing = [subject for subject, record in found.items() if record is None]
         if missing:
-            found.update(self._measured(baseline, missing))
+            found.update(self._measured(baseline, missing, merits or {}))
         return [record for subject in subjects if (record := found[subject]) is not None]
 
     def again(self, baseline: str, subject: Subject) -> tuple[Latency, Latency]:
         """As `measure_again`."""
         reference: Subject = (baseline, _EAGER)
         with _threads(self.settings.threads):
-            found = self._compared(reference, {one: self._call(one) for one in (reference, subject)})
+            calls = {one: self._call(one) for one in (reference, subject)}
+            found = self._compared(reference, calls, Race())
         return found[subject], found[reference]
 
     def share(self, subject: Subject, rows: int) -> float:
@@ -147,7 +150,9 @@ class Bench:
         """The resource of the nodes that measure, which may be of the driver's kind and are quieter."""
         return self.settings.resource if isinstance(self.settings, Target) else None
 
-    def _measured(self, baseline: str, subjects: Sequence[Subject]) -> dict[Subject, dict[str, Any]]:
+    def _measured(
+        self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits]
+    ) -> dict[Subject, dict[str, Any]]:
         """Records of the subjects, freshly measured; the baseline's is kept too when there is none."""
         records: dict[Subject, dict[str, Any]] = {}
         reference: Subject = (baseline, _EAGER)
@@ -158,7 +163,7 @@ class Bench:
                     calls[subject] = calls.get(subject) or self._call(subject)
                 except ExecutionError as error:
                     records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
-            latencies = self._compared(reference, calls)
+            latencies = self._compared(reference, calls, self._race(baseline, subjects, merits))
         # The baseline stays loaded for the next subjects.
         self._ready = {reference: calls[reference]}
         for subject, latency in latencies.items():
@@ -170,14 +175,25 @@ class Bench:
                 records[subject] = record
         return records
 
-    def _compared(self, reference: Subject, calls: Mapping[Subject, Call]) -> dict[Subject, Latency]:
+    def _race(self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits]) -> Race:
+        """Between the subjects, and with what was measured before against the same baseline."""
+        before = {one: self.recorded(one, baseline) for one in merits if one not in subjects}
+        return Race(
+            {_key(one): merits[one] for one in subjects if one in merits},
+            [Rival(merits[one], float(record["ratio_ci"][0])) for one, record in before.items() if record],
+        )
+
+    def _compared(
+        self, reference: Subject, calls: Mapping[Subject, Call], race: Race
+    ) -> dict[Subject, Latency]:
         """Latencies of the calls, measured in turns, each against the reference's; the reference first."""
-        names = {"/".join(subject): subject for subject in calls}
+        names = {_key(subject): subject for subject in calls}
         found = compare(
             {name: calls[subject] for name, subject in names.items()},
             self.settings,
-            baseline="/".join(reference),
+            baseline=_key(reference),
             executions={name: subject[1] for name, subject in names.items()},
+            race=race,
         )
         return {names[name]: latency for name, latency in found.items()}
 
@@ -274,6 +290,10 @@ def keep_latency(
     """
     own = settings.model_copy(update={"batch": latency.batch, "threads": latency.threads})
     Bench(store, own).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
+
+
+def _key(subject: Subject) -> str:
+    return "/".join(subject)
 
 
 @contextmanager

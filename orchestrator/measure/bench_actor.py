@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.config.measure import Target
 from orchestrator.errors import ResourceError
 from orchestrator.measure.artifacts import Bench, Subject
+from orchestrator.measure.latency import Merits
 from orchestrator.measure.machine import HELD_TO
 from orchestrator.store.store import Store
 
@@ -31,9 +32,14 @@ class BenchActor:
         """As `Bench.prepare`: meanwhile others may work."""
         self._bench.prepare(baseline, _plain(subjects))
 
-    def measure(self, baseline: str, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    def measure(
+        self,
+        baseline: str,
+        subjects: Sequence[Subject],
+        merits: Sequence[tuple[Subject, Merits]] = (),
+    ) -> list[dict[str, Any]]:
         """As `Bench.measure`: meanwhile nothing else should run."""
-        return self._bench.measure(baseline, _plain(subjects))
+        return self._bench.measure(baseline, _plain(subjects), dict(merits))
 
 
 def _plain(subjects: Sequence[Subject]) -> list[Subject]:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,8 @@ PROCESSOR: Clock = (
     time.process_time if time.get_clock_info("process_time").resolution < _COARSE_S else time.perf_counter
 )
 """Processor time of this process and all its threads, where the system counts it finely."""
+Merits = tuple[float, ...]
+"""What counts of a call besides its speed, each the more the better."""
 WARM_UP_CALLS = 3
 LOOKS = 1.5
 """From one look at the intervals to the next, so many times the blocks."""
@@ -107,11 +109,40 @@ class Latency:
         }
 
 
+class Rival(NamedTuple):
+    """What calls compete with."""
+
+    merits: Merits
+    speed: float
+    """How many times as fast as the baseline it is at least: the lower end of its interval."""
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the measured calls are good for, so that no time goes to one that has lost."""
+
+    merits: Mapping[str, Merits] = field(default_factory=dict)
+    """By the call's name; one without is measured to the end."""
+    rivals: Sequence[Rival] = ()
+    """Of earlier measurements; the measured calls compete with each other as well."""
+
+    def lost(self, found: Mapping[str, tuple[float, Interval]]) -> set[str]:
+        """Of calls and their ratios those that are surely slower than something no worse in all merits."""
+        racing = {name: interval for name, (_, interval) in found.items() if name in self.merits}
+        rivals = [*self.rivals, *(Rival(self.merits[name], least) for name, (least, _) in racing.items())]
+        return {
+            name
+            for name, (_, most) in racing.items()
+            if any(_surpasses(rival, self.merits[name], most) for rival in rivals)
+        }
+
+
 def measure(
     calls: Mapping[str, Call],
     settings: LatencySettings,
     *,
     baseline: str,
+    race: Race | None = None,
     clock: Clock = time.perf_counter,
     processor: Clock = PROCESSOR,
 ) -> dict[str, Samples]:
@@ -127,10 +158,15 @@ def measure(
     median gets no bias from it; but one stops rather where the spread happens to look small, so the interval
     holds a little less often than 95 % of the time (simulated in `tests/measure/test_latency.py`).
 
+    In a race a call that has lost is settled as well, however wide its interval, for it will not be chosen
+    (Maron and Moore 1994, "Hoeffding Races"). That does depend on the value, so the figure of such a call
+    leans to the slow side.
+
     Args:
         calls: What to time, by name.
         settings: Numbers of blocks and their length; batch and threads are the callers' business.
         baseline: Name of the call that ratios are to. Alone it is settled by the interval of its own median.
+        race: What the calls compete in, if they do.
         clock: What passes.
         processor: What the process works of it; counts with one thread alone, since several work at once.
     """
@@ -144,10 +180,8 @@ def measure(
     try:
         for turn in range(settings.most_blocks):
             if turn == look:
-                names, look = (
-                    _unsettled(samples, names, baseline, settings.tolerance),
-                    math.ceil(look * LOOKS),
-                )
+                names = _unsettled(samples, names, baseline, settings.tolerance, race or Race())
+                look = math.ceil(look * LOOKS)
             if not names:
                 break
             start = turn % len(names)
@@ -167,6 +201,7 @@ def compare(
     *,
     baseline: str,
     executions: Mapping[str, Execution] | None = None,
+    race: Race | None = None,
     clock: Clock = time.perf_counter,
     processor: Clock = PROCESSOR,
 ) -> dict[str, Latency]:
@@ -177,10 +212,11 @@ def compare(
         settings: How; its batch and threads are noted in the result.
         baseline: Name of the call that ratios are to.
         executions: Execution of each call, where it is not eager.
+        race: As of `measure`.
         clock: What passes.
         processor: What the process works of it.
     """
-    samples = measure(calls, settings, baseline=baseline, clock=clock, processor=processor)
+    samples = measure(calls, settings, baseline=baseline, race=race, clock=clock, processor=processor)
     known = executions or {}
     return {
         name: summarize(found, settings, known.get(name, "eager"), samples[baseline])
@@ -219,19 +255,25 @@ def ratio(baseline_blocks: Sequence[float], blocks: Sequence[float]) -> tuple[fl
 
 
 def _unsettled(
-    samples: Mapping[str, Samples], names: Sequence[str], baseline: str, tolerance: float
+    samples: Mapping[str, Samples], names: Sequence[str], baseline: str, tolerance: float, race: Race
 ) -> list[str]:
-    """The calls to go on with: those whose ratio is not yet narrow, and the baseline beside them."""
+    """The calls to go on with, the baseline beside them: whose ratio is not yet narrow, and that may win."""
     if len(samples) == 1:
         blocks = samples[baseline].blocks
         return [] if _is_narrow(float(np.median(blocks)), median_interval(blocks), tolerance) else [baseline]
     reference = samples[baseline].blocks
+    found = {name: ratio(reference, own.blocks) for name, own in samples.items() if name != baseline}
+    lost = race.lost(found)
     others = [
         name
         for name in names
-        if name != baseline and not _is_narrow(*ratio(reference, samples[name].blocks), tolerance)
+        if name != baseline and name not in lost and not _is_narrow(*found[name], tolerance)
     ]
     return [baseline, *others] if others else []
+
+
+def _surpasses(rival: Rival, merits: Merits, most: float) -> bool:
+    return rival.speed > most and all(theirs >= own for theirs, own in zip(rival.merits, merits, strict=True))
 
 
 def _is_narrow(value: float, interval: Interval, tolerance: float) -> bool:

@@ -17,7 +17,7 @@ from orchestrator.errors import OrchestratorError, SearchError, first_line, last
 from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Bench, Subject
 from orchestrator.measure.machine import machine_fingerprint
-from orchestrator.search.objectives import TrialRow
+from orchestrator.search.objectives import TrialRow, front_of, merits
 from orchestrator.store.store import Store
 
 
@@ -40,6 +40,9 @@ class Measurer:
 
     A run is measured on one kind of machine. Once its first latency is there, records of that machine alone
     count, and no other machine measures for it: latencies of two machines do not belong in one front.
+
+    Rows race with each other and with the best that came before: one that is surely slower than another that
+    is no worse and no larger gets no more blocks.
     """
 
     def __init__(self, place: Place, baseline: str, target: Target, name: str = "") -> None:
@@ -48,6 +51,7 @@ class Measurer:
         self._file = place.folder / f"{fingerprint(target.plain())[:16]}.json"
         self._actor: Any = None
         self._bench = self._remembered()
+        self._ahead: list[TrialRow] = []
 
     @property
     def machine(self) -> str:
@@ -62,8 +66,8 @@ class Measurer:
             ResourceError: no node offers what the target asks for.
             SearchError: the actor was lost.
         """
-        records = self._records([(row.digest, row.execution) for row in rows])
-        found = (with_latency(row, record) for row, record in zip(rows, records, strict=True))
+        found = [with_latency(row, record) for row, record in zip(rows, self._records(rows), strict=True)]
+        self._ahead = front_of([*self._ahead, *(row for row in found if row.ok)])
         return [replace(row, target=self._name) for row in found]
 
     def open(self) -> Bench:
@@ -110,13 +114,15 @@ class Measurer:
             ray.kill(self._actor)
             self._actor = None
 
-    def _records(self, subjects: list[Subject]) -> list[dict[str, Any]]:
+    def _records(self, rows: Sequence[TrialRow]) -> list[dict[str, Any]]:
+        subjects: list[Subject] = [(row.digest, row.execution) for row in rows]
         if self._bench is not None:
             known = [self._bench.recorded(subject, self._baseline) for subject in subjects]
             if all(known):
                 return [record for record in known if record is not None]
         bench = self.open()
-        records: list[dict[str, Any]] = _got(self._actor.measure.remote(self._baseline, subjects))
+        racing = [((row.digest, row.execution), merits(row)) for row in (*self._ahead, *rows)]
+        records: list[dict[str, Any]] = _got(self._actor.measure.remote(self._baseline, subjects, racing))
         if any(record.get("fingerprint", bench.fingerprint) != bench.fingerprint for record in records):
             raise SearchError(
                 "the bench came back on another kind of machine", self._target.resource, "run again"

@@ -13,7 +13,6 @@ from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
-from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.pipeline.context import Run
@@ -23,8 +22,7 @@ from orchestrator.pipeline.watching import SearchWatch
 from orchestrator.search.arms import EAGER, MEMBER
 from orchestrator.search.choose import Choice, choose
 from orchestrator.search.ledger import Ledger, Spent
-from orchestrator.search.objectives import TrialRow
-from orchestrator.search.pareto import Point, front
+from orchestrator.search.objectives import TrialRow, front_of
 from orchestrator.search.ray_search import Searched, run_search
 from orchestrator.search.trial import Job, TrialJob, parent_row, study_settings
 
@@ -139,18 +137,6 @@ def searched(run: Run, job: Job, parent: TrialRow, measurer: Measurer, stage: st
         raise SearchError("no trial finished", found.rows[0].reason if found.rows else "there was none")
     run.progress(stage, paused(found.spent))
     return found
-
-
-def front_of(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The measured rows that are best in metric, latency and bytes, fastest first.
-
-    Several trials may have led to one artifact in one execution; the first stands for them.
-    """
-    points = [Point(-row.drop, row.latency_ms, row.bytes) for row in rows]
-    found: dict[Subject, TrialRow] = {}
-    for row in (rows[index] for index in front(points)):
-        found.setdefault((row.digest, row.execution), row)
-    return list(found.values())
 
 
 def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRow]:

@@ -12,8 +12,8 @@ from rich.table import Table
 from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
-from orchestrator.pipeline.searching import Found, front_of
-from orchestrator.search.objectives import PARENT, TrialRow
+from orchestrator.pipeline.searching import Found
+from orchestrator.search.objectives import PARENT, TrialRow, front_of
 from orchestrator.search.pareto import Point, hypervolume
 
 SCHEMA = 1

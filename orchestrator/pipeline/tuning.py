@@ -18,10 +18,10 @@ from orchestrator.pipeline.limits import check_training_search
 from orchestrator.pipeline.measuring import Measurer
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.reporting import report_tuning, searched_summary
-from orchestrator.pipeline.searching import Found, claim_study, figures, front_of, on_target, place, searched
+from orchestrator.pipeline.searching import Found, claim_study, figures, on_target, place, searched
 from orchestrator.pipeline.training import job_of, train
 from orchestrator.search.best import best_of
-from orchestrator.search.objectives import TrialRow
+from orchestrator.search.objectives import TrialRow, front_of
 from orchestrator.search.trial import parent_row
 from orchestrator.search.tuning import TuneJob
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.config.free import Config
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Searching
+from orchestrator.search.pareto import Point, front
 
 PARENT = -1
 """Trial number of the row that describes the parent itself."""
@@ -127,3 +129,26 @@ def objectives(row: TrialRow) -> tuple[float, float]:
     factor of two count alike at every speed, as in the front's hypervolume.
     """
     return -row.drop, math.log(row.latency_ms)
+
+
+def merits(row: TrialRow) -> tuple[float, float]:
+    """(minus the drop, minus the bytes) of an evaluated row: what it has to set against a faster one.
+
+    A row beyond a limit has nothing to set against anyone (the constraint-domination of Deb et al. 2002,
+    "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II"); the latency is yet to be measured.
+    """
+    if any(beyond > 0 for limit, beyond in row.violations.items() if limit != "max_latency_ms"):
+        return -math.inf, -math.inf
+    return -row.drop, -float(row.bytes)
+
+
+def front_of(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The measured rows that are best in metric, latency and bytes, fastest first.
+
+    Several trials may have led to one artifact in one execution; the first stands for them.
+    """
+    points = [Point(-row.drop, row.latency_ms, row.bytes) for row in rows]
+    found: dict[tuple[str, Execution], TrialRow] = {}
+    for row in (rows[index] for index in front(points)):
+        found.setdefault((row.digest, row.execution), row)
+    return list(found.values())

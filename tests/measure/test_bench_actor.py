@@ -18,8 +18,8 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
-from orchestrator.measure.artifacts import Bench, keep_latency, measure_artifacts, share_of_call
-from orchestrator.measure.latency import Latency, compare
+from orchestrator.measure.artifacts import Bench, Subject, keep_latency, measure_artifacts, share_of_call
+from orchestrator.measure.latency import Latency, Merits, compare
 from orchestrator.models.build import build, example_inputs
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -159,7 +159,8 @@ class Machine:
     """One whose calls all take their time at its pace; nothing is timed."""
 
     def __init__(self) -> None:
-        self.now, self.pace = 0.0, 1.0
+        self.now, self.pace, self.jitter = 0.0, 1.0, 0.0
+        self.random = np.random.default_rng(0)
         self.ms: dict[str, float] = {}
         self.loaded: list[str] = []
 
@@ -169,7 +170,8 @@ class Machine:
 
         def run(inputs: Any) -> None:
             del inputs
-            self.now += self.ms[digest] * self.pace / 1e3
+            pace = self.pace * self.random.uniform(1 - self.jitter, 1 + self.jitter)
+            self.now += self.ms[digest] * pace / 1e3
 
         return run
 
@@ -231,6 +233,21 @@ def test_what_was_prepared_is_not_loaded_while_it_is_measured(store: Store, slow
     assert slowing.loaded == [parent, variant, another]
     with pytest.raises(NotFoundError):
         bench.measure(parent, [("0" * 64, "eager")])
+
+
+def test_a_subject_races_with_those_of_its_call_and_with_records(store: Store, slowing: Machine) -> None:
+    parent, known, slow, small = (put(store, width) for width in (4, 6, 8, 10))
+    slowing.ms = {parent: 4.0, known: 1.0, slow: 2.0, small: 3.0}
+    bench = Bench(store, SETTINGS.model_copy(update={"most_blocks": 12, "tolerance": 1e-9}))
+    bench.measure(parent, [(known, "eager")])
+    merits: dict[Subject, Merits] = {
+        (known, "eager"): (0.0, -9.0),
+        (slow, "eager"): (-0.1, -9.0),
+        (small, "eager"): (-0.1, -8.0),
+    }
+    slowing.jitter = 0.1
+    found = bench.measure(parent, [(slow, "eager"), (small, "eager")], merits)
+    assert [record["rounds"] for record in found] == [5, 12]
 
 
 def test_a_bench_s_records_are_its_own(store: Store, slowing: Machine) -> None:

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 from orchestrator.config.measure import LatencySettings
-from orchestrator.measure.latency import Latency, Samples, compare, measure, ratio, summarize
+from orchestrator.measure.latency import (
+    Latency,
+    Merits,
+    Race,
+    Rival,
+    Samples,
+    compare,
+    measure,
+    ratio,
+    summarize,
+)
 from orchestrator.measure.machine import (
     cpu_facts,
     library_versions,
@@ -162,6 +172,33 @@ def test_alone_the_baseline_goes_on_until_its_own_median_is_narrow() -> None:
     found = compare({"parent": call}, settings, baseline="parent", clock=clock)["parent"]
     assert 6 < found.rounds < 200
     assert found.ci[1] <= 1.03 * found.median_ms
+
+
+def test_what_has_lost_is_measured_no_further() -> None:
+    clock, random = Clock(), np.random.default_rng(0)
+
+    def call(ms: float) -> Callable[[], object]:
+        def run() -> None:
+            clock.now += ms / 1e3 * random.uniform(0.9, 1.1)
+
+        return run
+
+    calls = {name: call(ms) for name, ms in (("parent", 4.0), ("fast", 1.0), ("slow", 2.0), ("alone", 2.0))}
+    settings = LatencySettings(threads=2, blocks=6, most_blocks=30, block_ms=0.01, tolerance=0.001)
+
+    def rounds(merits: dict[str, Merits], rivals: list[Rival]) -> dict[str, int]:
+        found = compare(calls, settings, baseline="parent", race=Race(merits, rivals), clock=clock)
+        return {name: latency.rounds for name, latency in found.items() if name != "parent"}
+
+    to_the_end = {"fast": 30, "slow": 30, "alone": 30}
+    assert rounds({}, []) == to_the_end
+    # Worse in one of two merits, and slower.
+    assert rounds({"fast": (0.9, 5.0), "slow": (0.8, 5.0)}, []) == {**to_the_end, "slow": 6}
+    # Better in one of two merits.
+    assert rounds({"fast": (0.9, 5.0), "slow": (0.8, 6.0)}, []) == to_the_end
+    # Against what was measured before: eight times the baseline's speed beats all, three times the slow ones.
+    assert rounds(dict.fromkeys(calls, (0.8,)), [Rival((0.9,), 8.0)]) == dict.fromkeys(to_the_end, 6)
+    assert rounds({"fast": (0.8,), "alone": (0.8,)}, [Rival((0.9,), 3.0)]) == {**to_the_end, "alone": 6}
 
 
 @pytest.mark.slow

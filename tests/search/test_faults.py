@@ -18,9 +18,9 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import ConfigError, StoreError
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.searching import claim_study, front_of
+from orchestrator.pipeline.searching import claim_study
 from orchestrator.search.ledger import untimed
-from orchestrator.search.objectives import TrialRow
+from orchestrator.search.objectives import TrialRow, front_of
 from orchestrator.search.trial import TrialJob
 from orchestrator.store import local
 from orchestrator.store.store import Store

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import pytest
 
-from orchestrator.search.objectives import objectives
+from orchestrator.search.objectives import merits, objectives
 from tests.search.rows import evaluated, measured
 
 
@@ -15,6 +16,14 @@ def test_objectives_are_minus_the_drop_and_the_log_of_the_latency() -> None:
     gain, latency = objectives(measured(0, drop=0.01, latency=2.0))
     assert gain == -0.01
     assert latency == pytest.approx(math.log(2.0))
+
+
+def test_a_row_beyond_a_limit_has_no_merits_but_the_latency_is_no_limit_yet() -> None:
+    row = dataclasses.replace(evaluated(0, drop=0.01), bytes=100)
+    assert merits(row) == (-0.01, -100.0)
+    late, bad = (dataclasses.replace(row, violations={name: 0.1}) for name in ("max_latency_ms", "max_drop"))
+    assert merits(late) == (-0.01, -100.0)
+    assert merits(bad) == (-math.inf, -math.inf)
 
 
 @pytest.mark.parametrize("latency", [math.nan, math.inf, 0.0, -1.0])
