@@ -102,12 +102,13 @@ def _elsewhere(entry: dict[str, Any]) -> dict[str, Any] | None:
     if not kinds:
         return None
     (found,) = kinds.values()
-    return {score: found[score] for score in ("confidence", "total", "epistemic")}
+    return {score: found[score] for score in ("confidence", "total", "epistemic", "by")}
 
 
 def _auroc(kinds: dict[str, Any]) -> float:
+    """By the measure that validation rows chose for this model."""
     (found,) = kinds.values()
-    return float(found["confidence"])
+    return float(found[found["by"]])
 
 
 def _run_file(name: str) -> Path:

@@ -108,6 +108,9 @@ class ParquetData(DataBase):
     calibration: str | None = None
     contract: str | None = None
     test: str | None = None
+    cut_from: Literal["train", "validation"] | None = Field(None, exclude_if=absent)
+    """Which file calibration and contract are cut from that have none of their own: the train file (the
+    default), or the validation file, so that all train rows train."""
     input: str | None = None
     """Column of images, sound, text or tensors; found from the schema when neither this nor `features` is
     given."""
@@ -130,6 +133,8 @@ class ParquetData(DataBase):
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
         if len(set(self.features)) < len(self.features):
             raise ValueError("'features' name a column twice")
+        if self.cut_from == "validation" and self.validation is None:
+            raise ValueError("cut_from: validation needs a validation file: name it, or leave 'cut_from' out")
         if self.task != "regression" and not isinstance(self.target, str):
             raise ValueError(f"{self.task} has one target column; for several targets set task: regression")
         kind = None if self.decode is None else self.decode.kind

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from orchestrator.config.base import canonical, fingerprint
-from orchestrator.config.data import PARTS, DataSettings, PartName
+from orchestrator.config.data import PARTS, DataSettings, ParquetData, PartName
 from orchestrator.config.decode import Decode, FeaturesDecode
 from orchestrator.config.encoding import Category, Encoding, TableEncoding
 from orchestrator.config.signature import Signature
@@ -24,7 +24,7 @@ from orchestrator.data.encode import encode as encode_rows
 from orchestrator.data.fit import decode_of, fit
 from orchestrator.data.labels import encode_sets, label_names
 from orchestrator.data.source import Source, check_finite, class_names, encode
-from orchestrator.data.split import cut, free_shares, shuffled
+from orchestrator.data.split import cut, cuts, shuffled
 from orchestrator.data.stream import Stream
 from orchestrator.data.streaming import SampledSource
 from orchestrator.errors import DataError
@@ -158,18 +158,21 @@ def _plan(
         classes = ()
         targets = {key: _finite_targets(source) for key, source in sources.items()}
     named = tuple(key for key in sources if key != "train")
-    parts = cut(
-        train.rows,
-        targets["train"] if classes else None,
-        free_shares(settings.shares, named),
-        seed=seed,
-        origin=train.name,
-        classes=classes,
-        spread=settings.small_classes == "spread",
-    )
-    rows: dict[PartName, tuple[PartName, Array]] = {name: ("train", part) for name, part in parts.items()}
-    for key in named:
-        rows[key] = (key, shuffled(sources[key].rows, seed))
+    rows: dict[PartName, tuple[PartName, Array]] = {
+        key: (key, shuffled(sources[key].rows, seed)) for key in named
+    }
+    cut_from = settings.cut_from if isinstance(settings, ParquetData) else None
+    for key, shares in cuts(settings.shares, named, source=cut_from or "train").items():
+        parts = cut(
+            sources[key].rows,
+            targets[key] if classes else None,
+            shares,
+            seed=seed,
+            origin=sources[key].name,
+            classes=classes,
+            spread=settings.small_classes == "spread",
+        )
+        rows |= {name: (key, part) for name, part in parts.items()}
     return Plan({name: rows[name] for name in PARTS}, targets, classes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,8 +13,30 @@ from orchestrator.data.dataset import Array, rows_of_class
 from orchestrator.errors import DataError
 
 LEAST_ROWS = 20
+HELD: tuple[PartName, ...] = ("calibration", "contract")
+"""Parts that may come from the validation file."""
 _FIRST: tuple[PartName, ...] = ("train", "test", "validation", "contract", "calibration")
 """Which parts the rows of a class go to that has too few for all."""
+
+
+def cuts(
+    shares: Shares, named: Collection[PartName], *, source: Literal["train", "validation"] = "train"
+) -> dict[PartName, dict[PartName, float]]:
+    """By source that is cut, what share of it each part gets; the other sources are a part each.
+
+    Args:
+        shares: of the parts.
+        named: parts that have a file of their own.
+        source: that calibration and contract are cut from; `validation` is to have a file then.
+    """
+    if source == "train":
+        return {"train": free_shares(shares, named)}
+    held: list[PartName] = ["validation", *(name for name in HELD if name not in named)]
+    total = sum(getattr(shares, name) for name in held)
+    return {
+        "train": free_shares(shares, {*named, *HELD}),
+        "validation": {name: getattr(shares, name) / total for name in held},
+    }
 
 
 def free_shares(shares: Shares, named: Collection[PartName]) -> dict[PartName, float]:

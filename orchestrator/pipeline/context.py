@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.cluster import inside_job
 from orchestrator.config.base import fingerprint
-from orchestrator.config.data import FolderData, ParquetData, PartName
+from orchestrator.config.data import DataSettings, FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member, leaves
 from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature
@@ -150,7 +150,7 @@ def runs_folder(store: str | None) -> Path:
 
 
 def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
-    """The run with its data folder replaced (`--data`).
+    """The run with its data folder replaced (`--data`), and that of `elsewhere` where it is the same one.
 
     Raises:
         ConfigError: the run's data source has no folder.
@@ -159,7 +159,11 @@ def with_data_root(config: RunConfig, root: str | None) -> RunConfig:
         return config
     if not isinstance(config.data, (ParquetData, FolderData)):
         raise ConfigError("--data does not apply to this run's data source", config.data.kind, "leave it out")
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    update: dict[str, DataSettings] = {"data": config.data.model_copy(update={"root": root})}
+    other = config.elsewhere
+    if isinstance(other, (ParquetData, FolderData)) and other.root == config.data.root:
+        update["elsewhere"] = other.model_copy(update={"root": root})
+    return config.model_copy(update=update)
 
 
 def open_run(config: RunConfig, *, store: str | None, progress: Progress, cluster: Callable[[], None]) -> Run:

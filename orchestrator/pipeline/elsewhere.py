@@ -30,11 +30,14 @@ from orchestrator.runtime.outputs import foreign_outputs
 Figures = dict[str, Any]
 """By kind of foreign rows: how many `rows`, the AUROC of finding them among test rows, by `confidence`,
 `total` and `epistemic` uncertainty, and `fpr95`, by the same: the share of them that look as sure as 95 % of
-test rows. `epistemic` is None of a single model."""
+test rows. `epistemic` is None of a single model. Of the run file's `elsewhere` also `by`, the one of them
+that is to be used: it has the best AUROC on validation rows of both kinds (of equal ones the first)."""
 ROWS = 1000
 """Foreign rows, and test rows that they are compared with, at most; of files that the data names, all."""
 NAMED = "elsewhere"
-"""Kind of the rows that the run file names."""
+"""Kind of the rows that the run file names: its test part."""
+_CHOOSING = "elsewhere, validation"
+"""The validation part of the same, by which a measure is chosen."""
 
 
 def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
@@ -75,11 +78,16 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
             _doubts(tree, {leaf: run.outputs(leaf, "test")[:most] for leaf in leaves})
             for most in (ROWS, None)
         )
-        found[name] = {}
-        for kind, inputs in rows.items():
-            theirs = _doubts(tree, {leaf: said[identity(leaf)][kind] for leaf in leaves})
-            found[name][kind] = _figures(
-                len(inputs), all_ if kind == NAMED or kind in _files(run) else few, theirs
+        theirs = {kind: _doubts(tree, {leaf: said[identity(leaf)][kind] for leaf in leaves}) for kind in rows}
+        found[name] = {
+            kind: _figures(len(inputs), all_ if kind == NAMED or kind in _files(run) else few, theirs[kind])
+            for kind, inputs in rows.items()
+            if kind != _CHOOSING
+        }
+        if _CHOOSING in theirs:
+            known = _doubts(tree, {leaf: run.outputs(leaf, "validation") for leaf in leaves})
+            found[name][NAMED]["by"] = max(
+                known, key=lambda measure: detection_auroc(known[measure], theirs[_CHOOSING][measure])
             )
     return found
 
@@ -171,6 +179,7 @@ def _foreign(run: Run) -> tuple[dict[str, npt.NDArray[Any]], str]:
     if run.config.elsewhere is not None:
         other = _named(run, run.config.elsewhere)
         found[NAMED] = other.part("test").inputs
+        found[_CHOOSING] = other.part("validation").inputs
         source[NAMED] = other.digest
     if sees_images(run.dataset.signature):
         found |= images_from_elsewhere(run.dataset.part("test").inputs[:ROWS], run.config.seed)

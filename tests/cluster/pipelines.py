@@ -45,11 +45,17 @@ class Disturbed:
 
 
 def values(port: int, name: str = "tiny") -> dict[str, Any]:
-    """Two models, two trials, one ensemble; one model has epochs enough to be disturbed in."""
+    """Two models, two trials, one ensemble; one model has epochs enough, and long enough, to be disturbed in.
+
+    Ray Train takes up checkpoints every 0.2 s, so of shorter epochs a lost node costs more than one.
+    """
     found = tiny.values(port)
     del found["variants"]
     found["name"] = name
-    found["models"]["small"]["training"]["epochs"] = 8
+    found["models"]["small"] = {
+        "model": {"factory": "mlp", "kwargs": {"widths": [1024, 1024]}},
+        "training": {"epochs": 6, "batch_size": 1, "lr": 1e-3},
+    }
     found["search"] |= {"trials": 2, "batch": 2, "executions": ["eager"]}
     found["ensembles"] = {"mix": {"kind": "weighted_mix", "members": ["chosen", "small"]}}
     return found

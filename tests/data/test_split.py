@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from orchestrator.config.data import PARTS, EmbeddedData, Shares
 from orchestrator.data.load import load
-from orchestrator.data.split import apportion, cut, free_shares
+from orchestrator.data.split import apportion, cut, cuts, free_shares
 from orchestrator.errors import DataError
 from tests.data import toy
 
@@ -24,6 +25,16 @@ def test_shares_without_a_test_file() -> None:
 def test_named_files_leave_their_shares_to_the_others() -> None:
     shares = free_shares(Shares(), ("validation", "test"))
     assert shares == pytest.approx({"train": 0.75 / 0.9, "calibration": 0.05 / 0.9, "contract": 0.1 / 0.9})
+
+
+def test_held_out_parts_may_be_cut_from_the_validation_file() -> None:
+    found = cuts(Shares(), ("validation", "test"), source="validation")
+    assert found["train"] == {"train": 1.0}
+    assert found["validation"] == pytest.approx({"validation": 0.4, "calibration": 0.2, "contract": 0.4})
+    found = cuts(Shares(), ("validation", "contract"), source="validation")
+    assert found["train"] == pytest.approx({"train": 0.8, "test": 0.2})
+    assert found["validation"] == pytest.approx({"validation": 2 / 3, "calibration": 1 / 3})
+    assert cuts(Shares(), ["validation"]) == {"train": free_shares(Shares(), ["validation"])}
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7, 25, 100, 1001])
@@ -143,6 +154,26 @@ def test_named_files_become_parts(tmp_path: Path) -> None:
     test = dataset.part("test")
     assert sorted(test.ids) == list(range(69, 81))
     assert np.array_equal(test.inputs, images.transpose(0, 3, 1, 2)[np.asarray(test.ids) - 69])
+
+
+def test_parts_cut_from_the_validation_file_leave_the_train_file_whole(tmp_path: Path) -> None:
+    train = toy.image_file(tmp_path / "train.parquet", toy.pixels(60))
+    toy.image_file(tmp_path / "val.parquet", toy.pixels(30, seed=1))
+    toy.image_file(tmp_path / "test.parquet", toy.pixels(12, seed=2))
+    settings = toy.settings(train, validation="val.parquet", test="test.parquet", cut_from="validation")
+    dataset = load(settings, seed=0, cache=tmp_path / "cache")
+    assert dataset.facts["rows"] == {
+        "train": 60,
+        "validation": 12,
+        "calibration": 6,
+        "contract": 12,
+        "test": 12,
+    }
+    held = np.concatenate([dataset.part(name).ids for name in ("validation", "calibration", "contract")])
+    assert sorted(held) == list(range(60, 90))
+    assert (np.bincount(dataset.part("calibration").targets) == 2).all()
+    with pytest.raises(ValidationError, match="needs a validation file"):
+        toy.settings(train, cut_from="validation")
 
 
 def test_digests_follow_rows_and_seed_not_places(tmp_path: Path) -> None:

@@ -16,12 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from orchestrator.config.data import ParquetData
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
+from orchestrator.config.load import validate
+from orchestrator.config.run import RunConfig
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.tree import distinct, replay
+from orchestrator.ensemble.uncertainty import detection_auroc
 from orchestrator.errors import ConfigError
-from orchestrator.pipeline.context import Run, open_run
-from orchestrator.pipeline.elsewhere import noticed
+from orchestrator.pipeline.context import Run, open_run, with_data_root
+from orchestrator.pipeline.elsewhere import _doubts, noticed, out_of_scope
 from orchestrator.pipeline.explaining import ensemble_figures, examples, occlusions
 from orchestrator.pipeline.run import read_config
 from orchestrator.pipeline.summary import print_table
@@ -168,11 +172,42 @@ def test_rows_of_another_source_are_those_of_the_run_file(run: Run) -> None:
     assert list(found) == ["elsewhere", "uniform_noise", "shuffled_pixels"]
     measures = ("confidence", "total", "epistemic")
     assert [found["elsewhere"][measure] for measure in measures] == pytest.approx([0.5] * 3)
+    assert "by" not in found["uniform_noise"]
     assert found["uniform_noise"] == noticed(run, {"average": tree})["average"]["uniform_noise"]
     signature = DIGITS.model_copy(update={"input_shape": (64,), "input_dtype": "float32"})
     rows = replace(same, dataset=replace(run.dataset, signature=signature))
     with pytest.raises(ConfigError, match="not of the data's form"):
         noticed(rows, {"average": tree})
+
+
+def test_data_from_elsewhere_moves_with_the_data_s_own_folder() -> None:
+    data = {"kind": "parquet", "root": "here", "train": "train.parquet"}
+    values = {
+        "name": "moved",
+        "data": data,
+        "models": {"net": {"model": {"factory": "mlp"}, "training": {"epochs": 1}}},
+    }
+    for root, moved in (("here", "there"), ("other", "other")):
+        run = validate(RunConfig, values | {"elsewhere": data | {"root": root}}, "toy.yaml")
+        found = with_data_root(run, "there")
+        assert isinstance(found.data, ParquetData)
+        assert isinstance(found.elsewhere, ParquetData)
+        assert (found.data.root, found.elsewhere.root) == ("there", moved)
+
+
+def test_the_measure_that_tells_validation_rows_apart_best_is_named(run: Run) -> None:
+    tree = spec_of(run, "average").tree
+    other = run.config.data.model_copy(update={"limit": 300})
+    run = replace(run, config=run.config.model_copy(update={"elsewhere": other}))
+    found = noticed(run, {"average": tree})["average"]["elsewhere"]
+    leaves = distinct(tree)
+    known, theirs = (
+        _doubts(tree, said)
+        for said in ({leaf: run.outputs(leaf, "validation") for leaf in leaves}, out_of_scope(run, leaves))
+    )
+    aurocs = {measure: detection_auroc(known[measure], theirs[measure]) for measure in known}
+    assert len(set(aurocs.values())) == 3
+    assert aurocs[found["by"]] == max(aurocs.values())
 
 
 def test_the_rows_shown_are_those_of_most_contradiction(run: Run) -> None:

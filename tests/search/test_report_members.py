@@ -120,6 +120,9 @@ def test_single_models_and_ensembles_stand_side_by_side_about_rows_from_elsewher
     ]
     assert rows[1] == ["teacher", "0.91025.00\u00a0%", "0.92020.00\u00a0%", "\u2013"]
     assert ["panel", "0.971", "0.982", "0.993"] in rows
+    assert "<strong>" not in found.group()
+    summary["models"]["teacher"]["elsewhere"]["uniform_noise"]["by"] = "total"
+    assert "<strong>0.920</strong>" in render(summary, details)
 
 
 def test_students_stand_under_their_ensemble() -> None:
