@@ -1,7 +1,7 @@
-"""A batcher that does not fragment: it collects only while the worker is busy.
+"""A batcher that does not fragment: it collects only while all workers are busy.
 
 `serve.batch` freezes a batch each time its wait ends, even while the worker is busy, so that under load the
-model sees many small batches (measured: mean 3 of 32). Here a batch is cut at the moment the worker is
+model sees many small batches (measured: mean 3 of 32). Here a batch is cut at the moment a worker is
 free, from all that waits: one item when idle (no added latency), full batches under load.
 """
 
@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class _Item(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """Gathers the rows of concurrent callers into calls of at most `max_rows` rows, one call at a time.
+    """Gathers the rows of concurrent callers into calls of at most `max_rows` rows, so many calls at a time.
 
     An item is never cut: one with more than `max_rows` rows is a batch of its own. An item whose caller was
     cancelled (its deadline is over) is dropped before its batch starts. When a batch of several items fails,
@@ -52,6 +52,7 @@ class Batcher(Generic[T]):
         call: computes one batch.
         max_rows: most rows of a batch of several items.
         max_queued: most rows that may wait.
+        at_once: most calls that run at once.
         spoilt: whether an answer must be computed anew for each item, since one item may have spoilt it for
             the others.
         timed: told the rows and seconds of each call.
@@ -63,24 +64,27 @@ class Batcher(Generic[T]):
         *,
         max_rows: int,
         max_queued: int,
+        at_once: int = 1,
         spoilt: Callable[[T], bool] = lambda _: False,
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
         self._call = call
         self._max_rows = max_rows
         self._max_queued = max_queued
+        self._at_once = at_once
         self._spoilt = spoilt
         self._timed = timed
         self._queue: deque[_Item[T]] = deque()
         self._queued = 0
-        self._worker: asyncio.Task[None] | None = None
-        self._started: float | None = None
+        self._workers: set[asyncio.Task[Any]] = set()
+        self._running: dict[object, float] = {}
+        """When each call began."""
         self._row_s: float | None = None
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the current call has been running; 0 when idle."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        """Seconds that the longest of the current calls has been running; 0 when idle."""
+        return time.monotonic() - min(self._running.values()) if self._running else 0.0
 
     @property
     def queued(self) -> int:
@@ -90,7 +94,7 @@ class Batcher(Generic[T]):
     @property
     def wait_s(self) -> float:
         """Expected time until all rows that wait now are computed, by what a row took lately."""
-        return self._queued * (self._row_s or 0.0)
+        return self._queued * (self._row_s or 0.0) / self._at_once
 
     async def submit(self, rows: np.ndarray, timeout_s: float = math.inf) -> T:
         """The answer for `rows` [b, ...], computed together with other callers' rows.
@@ -111,8 +115,8 @@ class Batcher(Generic[T]):
         item: _Item[T] = _Item(rows, loop.create_future())
         self._queue.append(item)
         self._queued += len(rows)
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._at_once:
+            self._workers.add(asyncio.create_task(self._work()))
         if timeout_s == math.inf:
             return await item.answer
         # A timer costs a quarter of `asyncio.timeout`.
@@ -124,9 +128,10 @@ class Batcher(Generic[T]):
 
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(set(self._workers))
 
     def _admit(self, rows: int, timeout_s: float) -> None:
         wait_s = self.wait_s
@@ -138,20 +143,25 @@ class Batcher(Generic[T]):
             )
 
     async def _work(self) -> None:
-        batch: list[_Item[T]] = []
+        worker, batch = asyncio.current_task(), list[_Item[T]]()
+        assert worker is not None
         try:
             while batch := self._take():
                 await self._answer(batch)
         finally:
+            # At once: what is submitted before the loop's next turn needs another worker.
+            self._workers.discard(worker)
             for item in [*batch, *self._queue]:
                 item.answer.cancel()
             self._queue.clear()
             self._queued = 0
 
     def _take(self) -> list[_Item[T]]:
+        """What waits, or a fair share of it while other workers are free, too."""
         batch: list[_Item[T]] = []
-        size = 0
-        while self._queue and (not batch or size + len(self._queue[0].rows) <= self._max_rows):
+        free = self._at_once - len(self._running)
+        most, size = min(self._max_rows, -(-self._queued // free)), 0
+        while self._queue and (not batch or size + len(self._queue[0].rows) <= most):
             item = self._queue.popleft()
             self._queued -= len(item.rows)
             if not item.answer.done():
@@ -185,7 +195,8 @@ class Batcher(Generic[T]):
 
     async def _run(self, parts: list[np.ndarray]) -> T:
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._started = time.monotonic()
+        call, started = object(), time.monotonic()
+        self._running[call] = started
         try:
             outputs = await self._call(rows)
         except OrchestratorError:
@@ -193,10 +204,10 @@ class Batcher(Generic[T]):
         except Exception as error:
             raise MemberFailedError("computing a batch failed", f"{type(error).__name__}: {error}") from error
         finally:
-            spent = time.monotonic() - self._started
+            spent = time.monotonic() - started
             self._pace(spent / len(rows))
             self._timed(len(rows), spent)
-            self._started = None
+            del self._running[call]
         if len(outputs) != len(rows):
             raise MemberFailedError(f"{len(rows)} rows in, but rows out", len(outputs))
         return outputs

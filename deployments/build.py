@@ -115,7 +115,8 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
 def _share(serving: ServingSettings, here: Collection[tree.Member]) -> dict[str, float]:
     """What Ray reserves for a process with these members."""
     asked = [serving.options(member.name) for member in here]
-    return {"num_cpus": sum(one.cpus for one in asked), "num_gpus": sum(one.gpus for one in asked)}
+    cpus = serving.instances * sum(one.cpus for one in asked)
+    return {"num_cpus": cpus, "num_gpus": sum(one.gpus for one in asked)}
 
 
 def _check(spec: tree.Spec, store: Store) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,9 @@ from deployments.observe.members import batches, note_walk
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.outputs import Part, answer, shared
+from deployments.pool import Pool
 from deployments.protocol.model import describe
-from deployments.worker import STUCK_S, HangingError, Watch, Worker
+from deployments.worker import HangingError, Watch
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.ensemble.direct import direct
 from orchestrator.ensemble.node import Ask
@@ -35,9 +35,12 @@ from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.joint import Joint
 from orchestrator.store.store import Store
 
+Groups = tuple[Joint, ...]
+"""Members that are asked together, each group as one."""
+
 
 class Fused:
-    """A served ensemble whose members all run here, on one worker thread.
+    """A served ensemble whose members all run here, each copy of them on a thread of its own.
 
     Args:
         spec: the fitted ensemble; every member must answer.
@@ -46,6 +49,7 @@ class Fused:
         compiled: members that are asked together become one compiled graph where that is possible.
         max_queued_rows: most rows that may wait.
         hang_s: a batch that takes longer is given up; its members are loaded anew for those that follow.
+        instances: copies of the members, so many batches are computed at once.
     """
 
     def __init__(
@@ -57,28 +61,29 @@ class Fused:
         compiled: bool,
         max_queued_rows: int,
         hang_s: float = math.inf,
+        instances: int = 1,
     ) -> None:
         self._spec = spec
         keep_freed_memory()
-        self._worker = Worker(f"fused-{spec.name}")
-        self._load = partial(opened_groups, spec, store, allow=allow, compiled=compiled)
+        self._pool = Pool(
+            f"fused-{spec.name}",
+            partial(opened_groups, spec, store, allow=allow, compiled=compiled),
+            instances,
+        )
         self._hang_s = hang_s
-        self._turn = asyncio.Lock()  # of who computes, or loads what all compute with
         self._version = describe(spec).version
         self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
-        self._groups = self._worker.load(self._load)
         self._meter = Meter(f"{this_replica()}:{spec.name}")
-        for group in self._groups:
-            note_fallback(self._meter, group)
-        timed = batches(self._meter, spec.name)
-        self._batcher = Batcher(self._run, max_rows=spec.batch, max_queued=max_queued_rows, timed=timed)
+        self.fallbacks = noted_fallbacks(self._meter, self._pool)
+        self._batcher = Batcher(
+            self._run,
+            max_rows=spec.batch,
+            max_queued=max_queued_rows,
+            at_once=instances,
+            timed=batches(self._meter, spec.name),
+        )
         self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
-        self._meter.watch(families.HANGING, spec.name, value=lambda: self._worker.calls_that_hang)
-
-    @property
-    def fallbacks(self) -> tuple[str, ...]:
-        """Why members that should be compiled run eagerly."""
-        return tuple(group.fallback for group in self._groups if group.fallback is not None)
+        self._meter.watch(families.HANGING, spec.name, value=lambda: self._pool.calls_that_hang)
 
     async def predict(self, question: Question) -> Answer:
         """Answer the rows within the time that is left.
@@ -109,12 +114,12 @@ class Fused:
         Raises:
             MemberFailedError: calls hang.
         """
-        self._worker.check_health()
+        self._pool.check_health()
 
     async def close(self) -> None:
         """Stop; nobody may ask any more."""
         await self._batcher.close()
-        self._worker.close()
+        self._pool.close()
 
     async def _in_stages(self, question: Question, told: Callable[[Answer], None]) -> Part:
         """A walk of its own, whose stages are told."""
@@ -138,34 +143,35 @@ class Fused:
         self, rows: np.ndarray, watch: Watch | None = None, told: Callable[[Prediction], None] | None = None
     ) -> Part:
         watch = watch or Watch()
-        async with self._turn:
-            if not self._groups:
-                self._groups = await self._worker.run(self._load, Watch(), STUCK_S)
+        async with self._pool.lent() as copy:
+            compute = partial(self._compute, inputs=rows, watch=watch, told=told)
             try:
-                part = await self._worker.run(partial(self._compute, rows, watch, told), watch, self._hang_s)
+                part = await copy.run(compute, watch, self._hang_s)
             except HangingError:
-                self._groups = ()  # they belong to the call that hangs
+                copy.forget()
                 raise
         note_walk(self._spec.name, part.whole, (), self._meter)
         return part
 
-    def _compute(self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None) -> Part:
-        """In the worker's thread. Where all is well, nothing has to be decided."""
+    def _compute(
+        self, groups: Groups, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
+    ) -> Part:
+        """In the copy's thread. Where all is well, nothing has to be decided."""
         if self._direct is not None:
-            (group,) = self._groups
+            (group,) = groups
             outputs = group.stacked(inputs, watch.begin)
             if watch.given_up:
                 raise MemberFailedError("nobody waits any more")
             prediction = None if outputs is None else self._direct(outputs)
             if prediction is not None:
                 return shared(prediction, self._spec, self._version)
-        return shared(self._walk(inputs, watch, told), self._spec, self._version)
+        return shared(self._walk(groups, inputs, watch, told), self._spec, self._version)
 
     def _walk(
-        self, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
+        self, groups: Groups, inputs: np.ndarray, watch: Watch, told: Callable[[Prediction], None] | None
     ) -> Prediction:
         steps = walk(self._spec.tree, len(inputs), self._spec.signature.task)
-        asks, groups = next(steps), self._groups
+        asks = next(steps)
         progress = (
             None if told is None else Progress(self._spec.tree, len(inputs), self._spec.signature.task, told)
         )
@@ -180,11 +186,6 @@ class Fused:
                 progress.after(asked, outcomes)
 
 
-def load_groups(worker: Worker, spec: Spec, store: str, **options: Any) -> tuple[Joint, ...]:
-    """As `opened_groups`, by the thread that will run them."""
-    return worker.load(lambda: opened_groups(spec, store, **options))
-
-
 def opened_groups(
     spec: Spec,
     store: str,
@@ -192,7 +193,7 @@ def opened_groups(
     allow: Collection[str],
     compiled: bool,
     elsewhere: Collection[Member] = (),
-) -> tuple[Joint, ...]:
+) -> Groups:
     """The members of a spec but those `elsewhere`, each group that is asked together as one `Joint`."""
     opened = Store(store, create=False)
     return tuple(
@@ -202,10 +203,13 @@ def opened_groups(
     )
 
 
-def note_fallback(meter: Meter, group: Joint) -> None:
-    """Say of each member of a group whether it runs eagerly because it could not be compiled."""
-    for member in group.members:
-        meter.set(families.FALLBACK, member.name, to=float(group.fallback is not None))
+def noted_fallbacks(meter: Meter, pool: Pool[Groups]) -> tuple[str, ...]:
+    """Why members that should be compiled run eagerly; the meter is told of each member whether it does."""
+    groups = pool.first
+    for group in groups:
+        for member in group.members:
+            meter.set(families.FALLBACK, member.name, to=float(group.fallback is not None))
+    return tuple(group.fallback for group in groups if group.fallback is not None)
 
 
 def _answers(

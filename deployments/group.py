@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from deployments.batcher import Batcher
-from deployments.worker import HangingError, Watch, Worker
+from deployments.pool import Pool
+from deployments.worker import HangingError, Watch
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import MemberFailedError, OrchestratorError
 from orchestrator.runtime.joint import Joint
@@ -58,8 +59,8 @@ class Group:
     the rows of other requests.
 
     Args:
-        joint: the members.
-        worker: the thread that loaded them.
+        pool: copies of the members of this process.
+        place: of the group's own among them.
         hang_s: a call that takes longer counts as failed for the members that it is in. They are left alone
             until it returns; a new thread computes the others.
         max_rows: most rows of one call.
@@ -69,19 +70,21 @@ class Group:
 
     def __init__(
         self,
-        joint: Joint,
-        worker: Worker,
+        pool: Pool[tuple[Joint, ...]],
+        place: int,
         *,
         hang_s: float = math.inf,
         max_rows: int,
         max_queued_rows: int,
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
-        self._joint, self._worker, self._hang_s = joint, worker, hang_s
+        self._pool, self._place, self._hang_s = pool, place, hang_s
+        self._members = pool.first[place].members
         self._batcher = Batcher(
             self._run,
             max_rows=max_rows,
             max_queued=max_queued_rows,
+            at_once=len(pool),
             spoilt=lambda outputs: outputs.spoilt,
             timed=timed,
         )
@@ -90,7 +93,7 @@ class Group:
 
     def handles(self) -> dict[Member, Handle]:
         """One for each member."""
-        return {member: Handle(self, member) for member in self._joint.members}
+        return {member: Handle(self, member) for member in self._members}
 
     async def ask(self, member: Member, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] of one member for rows [n, ...].
@@ -129,21 +132,26 @@ class Group:
         await self._batcher.close()
 
     async def _run(self, rows: np.ndarray) -> _Outputs:
-        without = self._worker.hanging
-        while True:
-            watch = Watch()
-            try:
-                found = await self._worker.run(
-                    partial(self._joint, rows, watch.begin, without), watch, self._hang_s
-                )
-            except HangingError:
-                if not watch.members:
-                    raise
-                without |= set(watch.members)
-                continue  # the others, by a new thread
-            for member in self._joint.members:
-                found.setdefault(member, HangingError("a call hangs", member.name))
-            return _Outputs(len(rows), found, self._is_news(found))
+        async with self._pool.lent() as copy:
+            without = self._pool.hanging
+            while True:
+                watch = Watch()
+                compute = partial(self._compute, rows=rows, watch=watch, without=without)
+                try:
+                    found = await copy.run(compute, watch, self._hang_s)
+                except HangingError:
+                    if not watch.members:
+                        raise
+                    without |= set(watch.members)
+                    continue  # the others, by a new thread
+                for member in self._members:
+                    found.setdefault(member, HangingError("a call hangs", member.name))
+                return _Outputs(len(rows), found, self._is_news(found))
+
+    def _compute(
+        self, joints: Sequence[Joint], rows: np.ndarray, watch: Watch, without: Collection[Member]
+    ) -> dict[Member, np.ndarray | Exception]:
+        return joints[self._place](rows, watch.begin, without)
 
     def _is_news(self, found: Mapping[Member, np.ndarray | Exception]) -> bool:
         """Whether a member failed that did not always fail; a call that hangs would hang again."""

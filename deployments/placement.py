@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
 from deployments.exchange import fair_s
-from deployments.fused import Fused, load_groups, note_fallback
+from deployments.fused import Fused, noted_fallbacks, opened_groups
 from deployments.group import Group
 from deployments.observe import families
 from deployments.observe.members import batches
 from deployments.observe.meter import Meter, Snapshot
 from deployments.observe.replicas import this_replica
+from deployments.pool import Pool
 from deployments.releases.follower import Follower
-from deployments.worker import Worker
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_nodes
 from orchestrator.config.serving import AppSettings, Placement
@@ -88,6 +89,7 @@ class Here:
             compiled=serving.compile,
             max_queued_rows=most,
             hang_s=serving.deadline_s,
+            instances=serving.instances,
         )
 
     def follow(self, renewed: Callable[[Spec], None]) -> Follower:
@@ -126,40 +128,39 @@ class Mixed(Composed):
         max_queued_rows: int,
     ) -> None:
         keep_freed_memory()
-        self._worker = worker = Worker(f"fused-{spec.name}")
-        joints = load_groups(
-            worker,
+        serving = settings.serving
+        load = partial(
+            opened_groups,
             spec,
             settings.store,
             allow=settings.allow,
-            compiled=settings.serving.compile,
+            compiled=serving.compile,
             elsewhere=handles,
         )
-        self.fallbacks = tuple(one.fallback for one in joints if one.fallback is not None)
+        self._pool = Pool(f"fused-{spec.name}", load, serving.instances)
         meter = Meter(f"{this_replica()}:{spec.name}")
-        for one in joints:
-            note_fallback(meter, one)
+        self.fallbacks = noted_fallbacks(meter, self._pool)
         timed = batches(meter, spec.name)
         self._groups = [
             Group(
-                one,
-                worker,
-                hang_s=HANG_SHARE * settings.serving.deadline_s,
+                self._pool,
+                place,
+                hang_s=HANG_SHARE * serving.deadline_s,
                 max_rows=spec.batch,
                 max_queued_rows=max_queued_rows,
                 timed=timed,
             )
-            for one in joints
+            for place in range(len(self._pool.first))
         ]
         here: dict[Member, Any] = {}
         for group in self._groups:
             here |= group.handles()
         found = [handles.get(member) or here[member] for member in distinct(spec.tree)]
-        super().__init__(spec, found, settings.serving, here=here, meter=meter)
+        super().__init__(spec, found, serving, here=here, meter=meter)
 
     async def snapshots(self) -> list[Snapshot]:
         """As of `Composed`, and what hangs here."""
-        self._meter.set(families.HANGING, self._spec.name, to=self._worker.calls_that_hang)
+        self._meter.set(families.HANGING, self._spec.name, to=self._pool.calls_that_hang)
         return await super().snapshots()
 
     def check_health(self) -> None:
@@ -168,14 +169,14 @@ class Mixed(Composed):
         Raises:
             MemberFailedError: calls hang.
         """
-        self._worker.check_health()
+        self._pool.check_health()
 
     async def close(self) -> None:
         """Stop; nobody may ask any more."""
         await super().close()
         for group in self._groups:
             await group.close()
-        self._worker.close()
+        self._pool.close()
 
 
 def needs_all(spec: Spec) -> bool:
@@ -215,16 +216,18 @@ def decide(spec: Spec, settings: AppSettings, store: Store) -> Decision:
         "fingerprint": machine_fingerprint(facts),
         "threads": spec.threads,
         "replicas": serving.replicas,
+        "instances": serving.instances,
     }
     digest = fingerprint(spec.plain())
     for record in store.records(digest):
         if key.items() <= record.items():
             return _told(spec, record["placement"], record["reason"])
+    copies = serving.replicas * serving.instances
     found = choose(
         [_call_ms(store, member, spec, settings) for member in members],
         hop_ms=_hop_ms(spec),
         cores=facts["cores"] // spec.threads,
-        weights_bytes=serving.replicas * sum(store.artifact_bytes(member.digest) for member in members),
+        weights_bytes=copies * sum(store.artifact_bytes(member.digest) for member in members),
         memory_bytes=facts["memory_bytes"],
     )
     store.add_record(
@@ -242,7 +245,7 @@ def choose(
         call_ms: What one row takes each member.
         hop_ms: What one call from process to process takes.
         cores: That members could have, each its own.
-        weights_bytes: Of all members in all replicas.
+        weights_bytes: Of all members in all replicas, in every copy.
         memory_bytes: Of the machine, where it is known.
     """
     if memory_bytes is not None and weights_bytes > MEMORY_SHARE * memory_bytes:

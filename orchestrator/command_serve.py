@@ -22,6 +22,9 @@ def serve(
     placement: Annotated[
         Literal["fused", "distributed", "auto"], typer.Option(help="Where members run.")
     ] = "distributed",
+    instances: Annotated[
+        int, typer.Option(min=1, help="Fused members: copies that compute at once, a core each.")
+    ] = 1,
     allow: AllowOption = None,
     key_file: Annotated[
         Path | None,
@@ -59,6 +62,7 @@ def serve(
         "host": host,
         "port": port,
         "placement": placement,
+        "instances": instances,
         "access": {"keys": keys_at, "open": no_keys, "rate_per_s": rate},
         "tls": None if certificate is None else tls,
         "request_log": log,

@@ -108,6 +108,9 @@ class ServingSettings(Settings):
     """Fused members that are asked together become one compiled graph, where their execution allows it."""
     replicas: int = Field(1, ge=1)
     """Of every member that `members` does not say otherwise for, and of the ingress if it holds any."""
+    instances: int = Field(1, ge=1)
+    """Copies of its members that a process holds, each on a thread of its own: so many batches are computed
+    at once. Of members that run with the ingress (`fused`); those that are deployments have replicas."""
     members: dict[str, MemberOptions] = Field(default_factory=dict)
     """By member name; the defaults for all others."""
     max_requests: int = Field(256, ge=1)

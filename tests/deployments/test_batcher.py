@@ -52,6 +52,26 @@ def test_an_idle_worker_takes_one_item_at_once() -> None:
     run(test())
 
 
+def test_free_workers_share_what_waits() -> None:
+    async def test() -> None:
+        worker = Worker()
+        worker.gate.clear()
+        batcher = Batcher(worker, max_rows=8, max_queued=100, at_once=3)
+        answers = [asyncio.create_task(batcher.submit(rows(number))) for number in range(6)]
+        await settle()
+        assert worker.batches == [2, 2, 2]
+        answers += [asyncio.create_task(batcher.submit(rows(number))) for number in range(4)]
+        await settle()
+        assert worker.batches == [2, 2, 2]
+        worker.gate.set()
+        await asyncio.gather(*answers)
+        assert sum(worker.batches) == 10
+        assert batcher.busy_s == 0
+        await batcher.close()
+
+    run(test())
+
+
 def test_it_collects_while_the_worker_is_busy_and_does_not_fragment() -> None:
     async def test() -> None:
         worker = Worker()

@@ -44,8 +44,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, S
     return store, found
 
 
-def opened(store: Store, spec: Spec, *, compile_too: bool = False) -> Fused | Mixed:
-    serving = ServingSettings(placement="fused", compile=compile_too)
+def opened(store: Store, spec: Spec, *, compile_too: bool = False, instances: int = 1) -> Fused | Mixed:
+    serving = ServingSettings(placement="fused", compile=compile_too, instances=instances)
     return Here(AppSettings(store=str(store.root), specs=(spec,), serving=serving), {}).open(spec)
 
 
@@ -159,6 +159,52 @@ def test_a_model_that_fails_fails_its_own_request_alone(
         same(answer, store, specs["mix"], rows[i : i + 1])
 
 
+@pytest.mark.parametrize("name", ["mix", "quorum"])
+def test_so_many_copies_compute_at_once(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store, specs = served
+    spec = specs[name]
+    rows, together = rows_of(spec), threading.Barrier(2, timeout=10)
+    engine = opened(store, spec, instances=2)
+    first, second = (copy.loaded[0] for copy in engine._pool._copies)
+    for group in (first, second):
+        member = group.members[0]
+
+        def both(inputs: np.ndarray, run: Any = group._alone[member]) -> np.ndarray:
+            together.wait()
+            found: np.ndarray = run(inputs)
+            return found
+
+        monkeypatch.setitem(group._alone, member, both)
+    for answer, part in zip(ask(engine, rows[:1], rows[1:2]), (rows[:1], rows[1:2]), strict=True):
+        same(answer, store, spec, part)
+
+
+def test_while_a_call_hangs_the_other_copy_answers(
+    served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, specs = served
+    spec, go_on = specs["mix"], threading.Event()
+    rows = rows_of(spec)[:1]
+    engine = opened(store, spec, instances=2)
+    last = engine._pool._copies[-1].loaded[0]  # the one that is lent first
+    monkeypatch.setitem(last._alone, last.members[0], lambda _: go_on.wait(20))
+
+    async def test() -> Answer:
+        hangs = asyncio.ensure_future(engine.predict(Question(rows, TIME_S)))
+        await asyncio.sleep(0.02)
+        found = await engine.predict(Question(rows, TIME_S))
+        go_on.set()
+        await asyncio.gather(hangs, return_exceptions=True)
+        return found
+
+    try:
+        same(asyncio.run(test()), store, spec, rows)
+    finally:
+        go_on.set()
+
+
 def test_a_member_that_fails_is_done_without_where_the_quorum_allows(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +213,7 @@ def test_a_member_that_fails_is_done_without_where_the_quorum_allows(
     engine = opened(store, spec)
     assert isinstance(engine, Mixed)
     broken = distinct(spec.tree)[1]
-    monkeypatch.setitem(engine._groups[0]._joint._alone, broken, lambda _: np.full((1, 10), np.nan))
+    monkeypatch.setitem(engine._pool.first[0]._alone, broken, lambda _: np.full((1, 10), np.nan))
     (answer,) = ask(engine, rows_of(spec)[:1])
     assert answer.degraded
     assert answer.members == ("mlp0", "cnn")
@@ -201,12 +247,12 @@ def test_after_a_call_that_hangs_the_members_are_loaded_anew(
     assert isinstance(engine, Fused)
     engine._hang_s = 0.1
     member = distinct(spec.tree)[1]
-    monkeypatch.setitem(engine._groups[0]._alone, member, lambda _: go_on.wait(20))
+    monkeypatch.setitem(engine._pool.first[0]._alone, member, lambda _: go_on.wait(20))
 
     async def test() -> Answer:
         with pytest.raises(HangingError, match="a call hangs"):
             await engine.predict(Question(rows, TIME_S))
-        assert engine._worker.hanging == {member}
+        assert engine._pool.hanging == {member}
         engine.check_health()
         monkeypatch.setattr(worker, "STUCK_S", -1.0)
         with pytest.raises(MemberFailedError, match="still running"):
@@ -229,7 +275,7 @@ def test_what_waits_in_stages_behind_a_call_that_hangs_has_the_members_loaded_an
     engine = opened(store, spec)
     assert isinstance(engine, Fused)
     engine._hang_s = 0.2
-    first = engine._groups[0]
+    first = engine._pool.first[0]
     monkeypatch.setitem(first._alone, first.members[0], lambda _: go_on.wait(20))
 
     async def test() -> Answer:
@@ -256,7 +302,7 @@ def test_stages_that_nobody_waits_for_any_more_are_not_computed(
     engine = opened(store, spec)
     assert isinstance(engine, Fused)
     asked: list[str] = []
-    for group in engine._groups:
+    for group in engine._pool.first:
         for member, run in group._alone.items():
 
             def slow(inputs: np.ndarray, name: str = member.name, run: Any = run) -> np.ndarray:
@@ -278,7 +324,7 @@ def test_stages_that_nobody_waits_for_any_more_are_not_computed(
 
     same(asyncio.run(test()), store, spec, rows)
     assert len(asked) == 1 + len(distinct(spec.tree))
-    assert engine._worker.calls_that_hang == 0
+    assert engine._pool.calls_that_hang == 0
 
 
 def test_a_quorum_answers_without_a_member_that_hangs(
@@ -290,7 +336,7 @@ def test_a_quorum_answers_without_a_member_that_hangs(
     assert isinstance(engine, Mixed)
     engine._groups[0]._hang_s = 0.1
     hanging = distinct(spec.tree)[0]
-    monkeypatch.setitem(engine._groups[0]._joint._alone, hanging, lambda _: go_on.wait(20))
+    monkeypatch.setitem(engine._pool.first[0]._alone, hanging, lambda _: go_on.wait(20))
     try:
         (answer,) = ask(engine, rows_of(spec)[:1])
     finally:
@@ -310,7 +356,7 @@ def test_compiled_answers_are_the_eager_ones(
     rows = rows_of(spec)
     engine = opened(store, spec, compile_too=True)
     assert isinstance(engine, Fused)
-    assert [len(group._joined) for group in engine._groups] == [1, 2]
+    assert [len(group._joined) for group in engine._pool.first] == [1, 2]
     for answer, part in zip(ask(engine, rows[:1], rows[1:]), (rows[:1], rows[1:]), strict=True):
         same(answer, store, spec, part)
     assert engine.fallbacks == ()

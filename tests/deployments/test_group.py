@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from deployments.group import Group
-from deployments.worker import HangingError, Worker
+from deployments.pool import Pool
+from deployments.worker import HangingError
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import MemberFailedError
 from orchestrator.runtime.joint import Joint
@@ -41,9 +42,8 @@ class Computed:
 
 async def with_group(computed: Computed, test: Callable[[Group], Any], hang_s: float = math.inf) -> Any:
     alone: dict[Member, Any] = {member: computed.of(member) for member in (A, B)}
-    group = Group(
-        Joint((A, B), None, (), alone, None), Worker("test"), hang_s=hang_s, max_rows=8, max_queued_rows=100
-    )
+    joint = Joint((A, B), None, (), alone, None)
+    group = Group(Pool("test", lambda: (joint,)), 0, hang_s=hang_s, max_rows=8, max_queued_rows=100)
     try:
         return await test(group)
     finally:
@@ -132,9 +132,9 @@ def test_a_call_that_hangs_is_a_failure_of_its_member_until_it_returns() -> None
         for value in (1, 2):
             asked = (group.ask(A, rows(value)), group.ask(B, rows(value)))
             found.append(await asyncio.gather(*asked, return_exceptions=True))
-        assert group._worker.hanging == {A}
+        assert group._pool.hanging == {A}
         computed.go_on.set()
-        while group._worker.hanging:
+        while group._pool.hanging:
             await asyncio.sleep(0.01)
         found.append(await asyncio.gather(group.ask(A, rows(3)), group.ask(B, rows(3))))
         return found
