@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -128,10 +128,14 @@ class Batcher(Generic[T]):
 
     async def close(self) -> None:
         """Stop; whoever waits is cancelled."""
-        for worker in self._workers:
+        workers = set(self._workers)
+        for worker in workers:
             worker.cancel()
-        if self._workers:
-            await asyncio.wait(set(self._workers))
+        if workers:
+            await asyncio.wait(workers)
+        # One that was cancelled before its first step did nothing.
+        self._workers.clear()
+        self._cancel(self._queue)
 
     def _admit(self, rows: int, timeout_s: float) -> None:
         wait_s = self.wait_s
@@ -151,10 +155,13 @@ class Batcher(Generic[T]):
         finally:
             # At once: what is submitted before the loop's next turn needs another worker.
             self._workers.discard(worker)
-            for item in [*batch, *self._queue]:
-                item.answer.cancel()
-            self._queue.clear()
-            self._queued = 0
+            self._cancel([*batch, *self._queue])
+
+    def _cancel(self, items: Iterable[_Item[T]]) -> None:
+        for item in items:
+            item.answer.cancel()
+        self._queue.clear()
+        self._queued = 0
 
     def _take(self) -> list[_Item[T]]:
         """What waits, or a fair share of it while other workers are free, too."""

@@ -74,7 +74,7 @@ class Fused:
         self._version = describe(spec).version
         self._direct = direct(spec.tree, spec.signature.task, spec.signature.outputs)
         self._meter = Meter(f"{this_replica()}:{spec.name}")
-        self.fallbacks = noted_fallbacks(self._meter, self._pool)
+        note_fallbacks(self._meter, self._pool)
         self._batcher = Batcher(
             self._run,
             max_rows=spec.batch,
@@ -84,6 +84,11 @@ class Fused:
         )
         self._meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: self._batcher.queued)
         self._meter.watch(families.HANGING, spec.name, value=lambda: self._pool.calls_that_hang)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Why members that should be compiled run eagerly."""
+        return fallbacks(self._pool)
 
     async def predict(self, question: Question) -> Answer:
         """Answer the rows within the time that is left.
@@ -203,13 +208,17 @@ def opened_groups(
     )
 
 
-def noted_fallbacks(meter: Meter, pool: Pool[Groups]) -> tuple[str, ...]:
-    """Why members that should be compiled run eagerly; the meter is told of each member whether it does."""
-    groups = pool.first
-    for group in groups:
-        for member in group.members:
-            meter.set(families.FALLBACK, member.name, to=float(group.fallback is not None))
-    return tuple(group.fallback for group in groups if group.fallback is not None)
+def fallbacks(pool: Pool[Groups]) -> tuple[str, ...]:
+    """Why members that should be compiled run eagerly, each reason once."""
+    found = [group.fallback for groups in pool.loaded() for group in groups if group.fallback is not None]
+    return tuple(dict.fromkeys(found))
+
+
+def note_fallbacks(meter: Meter, pool: Pool[Groups]) -> None:
+    """Say of each member whether it runs eagerly, in any copy, because it could not be compiled."""
+    for same in zip(*pool.loaded(), strict=True):
+        for member in same[0].members:
+            meter.set(families.FALLBACK, member.name, to=float(any(one.fallback is not None for one in same)))
 
 
 def _answers(

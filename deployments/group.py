@@ -79,7 +79,7 @@ class Group:
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
         self._pool, self._place, self._hang_s = pool, place, hang_s
-        self._members = pool.first[place].members
+        self._members = pool.loaded()[0][place].members
         self._batcher = Batcher(
             self._run,
             max_rows=max_rows,
@@ -133,7 +133,7 @@ class Group:
 
     async def _run(self, rows: np.ndarray) -> _Outputs:
         async with self._pool.lent() as copy:
-            without = self._pool.hanging
+            without = copy.worker.hanging
             while True:
                 watch = Watch()
                 compute = partial(self._compute, rows=rows, watch=watch, without=without)

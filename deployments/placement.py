@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.composed import Composed
 from deployments.exchange import fair_s
-from deployments.fused import Fused, noted_fallbacks, opened_groups
+from deployments.fused import Fused, fallbacks, note_fallbacks, opened_groups
 from deployments.group import Group
 from deployments.observe import families
 from deployments.observe.members import batches
@@ -139,7 +139,8 @@ class Mixed(Composed):
         )
         self._pool = Pool(f"fused-{spec.name}", load, serving.instances)
         meter = Meter(f"{this_replica()}:{spec.name}")
-        self.fallbacks = noted_fallbacks(meter, self._pool)
+        self.fallbacks = fallbacks(self._pool)
+        note_fallbacks(meter, self._pool)
         timed = batches(meter, spec.name)
         self._groups = [
             Group(
@@ -150,7 +151,7 @@ class Mixed(Composed):
                 max_queued_rows=max_queued_rows,
                 timed=timed,
             )
-            for place in range(len(self._pool.first))
+            for place in range(len(self._pool.loaded()[0]))
         ]
         here: dict[Member, Any] = {}
         for group in self._groups:
@@ -216,11 +217,10 @@ def decide(spec: Spec, settings: AppSettings, store: Store) -> Decision:
         "fingerprint": machine_fingerprint(facts),
         "threads": spec.threads,
         "replicas": serving.replicas,
-        "instances": serving.instances,
     }
     digest = fingerprint(spec.plain())
     for record in store.records(digest):
-        if key.items() <= record.items():
+        if key.items() <= record.items() and record.get("instances", 1) == serving.instances:
             return _told(spec, record["placement"], record["reason"])
     copies = serving.replicas * serving.instances
     found = choose(
@@ -231,7 +231,14 @@ def decide(spec: Spec, settings: AppSettings, store: Store) -> Decision:
         memory_bytes=facts["memory_bytes"],
     )
     store.add_record(
-        digest, {**key, "placement": found.placement, "reason": found.reason, "time": time.time()}
+        digest,
+        {
+            **key,
+            "instances": serving.instances,
+            "placement": found.placement,
+            "reason": found.reason,
+            "time": time.time(),
+        },
     )
     return _told(spec, found.placement, found.reason)
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
-from deployments.worker import STUCK_S, Watch, Worker
-from orchestrator.config.ensemble import Member
+from deployments.worker import MOST_HANGING, STUCK_S, Watch, Worker
+from orchestrator.errors import MemberFailedError
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -24,9 +24,8 @@ class Copy(Generic[M]):
         self._model: M | None = self.worker.load(load)
 
     @property
-    def loaded(self) -> M:
-        """What was loaded at the start; not while a call runs."""
-        assert self._model is not None
+    def loaded(self) -> M | None:
+        """What it computes with; None until it is loaded anew."""
         return self._model
 
     async def run(self, function: Callable[[M], T], watch: Watch, limit_s: float) -> T:
@@ -43,6 +42,11 @@ class Copy(Generic[M]):
         """It belongs to a call that hangs: the next one loads it anew."""
         self._model = None
 
+    @property
+    def sound(self) -> bool:
+        """It is loaded, and no call of it hangs."""
+        return self._model is not None and not self.worker.hanging
+
 
 class Pool(Generic[M]):
     """All copies; as many calls run at once.
@@ -55,46 +59,42 @@ class Pool(Generic[M]):
 
     def __init__(self, name: str, load: Callable[[], M], copies: int = 1) -> None:
         self._copies = [Copy(f"{name}-{number}", load) for number in range(copies)]
-        # The one that was used last is the one whose weights are in the cache.
-        self._free: asyncio.LifoQueue[Copy[M]] = asyncio.LifoQueue()
-        for copy in self._copies:
-            self._free.put_nowait(copy)
+        self._free = list(self._copies)
+        self._turns = asyncio.Semaphore(copies)  # first come, first served
 
     def __len__(self) -> int:
         return len(self._copies)
 
-    @property
-    def first(self) -> M:
-        """Of one copy, to look at before the first call."""
-        return self._copies[0].loaded
+    def loaded(self) -> list[M]:
+        """Of each copy that is loaded; of all before the first call."""
+        return [copy.loaded for copy in self._copies if copy.loaded is not None]
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[Copy[M]]:
-        """A copy that nobody else has, once there is one."""
-        copy = await self._free.get()
-        try:
-            yield copy
-        finally:
-            self._free.put_nowait(copy)
+        """A copy that nobody else has, once it is this caller's turn."""
+        async with self._turns:
+            copy = self._free.pop()
+            try:
+                yield copy
+            finally:
+                # First the one that was used last, whose weights are in the cache; last an unsound one.
+                self._free.insert(len(self._free) if copy.sound else 0, copy)
 
     @property
     def calls_that_hang(self) -> int:
         """Calls that were given up and have not returned."""
         return sum(copy.worker.calls_that_hang for copy in self._copies)
 
-    @property
-    def hanging(self) -> frozenset[Member]:
-        """Members with a call that hangs, in any copy."""
-        return frozenset[Member]().union(*(copy.worker.hanging for copy in self._copies))
-
     def check_health(self) -> None:
         """Called by Serve.
 
         Raises:
-            MemberFailedError: too many calls of one thread hang, or for too long.
+            MemberFailedError: too many calls hang, or one does for too long.
         """
         for copy in self._copies:
             copy.worker.check_health()
+        if self.calls_that_hang > MOST_HANGING:
+            raise MemberFailedError("too many calls hang", self.calls_that_hang)
 
     def close(self) -> None:
         """Take no more calls."""

@@ -145,6 +145,16 @@ class ServingSettings(Settings):
         return options.autoscaling.max_replicas if options.autoscaling else options.replicas or self.replicas
 
     @model_validator(mode="after")
+    def _instances_of_something(self) -> Self:
+        places = [self.placement, *(options.placement for options in self.members.values())]
+        if self.instances > 1 and not {"fused", "auto"} & set(places):
+            raise ValueError(
+                f"instances ({self.instances}) are copies of fused members, and none is: set placement fused "
+                "or auto, or give members replicas"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _keys_beyond_loopback(self) -> Self:
         if not (is_loopback(self.host) or self.access.keys or self.access.open):
             raise ValueError(

@@ -163,6 +163,8 @@ def _plan(
     }
     cut_from = settings.cut_from if isinstance(settings, ParquetData) else None
     for key, shares in cuts(settings.shares, named, source=cut_from or "train").items():
+        if key != "train" and len(shares) == 1:
+            continue  # it is a part as it is
         parts = cut(
             sources[key].rows,
             targets[key] if classes else None,
@@ -171,6 +173,7 @@ def _plan(
             origin=sources[key].name,
             classes=classes,
             spread=settings.small_classes == "spread",
+            lacking=key != "train",
         )
         rows |= {name: (key, part) for name, part in parts.items()}
     return Plan({name: rows[name] for name in PARTS}, targets, classes)

@@ -61,12 +61,14 @@ def cut(
     origin: str,
     classes: Sequence[str] = (),
     spread: bool = False,
+    lacking: bool = False,
 ) -> dict[PartName, Array]:
     """Row numbers of each part, in a random order that depends on `seed` and `rows` alone.
 
     With `labels` every class is cut by itself (largest remainder), and every part gets at least one row
     of every class. With `spread`, a class of too few rows for that gives one row each to train, test,
-    validation, contract and calibration, as far as they go. Rows of several labels: `label_parts`.
+    validation, contract and calibration, as far as they go; with `lacking`, too, one of no row goes nowhere.
+    Rows of several labels: `label_parts`.
 
     Raises:
         DataError: there are too few rows, or a class has fewer rows than there are parts (none, to spread).
@@ -80,11 +82,12 @@ def cut(
     if labels is None:
         part_of[order] = np.repeat(numbers, apportion(rows, wanted))
     else:
-        found = class_parts(rows_of_class(labels, len(classes)), shares, origin, classes, spread)
+        counts = rows_of_class(labels, len(classes))
+        found = class_parts(counts, shares, origin, classes, spread, lacking)
         ordered = labels[order]
         if labels.ndim == 2:
-            counts = [np.bincount(mine, minlength=len(names)).tolist() for mine in found]
-            part_of[order] = label_parts(ordered, apportion(rows, wanted), counts)
+            of_label = [np.bincount(mine, minlength=len(names)).tolist() for mine in found]
+            part_of[order] = label_parts(ordered, apportion(rows, wanted), of_label)
         else:
             for label, mine in enumerate(found):
                 part_of[order[ordered == label]] = mine
@@ -93,7 +96,12 @@ def cut(
 
 
 def class_parts(
-    rows: Array, shares: Mapping[PartName, float], origin: str, classes: Sequence[str], spread: bool
+    rows: Array,
+    shares: Mapping[PartName, float],
+    origin: str,
+    classes: Sequence[str],
+    spread: bool,
+    lacking: bool = False,
 ) -> list[Array]:
     """Of each class, or label, the parts of its rows in their order, by how many there are: `rows` [K].
 
@@ -104,8 +112,9 @@ def class_parts(
     owed = [0.0] * len(names)
     found: list[Array] = []
     for name, count in zip(classes, rows.tolist(), strict=True):
-        if spread and 0 < count < len(names):
-            found.append(np.asarray([names.index(part) for part in _FIRST if part in names][:count]))
+        if spread and (0 < count < len(names) or (lacking and not count)):
+            mine = [names.index(part) for part in _FIRST if part in names][:count]
+            found.append(np.asarray(mine, dtype=np.int64))
             continue
         if count < len(names):
             raise DataError(

@@ -78,13 +78,18 @@ class Bench:
                     self._ready[subject] = self._call(subject)
 
     def measure(
-        self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits] | None = None
+        self,
+        baseline: str,
+        subjects: Sequence[Subject],
+        merits: Mapping[Subject, Merits] | None = None,
+        rivals: Sequence[Rival] = (),
     ) -> list[dict[str, Any]]:
-        """As `measure_artifacts`; a race where there are `merits`, of subjects and of what is recorded."""
+        """As `measure_artifacts`; subjects with `merits` race with each other and with the rivals."""
         found = {subject: self.recorded(subject, baseline) for subject in dict.fromkeys(subjects)}
         missing = [subject for subject, record in found.items() if record is None]
         if missing:
-            found.update(self._measured(baseline, missing, merits or {}))
+            race = Race({_key(subject): own for subject, own in (merits or {}).items()}, rivals)
+            found.update(self._measured(baseline, missing, race))
         return [record for subject in subjects if (record := found[subject]) is not None]
 
     def again(self, baseline: str, subject: Subject) -> tuple[Latency, Latency]:
@@ -151,7 +156,7 @@ class Bench:
         return self.settings.resource if isinstance(self.settings, Target) else None
 
     def _measured(
-        self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits]
+        self, baseline: str, subjects: Sequence[Subject], race: Race
     ) -> dict[Subject, dict[str, Any]]:
         """Records of the subjects, freshly measured; the baseline's is kept too when there is none."""
         records: dict[Subject, dict[str, Any]] = {}
@@ -163,7 +168,7 @@ class Bench:
                     calls[subject] = calls.get(subject) or self._call(subject)
                 except ExecutionError as error:
                     records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
-            latencies = self._compared(reference, calls, self._race(baseline, subjects, merits))
+            latencies = self._compared(reference, calls, race)
         # The baseline stays loaded for the next subjects.
         self._ready = {reference: calls[reference]}
         for subject, latency in latencies.items():
@@ -174,14 +179,6 @@ class Bench:
             if record is not None:
                 records[subject] = record
         return records
-
-    def _race(self, baseline: str, subjects: Sequence[Subject], merits: Mapping[Subject, Merits]) -> Race:
-        """Between the subjects, and with what was measured before against the same baseline."""
-        before = {one: self.recorded(one, baseline) for one in merits if one not in subjects}
-        return Race(
-            {_key(one): merits[one] for one in subjects if one in merits},
-            [Rival(merits[one], float(record["ratio_ci"][0])) for one, record in before.items() if record],
-        )
 
     def _compared(
         self, reference: Subject, calls: Mapping[Subject, Call], race: Race

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.config.measure import Target
 from orchestrator.errors import ResourceError
 from orchestrator.measure.artifacts import Bench, Subject
-from orchestrator.measure.latency import Merits
+from orchestrator.measure.latency import Merits, Rival
 from orchestrator.measure.machine import HELD_TO
 from orchestrator.store.store import Store
 
@@ -37,9 +37,10 @@ class BenchActor:
         baseline: str,
         subjects: Sequence[Subject],
         merits: Sequence[tuple[Subject, Merits]] = (),
+        rivals: Sequence[Rival] = (),
     ) -> list[dict[str, Any]]:
         """As `Bench.measure`: meanwhile nothing else should run."""
-        return self._bench.measure(baseline, _plain(subjects), dict(merits))
+        return self._bench.measure(baseline, _plain(subjects), dict(merits), rivals)
 
 
 def _plain(subjects: Sequence[Subject]) -> list[Subject]:

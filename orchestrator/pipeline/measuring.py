@@ -16,6 +16,7 @@ from orchestrator.config.measure import Target
 from orchestrator.errors import OrchestratorError, SearchError, first_line, last_line
 from orchestrator.measure import bench_actor
 from orchestrator.measure.artifacts import Bench, Subject
+from orchestrator.measure.latency import Rival
 from orchestrator.measure.machine import machine_fingerprint
 from orchestrator.search.objectives import TrialRow, front_of, merits
 from orchestrator.store.store import Store
@@ -41,8 +42,8 @@ class Measurer:
     A run is measured on one kind of machine. Once its first latency is there, records of that machine alone
     count, and no other machine measures for it: latencies of two machines do not belong in one front.
 
-    Rows race with each other and with the best that came before: one that is surely slower than another that
-    is no worse and no larger gets no more blocks.
+    Trials race with each other and with the best that came before: one that is surely slower than another
+    that is no worse and no larger gets no more blocks. Honest arms are measured to the end.
     """
 
     def __init__(self, place: Place, baseline: str, target: Target, name: str = "") -> None:
@@ -67,7 +68,7 @@ class Measurer:
             SearchError: the actor was lost.
         """
         found = [with_latency(row, record) for row, record in zip(rows, self._records(rows), strict=True)]
-        self._ahead = front_of([*self._ahead, *(row for row in found if row.ok)])
+        self._ahead = front_of([*self._ahead, *(row for row in found if row.ok and not row.arm)])
         return [replace(row, target=self._name) for row in found]
 
     def open(self) -> Bench:
@@ -121,8 +122,10 @@ class Measurer:
             if all(known):
                 return [record for record in known if record is not None]
         bench = self.open()
-        racing = [((row.digest, row.execution), merits(row)) for row in (*self._ahead, *rows)]
-        records: list[dict[str, Any]] = _got(self._actor.measure.remote(self._baseline, subjects, racing))
+        racing = [((row.digest, row.execution), merits(row)) for row in rows if not row.arm]
+        rivals = [Rival(merits(row), row.speedup_ci[0]) for row in self._ahead]
+        call = self._actor.measure.remote(self._baseline, subjects, racing, rivals)
+        records: list[dict[str, Any]] = _got(call)
         if any(record.get("fingerprint", bench.fingerprint) != bench.fingerprint for record in records):
             raise SearchError(
                 "the bench came back on another kind of machine", self._target.resource, "run again"

@@ -131,15 +131,12 @@ def objectives(row: TrialRow) -> tuple[float, float]:
     return -row.drop, math.log(row.latency_ms)
 
 
-def merits(row: TrialRow) -> tuple[float, float]:
-    """(minus the drop, minus the bytes) of an evaluated row: what it has to set against a faster one.
+def merits(row: TrialRow) -> tuple[float, float, float]:
+    """(minus the drop, minus its bound, minus the bytes) of an evaluated row.
 
-    A row beyond a limit has nothing to set against anyone (the constraint-domination of Deb et al. 2002,
-    "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II"); the latency is yet to be measured.
+    What it has to set against a faster one: the front goes by drop and bytes, the choice by the bound.
     """
-    if any(beyond > 0 for limit, beyond in row.violations.items() if limit != "max_latency_ms"):
-        return -math.inf, -math.inf
-    return -row.drop, -float(row.bytes)
+    return -row.drop, -row.drop_bound, -float(row.bytes)
 
 
 def front_of(rows: Sequence[TrialRow]) -> list[TrialRow]:

@@ -176,6 +176,30 @@ def test_parts_cut_from_the_validation_file_leave_the_train_file_whole(tmp_path:
         toy.settings(train, cut_from="validation")
 
 
+def test_a_validation_file_may_lack_a_class_where_small_classes_are_spread(tmp_path: Path) -> None:
+    train = toy.image_file(tmp_path / "train.parquet", toy.pixels(60))
+    labels = np.array([0, 1] * 15 + [2])
+    toy.image_file(tmp_path / "val.parquet", toy.pixels(31, seed=1), label=labels)
+    toy.image_file(tmp_path / "few.parquet", toy.pixels(30, seed=1), label=labels[:30])
+    for file, spread, said in (
+        ("val.parquet", None, "class '2' of .*too small"),
+        ("few.parquet", None, "class '2' of .*0 rows"),
+        ("val.parquet", "spread", None),
+        ("few.parquet", "spread", None),
+    ):
+        settings = toy.settings(train, validation=file, cut_from="validation", small_classes=spread)
+        if said is not None:
+            with pytest.raises(DataError, match=said):
+                load(settings, seed=0, cache=tmp_path / "cache")
+            continue
+        dataset = load(settings, seed=0, cache=tmp_path / "cache")
+        held = [dataset.part(name).targets for name in ("validation", "calibration", "contract")]
+        assert sum(map(len, held)) == (31 if file == "val.parquet" else 30)
+    files = dict.fromkeys(("calibration", "contract"), "val.parquet")
+    whole = toy.settings(train, validation="few.parquet", cut_from="validation", **files)
+    assert len(load(whole, seed=0, cache=tmp_path / "cache").part("validation")) == 30
+
+
 def test_digests_follow_rows_and_seed_not_places(tmp_path: Path) -> None:
     path = toy.image_file(tmp_path / "a.parquet")
     first = load(toy.settings(path), seed=0, cache=tmp_path / "one")

@@ -72,6 +72,27 @@ def test_free_workers_share_what_waits() -> None:
     run(test())
 
 
+def test_closed_while_calls_run_and_rows_wait_all_are_cancelled() -> None:
+    async def test() -> None:
+        worker = Worker()
+        worker.gate.clear()
+        batcher = Batcher(worker, max_rows=1, max_queued=100, at_once=2)
+        answers = [asyncio.create_task(batcher.submit(rows(number))) for number in range(5)]
+        await settle()
+        assert worker.batches == [1, 1]
+        await batcher.close()
+        assert {type(one) for one in await asyncio.gather(*answers, return_exceptions=True)} == {
+            asyncio.CancelledError
+        }
+        at_once = asyncio.create_task(batcher.submit(rows(1)))
+        await asyncio.sleep(0)  # its worker has not begun
+        await batcher.close()
+        await asyncio.wait([at_once], timeout=1)
+        assert at_once.cancelled()
+
+    run(test())
+
+
 def test_it_collects_while_the_worker_is_busy_and_does_not_fragment() -> None:
     async def test() -> None:
         worker = Worker()

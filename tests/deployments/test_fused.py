@@ -14,7 +14,8 @@ from deployments import worker
 from deployments.exchange import Answer, Question
 from deployments.fused import Fused
 from deployments.placement import Here, Mixed
-from deployments.worker import HangingError
+from deployments.pool import Pool
+from deployments.worker import HangingError, Watch
 from orchestrator.config.ensemble import Cascade, Parallel, Spec
 from orchestrator.config.serving import AppSettings, ServingSettings
 from orchestrator.ensemble.tree import distinct
@@ -167,8 +168,7 @@ def test_so_many_copies_compute_at_once(
     spec = specs[name]
     rows, together = rows_of(spec), threading.Barrier(2, timeout=10)
     engine = opened(store, spec, instances=2)
-    first, second = (copy.loaded[0] for copy in engine._pool._copies)
-    for group in (first, second):
+    for group, *_ in engine._pool.loaded():
         member = group.members[0]
 
         def both(inputs: np.ndarray, run: Any = group._alone[member]) -> np.ndarray:
@@ -181,28 +181,51 @@ def test_so_many_copies_compute_at_once(
         same(answer, store, spec, part)
 
 
-def test_while_a_call_hangs_the_other_copy_answers(
+def test_after_a_call_that_hangs_the_copy_that_is_loaded_answers(
     served: tuple[Store, dict[str, Spec]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, specs = served
     spec, go_on = specs["mix"], threading.Event()
     rows = rows_of(spec)[:1]
     engine = opened(store, spec, instances=2)
-    last = engine._pool._copies[-1].loaded[0]  # the one that is lent first
+    assert isinstance(engine, Fused)
+    engine._hang_s = 0.1
+    last = engine._pool.loaded()[-1][0]  # the one that is lent first
     monkeypatch.setitem(last._alone, last.members[0], lambda _: go_on.wait(20))
+    monkeypatch.setattr(module, "opened_groups", None)  # what cannot be loaded anew is not needed
 
-    async def test() -> Answer:
+    async def test() -> list[Answer]:
         hangs = asyncio.ensure_future(engine.predict(Question(rows, TIME_S)))
         await asyncio.sleep(0.02)
-        found = await engine.predict(Question(rows, TIME_S))
-        go_on.set()
-        await asyncio.gather(hangs, return_exceptions=True)
-        return found
+        found = [await engine.predict(Question(rows, TIME_S))]
+        with pytest.raises(HangingError):
+            await hangs
+        return [*found, await engine.predict(Question(rows, TIME_S))]
 
     try:
-        same(asyncio.run(test()), store, spec, rows)
+        for answer in asyncio.run(test()):
+            same(answer, store, spec, rows)
     finally:
         go_on.set()
+
+
+def test_a_copy_is_lent_in_turn() -> None:
+    """Who computes without a pause does not take it from those that wait."""
+    order: list[str] = []
+
+    async def borrow(pool: Pool[int], name: str, times: int) -> None:
+        for _ in range(times):
+            async with pool.lent() as copy:
+                order.append(name)
+                await copy.run(lambda _: None, Watch(), 5.0)
+
+    async def test() -> None:
+        pool = Pool("test", lambda: 1)
+        await asyncio.gather(borrow(pool, "busy", 5), borrow(pool, "other", 1))
+        pool.close()
+
+    asyncio.run(test())
+    assert order.index("other") == 1
 
 
 def test_a_member_that_fails_is_done_without_where_the_quorum_allows(
@@ -213,7 +236,7 @@ def test_a_member_that_fails_is_done_without_where_the_quorum_allows(
     engine = opened(store, spec)
     assert isinstance(engine, Mixed)
     broken = distinct(spec.tree)[1]
-    monkeypatch.setitem(engine._pool.first[0]._alone, broken, lambda _: np.full((1, 10), np.nan))
+    monkeypatch.setitem(engine._pool.loaded()[0][0]._alone, broken, lambda _: np.full((1, 10), np.nan))
     (answer,) = ask(engine, rows_of(spec)[:1])
     assert answer.degraded
     assert answer.members == ("mlp0", "cnn")
@@ -247,12 +270,12 @@ def test_after_a_call_that_hangs_the_members_are_loaded_anew(
     assert isinstance(engine, Fused)
     engine._hang_s = 0.1
     member = distinct(spec.tree)[1]
-    monkeypatch.setitem(engine._pool.first[0]._alone, member, lambda _: go_on.wait(20))
+    monkeypatch.setitem(engine._pool.loaded()[0][0]._alone, member, lambda _: go_on.wait(20))
 
     async def test() -> Answer:
         with pytest.raises(HangingError, match="a call hangs"):
             await engine.predict(Question(rows, TIME_S))
-        assert engine._pool.hanging == {member}
+        assert engine._pool.calls_that_hang == 1
         engine.check_health()
         monkeypatch.setattr(worker, "STUCK_S", -1.0)
         with pytest.raises(MemberFailedError, match="still running"):
@@ -275,7 +298,7 @@ def test_what_waits_in_stages_behind_a_call_that_hangs_has_the_members_loaded_an
     engine = opened(store, spec)
     assert isinstance(engine, Fused)
     engine._hang_s = 0.2
-    first = engine._pool.first[0]
+    first = engine._pool.loaded()[0][0]
     monkeypatch.setitem(first._alone, first.members[0], lambda _: go_on.wait(20))
 
     async def test() -> Answer:
@@ -302,7 +325,7 @@ def test_stages_that_nobody_waits_for_any_more_are_not_computed(
     engine = opened(store, spec)
     assert isinstance(engine, Fused)
     asked: list[str] = []
-    for group in engine._pool.first:
+    for group in engine._pool.loaded()[0]:
         for member, run in group._alone.items():
 
             def slow(inputs: np.ndarray, name: str = member.name, run: Any = run) -> np.ndarray:
@@ -336,7 +359,7 @@ def test_a_quorum_answers_without_a_member_that_hangs(
     assert isinstance(engine, Mixed)
     engine._groups[0]._hang_s = 0.1
     hanging = distinct(spec.tree)[0]
-    monkeypatch.setitem(engine._pool.first[0]._alone, hanging, lambda _: go_on.wait(20))
+    monkeypatch.setitem(engine._pool.loaded()[0][0]._alone, hanging, lambda _: go_on.wait(20))
     try:
         (answer,) = ask(engine, rows_of(spec)[:1])
     finally:
@@ -356,7 +379,7 @@ def test_compiled_answers_are_the_eager_ones(
     rows = rows_of(spec)
     engine = opened(store, spec, compile_too=True)
     assert isinstance(engine, Fused)
-    assert [len(group._joined) for group in engine._pool.first] == [1, 2]
+    assert [len(group._joined) for group in engine._pool.loaded()[0]] == [1, 2]
     for answer, part in zip(ask(engine, rows[:1], rows[1:]), (rows[:1], rows[1:]), strict=True):
         same(answer, store, spec, part)
     assert engine.fallbacks == ()

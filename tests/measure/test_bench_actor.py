@@ -19,7 +19,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
 from orchestrator.measure import artifacts, bench_actor
 from orchestrator.measure.artifacts import Bench, Subject, keep_latency, measure_artifacts, share_of_call
-from orchestrator.measure.latency import Latency, Merits, compare
+from orchestrator.measure.latency import Latency, Merits, Rival, compare
 from orchestrator.models.build import build, example_inputs
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -235,19 +235,18 @@ def test_what_was_prepared_is_not_loaded_while_it_is_measured(store: Store, slow
         bench.measure(parent, [("0" * 64, "eager")])
 
 
-def test_a_subject_races_with_those_of_its_call_and_with_records(store: Store, slowing: Machine) -> None:
-    parent, known, slow, small = (put(store, width) for width in (4, 6, 8, 10))
-    slowing.ms = {parent: 4.0, known: 1.0, slow: 2.0, small: 3.0}
-    bench = Bench(store, SETTINGS.model_copy(update={"most_blocks": 12, "tolerance": 1e-9}))
-    bench.measure(parent, [(known, "eager")])
-    merits: dict[Subject, Merits] = {
-        (known, "eager"): (0.0, -9.0),
-        (slow, "eager"): (-0.1, -9.0),
-        (small, "eager"): (-0.1, -8.0),
-    }
-    slowing.jitter = 0.1
-    found = bench.measure(parent, [(slow, "eager"), (small, "eager")], merits)
-    assert [record["rounds"] for record in found] == [5, 12]
+def test_subjects_race_with_each_other_and_with_rivals(store: Store, slowing: Machine) -> None:
+    parent, fast, slow, small = (put(store, width) for width in (4, 6, 8, 10))
+    slowing.ms, slowing.jitter = {parent: 4.0, fast: 1.0, slow: 2.0, small: 3.0}, 0.1
+    settings = SETTINGS.model_copy(update={"most_blocks": 12, "tolerance": 1e-9})
+    subjects: list[Subject] = [(fast, "eager"), (slow, "eager"), (small, "eager")]
+    merits: list[Merits] = [(0.0, -9.0), (-0.1, -9.0), (-0.1, -8.0)]
+    racing = dict(zip(subjects, merits, strict=True))
+    found = Bench(store, settings).measure(parent, subjects, racing)
+    assert [record["rounds"] for record in found] == [12, 5, 12]
+    elsewhere = settings.model_copy(update={"batch": 5})
+    found = Bench(store, elsewhere).measure(parent, subjects, racing, [Rival((0.0, 0.0), 9.0)])
+    assert [record["rounds"] for record in found] == [5, 5, 5]
 
 
 def test_a_bench_s_records_are_its_own(store: Store, slowing: Machine) -> None:

@@ -17,7 +17,7 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.errors import ConfigError, ModelError, OrchestratorError
 from orchestrator.measure.artifacts import Subject, measure_artifacts
-from orchestrator.measure.latency import Merits
+from orchestrator.measure.latency import Merits, Rival
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.models.build import build
 from orchestrator.pipeline import measuring
@@ -100,14 +100,16 @@ def test_records_of_another_machine_or_of_no_known_one_do_not_count(store: Store
 
 def test_a_row_races_with_the_best_rows_before_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     parent, fast, slow, late = (put(store, width) for width in (4, 5, 6, 7))
-    speeds, raced = {fast: 4.0, slow: 2.0, late: 3.0}, []
+    speeds, raced = {fast: 4.0, slow: 2.0, late: 3.0, parent: 5.0}, []
 
     class Actor:
         def __init__(self) -> None:
             self.measure = self
 
-        def remote(self, _: str, subjects: list[Subject], racing: list[tuple[Subject, Merits]]) -> object:
-            raced.append([digest for (digest, _), _ in racing])
+        def remote(
+            self, _: str, subjects: list[Subject], racing: list[tuple[Subject, Merits]], rivals: list[Rival]
+        ) -> object:
+            raced.append(([digest for (digest, _), _ in racing], [rival.speed for rival in rivals]))
             ratios = [speeds[digest] for digest, _ in subjects]
             return [
                 {"ci": (1.0, 1.0), "ratio_ci": (r, r), "ratio": r, "median_ms": 1 / r, "fingerprint": here}
@@ -120,9 +122,9 @@ def test_a_row_races_with_the_best_rows_before_it(store: Store, monkeypatch: pyt
     monkeypatch.setattr(ray, "get", lambda found: found)
     monkeypatch.setattr(measurer, "_actor", Actor())
     rows = [replace(row(digest), bytes=8) for digest in (fast, slow, late)]
-    measurer(rows[:2])
+    measurer([*rows[:2], replace(row(parent), arm="fp32")])
     measurer(rows[2:])
-    assert raced == [[fast, slow], [fast, late]]
+    assert raced == [([fast, slow], []), ([late], [4.0])]
 
 
 @pytest.mark.parametrize(

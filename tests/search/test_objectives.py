@@ -6,9 +6,11 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
-from orchestrator.search.objectives import merits, objectives
+from orchestrator.measure.latency import Race
+from orchestrator.search.objectives import front_of, merits, objectives
 from tests.search.rows import evaluated, measured
 
 
@@ -18,12 +20,24 @@ def test_objectives_are_minus_the_drop_and_the_log_of_the_latency() -> None:
     assert latency == pytest.approx(math.log(2.0))
 
 
-def test_a_row_beyond_a_limit_has_no_merits_but_the_latency_is_no_limit_yet() -> None:
-    row = dataclasses.replace(evaluated(0, drop=0.01), bytes=100)
-    assert merits(row) == (-0.01, -100.0)
-    late, bad = (dataclasses.replace(row, violations={name: 0.1}) for name in ("max_latency_ms", "max_drop"))
-    assert merits(late) == (-0.01, -100.0)
-    assert merits(bad) == (-math.inf, -math.inf)
+def test_no_row_of_the_front_loses_the_race_for_it() -> None:
+    random, lost_at_all = np.random.default_rng(0), 0
+    for _ in range(50):
+        drops, bounds, sizes, speeds = (random.integers(1, 4, 8) for _ in range(4))
+        rows = [
+            dataclasses.replace(
+                measured(number, drop=drops[number] / 100, latency=1 / speeds[number]),
+                bytes=int(sizes[number]),
+                drop_bound=bounds[number] / 100,
+                digest=str(number),
+            )
+            for number in range(8)
+        ]
+        race = Race({row.digest: merits(row) for row in rows})
+        lost = race.lost({row.digest: (1 / row.latency_ms, (1 / row.latency_ms,) * 2) for row in rows})
+        lost_at_all += len(lost)
+        assert not lost & {row.digest for row in front_of(rows)}
+    assert lost_at_all > 50
 
 
 @pytest.mark.parametrize("latency", [math.nan, math.inf, 0.0, -1.0])

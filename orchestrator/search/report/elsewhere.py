@@ -14,7 +14,8 @@ _CAPTION = (
     '<p class="caption">The chance that a row from elsewhere is less sure than a test row (AUROC): '
     "0.5 is chance. By the top probability, by the entropy of the answer, and, of an ensemble, by how far "
     "its members contradict each other (mutual information). Below: the share of them that look as sure as "
-    "95 % of test rows (FPR at 95 % recall). Bold: the measure that tells validation rows apart best.</p>"
+    "95 % of test rows (FPR at 95 % recall). Bold, where there are "
+    "validation rows of both kinds: the measure that tells them apart best.</p>"
 )
 
 
