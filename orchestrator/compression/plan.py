@@ -72,7 +72,7 @@ ORDER = (
     "clip, qat, a number type"
 )
 
-_VERSION = 5
+_VERSION = 6
 """Raise when a step would give another artifact for the same input."""
 
 

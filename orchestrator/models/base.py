@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import singledispatch
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,16 +33,18 @@ class DataInitialized(nn.Module):
 
     initialized: Tensor
     """uint8 scalar, saved with the weights: whether that was done."""
+    from_rows: ClassVar[int | None] = 4096
+    """How many train rows it is set from; None: all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
 
-    def initialize(self, rows: Tensor) -> None:
+    def initialize(self, blocks: Iterable[Tensor]) -> None:
         """Set the weights.
 
         Args:
-            rows: scaled float32 [N, ...], as the network gets them.
+            blocks: scaled rows [n, ...], as the network gets them.
         """
         raise NotImplementedError
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -89,9 +91,9 @@ class WhiteningConv(DataInitialized):
         self.conv = nn.Conv2d(channels, self.outputs, self.KERNEL, bias=False)
         self.conv.weight.requires_grad_(False)
 
-    def initialize(self, rows: Tensor) -> None:
-        """Set the filters from scaled images [N, C, H, W]."""
-        size = self.KERNEL
+    def initialize(self, blocks: Iterable[Tensor]) -> None:
+        """Set the filters from scaled images [n, C, H, W]."""
+        size, rows = self.KERNEL, torch.cat(list(blocks))
         patches = rows.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
         flat = patches.reshape(-1, self.outputs // 2).double()
         variances, components = torch.linalg.eigh(torch.cov(flat.T))

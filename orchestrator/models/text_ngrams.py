@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +20,7 @@ class TokenWeights(DataInitialized):
     whose embedding says nothing; 1 each before it is set."""
 
     keeps_float32 = True
+    from_rows = None  # what is rare is rare among all
     weights: Tensor
     """float32 [size]"""
 
@@ -26,10 +29,13 @@ class TokenWeights(DataInitialized):
         self._take = view
         self.register_buffer("weights", torch.ones(view.size).index_fill_(0, torch.tensor([PADDING]), 0.0))
 
-    def initialize(self, rows: Tensor) -> None:
-        """Count in rows int32 [N, sum of lengths]."""
-        counts = rows_with(self._take(rows), len(self.weights))
-        idf = ((1 + len(rows)) / (1 + counts)).log() + 1
+    def initialize(self, blocks: Iterable[Tensor]) -> None:
+        """Count in rows int32 [n, sum of lengths]."""
+        rows, counts = 0, torch.zeros(len(self.weights), dtype=torch.int64)
+        for block in blocks:
+            rows += len(block)
+            counts += rows_with(self._take(block), len(self.weights))
+        idf = ((1 + rows) / (1 + counts)).log() + 1
         self.weights.copy_(idf * (counts > 0))
         self.weights[PADDING] = 0.0
 

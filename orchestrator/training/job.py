@@ -18,9 +18,9 @@ from orchestrator.errors import TrainingError
 from orchestrator.store.store import Store
 from orchestrator.training.checkpoint import Checkpoint
 
-VERSION = 1
+VERSION = 2
 """Of the training code: raise it when equal settings give other weights, so that old results are left."""
-DISTILLED_VERSION = 2
+DISTILLED_VERSION = 3
 """The same of models with a teacher."""
 
 

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 512
 INITIAL_ROWS = 4096
-"""Rows that a first layer is set from."""
+"""Of a block of those that a first layer is set from."""
 CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for an accelerator."""
 
@@ -364,11 +364,17 @@ def initialize(module: nn.Module, train: Part) -> None:
     layers = [part for part in module.modules() if isinstance(part, DataInitialized) and not part.initialized]
     if not layers:
         return
-    inputs = wrap_array(np.ascontiguousarray(train.inputs[:INITIAL_ROWS]))
-    with torch.no_grad():
-        rows = module.get_submodule("preprocess")(inputs)
+    scaling = module.get_submodule("preprocess")
+
+    def blocks(rows: int) -> Iterator[Tensor]:
+        for start in range(0, rows, INITIAL_ROWS):
+            inputs = train.inputs[start : min(start + INITIAL_ROWS, rows)]
+            yield scaling(wrap_array(np.ascontiguousarray(inputs)))
+
     for layer in layers:
-        layer.initialize(rows)
+        most = len(train) if layer.from_rows is None else layer.from_rows
+        with torch.no_grad():
+            layer.initialize(blocks(min(most, len(train))))
         layer.initialized.fill_(1)
 
 

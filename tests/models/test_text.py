@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ from orchestrator.config.model import (
     TextTransformerKwargs,
     Vit,
 )
+from orchestrator.data.dataset import Part
 from orchestrator.errors import ModelError
 from orchestrator.measure.cost import count
 from orchestrator.models.build import build
 from orchestrator.models.text import TextView, TokenDropout, rows_with
 from orchestrator.models.text_ngrams import TokenWeights
 from orchestrator.runtime.int8 import export
+from orchestrator.training import loop
 from tests.compression import toys
 
 NAMES = ("text_ngrams", "text_votes", "text_cnn", "text_transformer")
@@ -122,6 +125,17 @@ def test_operations_are_counted_at_the_whole_length() -> None:
     assert count(model(settings), SIGNATURE).macs == (10 + 2 * 3 - 2) * 8 * 3 * 4 + 8 * toys.CLASSES
 
 
+def test_ngrams_are_counted_in_all_train_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "INITIAL_ROWS", 2)
+    module = build(TextNgrams(), SIGNATURE, seed=0)
+    (layer,) = (part for part in module.modules() if isinstance(part, TokenWeights))
+    rows = np.zeros((5, *toys.TEXT), np.int32)
+    rows[:, 0], rows[-1, 1] = 5, 6
+    loop.initialize(module, Part(rows, np.zeros(5, np.int64), np.arange(5)))
+    assert layer.weights[5] == 1
+    assert float(layer.weights[6]) == pytest.approx(float(np.log(3)) + 1)
+
+
 def test_ngrams_that_many_train_rows_have_weigh_less() -> None:
     encoding = SIGNATURE.encoding
     assert encoding is not None
@@ -129,7 +143,7 @@ def test_ngrams_that_many_train_rows_have_weigh_less() -> None:
     weights = TokenWeights(TextView(encoding.segments[0], 0))
     rows = torch.zeros(3, *toys.TEXT, dtype=torch.int32)
     rows[:, 0], rows[0, 1:3] = 5, 6
-    weights.initialize(rows)
+    weights.initialize([rows[:2], rows[2:]])
     assert weights.weights[0] == 0
     assert weights.weights[5] == 1
     assert float(weights.weights[6]) == pytest.approx(float(torch.tensor(2.0).log()) + 1)
