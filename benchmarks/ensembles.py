@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     data = load(config.data, seed=config.seed, cache=default_cache())
     store = Store(arguments.store, create=False)
     bench = Bench(config, store, data, {part: {} for part in ("validation", "calibration", "test")})
-    for name in (*TEAM, *LONG, "big", *STUDENTS):
+    for name in (*TEAM, LONG, "big", *STUDENTS):
         say(bench, name, Member(name=name, digest=bench.digest(name)))
     rows: list[dict[str, Any]] = []
     ratios: dict[str, Ratio] = {}
@@ -146,7 +146,7 @@ def _gains(bench: Bench) -> Result:
     )
     rows = [{"name": name, "own": True, "macs": bench.macs(name), **found} for name, found in singles.items()]
     best = max(singles[name]["accuracy"] for name in TEAM)
-    longest = max(singles[name]["accuracy"] for name in LONG)
+    longest = singles[LONG]["accuracy"]
     big = singles["big"]["accuracy"]
     return [*rows, {"name": "mix of four", "own": True, **mix}], {
         "mix_gain": Ratio(mix["accuracy"] - best, 0.025),
