@@ -99,7 +99,7 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
 
 def _kind(item: Mapping[str, Any], staged: bool) -> str:
     # Summaries of before do not tell the policy: what has no stages was a stack, mostly.
-    kind = item["kind"] if item["kind"] != "sequential" or staged else item.get("policy", "stacking")
+    kind: str = item["kind"] if item["kind"] != "sequential" or staged else item.get("policy", "stacking")
     return _KINDS.get(kind, kind)
 
 
