@@ -72,8 +72,6 @@ def fine_tune(
     """
     if context.train is None or context.validation is None:
         raise CompressionError("recovery needs train and validation rows", fix="give the data both parts")
-    if training.transfer is not None:
-        raise CompressionError("recovery trains on the train part", "training.transfer", "remove the key")
     if teacher is None and isinstance(training.loss, DistillationLoss):
         parent = Other(state.parent, state.model, state.parent_outputs)
         every = training.model_copy(update={"epochs": first_epoch + training.epochs})

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from orchestrator.compression.step import Other
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.training import Training
-from orchestrator.ensemble.guard import with_records
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import CompressionError
 from orchestrator.training.batches import Views
@@ -33,7 +32,7 @@ def as_other(spec: Spec, kept: Callable[[str, Training], Views]) -> Other:
     Raises:
         CompressionError: a member sees what others say.
     """
-    tree = with_records(spec.tree, {})
+    tree = spec.tree
     if any(member.sees for member in distinct(tree)):
         raise CompressionError(
             "a chain is no teacher: its later models cannot be asked about augmented rows",

@@ -35,6 +35,14 @@ def claim(file: Path, settings: dict[str, Any], complaint: str, fix: str, *, fre
     part.replace(file)
 
 
+def holds(file: Path, settings: dict[str, Any]) -> bool:
+    """Whether a name is kept for just these settings."""
+    try:
+        return bool(remembered(file) == json.loads(canonical(settings)))
+    except ConfigError:
+        return False
+
+
 def difference(before: Any, after: Any, path: str = "") -> str | None:
     """The first place where two plain values differ, as `a.b: old -> new`; None when they are equal."""
     if before == after:

@@ -47,6 +47,4 @@ class Distill(Settings):
             raise ValueError("'training.loss' must be of kind distillation")
         if self.ensemble is not None and self.training.loss.features:
             raise ValueError("an ensemble has no layers to follow: remove 'training.loss.features'")
-        if self.training.transfer is not None:
-            raise ValueError("'training.transfer' is for models of a run file: remove it")
         return self

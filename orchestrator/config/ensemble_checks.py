@@ -31,6 +31,10 @@ def complaint_of(node: AnyNode, task: Task, ensembles: Mapping[str, AnyNode], *,
         root: Whether it is the whole ensemble.
     """
     complaint = _task_complaint(node, task) or _sets_complaint(node, task, root=root)
+    if isinstance(node, Member) and node.name in ensembles:
+        idle = sorted(node.model_fields_set & {"execution", "temperature"})
+        if idle:
+            complaint = f"member {node.name} is an ensemble, which has no {idle[0]}: leave it out"
     if isinstance(node, Cascade):
         complaint = complaint or _cascade_complaint(node, ensembles)
     return complaint

@@ -38,6 +38,7 @@ from orchestrator.config.measure import (
 )
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
+from orchestrator.config.search_checks import search_complaint
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.streaming import run_complaint
@@ -131,8 +132,10 @@ class ModelEntry(Settings):
         several = (self.copies > 1, self.together is not None, self.training.snapshots is not None)
         if sum(several) > 1 or (joint and self.training.snapshots is not None):
             raise ValueError("only one of 'copies', 'together' and 'training.snapshots' makes several models")
-        if self.ref is not None and (self.copies > 1 or self.seed is not None):
-            raise ValueError("a model from the store has no 'copies' and no 'seed' here")
+        own = {"copies": 1, "seed": None, "training": Training(), "resources": Resources()}
+        idle = [key for key, plain in own.items() if getattr(self, key) != plain]
+        if self.ref is not None and idle:
+            raise ValueError(f"a model from the store is not trained here, so it has no '{idle[0]}'")
         if self.number is not None and self.yields == 1:
             raise ValueError(
                 "'number' tells apart the models of one training, here there is one: leave it out"
@@ -233,10 +236,9 @@ class RunConfig(Settings):
                 )
         self._no_teacher_cycle()
         self._variant_names()
-        if self.search is not None and self.search.parent not in self.models:
-            raise ValueError(
-                f"search.parent: no model is named '{self.search.parent}'; models: {', '.join(self.models)}"
-            )
+        complaint = search_complaint(self.search, self.models, self.data.task)
+        if complaint is not None:
+            raise ValueError(f"search.{complaint}")
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()

@@ -211,6 +211,9 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _cycles(self) -> Training:
+        if self.patience is not None and self.sparsify is not None:
+            # The best epoch is mostly one before the pruning.
+            raise ValueError("'patience' and 'sparsify' exclude each other: it would end with too few zeros")
         if self.snapshots is None:
             return self
         if self.epochs % self.snapshots:
@@ -227,14 +230,16 @@ class Training(Settings):
         return self
 
 
-def _yields_one(training: Training) -> Training:
+def _fits_a_step(training: Training) -> Training:
+    if training.transfer is not None:
+        raise ValueError("'transfer' is for models of a run file, steps learn from the train part: remove it")
     if training.snapshots is not None or isinstance(training.loss, JOINT_LOSSES):
         raise ValueError("'snapshots' and losses of models trained together are for models of a run file")
     return training
 
 
-StepTraining = Annotated[Training, AfterValidator(_yields_one)]
-"""A training inside a step: one model goes in and one comes out."""
+StepTraining = Annotated[Training, AfterValidator(_fits_a_step)]
+"""A training inside a step: one model goes in and one comes out, on the rows of the train part."""
 
 
 class Resources(Settings):

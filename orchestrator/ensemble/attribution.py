@@ -24,7 +24,6 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows, scores_of
 from orchestrator.ensemble.contributions import first_stages, shares_of
 from orchestrator.ensemble.gate import gate_shares
-from orchestrator.ensemble.guard import with_records
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.pooled import shares_without
 from orchestrator.ensemble.quorum import answers_without
@@ -147,8 +146,7 @@ def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str
         if not isinstance(node, Boosting):
             continue
         for place in said.alive(node)[1:]:
-            # Rows that a stage was not asked for are zeros here, which no record may be held against.
-            first = with_records(first_stages(node, place + 1), {})
+            first = first_stages(node, place + 1)
             found[identity(node.members[place])] = replay(first, said.outputs, task).scores
     return found
 

@@ -103,13 +103,12 @@ def _with_reject(tree: Node, ground: Ground, outside: Mapping[Member, Output] | 
     """The tree with its threshold to reject by, if it asks for one."""
     if not isinstance(tree, Combined) or tree.reject is None or tree.reject.fitted:
         return tree
-    sound = with_records(tree, {})  # rows out of scope may be answered as no row before
     said = {member: ground.outputs[identity(member)] for member in distinct(tree)}
-    inside = replay(sound, said, ground.task)
+    inside = replay(tree, said, ground.task)
     theirs = None
     if outside is not None:
         found = {identity(member): output for member, output in outside.items()}
-        theirs = replay(sound, {member: found[identity(member)] for member in distinct(tree)}, ground.task)
+        theirs = replay(tree, {member: found[identity(member)] for member in distinct(tree)}, ground.task)
     return tree.model_copy(update={"reject": fit_reject(tree.reject, tree, inside, theirs)})
 
 
@@ -119,7 +118,7 @@ def _with_sets(tree: Node, unseen: Ground | None) -> Node:
     if unseen is None:
         raise EnsembleError("prediction sets and intervals need calibration rows", tree.kind)
     said = {member: unseen.outputs[identity(member)] for member in distinct(tree)}
-    return fit_root(tree, replay(with_records(tree, {}), said, unseen.task), unseen.targets)
+    return fit_root(tree, replay(tree, said, unseen.task), unseen.targets)
 
 
 def _ground(

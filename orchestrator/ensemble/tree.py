@@ -124,7 +124,7 @@ def _side_by_side(nodes: Sequence[Node]) -> list[list[Member]]:
     return [first, *(group for groups in below for group in groups[1:])]
 
 
-def walk(tree: Node, rows: int, task: Task) -> Walk:
+def walk(tree: Node, rows: int, task: Task, *, guarded: bool = True) -> Walk:
     """Ask the members and combine their answers.
 
     A member that several nodes share is asked once for a row. All members that can be asked at the same
@@ -134,6 +134,8 @@ def walk(tree: Node, rows: int, task: Task) -> Walk:
         tree: A fitted tree.
         rows: Number of rows of the request, at least 1.
         task: Decides between log-probabilities and values.
+        guarded: Whether values far outside of a member's record are no answer of it: of one request they are
+            a broken member's, of a file or a part one outlying row would take the member from all others.
 
     Raises:
         EnsembleError: the tree is not fitted, or the driver broke the protocol.
@@ -141,7 +143,7 @@ def walk(tree: Node, rows: int, task: Task) -> Walk:
     """
     if rows < 1:
         raise EnsembleError("an ensemble needs at least one row", rows)
-    memory = _Memory(rows, distinct(tree))
+    memory = _Memory(rows, distinct(tree), guarded)
     steps = answer(tree, np.arange(rows), task)
     replies: tuple[Reply, ...] | None = None
     while True:
@@ -165,6 +167,8 @@ def predict(
     members: Mapping[Member, Callable[[npt.NDArray[Any]], Output]],
     inputs: npt.NDArray[Any],
     task: Task,
+    *,
+    guarded: bool = True,
 ) -> Prediction:
     """Drive `walk` in this process, one member after the other.
 
@@ -173,12 +177,14 @@ def predict(
         members: For each distinct member a function from inputs [n, ...] to outputs [n, K].
         inputs: Rows [N, ...].
         task: As for `walk`.
+        guarded: As for `walk`.
 
     Raises:
         QuorumError: too many members failed; they are named.
     """
     by_identity = {identity(member): call for member, call in members.items()}
-    return _driven(walk(tree, len(inputs), task), lambda ask: _call(by_identity, ask, inputs))
+    steps = walk(tree, len(inputs), task, guarded=guarded)
+    return _driven(steps, lambda ask: _call(by_identity, ask, inputs))
 
 
 def _driven(steps: Walk, answered: Callable[[Ask], Outcome]) -> Prediction:
@@ -193,7 +199,8 @@ def _driven(steps: Walk, answered: Callable[[Ask], Outcome]) -> Prediction:
 
 
 def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Prediction:
-    """The prediction that members with these outputs [N, K] on all rows would lead to; others are missing."""
+    """The prediction that members with these outputs [N, K] on all rows would lead to; others are missing.
+    Not `guarded`: these are rows of a whole part, or stand-ins for rows that nobody was asked for."""
     by_identity = {identity(member): output for member, output in outputs.items()}
 
     def known(ask: Ask) -> Outcome:
@@ -201,7 +208,7 @@ def replay(tree: Node, outputs: Mapping[Member, Output], task: Task) -> Predicti
         return Outcome(failure=UNKNOWN) if output is None else Outcome(output[ask.rows])
 
     rows = len(next(iter(outputs.values())))
-    return _driven(walk(tree, rows, task), known)
+    return _driven(walk(tree, rows, task, guarded=False), known)
 
 
 def mean_cost(prediction: Prediction, macs: Mapping[Member, float]) -> float:
@@ -304,6 +311,7 @@ class _Memory:
 
     rows: int
     members: list[Member]
+    guarded: bool
     outputs: dict[tuple[str, str], Output] = field(default_factory=dict)
     known: dict[tuple[str, str], npt.NDArray[np.bool_]] = field(default_factory=dict)
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -341,7 +349,8 @@ class _Memory:
             raise EnsembleError("the walk needs one outcome for each ask", f"{len(outcomes)} for {len(asks)}")
         for ask, outcome in zip(asks, outcomes, strict=True):
             key, output = identity(ask.member), outcome.output
-            problem = outcome.failure or quorum.problem(output, len(ask.rows), self.width, ask.member.record)
+            record = ask.member.record if self.guarded else None
+            problem = outcome.failure or quorum.problem(output, len(ask.rows), self.width, record)
             if problem is not None or output is None:
                 self.lost[key] = problem or "no output"
                 continue

@@ -278,6 +278,12 @@ def _tango_clause(
     return _Clause(name, (lost - won) / rows, bound_at(1), allowed, rows, bound_at, part_rows)
 
 
+def changed_bound(changed: float, rows: float, confidence: float) -> float:
+    """Upper bound of the share of rows that change, of which so many did."""
+    # The upper end of a two-sided interval at 2c - 1 is the one-sided bound at c.
+    return wilson(changed, rows, 2 * confidence - 1)[1]
+
+
 def _changed(
     variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
 ) -> _Clause:
@@ -290,8 +296,7 @@ def _changed(
     changed = int(differs.reshape(rows, -1).any(axis=1).sum())
 
     def bound_at(times: float) -> float:
-        # The upper end of a two-sided interval at 2c - 1 is the one-sided bound at c.
-        return wilson(changed * times, rows * times, 2 * promise.confidence - 1)[1]
+        return changed_bound(changed * times, rows * times, promise.confidence)
 
     allowed = math.inf if promise.max_changed is None else promise.max_changed
     return _Clause(CHANGED, changed / rows, bound_at(1), allowed, rows, bound_at, rows)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.config.ensemble import Member, Node, Spec, leaves
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.config.load import validate
-from orchestrator.config.run import FRONT_NAMES, RunConfig
+from orchestrator.config.run import FRONT_NAMES, Name, RunConfig
 from orchestrator.ensemble.crossfit import Evidence, Judged, Measured
 from orchestrator.ensemble.goals import Choice, Honest, choose, honest
 from orchestrator.ensemble.planner import STUDENT, Point, Survey, survey
@@ -26,7 +27,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.ensembling import describe
 from orchestrator.pipeline.evaluation import spec_latencies
 from orchestrator.pipeline.gathering import Gathered, gather, walk_ms
-from orchestrator.pipeline.limits import check_search
+from orchestrator.pipeline.limits import check_named, check_search
 from orchestrator.pipeline.reporting import CHOICE, report, report_again, searched_summary
 from orchestrator.pipeline.run import opened, read_config
 from orchestrator.pipeline.searching import Found, search
@@ -39,6 +40,7 @@ MOST_SHOWN = 24
 SHIFTED_ROWS = 512
 """Validation rows that are shifted."""
 SEVERITIES = (1, 3, 5)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def choose_file(
@@ -77,9 +79,10 @@ def choose_file(
     priced = validate(Costs, {**own, **costs}, "the costs")
     with opened(settings, store, not quiet) as run, run.progress:
         check_search(run)
+        check_named(run)
         models = train(run)
         variants = compress_variants(run, models)
-        found = search(run, models)
+        found = search(run, models, variants)
         members = Assembly(run, models, variants, found).students()
         variants = {variant: members[variant] for variant in settings.variants}
         gathered = gather(run, models, variants, found, priced)
@@ -159,6 +162,11 @@ def _check_names(settings: RunConfig, goal: Goal, name: str) -> None:
     taken = (*settings.models, *settings.variants, *settings.ensembles, *FRONT_NAMES)
     if name in taken:
         raise ConfigError("the name is taken in this run", name, "give another with --name")
+    try:
+        _NAME.validate_python(name)  # else found out after all is measured
+    except ValidationError as error:
+        fix = "give letters, digits, '_', '.' and '-' with --name, 100 at most"
+        raise ConfigError("this cannot be the name of an ensemble", name, fix) from error
     known = (*settings.models, *settings.variants)
     if goal.reference is not None and goal.reference not in known:
         raise ConfigError("the reference is no model of the run", goal.reference, f"use {', '.join(known)}")

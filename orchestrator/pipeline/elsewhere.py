@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,19 +58,7 @@ def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
         return {}
     rows, source = _foreign(run)
     members = {identity(leaf): leaf for tree in trees.values() for leaf in distinct(tree)}
-    said: dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]] = {}
-    for key, member in members.items():
-        # Those that it sees stand before it.
-        seen = [said[identity(one)] for one in member.sees]
-        said[key] = foreign_outputs(
-            run.store,
-            member.digest,
-            member.execution,
-            {kind: _seen_rows(inputs, [one[kind] for one in seen]) for kind, inputs in rows.items()},
-            run.config.latency,
-            source=source,
-            allowed=run.allowed,
-        )
+    said = _said(run, members.values(), rows, source)
     found: dict[str, Figures] = {}
     for name, tree in trees.items():
         leaves = distinct(tree)
@@ -115,18 +103,28 @@ def out_of_scope(run: Run, members: Sequence[Member]) -> dict[Member, Output]:
         raise ConfigError("a reject by recall needs rows that are out of scope", None, "name 'elsewhere'")
     other = _named(run, run.config.elsewhere)
     rows, source = {NAMED: other.part("validation").inputs}, f"{other.digest}, validation"
-    return {
-        member: foreign_outputs(
+    said = _said(run, members, rows, source)
+    return {member: said[identity(member)][NAMED] for member in members}
+
+
+def _said(
+    run: Run, members: Iterable[Member], rows: Mapping[str, npt.NDArray[Any]], source: str
+) -> dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]]:
+    """What members say of foreign rows, by identity and kind."""
+    said: dict[tuple[str, str], dict[str, npt.NDArray[np.float32]]] = {}
+    for member in members:
+        # Those that it sees stand before it.
+        seen = [said[identity(one)] for one in member.sees]
+        said[identity(member)] = foreign_outputs(
             run.store,
             member.digest,
             member.execution,
-            rows,
+            {kind: _seen_rows(inputs, [one[kind] for one in seen]) for kind, inputs in rows.items()},
             run.config.latency,
             source=source,
             allowed=run.allowed,
-        )[NAMED]
-        for member in members
-    }
+        )
+    return said
 
 
 def _seen_rows(inputs: npt.NDArray[Any], said: Sequence[Output]) -> npt.NDArray[Any]:

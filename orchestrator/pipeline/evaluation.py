@@ -16,6 +16,7 @@ from orchestrator.config.ensemble import Cascade, Combined, Member, Node, Spec
 from orchestrator.ensemble.conformal import intervals, prediction_sets
 from orchestrator.ensemble.reject import rejected
 from orchestrator.ensemble.tree import Prediction, distinct, mean_cost, predict, replay
+from orchestrator.errors import ExecutionError
 from orchestrator.measure.artifacts import Bench, Subject, measure_artifacts
 from orchestrator.measure.cost import Cost, count
 from orchestrator.measure.intervals import wilson
@@ -143,6 +144,11 @@ def _latency(run: Run, row: TrialRow) -> Figures:
 def _model_latencies(run: Run, members: Mapping[str, Member], baseline: str) -> dict[str, Figures]:
     subjects: list[Subject] = [(member.digest, member.execution) for member in members.values()]
     records = measure_artifacts(run.store, baseline, subjects, run.config.latency, allowed=run.allowed)
+    for name, record in zip(members, records, strict=True):
+        if "error" in record:
+            raise ExecutionError(
+                f"'{name}' cannot run on this machine", record["error"], "evaluate it elsewhere"
+            )
     return {name: _shown(record) for name, record in zip(members, records, strict=True)}
 
 
@@ -162,8 +168,10 @@ def _ensemble(run: Run, spec: Spec, prediction: Prediction) -> Figures:
     members = distinct(spec.tree)
     macs = {member: float(cost_of(run, member.digest).macs) for member in members}
     digests = {member.digest for member in members}
+    policy = getattr(spec.tree, "policy", None)
     return {
         "kind": spec.tree.kind,
+        **({"policy": policy} if policy else {}),
         "members": {
             member.name: _quality(run, run.outputs(member, "test"))["metric"]["value"] for member in members
         },
@@ -266,7 +274,8 @@ def spec_latencies(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str,
 
 def _measure_specs(run: Run, specs: dict[str, Spec], baseline: str) -> dict[str, Figures]:
     settings = run.config.latency
-    rows = np.ascontiguousarray(run.dataset.part("validation").inputs[: settings.batch])
+    inputs = run.dataset.part("validation").inputs
+    rows = inputs[np.arange(settings.batch) % len(inputs)]  # repeated where there are fewer
     members = {member for spec in specs.values() for member in distinct(spec.tree)}
     loaded = {
         member: run.executable(member)

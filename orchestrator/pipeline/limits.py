@@ -1,13 +1,17 @@
-"""Limits that no variant can keep are refused before anything is trained."""
+"""Limits that no variant can keep, and names of nothing, are refused before anything is trained."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from torch import nn
 
 from orchestrator.config.search import SearchSettings
+from orchestrator.config.space import plan_of, probes
+from orchestrator.config.steps import others_of
 from orchestrator.errors import ConfigError
-from orchestrator.measure.promise import non_inferior
+from orchestrator.measure.promise import changed_bound, non_inferior
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import build
 from orchestrator.pipeline.context import Run
@@ -31,6 +35,41 @@ def check_search(run: Run) -> None:
         least = None if parent is None else least_bytes(settings, parent, signature, run.allowed)
         _check_bytes("search", settings.max_bytes, least, "use a smaller number type, prune more")
     _check_promise(run, settings)
+
+
+def check_named(run: Run) -> None:
+    """Refuse plans whose steps take what is neither made before them nor in the store.
+
+    Raises:
+        ConfigError: so; with the place.
+        NotFoundError: the store has no such ref; names the nearest.
+    """
+    config = run.config
+    above = [*config.models]
+    for name, entry in config.variants.items():
+        others = [other for step in entry.plan for other in others_of(step)]
+        _check_others(run, f"variants.{name}", others, [*above, *config.ensembles])
+        above.append(name)
+    settings = config.search
+    if settings is None:
+        return
+    plans = [plan_of(settings.space, chosen) for chosen in probes(settings.space)]
+    steps = [step for plan in plans for step in plan] + ([settings.small] if settings.small else [])
+    taught = config.taught()
+    others = [other for step in steps for other in others_of(step)]
+    _check_others(run, "search", others, [name for name in above if name not in taught])
+
+
+def _check_others(run: Run, place: str, others: Iterable[str], known: Collection[str]) -> None:
+    config = run.config
+    for other in dict.fromkeys(others):
+        if other in known or other.startswith(f"{config.name}/"):  # which may become a ref in this run
+            continue
+        if other in (*config.variants, *config.ensembles):
+            raise ConfigError(
+                f"{place}: a step takes what is not made before it", other, f"known there: {', '.join(known)}"
+            )
+        run.store.resolve(other)
 
 
 def check_training_search(run: Run) -> None:
@@ -74,11 +113,7 @@ def _check_bytes(place: str, most: int, least: int | None, fix: str) -> None:
 def _check_promise(run: Run, settings: SearchSettings) -> None:
     """Too few contract rows: not even answers that all stay the same would show that the promise holds."""
     targets, promise = run.dataset.part("contract").targets, settings.promise
-    if run.config.metric.name != "accuracy":
-        return
-    same = np.eye(run.dataset.signature.outputs, dtype=np.float32)[targets]
-    verdict = non_inferior(run.config.metric, same, same, targets, promise)
-    changed = verdict.changed_bound or 0.0
+    changed = changed_bound(0, len(targets), promise.confidence)
     if promise.max_changed is not None and changed > promise.max_changed:
         raise ConfigError(
             f"no variant can be shown to keep promise.max_changed: on {len(targets)} contract rows of which "
@@ -86,6 +121,10 @@ def _check_promise(run: Run, settings: SearchSettings) -> None:
             promise.max_changed,
             "raise it, lower promise.confidence, or give the contract part more rows",
         )
+    if run.config.metric.name != "accuracy":
+        return
+    same = np.eye(run.dataset.signature.outputs, dtype=np.float32)[targets]
+    verdict = non_inferior(run.config.metric, same, same, targets, promise)
     if not verdict.holds:
         run.progress(
             "search",

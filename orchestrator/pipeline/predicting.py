@@ -209,7 +209,7 @@ class Worker:
             for block in inputs.encoded(signature.encoding):
                 _check_fits(block, inputs, signature)
                 check_finite(block, done, inputs.name, inputs.columns)
-                prediction = predict(self._spec.tree, self._members, block, signature.task)
+                prediction = predict(self._spec.tree, self._members, block, signature.task, guarded=False)
                 table = _table(prediction, signature, None if kept is None else kept.slice(done, len(block)))
                 if writer is None:
                     schema = table.schema.with_metadata({MADE_BY: made_by})

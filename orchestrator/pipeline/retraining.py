@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.cluster import connected
+from orchestrator.config.run import RunConfig
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import ConfigError
 from orchestrator.pipeline.context import Run
@@ -33,7 +34,7 @@ def retrain(
         scratch: where its teacher is and the result goes.
         digest: of the artifact.
         manifest: its.
-        records: beside it; that of its training names the model.
+        records: beside it; those of its training name the model.
         source: with the run file.
         dataset: the rows.
         progress: told of epochs.
@@ -47,21 +48,8 @@ def retrain(
     config = source.config
     if config is None:
         raise ConfigError("training a model again needs its run file", digest[:12], "pass --config RUN.yaml")
-    name = next((str(found["name"]) for found in records if found.get("kind") == "training"), None)
-    entry = config.models.get(name or "")
-    if name is None or entry is None or entry.model is None:
-        raise ConfigError("the run file has no model of this name", name, "give the run file that trained it")
-    trained = manifest.what.get("training")
-    if (
-        entry.model != manifest.model
-        or entry.training.plain() != trained
-        or config.seed_of(entry) != manifest.seed
-    ):
-        raise ConfigError(
-            f"the run file describes model '{name}' otherwise than it was trained",
-            digest[:12],
-            "give the run file as it was, seed included",
-        )
+    name = _named(config, digest, manifest, records)
+    entry = config.models[name]
     run = Run(config, scratch, scratch.root.parent, dataset, progress, cluster=lambda: None)
     teachers = {entry.teacher: manifest.parents[0]} if entry.teacher and manifest.parents else {}
     job = job_of(run, name, entry, teachers)
@@ -72,3 +60,27 @@ def retrain(
             on_event=TrainingWatch(run, {name: entry.training.epochs}),
         )
     return done[name]
+
+
+def _named(config: RunConfig, digest: str, manifest: Manifest, records: Iterable[dict[str, Any]]) -> str:
+    """Name of the model in the run file. Equal settings make one artifact, so that other names may have been
+    there before.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    trained = [str(found["name"]) for found in records if found.get("kind") == "training"]
+    known = [name for name in trained if name in config.models]
+    for name in (*known, *config.models):
+        entry = config.models[name]
+        same = entry.model == manifest.model and entry.training.plain() == manifest.what.get("training")
+        if same and config.seed_of(entry) == manifest.seed and entry.number == manifest.what.get("number"):
+            return name
+    if known:
+        raise ConfigError(
+            f"the run file describes model '{known[0]}' otherwise than it was trained",
+            digest[:12],
+            "give the run file as it was, seed included",
+        )
+    told = ", ".join(trained) or None
+    raise ConfigError("the run file has no model of this name", told, "give the run file that trained it")

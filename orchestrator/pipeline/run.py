@@ -22,7 +22,7 @@ from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
-from orchestrator.pipeline.limits import check_search
+from orchestrator.pipeline.limits import check_named, check_search
 from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, report_search
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
@@ -166,11 +166,12 @@ def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     name = run.config.name
     if until != "train":
         check_search(run)
+        check_named(run)
     models = train(run, fresh=fresh)
     if until == "train":
         return {"run": name, "models": models}
     variants = compress_variants(run, models)
-    found = search(run, models, fresh=fresh)
+    found = search(run, models, variants, fresh=fresh)
     if until == "search":
         if found:
             report_search(run, models, found)

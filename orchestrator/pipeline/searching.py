@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -58,10 +58,18 @@ class Found:
         return Member(name=name, digest=row.digest, execution=row.execution)
 
 
-def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | None:
+def search(
+    run: Run, models: dict[str, str], variants: Mapping[str, Member], *, fresh: bool = False
+) -> Found | None:
     """Search variants of the parent model; None when the run file asks for no search.
 
     Trials and latencies that are in the store are not repeated.
+
+    Args:
+        run: whose.
+        models: digests by name.
+        variants: of the run file, by name; steps may name them like models.
+        fresh: search anew even if the search had other settings before.
 
     Raises:
         ConfigError: the run's search had other settings before, and not `fresh`.
@@ -70,7 +78,8 @@ def search(run: Run, models: dict[str, str], *, fresh: bool = False) -> Found | 
     settings = run.config.search
     if settings is None:
         return None
-    job = _job(run, _by_digest(run, settings, models), models[settings.parent])
+    digests = models | {name: member.digest for name, member in variants.items()}
+    job = _job(run, _by_digest(run, settings, digests), models[settings.parent])
     claim_study(run, "study", job, fresh)
     with closing(Measurer(place(run, fresh), job.parent, settings.latency)) as measurer:
         (parent,) = measurer([parent_row(job, settings.parent)])
@@ -197,7 +206,7 @@ def paused(spent: Spent) -> str:
     )
 
 
-def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> SearchSettings:
+def _by_digest(run: Run, settings: SearchSettings, digests: Mapping[str, str]) -> SearchSettings:
     """The settings with every other model or ensemble that a step may take by digest: a ref may move."""
 
     def resolved(name: JsonValue) -> JsonValue:
@@ -205,7 +214,7 @@ def _by_digest(run: Run, settings: SearchSettings, models: dict[str, str]) -> Se
             return {key: one if key == "name" else resolved(one) for key, one in name.items()}
         if isinstance(name, list):
             return [resolved(one) for one in name]
-        return models.get(name) or run.store.resolve(name) if isinstance(name, str) else name
+        return digests.get(name) or run.store.resolve(name) if isinstance(name, str) else name
 
     def walked(value: JsonValue) -> JsonValue:
         if isinstance(value, list):

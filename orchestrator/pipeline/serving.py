@@ -20,7 +20,9 @@ from orchestrator.config.encoding import Category, TableEncoding
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Spec, children, walk_nodes
 from orchestrator.config.load import validate
 from orchestrator.config.serving import AppSettings, ServingSettings
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, Task
+from orchestrator.ensemble.cascade import combined
+from orchestrator.ensemble.certainty import certainty
 from orchestrator.ensemble.combine import Floats, decision_margin
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import distinct, predict, replay
@@ -159,7 +161,9 @@ def decision_margins(spec: Spec, outputs: Mapping[Member, Output]) -> Floats:
     """How safe each row [N] is from other votes in the tree where members' outputs are rounded otherwise.
 
     See `combine.decision_margin`; infinite where nobody votes. A cascade's exits by agreement count
-    votes, too: those of a stage's members for what the stage says.
+    votes, too: those of a stage's members for what the stage says. Of its other exits it is how far the
+    row's certainty is from the threshold: that lies midway between those of the rows it was fitted on, but
+    these are other rows.
 
     Args:
         spec: A fitted ensemble.
@@ -181,15 +185,27 @@ def decision_margins(spec: Spec, outputs: Mapping[Member, Output]) -> Floats:
         if isinstance(node, Cascade) and node.criterion == "agreement":
             stages = node.stages[:-1]
             margins += [decision_margin(scores([*children(one), one]), None, "vote") for one in stages]
+        elif isinstance(node, Cascade):
+            found += _exit_margins(node, outputs, kind.task)
         found += [kind.by_row(margin, rows).min(axis=1) for margin in margins]
     return np.asarray(np.min(found, axis=0))
+
+
+def _exit_margins(node: Cascade, outputs: Mapping[Member, Output], task: Task) -> list[Floats]:
+    """For each threshold how far the certainty [N] is from it; infinite for rows that left before."""
+    left = replay(node, outputs, task).stages
+    now, found = np.zeros((len(left), 0)), []
+    for place, threshold in enumerate(node.thresholds or ()):
+        now = combined(node, now, replay(node.stages[place], outputs, task).scores, place, task)
+        distance = np.abs(certainty(node.criterion, now, None, task) - threshold)
+        found.append(np.where(left >= place, distance, np.inf))
+    return found
 
 
 def compare(
     spec: Spec, served: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], margins: Floats
 ) -> int:
-    """Every row agrees to `TOLERANCE`, but for those whose votes are on the edge. Thresholds lie midway
-    between certainties, so that no row is on theirs.
+    """Every row agrees to `TOLERANCE`, but for those whose votes or certainties are on the edge.
 
     Args:
         spec: The ensemble, for its name.

@@ -123,7 +123,7 @@ def _fit(job: TrainJob, workers: int, storage: Path, mailbox: Mailbox) -> str:
         ) from error
     except RayError as error:
         raise TrainingError(
-            "Ray Train's controller failed", last_line(error), "run again, or with --fresh"
+            "Ray Train's controller failed", last_line(error), f"run again, or first remove {folder}"
         ) from error
     answer = result.return_value
     if not isinstance(answer, dict):

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim as keep_name
+from orchestrator.config.claim import holds
 from orchestrator.config.groups import name_of, nth_seed
 from orchestrator.config.measure import Metric
 from orchestrator.config.run import ModelEntry
@@ -155,21 +156,19 @@ def claim(job: TrainJob, storage: Path, fresh: bool) -> None:
     Args:
         job: to be trained.
         storage: folder of the training runs.
-        fresh: forget what was trained under this name before, checkpoints included. Finished artifacts
-            stay in the store, and equal settings find them again.
+        fresh: forget what was trained under this name with other settings, checkpoints included. Finished
+            artifacts stay in the store, and equal settings find them, and unfinished epochs, again.
 
     Raises:
         ConfigError: the name was used with other settings.
     """
-    if fresh:
+    file, settings = storage / f"{job.name}.json", job.settings()
+    if fresh and not holds(file, settings):
         for folder in storage.glob(f"{job.group}-{'[0-9a-f]' * 12}"):
             shutil.rmtree(folder)
-        kept = checkpoint_of(job, Store(job.store))
-        if kept is not None:
-            kept.forget()
     keep_name(
-        storage / f"{job.name}.json",
-        job.settings(),
+        file,
+        settings,
         f"model '{job.name}' was trained in this run with other settings",
         "take another run name, or pass --fresh to train it anew",
         fresh=fresh,

@@ -51,7 +51,7 @@ def train_models(
         storage: folder for checkpoints that all nodes reach.
         on_event: called in this thread with the job's name and each epoch's report, or a line of text:
             an `Ended` or `Failed` when it is the last.
-        fresh: forget settings and checkpoints kept under these names.
+        fresh: forget settings kept under these names that were others, and their checkpoints.
 
     Returns:
         Name -> digest of the artifact, in the order of `jobs`.

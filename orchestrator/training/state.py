@@ -129,7 +129,9 @@ class TrainState:
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptArtifactError(
-                f"training checkpoint cannot be read ({error})", place, "train again with --fresh"
+                f"training checkpoint cannot be read ({error})",
+                place,
+                f"remove {place.parent} and train again",
             ) from error
         for name, tensor in tensors.items():
             group, _, key = name.partition(":")

@@ -37,6 +37,9 @@ def test_a_model_has_one_source() -> None:
     assert "either 'model'" in refused(models={"big": {}})
     assert "either 'model'" in refused(models={"big": model(ref="digits/mine")})
     assert run(models={"big": {"ref": "digits/mine"}}).models["big"].ref == "digits/mine"
+    for key, more in (("training", {"epochs": 3}), ("resources", {"cpus": 2})):
+        said = refused(models={"big": {"ref": "digits/mine", key: more}})
+        assert f"a model from the store is not trained here, so it has no '{key}'" in said
 
 
 def test_names_of_the_front_are_reserved() -> None:
@@ -45,6 +48,13 @@ def test_names_of_the_front_are_reserved() -> None:
 
 def test_the_searched_model_exists() -> None:
     assert "search.parent: no model is named 'huge'; models: big, small" in refused("search.parent=huge")
+
+
+@pytest.mark.parametrize("key", ["max_class_drop", "max_changed"])
+def test_a_promise_about_classes_needs_them(key: str) -> None:
+    assert run(f"search.promise.{key}=0.05")
+    said = refused("data.name=gapminder", "data.task=regression", f"search.promise.{key}=0.05")
+    assert f"search.promise.{key} needs classes, which task regression has not" in said
 
 
 def variant(parent: str) -> dict[str, Any]:
@@ -119,6 +129,17 @@ def test_an_ensemble_may_use_only_those_before_it() -> None:
     assert run(ensembles=dict(reversed(later.items())))
     assert "ensembles.x: no member is named 'x'" in refused(ensembles={"x": pair("x", "big")})
     assert "ensembles.big: the name is already taken" in refused(ensembles={"big": pair("big", "small")})
+
+
+@pytest.mark.parametrize("more", [{"temperature": 2}, {"execution": "lowered"}])
+def test_what_a_leaf_alone_can_have_is_no_ensemble_s(more: dict[str, Any]) -> None:
+    def trees(name: str) -> dict[str, Any]:
+        members = ["big", {"kind": "member", "name": name, "required": True, **more}]
+        return {"x": pair("big", "small"), "y": {"kind": "parallel", "members": members}}
+
+    assert run(ensembles=trees("small"))
+    said = f"ensembles.y: member x is an ensemble, which has no {next(iter(more))}: leave it out"
+    assert said in refused(ensembles=trees("x"))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +335,14 @@ def test_the_metric_fits_the_task() -> None:
         (
             "search.space.plan=[{kind: prune_channels, amount: {choice: [1.5]}}]",
             "search.space: prune_channels.amount: Input should be less than 1",
+        ),
+        (
+            "models.big.training={patience: 3, sparsify: {amount: 0.9}}",
+            "'patience' and 'sparsify' exclude each other",
+        ),
+        (
+            "search.space.plan=[{kind: recover, training: {transfer: {kind: embedded}}}]",
+            "'transfer' is for models of a run file",
         ),
         ("search.space.plan=[{kind: bf16}, {kind: recover}]", "'recover' cannot follow 'bf16' in a plan"),
         (

@@ -7,10 +7,11 @@ import pytest
 
 from orchestrator.config.calibration import Record
 from orchestrator.config.ensemble import Cascade, Combined, Member, Node, Parallel, WeightedMix
+from orchestrator.ensemble.contributions import member_scores
 from orchestrator.ensemble.node import Ask, Output
-from orchestrator.ensemble.tree import Outcome, Prediction, replay, walk
+from orchestrator.ensemble.tree import Outcome, Prediction, predict, replay, walk
 from orchestrator.errors import QuorumError
-from tests.ensemble.toys import A, B, C, D, cascade, mix, outputs, parallel
+from tests.ensemble.toys import A, B, C, D, cascade, lookup, mix, outputs, parallel
 
 TABLE, _ = outputs(rows=60)
 BY_NAME = {member.name: output for member, output in TABLE.items()}
@@ -181,3 +182,21 @@ def test_a_quorum_larger_than_the_ensemble_is_refused(kind: type[Combined]) -> N
 def test_a_mix_without_weights_does_not_hide_behind_a_quorum() -> None:
     with pytest.raises(Exception, match="no weights"):
         answered(mix(A, B, C).model_copy(update={"quorum": 2}))
+
+
+def test_rows_of_a_part_or_a_file_are_not_held_against_the_record() -> None:
+    """One outlying row would take the member from all others, and a leaf alone would have no answer."""
+    wild = A.model_copy(update={"record": Record(outputs=4, low=-1, high=1, opposed=(0.1,))})
+    tree = two_of(wild, B, C)
+    said = {member: TABLE[member] * (100 if member == A else 1) for member in (A, B, C)}
+    known = {wild if member == A else member: output for member, output in said.items()}
+    plain = replay(two_of(A, B, C), said, "classification")
+    rows = np.arange(60)
+    for found in (
+        replay(tree, known, "classification"),
+        predict(tree, lookup(known), rows, "classification", guarded=False),
+    ):
+        assert not found.degraded.any()
+        np.testing.assert_array_equal(found.scores, plain.scores)
+    assert len(member_scores(tree, known, "classification")) == 3
+    assert predict(tree, lookup(known), rows, "classification").degraded.all()

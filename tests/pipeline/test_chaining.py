@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,14 +22,14 @@ from orchestrator.config.ensemble import Chain, Member, Spec, leaves
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.config.serving import AppSettings, ServingSettings
-from orchestrator.data.load import open_cached
+from orchestrator.data.load import default_cache, load, open_cached
 from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.ensemble.sight import beside, told
 from orchestrator.ensemble.tree import distinct, predict, replay
 from orchestrator.errors import CompressionError, ConfigError
 from orchestrator.pipeline import chaining, folding, training
 from orchestrator.pipeline.context import Run, open_run
-from orchestrator.pipeline.elsewhere import noticed
+from orchestrator.pipeline.elsewhere import noticed, out_of_scope
 from orchestrator.pipeline.ensembling import fit_ensemble
 from orchestrator.pipeline.explaining import explained
 from orchestrator.progress import Progress
@@ -217,6 +218,21 @@ def test_what_it_notices_and_whom_it_cannot_teach(made: tuple[Run, Spec, dict[st
     assert noticed(run, {"chain": spec.tree}) == {"chain": {}}
     with pytest.raises(CompressionError, match="a chain is no teacher"):
         as_other(spec, lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_a_later_model_sees_what_others_say_of_rows_from_elsewhere(
+    made: tuple[Run, Spec, dict[str, Member]],
+) -> None:
+    run, spec, _ = made
+    own = run.config.data
+    # Labels of rows from elsewhere are not looked at, so that their parts are cut without them.
+    plain = load(own, seed=run.config.seed, cache=default_cache(), allowed=run.allowed, labelled=False)
+    config = run.config.model_copy(update={"elsewhere": own})
+    run = replace(run, dataset=plain, config=config)
+    members = distinct(spec.tree)
+    found = out_of_scope(run, members)
+    for member in members:  # the same rows, so the same answers
+        np.testing.assert_allclose(found[member], run.outputs(member, "validation"), atol=1e-5)
 
 
 @pytest.mark.parametrize(

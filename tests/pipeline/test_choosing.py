@@ -178,6 +178,7 @@ def test_the_table_is_for_people(place: Place) -> None:
     ("arguments", "said"),
     [
         (("--name", "narrow"), "the name is taken in this run: narrow"),
+        (("--name", "a/b"), "this cannot be the name of an ensemble: a/b"),
         (("--reference", "teacher"), "the reference is no model of the run: teacher"),
         (("--p99-ms", "-1"), "p99_ms"),
         (("--batch", "0"), "batches must be at least 1"),

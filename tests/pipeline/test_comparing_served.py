@@ -1,4 +1,4 @@
-"""Which served answers are held against those in process: all, but where a vote is on the edge."""
+"""Which served answers are held against those in process: all, but where a vote or an exit is on the edge."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ OUTPUTS = {
     A: np.array([[2.0, 0.0], [1e-5, 0.0], [0.0, 1e-5], [0.0, 0.01]], np.float32),
     B: np.array([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [0.0, 3.0]], np.float32),
 }
+CERTAIN_MEAN = (1 / (1 + np.exp(-3.0)) + 0.5) / 2
+"""How sure b and an undecided member are together."""
 VOTE = Parallel(members=(A, B), rule="vote")
 ON_EDGE = [False, True, True, False]
 
@@ -30,10 +32,26 @@ ON_EDGE = [False, True, True, False]
         (cascade(VOTE, B, thresholds=(0.9,)), ON_EDGE),
         (cascade(PARALLEL, B, thresholds=(0.9,), criterion="agreement"), ON_EDGE),
         (cascade(PARALLEL, B, thresholds=(0.9,)), [False] * ROWS),
+        (cascade(A, B, thresholds=(0.50001,)), [False, True, True, False]),
+        (cascade(B, A, B, thresholds=(0.9, 0.50001)), [False] * ROWS),
+        (cascade(B, A, B, thresholds=(0.99, 0.50001), combine="mean"), [False] * ROWS),
+        (cascade(B, A, B, thresholds=(0.99, CERTAIN_MEAN), combine="mean"), [False, True, True, False]),
         (Parallel(members=(A, B), rule="weighted_vote", weights=(0.0, 1.0)), [False] * ROWS),
         (MIX, [False] * ROWS),
     ],
-    ids=["vote", "nested", "stage", "agreement", "confidence", "no voter", "mix"],
+    ids=[
+        "vote",
+        "nested",
+        "stage",
+        "agreement",
+        "confidence",
+        "exit",
+        "left before",
+        "mean",
+        "mean's exit",
+        "no voter",
+        "mix",
+    ],
 )
 def test_only_rows_whose_votes_are_on_the_edge_are_left_out(tree: Ensemble, on_edge: list[bool]) -> None:
     found = replay(tree, OUTPUTS, "classification").probs

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from orchestrator.config.run import RunConfig
 from orchestrator.data.load import default_cache, load
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.ensemble.uncertainty import detection_auroc
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, ExecutionError
+from orchestrator.pipeline import evaluation
 from orchestrator.pipeline.context import Run, open_run, with_data_root
 from orchestrator.pipeline.elsewhere import _doubts, noticed, out_of_scope
 from orchestrator.pipeline.explaining import ensemble_figures, examples, occlusions
 from orchestrator.pipeline.run import read_config
 from orchestrator.pipeline.summary import print_table
 from orchestrator.progress import Progress
+from orchestrator.search.report import sections
 from orchestrator.store.store import Store
 from tests.deployments.toys import DIGITS, SMALL_CNN, SMALL_MLP, TABLE, put
 from tests.pipeline.command import command
@@ -208,6 +211,50 @@ def test_the_measure_that_tells_validation_rows_apart_best_is_named(run: Run) ->
     aurocs = {measure: detection_auroc(known[measure], theirs[measure]) for measure in known}
     assert len(set(aurocs.values())) == 3
     assert aurocs[found["by"]] == max(aurocs.values())
+
+
+@pytest.mark.parametrize(
+    ("policy", "staged", "said"),
+    [
+        ("cascade", True, "cascade"),
+        ("stacking", False, "stack"),
+        ("boosting", False, "boosting"),
+        (None, False, "stack"),
+    ],
+)
+def test_the_report_calls_an_ensemble_by_its_policy(policy: str | None, staged: bool, said: str) -> None:
+    item = {"kind": "sequential"} | ({"policy": policy} if policy else {})
+    assert sections._kind(item, staged) == said
+    assert sections._kind({"kind": "weighted_mix"}, False) == "weighted mix"
+
+
+def test_the_summary_has_the_policy(run: Run) -> None:
+    for name, policy in (("cascade", "cascade"), ("mix", None)):
+        spec = spec_of(run, name)
+        prediction = evaluation._test_prediction(run, spec)
+        assert evaluation._ensemble(run, spec, prediction).get("policy") == policy
+
+
+def test_ensembles_are_timed_on_whole_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = len(run.dataset.part("validation")) + 5
+    latency = run.config.latency.model_copy(update={"batch": batch})
+    run = replace(run, config=run.config.model_copy(update={"latency": latency}))
+    seen: list[Any] = []
+
+    def compare(calls: dict[str, Any], *_: object, **__: object) -> dict[str, Any]:
+        seen.append(calls["mix"]().outputs)
+        return {"": SimpleNamespace(median_ms=1.0)}
+
+    monkeypatch.setattr(evaluation, "compare", compare)
+    spec = spec_of(run, "mix")
+    evaluation._measure_specs(run, {"mix": spec}, members_of(spec)[0].digest)
+    assert len(seen[0]) == batch
+
+
+def test_a_model_that_cannot_run_here_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "measure_artifacts", lambda *_, **__: [{"error": "no compiler"}])
+    with pytest.raises(ExecutionError, match="'small' cannot run on this machine: no compiler"):
+        evaluation._model_latencies(run, {"small": Member(name="small", digest="0" * 64)}, "0" * 64)
 
 
 def test_the_rows_shown_are_those_of_most_contradiction(run: Run) -> None:

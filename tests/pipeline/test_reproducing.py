@@ -199,16 +199,17 @@ def test_what_was_made_on_a_gpu_is_made_on_one_again(
     assert asked == [device]
 
 
+@pytest.mark.parametrize("name", ["net-2", "earlier"])
 def test_a_copy_with_a_seed_of_its_own_is_trained_again(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Its rows were cut by the seed of the run."""
+    """Its rows were cut by the seed of the run; another run file may have given it another name."""
     monkeypatch.setenv("ORCHESTRATOR_CACHE", str(made / "cache"))
     models = {"net": {"model": {"factory": "mlp"}, "training": {"epochs": 1}, "copies": 2}}
     run_file, store = toys.write(tmp_path / "run.yaml", models=models), Store(tmp_path / "store")
     config = read_config(str(run_file), (), None)
     entry, data = config.models["net-2"], load(config.data, seed=config.seed, cache=made / "cache")
-    job = TrainJob("net-2", entry, str(data.folder), str(store.root), config.seed_of(entry), config.metric)
+    job = TrainJob(name, entry, str(data.folder), str(store.root), config.seed_of(entry), config.metric)
     store.set_ref("toy/net-2", fit(job, store, lambda _: None))
 
     def here(jobs: list[TrainJob], **_: object) -> dict[str, str]:

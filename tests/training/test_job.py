@@ -106,6 +106,8 @@ def test_a_name_keeps_its_settings_until_fresh(job: TrainJob, tmp_path: Path) ->
         claim(changed, storage, fresh=False)
     assert checkpoints.exists()
 
+    claim(job, storage, fresh=True)
+    assert checkpoints.exists(), "its settings are the same"
     claim(changed, storage, fresh=True)
     assert not checkpoints.exists()
     assert foreign.exists()

@@ -10,7 +10,7 @@ from orchestrator.search.report.plots import SERIES
 from orchestrator.search.report.schema import Details, Searched, TrialPoint
 from orchestrator.search.report.text import safe
 
-_KINDS = {"parallel": "parallel", "sequential": "cascade", "weighted_mix": "weighted mix"}
+_KINDS = {"sequential": "cascade", "stacking": "stack", "weighted_mix": "weighted mix"}
 
 
 def metric_name(summary: Mapping[str, Any]) -> str:
@@ -75,7 +75,7 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
     if chosen and "metric" in chosen:
         rows.append((str(chosen["name"]), "chosen variant", chosen))
     for key, item in ensembles.items():
-        rows.append((key, _kind(item["kind"], key in details.get("stages", {})), item))
+        rows.append((key, _kind(item, key in details.get("stages", {})), item))
         rows += [
             (student, f"student of {key}", summary["models"][student]) for student in item.get("students", ())
         ]
@@ -97,8 +97,10 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
     return _section("Models and ensembles", caption, _table(head, body))
 
 
-def _kind(kind: str, staged: bool) -> str:
-    return "stack" if kind == "sequential" and not staged else _KINDS.get(kind, kind)
+def _kind(item: Mapping[str, Any], staged: bool) -> str:
+    # Summaries of before do not tell the policy: what has no stages was a stack, mostly.
+    kind: str = item["kind"] if item["kind"] != "sequential" or staged else item.get("policy", "stacking")
+    return _KINDS.get(kind, kind)
 
 
 def comparison(drawn: bool) -> str:
