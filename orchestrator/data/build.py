@@ -163,8 +163,6 @@ def _plan(
     }
     cut_from = settings.cut_from if isinstance(settings, ParquetData) else None
     for key, shares in cuts(settings.shares, named, source=cut_from or "train").items():
-        if key != "train" and len(shares) == 1:
-            continue  # it is a part as it is
         parts = cut(
             sources[key].rows,
             targets[key] if classes else None,

@@ -33,10 +33,10 @@ def cuts(
         return {"train": free_shares(shares, named)}
     held: list[PartName] = ["validation", *(name for name in HELD if name not in named)]
     total = sum(getattr(shares, name) for name in held)
-    return {
-        "train": free_shares(shares, {*named, *HELD}),
-        "validation": {name: getattr(shares, name) / total for name in held},
-    }
+    found: dict[PartName, dict[PartName, float]] = {"train": free_shares(shares, {*named, *HELD})}
+    if len(held) > 1:
+        found["validation"] = {name: getattr(shares, name) / total for name in held}
+    return found
 
 
 def free_shares(shares: Shares, named: Collection[PartName]) -> dict[PartName, float]:
