@@ -361,21 +361,19 @@ class _Run:
 
 def initialize(module: nn.Module, train: Part) -> None:
     """Set what must be set from data, once: a module that was trained before stays as it is."""
-    layers = [part for part in module.modules() if isinstance(part, DataInitialized) and not part.initialized]
-    if not layers:
-        return
-    scaling = module.get_submodule("preprocess")
 
     def blocks(rows: int) -> Iterator[Tensor]:
+        scaling = module.get_submodule("preprocess")
         for start in range(0, rows, INITIAL_ROWS):
             inputs = train.inputs[start : min(start + INITIAL_ROWS, rows)]
             yield scaling(wrap_array(np.ascontiguousarray(inputs)))
 
-    for layer in layers:
-        most = len(train) if layer.from_rows is None else layer.from_rows
-        with torch.no_grad():
-            layer.initialize(blocks(min(most, len(train))))
-        layer.initialized.fill_(1)
+    for layer in module.modules():
+        if isinstance(layer, DataInitialized) and not layer.initialized:
+            most = len(train) if layer.from_rows is None else layer.from_rows
+            with torch.no_grad():
+                layer.initialize(blocks(min(most, len(train))))
+            layer.initialized.fill_(1)
 
 
 def set_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
