@@ -186,6 +186,19 @@ def test_other_architectures_are_refused() -> None:
         merged("mlp", [module, other])
 
 
+@pytest.mark.parametrize("method", ["uniform", "side_by_side"])
+def test_models_of_other_scaling_or_named_twice_are_not_merged(method: str) -> None:
+    """Weights that were trained on other numbers; and a mean in which one of two would be missing."""
+    module, signature, settings = toys.toy("mlp")
+    moved = signature.model_copy(update={"mean": (90.0,) * 12})
+    with pytest.raises(CompressionError, match="scale their rows"):
+        merged("mlp", [module, toys.model(settings, moved)], method=method)
+    step = Merge(others=("b", "b"), method=method)
+    context = toys.context((12,), other=lambda _: Other(lambda: module, settings))
+    with pytest.raises(CompressionError, match="merged twice"):
+        run_step(step, toys.state(module, signature), context)
+
+
 def test_a_stored_merge_names_its_parents_and_rebuilds(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     module, signature, settings = toys.toy("mlp")
