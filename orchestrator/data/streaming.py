@@ -85,8 +85,9 @@ class SampledSource(DecodedSource):
         self.rows = len(self._drawn)
 
     def fingerprint(self) -> str:
-        """Of all files and of what is drawn from them."""
-        return fingerprint([self.stream.digest(), self._drawn.tolist()])
+        """Of all files, where they lie (what is cached names their paths), and what is drawn from them."""
+        paths = [file.path for file in self.stream.files]
+        return fingerprint([self.stream.digest(), paths, self._drawn.tolist()])
 
     def labels(self) -> Array:
         """See `Source`."""

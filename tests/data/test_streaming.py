@@ -102,6 +102,19 @@ def test_the_digest_follows_rows_and_their_order_wherever_they_lie(folder: Path)
     assert after.digest != before.digest
 
 
+def test_equal_files_under_one_relative_root_are_read_where_they_lie(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clones of a project on one machine have a cache in common."""
+    relative = settings(folder).model_copy(update={"root": folder.name})
+    other = folder.parent / "clone" / folder.name
+    shutil.copytree(folder, other)
+    for place in (folder, other):
+        monkeypatch.chdir(place.parent)
+        found = load(relative, seed=0, cache=folder.parent / "cache")
+        assert {Path(file.path).parent for file in streamed(found).files} == {place / "train"}
+
+
 def words_of(found: Dataset) -> str:
     return str(found.signature.encoding)
 
