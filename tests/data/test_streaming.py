@@ -127,6 +127,16 @@ def test_a_sample_without_a_class_by_chance_has_its_first_row(folder: Path) -> N
     assert found.signature.classes[-1] == "rare"
 
 
+def test_files_may_hold_the_same_in_other_arrow_types(folder: Path) -> None:
+    before = opened(folder).part("train")
+    last = folder / "train" / "part-3.parquet"
+    types = pa.schema([("text", pa.large_string()), ("label", pa.dictionary(pa.int32(), pa.string()))])
+    pq.write_table(pq.read_table(last).cast(types), last, row_group_size=texts.GROUP_ROWS)
+    after = opened(folder).part("train")
+    assert np.array_equal(after.inputs, before.inputs)
+    assert np.array_equal(after.targets, before.targets)
+
+
 def test_rows_from_elsewhere_are_read_without_the_train_files(folder: Path) -> None:
     asked = settings(folder, elsewhere={"other": "test.parquet"})
     found = opened(folder, elsewhere={"other": "test.parquet"})
