@@ -19,13 +19,15 @@ from orchestrator.compression.merge import _checked, mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import SideBySide
+from orchestrator.config.model import FtTransformer, SideBySide
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import score
 from orchestrator.models.build import build, example_rows
+from orchestrator.models.served import Served
+from orchestrator.models.side_by_side import Joined
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from orchestrator.training.loop import train
@@ -281,6 +283,19 @@ def test_side_by_side_takes_other_architectures_and_comes_back(tmp_path: Path) -
     assert factories == ["resnet", "resnet9"]
     smaller = apply_plan(store, digest, (ChannelPruning(amount=0.5),), toys.context((3, 16, 16)))
     assert store.artifact_bytes(smaller) < 0.5 * store.artifact_bytes(digest)
+
+
+def test_networks_side_by_side_round_each_in_its_own_way() -> None:
+    """A transformer of tables takes exact numbers, and an mlp beside it rounded ones."""
+    signature = toys.signature((12,))
+    bodies = [
+        build(settings, signature, seed=0).body for settings in (toys.MODELS["mlp"][0], FtTransformer())
+    ]
+    joined = Served(signature, Joined(bodies, signature.outputs)).eval()
+    rounded = run_step(Bf16(), toys.state(joined, signature), toys.context((12,))).module
+    rows = example_rows(signature, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(rounded(rows), joined(rows), rtol=0.05, atol=0.05)
 
 
 def test_a_compressed_model_is_not_put_side_by_side() -> None:
