@@ -150,6 +150,7 @@ def _of_module(
         data=context.data or "",
         seed=context.seed,
         what={"compression": what_decides(context.threads, context.device)},
+        allowed=context.allowed,
     )
 
 
@@ -172,6 +173,7 @@ def _of_artifact(store: Store, source: str, plan: Plan, context: Context) -> Var
         seed=manifest.seed,
         what=manifest.what,
         digest=digest,
+        allowed=context.allowed,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_pruning import DependencyGraph, importance
 
 from orchestrator.compression.distill import fine_tune
+from orchestrator.compression.fpgm import GeometricMedian
 from orchestrator.compression.gradients import set_gradients
 from orchestrator.compression.step import Context, State, after_epochs, apply_step, copy_of
 from orchestrator.config.measure import LatencySettings
@@ -34,7 +35,7 @@ _SCORERS: dict[Criterion, Any] = {
     "l1": lambda: importance.GroupMagnitudeImportance(p=1),
     "l2": lambda: importance.GroupMagnitudeImportance(p=2),
     "lamp": importance.LAMPImportance,
-    "fpgm": importance.FPGMImportance,
+    "fpgm": GeometricMedian,
     "bn_scale": importance.BNScaleImportance,
     # On gradients that `set_gradients` has put into the module.
     "taylor": importance.GroupTaylorImportance,
@@ -243,7 +244,8 @@ def score(graph: DependencyGraph, module: nn.Module, criterion: Criterion) -> li
         if scores is None:
             continue
         # Grouped layers lose the same channel of every block.
-        mean = scores.double().reshape(blocks, -1).mean(0)
+        # A group of zeros has a mean of zero, by which torch-pruning divides: nothing is less worth.
+        mean = scores.double().nan_to_num(0.0).reshape(blocks, -1).mean(0)
         layer = names[id(group[0].dep.target.module)]
         members = tuple(
             names[id(dep.target.module)]

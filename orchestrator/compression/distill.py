@@ -162,9 +162,16 @@ def mixed(
         weights: one a teacher; only their ratios count.
         temperatures: one a teacher: its logits are divided by it. A regression ignores them.
         task: of the signature.
+
+    Raises:
+        CompressionError: the teachers have different numbers of outputs.
     """
     if len(outputs) == 1:
         return outputs[0]
+    if len(shapes := {tuple(one.shape) for one in outputs}) > 1:
+        raise CompressionError(
+            "teachers give outputs of different shapes", sorted(shapes), "name teachers of the same classes"
+        )
     shares = torch.tensor(weights, dtype=torch.float64, device=outputs[0].device) / sum(weights)
     stacked = torch.stack([one.double() for one in outputs])
     if task == "regression":

@@ -1,4 +1,7 @@
-"""An ensemble as a teacher: its own answers on the train rows, made of what the store has of its members."""
+"""Other models of the store that a step names: do they answer the parent's question, and an ensemble as one.
+
+An ensemble's own answers on the train rows are made of what the store has of its members.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 
 from orchestrator.compression.step import Other
 from orchestrator.config.ensemble import Spec
+from orchestrator.config.signature import Signature, are_named
 from orchestrator.config.training import Training
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import CompressionError
@@ -57,3 +61,30 @@ def as_other(spec: Spec, kept: Callable[[str, Training], Views]) -> Other:
         )
 
     return Other(module, None, outputs)
+
+
+def check_same_answers(name: str, own: Signature, parent: Signature) -> None:
+    """Refuse a model that takes other rows than the parent, or whose outputs mean something else.
+
+    Args:
+        name: of the model, for the error.
+        own: its signature.
+        parent: of the model that the plan started from.
+
+    Raises:
+        CompressionError: names what differs.
+    """
+    differ = [
+        key
+        for key in ("task", "input_shape", "input_dtype", "outputs", "encoding")
+        if getattr(own, key) != getattr(parent, key)
+    ]
+    # Only names can be in another order.
+    if are_named(own.classes) and are_named(parent.classes) and own.classes != parent.classes:
+        differ.append("classes")
+    if differ:
+        raise CompressionError(
+            f"another model's {' and '.join(differ)} differ from the parent's",
+            name,
+            "name models that were trained on the same data",
+        )

@@ -45,9 +45,14 @@ def merge(step: Merge, state: State, context: Context) -> State:
     if context.train is None or context.validation is None or len(context.validation.ids) == 0:
         raise CompressionError("merging needs train and validation rows", fix="give the data both parts")
     parent = copy_of(state.module)
+    if len(set(step.others)) < len(step.others):
+        raise CompressionError(
+            "the same model is merged twice", ", ".join(step.others), "name each model of 'others' once"
+        )
     parts = {"parent": parent} | {name: context.other(name).module().eval() for name in step.others}
     if step.method != "side_by_side":
         _check_alike(parts)
+    _check_scaling(parts)
     loss = _loss_on(context.validation, state.signature)
     losses = {name: loss(part) for name, part in parts.items()}
     if step.method == "side_by_side":
@@ -212,6 +217,25 @@ def _loss_on(part: Part, signature: Signature) -> Callable[[nn.Module], float]:
         return float(function(outputs, targets, None))
 
     return loss
+
+
+def _check_scaling(parts: Mapping[str, nn.Module]) -> None:
+    """Raise unless all scale rows and answers alike: the result has the parent's scaling, and no weight of
+    another model was trained for it."""
+    scales = {
+        name: {
+            key: tensor for key, tensor in part.named_buffers() if key.startswith(("preprocess.", "rescale."))
+        }
+        for name, part in parts.items()
+    }
+    first = scales["parent"]
+    for name, found in scales.items():
+        if found.keys() != first.keys() or not all(torch.equal(found[key], first[key]) for key in first):
+            raise CompressionError(
+                "models that scale their rows or answers otherwise have no common weights",
+                name,
+                "merge models that were trained on the same rows, or distil them into one",
+            )
 
 
 def _check_alike(parts: Mapping[str, nn.Module]) -> None:

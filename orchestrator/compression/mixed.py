@@ -14,7 +14,6 @@ from orchestrator.config.measure import Execution
 from orchestrator.config.steps import StaticInt8
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import larger_is_better, score
-from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import of_module, predict
 from orchestrator.runtime.int8 import is_within
 
@@ -55,7 +54,8 @@ def keep_sensitive(
     whole = drop(found)
     if whole <= step.max_drop:
         return tuple(kept), {"drop": whole}
-    names = [name.removesuffix(".weight") for name in weights_of(state.module)]
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    names = [name for name, layer in state.module.named_modules() if isinstance(layer, kinds)]
     candidates = [name for name in names if not is_within(name, kept)]
     least = whole
     for name in _by_sensitivity(candidates, lambda name: outputs(quantized([*kept, name])), reference):

@@ -24,7 +24,7 @@ from orchestrator.compression import (  # noqa: F401
     vocabulary,
     weight_only,
 )
-from orchestrator.compression.ensembles import as_other
+from orchestrator.compression.ensembles import as_other, check_same_answers
 from orchestrator.compression.step import (
     Context,
     Other,
@@ -207,8 +207,12 @@ class _Job:
         return digest
 
     def _other(self, digest: str) -> Other:
+        parent = self.store.manifest(self.parent).signature
         if self.store.has_spec(digest):
-            return as_other(self.store.spec(digest), self._cached)
+            spec = self.store.spec(digest)
+            check_same_answers(spec.name, spec.signature, parent)
+            return as_other(spec, self._cached)
+        check_same_answers(digest, self.store.manifest(digest).signature, parent)
         return Other(self._build(digest), self.store.manifest(digest).model, self._outputs(digest))
 
     def _build(self, digest: str) -> Callable[[], nn.Module]:

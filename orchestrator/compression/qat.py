@@ -89,6 +89,9 @@ def rounding(
         with torch.no_grad():
             for batch in rows.split(CALIBRATION_BATCH):
                 module(batch)
+        for part, _ in plain:
+            if isinstance(part, _Rounding):
+                part.calibrating = False
         yield
     finally:
         for part, kind in plain:
@@ -166,9 +169,11 @@ class _Rounding(nn.Module):
     low: Tensor
     high: Tensor
     seen: Tensor
+    calibrating: bool
+    """Whether ranges take in all that is seen."""
 
     def start(self, levels: int) -> None:
-        self.levels = levels
+        self.levels, self.calibrating = levels, True
         for name in ("low", "high", "seen"):
             # Part of the module's state meanwhile: a training that goes on follows the ranges it had reached.
             self.register_buffer(name, torch.zeros((), device=self.weight.device))
@@ -176,7 +181,7 @@ class _Rounding(nn.Module):
     def stop(self) -> None:
         for name in ("low", "high", "seen"):
             del self._buffers[name]
-        del self.levels
+        del self.levels, self.calibrating
 
     def rounded_input(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -194,10 +199,13 @@ class _Rounding(nn.Module):
         )
 
     def _follow(self, x: Tensor) -> None:
-        if bool(self.seen) and not self.training:
+        known = bool(self.seen)
+        if known and not (self.training or self.calibrating):
             return
         low, high = x.amin().clamp_max(0), x.amax().clamp_min(0)
-        share = FOLLOW if bool(self.seen) else 1.0
+        if known and self.calibrating:
+            low, high = torch.minimum(low, self.low), torch.maximum(high, self.high)
+        share = FOLLOW if known and not self.calibrating else 1.0
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
         self.seen.fill_(1)

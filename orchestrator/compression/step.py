@@ -178,7 +178,9 @@ def _check_outputs(step: Step, state: State) -> None:
         told = f"{type(error).__name__}: {str(error).strip()[:200]}"
         raise CompressionError(
             f"after '{step.kind}' the model no longer runs ({told})",
-            fix="its forward depends on a width that was pruned: name the layers in fixed_width_layers()",
+            fix="its forward depends on a width that was pruned: name the layers in fixed_width_layers()"
+            if step.kind in ("prune_channels", "prune_heads")
+            else "leave the step out, or take another model",
         ) from error
     if outputs.shape != (2, state.signature.outputs) or not torch.isfinite(outputs).all():
         raise CompressionError(

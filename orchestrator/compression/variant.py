@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from orchestrator.config.model import ModelSettings
 from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, DataError
 from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
@@ -91,10 +91,16 @@ class Variant:
     what: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
     """In the store that it came from or was saved to."""
+    allowed: Collection[str] = ()
+    """Import paths that its model's factory may come from."""
 
     def __call__(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Logits, or values in raw units, float32 [N, K] of raw rows [N, *input_shape]."""
-        return self._executable(np.asarray(rows).astype(self.signature.input_dtype, copy=False))
+        """Logits, or values in raw units, float32 [N, K] of raw rows [N, *input_shape].
+
+        Raises:
+            DataError: the rows are not of the signature's shape, or its type cannot hold their values.
+        """
+        return self._executable(self._typed(rows))
 
     @property
     def execution(self) -> Execution:
@@ -150,8 +156,11 @@ class Variant:
         Returns:
             "holds", "fails" or "cannot be told", with the drop, its bound and, for the last, about how many
             rows would do.
+
+        Raises:
+            DataError: as for a call.
         """
-        inputs = np.asarray(rows).astype(self.signature.input_dtype, copy=False)
+        inputs = self._typed(rows)
         before = predict(of_module(self.before, self.signature, "eager"), inputs)
         own = predict(self._executable, inputs)
         chosen = metric or plain_metric(self.signature)
@@ -184,7 +193,8 @@ class Variant:
                 "call compress(..., model=ModelSettings)",
             )
         try:
-            build(self.origin, self.signature, seed=0).load_state_dict(self.before.state_dict())
+            built = build(self.origin, self.signature, allowed=self.allowed, seed=0)
+            built.load_state_dict(self.before.state_dict())
         except RuntimeError as error:
             raise CompressionError(
                 "these settings build another model than the one that was compressed",
@@ -202,6 +212,19 @@ class Variant:
     def export(self, path: str | Path, format: Format = "pt2") -> Path:
         """Write one file for other tools, for any batch size; see `compression.export`."""
         return write(self.module, self.signature, path, format)
+
+    def _typed(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
+        """The rows in the signature's type, if it keeps their values: pixels of 0 to 1 would all be black."""
+        given, wanted = np.asarray(rows), self.signature.input_dtype
+        with np.errstate(invalid="ignore"):
+            typed: npt.NDArray[Any] = given.astype(wanted, copy=False)
+        if wanted != "float32" and not np.array_equal(typed, given):
+            raise DataError(
+                f"the model takes raw rows of {wanted}, which cannot hold these values",
+                f"{given.dtype} from {given.min()} to {given.max()}",
+                "give the rows as the training data has them, not scaled",
+            )
+        return typed
 
     @cached_property
     def _executable(self) -> Executable:

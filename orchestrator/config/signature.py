@@ -38,3 +38,8 @@ class Signature(Settings):
     target_std: tuple[float, ...] = ()
     encoding: Encoding | None = Field(None, exclude_if=absent)
     """How raw values (text, sound, named columns) become such rows; without it rows are sent as they are."""
+
+
+def are_named(classes: tuple[str, ...]) -> bool:
+    """Whether labels have names: whole numbers without names are called by themselves."""
+    return classes != tuple(str(label) for label in range(len(classes)))

@@ -12,7 +12,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.data.custom import transformer
 from orchestrator.data.dataset import Array
 from orchestrator.data.images import Decoder
-from orchestrator.data.parquet import ParquetInputs, ParquetSource
+from orchestrator.data.parquet import ParquetInputs, ParquetSource, read_schema
 from orchestrator.data.source import check_finite
 from orchestrator.errors import DataError
 
@@ -37,15 +37,18 @@ def rows_from_elsewhere(
     transform = transformer(settings.transform, allowed)
     decoder = Decoder(settings.image)
     # What was found in the train file is read by name: other files may have it in another order.
-    features = settings.features
-    if settings.elsewhere and not features and settings.stream is None:
-        features = ParquetSource(root / settings.train, settings, decoder).columns
+    features, usual = settings.features, settings.input
+    if settings.elsewhere and not (features or usual) and settings.stream is None:
+        found_in_train = ParquetSource(root / settings.train, settings, decoder)
+        features, usual = found_in_train.features, found_in_train.input
     found = {}
     for name, file in settings.elsewhere.items():
+        # Files of other origin may call their one column of images or text otherwise.
+        has_it = usual in read_schema(root / file)[0].names
         inputs = ParquetInputs(
             root / file,
             decoder,
-            wanted=settings.input,
+            wanted=usual if has_it else settings.input,
             features=features,
             others=targets,
             decode=settings.decode,

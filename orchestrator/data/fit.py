@@ -247,7 +247,9 @@ def _column(
         known = values[~np.isnan(values)]
         if not len(known):
             raise DataError(f"train rows of {origin} have no value in column", name, "leave the column out")
-        return Number(name=name, fill=float(np.median(known)))
+        # Infinite values are refused where rows are encoded, with their place.
+        finite = known[np.isfinite(known)]
+        return Number(name=name, fill=float(np.median(finite)) if len(finite) else 0.0)
     counts = Counter(category_names(list(chain.from_iterable(parts)), name, origin, rows))
     counts.pop(None, None)
     if not counts:

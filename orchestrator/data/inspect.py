@@ -24,7 +24,7 @@ from orchestrator.config.signature import Task
 from orchestrator.data.audio import sound_of
 from orchestrator.data.columns import Holds, encoded_rows, kind_of, label_rows
 from orchestrator.data.folder import FolderSource, list_classes
-from orchestrator.data.images import FORMATS, Decoder
+from orchestrator.data.images import DAMAGED, FORMATS, Decoder
 from orchestrator.data.labels import label_names, label_sets
 from orchestrator.data.parquet import ParquetInputs, ParquetSource, read_schema
 from orchestrator.data.source import Source, class_names
@@ -115,6 +115,8 @@ def _folder(path: Path) -> Finding:
 
 def _parquet(path: Path) -> Finding:
     schema, rows = read_schema(path)
+    if not rows:
+        raise DataError("the file has no rows", path, "name the file of the training rows")
     target = _target_column(schema, path.name)
     task, about_target, target_std = _task_of(path, target)
     unusual = {field for field in schema.names if field.lower() in ID_NAMES}
@@ -297,7 +299,7 @@ def _image_settings(sample: list[bytes], origin: str) -> tuple[Image, int, str]:
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
                 sizes.add((image.height, image.width))
                 modes.add(image.mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except DAMAGED as error:
             raise DataError(
                 f"row {number} of {origin} holds no image", fix=f"supported are {', '.join(FORMATS)}"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
 from collections.abc import Callable, Collection
 from functools import partial
@@ -153,7 +154,15 @@ def _folder(settings: FolderData) -> dict[PartName, Source]:
 
 
 def _code_digest(path: str | None) -> str | None:
-    """Digest of the module that holds a transform: a changed transform must not find old rows."""
-    module = sys.modules.get(path.partition(":")[0]) if path else None
-    file = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    """Digest of the module that a transform is named by, and of the one it is written in: a changed transform
+    must not find old rows. What it calls in other files is not seen."""
+    if not path:
+        return None
+    place, _, name = path.partition(":")
+    module = sys.modules.get(place)
+    function = inspect.unwrap(getattr(module, name))
+    holder = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    written = sys.modules.get(holder.__module__)
+    files = {getattr(one, "__file__", None): None for one in (module, written)}  # in this order, once
+    found = b"".join(Path(file).read_bytes() for file in files if file)
+    return hashlib.sha256(found).hexdigest() if found else None

@@ -207,6 +207,9 @@ class ParquetSource:
         if both:
             raise DataError("a column is both input and target", ", ".join(sorted(both)))
         self.columns = self._inputs.columns
+        self.features = settings.features or self.columns
+        """With `input`, the settings that name its input columns, for files that are to be read alike."""
+        self.input = settings.input if self.features else self._inputs.names[0]
         self.decode = self._inputs.decode
         self._fills = settings.transform is None
         if self.decode is not None and settings.transform is not None:
@@ -267,7 +270,7 @@ def open_alike(settings: ParquetData, decoder: Decoder) -> dict[PartName, Parque
     """
     root = Path(settings.root).expanduser().absolute()
     train = ParquetSource(root / settings.train, settings, decoder)
-    alike = settings.model_copy(update={"features": settings.features or train.columns})
+    alike = settings.model_copy(update={"features": train.features, "input": train.input})
     found: dict[PartName, ParquetSource] = {"train": train}
     for part in PARTS[1:]:
         file = getattr(settings, part)

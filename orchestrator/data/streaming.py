@@ -85,12 +85,14 @@ class SampledSource(DecodedSource):
         self.rows = len(self._drawn)
 
     def fingerprint(self) -> str:
-        """Of all files and of what is drawn from them."""
-        return fingerprint([self.stream.digest(), self._drawn.tolist()])
+        """Of all files, where they lie (what is cached names their paths), and what is drawn from them."""
+        paths = [file.path for file in self.stream.files]
+        return fingerprint([self.stream.digest(), paths, self._drawn.tolist()])
 
     def labels(self) -> Array:
         """See `Source`."""
-        return label_rows(self._table.column(1), self.stream.target, self.name)
+        columns = [pa.chunked_array([batch.column(1)]) for batch in self._drawn_rows]
+        return np.concatenate([label_rows(column, self.stream.target, self.name) for column in columns])
 
     def blocks(self) -> Iterator[Array]:
         """See `Source`."""
@@ -104,17 +106,20 @@ class SampledSource(DecodedSource):
         """See `Source`."""
         if decode.kind != "text":
             super().raw(decode)
-        yield text_rows(self._table.column(0).combine_chunks(), 0, self.name)
+        done = 0
+        for batch in self._drawn_rows:
+            yield text_rows(batch.column(0), done, self.name)
+            done += len(batch)
 
     @cached_property
-    def _table(self) -> pa.Table:
-        """Text and labels of the drawn rows."""
+    def _drawn_rows(self) -> list[pa.RecordBatch]:
+        """Text and labels of the drawn rows; the files may have them in different Arrow types."""
         found = []
         for group in self.stream.groups:
             if len(self._within(group.first, group.rows)):
                 for batch, first in _batches(self.stream, group):
                     found.append(batch.take(pa.array(self._within(first, len(batch)))))
-        return pa.Table.from_batches(found)
+        return found
 
     def _within(self, first: int, rows: int) -> Array:
         """Places of the drawn rows among so many from `first` on."""

@@ -50,9 +50,11 @@ class DataInitialized(nn.Module):
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Weights of all convolutions and linears by parameter name; tied ones once."""
+    """Weights of all convolutions and linears by the names of `named_parameters`; tied ones once, whichever
+    layer (an embedding, too) they are named after."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return {f"{name}.weight": part.weight for name, part in module.named_modules() if isinstance(part, kinds)}
+    wanted = {id(part.weight) for part in module.modules() if isinstance(part, kinds)}
+    return {name: weight for name, weight in module.named_parameters() if id(weight) in wanted}
 
 
 def image_shape(signature: Signature, architecture: str) -> tuple[int, int, int]:

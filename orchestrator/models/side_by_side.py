@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ class Joined(nn.Module):
     def __init__(self, members: Sequence[nn.Module], outputs: int) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self._exact = [
+            any(getattr(part, "takes_float32", False) for part in member.modules()) for member in members
+        ]
         for parameter in self.members.parameters():
             parameter.requires_grad_(False)
         self.head = nn.Linear(outputs * len(members), outputs)
@@ -36,8 +39,15 @@ class Joined(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scaled rows [B, ...] -> [B, outputs]."""
-        out: Tensor = self.head(torch.cat([member(x) for member in self.members], dim=1))
+        out: Tensor = self.head(torch.cat([member(rows) for member, rows in self._rows(x)], dim=1))
         return out
+
+    def _rows(self, x: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Each member with its rows: beside one that takes float32, those of the others come so, too."""
+        rounded = getattr(self.head, "weight", None) is not None and self.head.weight.dtype is torch.bfloat16
+        for member, exact in zip(self.members, self._exact, strict=True):
+            cast = rounded and not exact and x.is_floating_point()
+            yield member, x.to(torch.bfloat16) if cast else x
 
 
 @make_body.register

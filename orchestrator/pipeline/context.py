@@ -14,7 +14,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.data import DataSettings, FolderData, ParquetData, PartName
 from orchestrator.config.ensemble import Member, leaves
 from orchestrator.config.run import RunConfig
-from orchestrator.config.signature import Signature
+from orchestrator.config.signature import Signature, are_named
 from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
@@ -236,7 +236,7 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
             "vocabularies, scales or rates differ",
             "take the run file and the seed that it was trained with",
         )
-    if _named(takes.classes) and _named(data.classes):
+    if are_named(takes.classes) and are_named(data.classes):
         for label, (own, given) in enumerate(zip(takes.classes, data.classes, strict=True)):
             if own != given:
                 raise ConfigError(
@@ -244,11 +244,6 @@ def check_fits(model: str, takes: Signature, data: Signature) -> None:
                     given,
                     "give data.classes in the model's order",
                 )
-
-
-def _named(classes: tuple[str, ...]) -> bool:
-    """Whether labels have names: whole numbers without names are called by themselves."""
-    return classes != tuple(str(label) for label in range(len(classes)))
 
 
 def _shown(value: object) -> str:

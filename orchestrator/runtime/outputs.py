@@ -14,7 +14,7 @@ from orchestrator.config.data import PartName
 from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.data.dataset import Dataset
 from orchestrator.measure.corrupt import Shift, corrupt
-from orchestrator.measure.machine import library_versions
+from orchestrator.measure.machine import library_versions, machine
 from orchestrator.runtime.execute import load, predict
 from orchestrator.store.store import Store
 
@@ -149,8 +149,12 @@ def _key(part: str, data: str, execution: Execution, latency: LatencySettings) -
         "data": data,
         "threads": latency.threads,
         "batch": latency.batch,
-        "torch": torch.__version__,
-        "isa": torch.backends.cpu.get_cpu_capability(),
-        **({"openvino": library_versions().get("openvino")} if execution == "openvino" else {}),
+        # torch's own name of the CPU's instructions knows neither VNNI nor AMX.
+        "isa": [torch.backends.cpu.get_cpu_capability(), machine()["isa"]],
+        "versions": {
+            name: version
+            for name, version in library_versions().items()
+            if name != "openvino" or execution == "openvino"
+        },
     }
     return f"{part}-{execution}-{fingerprint(facts)[:24]}"

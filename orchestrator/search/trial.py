@@ -49,7 +49,7 @@ from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
-_VERSION = 6
+_VERSION = 7
 """Raise when this stage's result would differ for the same input."""
 
 _HOW = ("trials", "minutes", "targets", "driver", "arms", "small", "memory_bytes", "labels")

@@ -49,13 +49,15 @@ def publish(
 ) -> Path:
     """Copy the files of the folder `source` into the store at once; an undamaged earlier form is kept.
 
-    With `trusted` keys and none to sign with (`ORCHESTRATOR_SIGNING_KEY`), nothing is written into the store:
-    the form stays on this machine, where it was made.
+    With `trusted` keys, and none of them to sign with (`ORCHESTRATOR_SIGNING_KEY`), nothing is written into
+    the store: the form stays on this machine, where it was made.
 
     Returns:
         The folder to load it from.
     """
     key, private = folder_key(digest, target), signing.own_key()
+    if trusted and private is not None and signing.public_of(private) not in trusted:
+        private = None  # nobody here would load what it signs
     try:
         names = sorted(path for path in source.rglob("*") if path.is_file())
         files = {path.relative_to(source).as_posix(): path.read_bytes() for path in names}

@@ -55,6 +55,12 @@ class Hinted(nn.Module):
             for feature, own, their in zip(features, self._own.take(), self._theirs.take(), strict=True)
         )
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Hinted:
+        """What `to` does to the student it does to the teacher: both see the same rows on one device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._teacher[0]._apply(fn, recurse)
+        return self
+
     def forward(self, rows: Tensor) -> Tensor:
         """Raw rows [B, ...] -> the student's outputs [B, K]."""
         outputs: Tensor = self.student(rows)

@@ -18,7 +18,7 @@ from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning
-from orchestrator.errors import CompressionError, ConfigError
+from orchestrator.errors import CompressionError, ConfigError, DataError
 from orchestrator.measure.latency import Latency
 from orchestrator.models.build import build
 from orchestrator.runtime.execute import load
@@ -157,6 +157,29 @@ def _flat() -> Signature:
         mean=(0.0,) * 6,
         std=(1.0,) * 6,
     )
+
+
+def test_a_model_of_ones_own_code_is_saved(tmp_path: Path) -> None:
+    module, _, settings = toys.imported("tied", (12,))
+    part = toys.rows((12,))
+    factory = f"{toys.__name__}:tied"
+    variant = compress(
+        module.get_submodule("body"), [], (part.inputs, part.targets), model=settings, allowed=[factory]
+    )
+    assert Store(tmp_path).has(variant.save(tmp_path))
+    assert variant.allowed == [factory]
+
+
+def test_rows_that_the_type_cannot_hold_are_refused() -> None:
+    """Pixels of 0 to 1 would all be black, and two models agree on black images."""
+    variant = compress(own_module(), [], images())
+    rows, labels = images(30)
+    assert np.array_equal(variant(rows.astype(np.float64)), variant(rows))
+    for wrong in (rows / 255, rows.astype(np.int64) - 200, np.full(rows.shape, np.nan)):
+        with pytest.raises(DataError, match="raw rows of uint8"):
+            variant(wrong)
+        with pytest.raises(DataError, match="raw rows of uint8"):
+            variant.promise(wrong, labels)
 
 
 def test_regression_and_bad_requests() -> None:

@@ -283,6 +283,30 @@ def test_what_the_loss_does_not_feel_goes_first(criterion: Criterion) -> None:
     assert by_size.decisions[0]["history"] != state.decisions[0]["history"]
 
 
+def test_a_filter_and_its_negative_are_far_apart() -> None:
+    """Eight filters on the axes, the first two on one of them: those are the farthest from all others."""
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, toys.CLASSES)).eval()
+    into, out = (part.weight for part in net if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        into.copy_(torch.cat([-torch.eye(12)[:1], torch.eye(12)[:7]]))
+        out.zero_()
+    step = ChannelPruning(amount=0.25, criterion="fpgm", round_to=1)
+    state = run_step(step, toys.state(net, toys.signature((12,))), toys.context((12,)))
+    ((_, _, removed),) = state.decisions[0]["history"]
+    assert {0, 1}.isdisjoint(removed)
+
+
+def test_a_layer_of_zeros_goes_first() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    with torch.no_grad():
+        for name in ("2.weight", "4.weight"):
+            net.get_parameter(name).zero_()
+    step = ChannelPruning(amount=0.3, criterion="l2", scope="global", round_to=1)
+    state = run_step(step, toys.state(net, toys.signature((12,))), toys.context((12,)))
+    assert [layer for layer, _, _ in state.decisions[0]["history"]] == ["2"]
+
+
 def test_the_hessian_is_the_mean_square_over_rows() -> None:
     signature, module = toys.signature((12,)), sensitive()
     part = toys.rows((12,))

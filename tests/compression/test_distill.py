@@ -17,7 +17,7 @@ from orchestrator.compression.distill import mixed
 from orchestrator.compression.plan import apply_plan, run_step
 from orchestrator.compression.step import Other
 from orchestrator.config.model import Mlp, MlpKwargs
-from orchestrator.config.steps import Bf16, ChannelPruning, Distill, MagnitudePruning, StaticInt8
+from orchestrator.config.steps import Bf16, ChannelPruning, Distill, MagnitudePruning, Merge, StaticInt8, Step
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
 from orchestrator.models.base import weights_of
@@ -95,6 +95,27 @@ def test_a_stored_student_is_of_its_own_settings(tmp_path: Path) -> None:
     assert [step.kind for step in manifest.plan] == ["distill", "int8_static"]
     executable = load(store, digest, executions(manifest)[0])
     assert executable(toys.rows((12,)).inputs[:5]).shape == (5, toys.CLASSES)
+
+
+@pytest.mark.parametrize("step", ["distill", "merge"])
+def test_another_model_must_answer_the_same_question(step: str, tmp_path: Path) -> None:
+    """Classes in another order: the mix of both would be of neither."""
+    store = Store(tmp_path / "store")
+    module, signature, settings = toys.toy("mlp")
+    names = signature.model_copy(update={"classes": tuple("abcde")})
+    turned = signature.model_copy(update={"classes": tuple("edcba")})
+    first, second = (toys.put(store, module, of, settings) for of in (names, turned))
+    steps: dict[str, Step] = {
+        "distill": Distill(model=SMALL, others=(second,)),
+        "merge": Merge(others=(second,)),
+    }
+    with pytest.raises(CompressionError, match="classes differ from the parent's"):
+        apply_plan(store, first, (steps[step],), toys.context((12,)))
+
+
+def test_teachers_of_other_shapes_are_refused() -> None:
+    with pytest.raises(CompressionError, match="different shapes"):
+        mixed([torch.zeros(2, 3), torch.zeros(2, 4)], (1.0, 1.0), (1.0, 1.0), "classification")
 
 
 def test_other_weights_run_no_teacher_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

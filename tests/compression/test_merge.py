@@ -19,13 +19,15 @@ from orchestrator.compression.merge import _checked, mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import SideBySide
+from orchestrator.config.model import FtTransformer, SideBySide
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.quality import score
 from orchestrator.models.build import build, example_rows
+from orchestrator.models.served import Served
+from orchestrator.models.side_by_side import Joined
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from orchestrator.training.loop import train
@@ -186,6 +188,19 @@ def test_other_architectures_are_refused() -> None:
         merged("mlp", [module, other])
 
 
+@pytest.mark.parametrize("method", ["uniform", "side_by_side"])
+def test_models_of_other_scaling_or_named_twice_are_not_merged(method: str) -> None:
+    """Weights that were trained on other numbers; and a mean in which one of two would be missing."""
+    module, signature, settings = toys.toy("mlp")
+    moved = signature.model_copy(update={"mean": (90.0,) * 12})
+    with pytest.raises(CompressionError, match="scale their rows"):
+        merged("mlp", [module, toys.model(settings, moved)], method=method)
+    step = Merge(others=("b", "b"), method=method)
+    context = toys.context((12,), other=lambda _: Other(lambda: module, settings))
+    with pytest.raises(CompressionError, match="merged twice"):
+        run_step(step, toys.state(module, signature), context)
+
+
 def test_a_stored_merge_names_its_parents_and_rebuilds(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     module, signature, settings = toys.toy("mlp")
@@ -268,6 +283,19 @@ def test_side_by_side_takes_other_architectures_and_comes_back(tmp_path: Path) -
     assert factories == ["resnet", "resnet9"]
     smaller = apply_plan(store, digest, (ChannelPruning(amount=0.5),), toys.context((3, 16, 16)))
     assert store.artifact_bytes(smaller) < 0.5 * store.artifact_bytes(digest)
+
+
+def test_networks_side_by_side_round_each_in_its_own_way() -> None:
+    """A transformer of tables takes exact numbers, and an mlp beside it rounded ones."""
+    signature = toys.signature((12,))
+    bodies = [
+        build(settings, signature, seed=0).body for settings in (toys.MODELS["mlp"][0], FtTransformer())
+    ]
+    joined = Served(signature, Joined(bodies, signature.outputs)).eval()
+    rounded = run_step(Bf16(), toys.state(joined, signature), toys.context((12,))).module
+    rows = example_rows(signature, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(rounded(rows), joined(rows), rtol=0.05, atol=0.05)
 
 
 def test_a_compressed_model_is_not_put_side_by_side() -> None:

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from orchestrator.compression.plan import State, run_step
 from orchestrator.compression.qat import rounding, weight_rounding
+from orchestrator.compression.quantize import CALIBRATION_BATCH
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Qat, Recovery, StaticInt8, WeightOnlyInt4, WeightOnlyInt8
 from orchestrator.config.training import Training
@@ -64,6 +65,20 @@ def test_the_simulation_is_what_the_kernels_compute(name: str) -> None:
         simulated = of_module(module, signature, "eager")(inputs)
     assert np.square(simulated - kernels).mean() < 0.8 * np.square(plain - kernels).mean()
     assert np.array_equal(of_module(module, signature, "eager")(inputs), plain)
+
+
+def test_first_ranges_take_in_all_calibration_rows() -> None:
+    """They lie in batches; the largest value is in the second one, the smallest in the third."""
+    module, signature, _ = toys.toy("mlp")
+    rows = torch.from_numpy(toys.rows(signature.input_shape, 3 * CALIBRATION_BATCH).inputs)
+    rows[CALIBRATION_BATCH, 0], rows[-1, 0] = 1e4, -1e4
+    first = next(part for part in module.modules() if isinstance(part, nn.Linear))
+    with rounding(module, rows, narrow=False):
+        low, high = float(first.low), float(first.high)  # type: ignore[arg-type]
+        module(rows[:4])
+        assert (float(first.low), float(first.high)) == (low, high)  # type: ignore[arg-type]
+    assert low < -100
+    assert high > 100
 
 
 def test_the_deployed_graph_is_that_of_post_training_quantization() -> None:

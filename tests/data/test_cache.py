@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import orchestrator.data.build as build_module
 from orchestrator.config.data import EmbeddedData
 from orchestrator.data import cache
-from orchestrator.data.load import default_cache, load, open_cached
+from orchestrator.data.load import _code_digest, default_cache, load, open_cached
 from orchestrator.errors import DataError, DiskFullError
 from tests.data import toy
 
@@ -185,3 +186,19 @@ def test_two_processes_may_trim_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cache, "_remove", late)
     assert sorted(cache.trim(tmp_path, 0)) == ["a", "b"]
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_transform_s_code_is_that_of_the_file_it_is_written_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package only hands it on."""
+    package = tmp_path / "handed_on"
+    package.mkdir()
+    (package / "__init__.py").write_text("from handed_on.written import halved\n")
+    (package / "written.py").write_text("def halved(inputs):\n    return inputs / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("handed_on")
+    before = _code_digest("handed_on:halved")
+    assert _code_digest("handed_on:halved") == before
+    (package / "written.py").write_text("def halved(inputs):\n    return inputs / 4\n")
+    assert _code_digest("handed_on:halved") != before

@@ -226,6 +226,13 @@ def test_missing_numbers_become_the_train_median(tmp_path: Path) -> None:
     assert missing == pytest.approx(np.mean(dataset.part("train").ids % 4 == 1), abs=1e-6)
 
 
+def test_infinite_numbers_are_refused_with_their_row(tmp_path: Path) -> None:
+    ages = pa.array([None] + [float("inf")] * (toy.ROWS - 1), pa.float64())
+    path = table_file(tmp_path / "a.parquet", age=ages)
+    with pytest.raises(DataError, match=r"row \d+ of a\.parquet .*'age'"):
+        read(toy.settings(path, features=["age", "floor"]), tmp_path)
+
+
 def test_complete_numbers_stay_without_an_encoding(tmp_path: Path) -> None:
     """Digests of numeric tables and of images are those of earlier releases."""
     plain = read(toy.settings(table_file(tmp_path / "a.parquet"), features=["age", "floor"]), tmp_path)

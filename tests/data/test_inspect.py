@@ -119,9 +119,15 @@ def test_image_folders(tmp_path: Path, nested: bool) -> None:
     assert dataset.signature.classes == ("ant", "bee")
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="not found"):
         suggest(tmp_path / "none.parquet", "try")
+    with pytest.raises(DataError, match="has no rows"):
+        suggest(toy.write(tmp_path / "empty.parquet", text=pa.array([], pa.string()), label=[]), "try")
+    with monkeypatch.context() as small:
+        small.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(DataError, match=r"row 0 of large\.parquet holds no image"):
+            suggest(toy.image_file(tmp_path / "large.parquet"), "try")
     path = toy.write(tmp_path / "a.parquet", scan=toy.structs([b"RIFF"] * 60), label=toy.labels())
     with pytest.raises(DataError, match=r"row 0 of a\.parquet holds no image"):
         suggest(path, "try")

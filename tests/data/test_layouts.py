@@ -15,6 +15,7 @@ from orchestrator.config.decode import TextDecode
 from orchestrator.config.encoding import Category
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.elsewhere import rows_from_elsewhere
 from orchestrator.data.encode import encode
 from orchestrator.data.fit import fit
 from orchestrator.data.load import load
@@ -189,6 +190,24 @@ def test_columns_that_are_found_have_the_train_file_s_order_in_every_file(tmp_pa
     toy.write(tmp_path / "test.parquet", a=np.arange(60.0), bb=np.zeros(60), label=toy.labels())
     with pytest.raises(DataError, match=r"no column of test\.parquet has this name: b\. did you mean 'bb'"):
         read(toy.settings(train, test="test.parquet"), tmp_path)
+
+
+def test_the_train_file_s_column_is_read_from_every_file(tmp_path: Path) -> None:
+    """Another one that is called more usually is left alone; rows from elsewhere may have only that."""
+    says, other = ["play music", "fly there"] * 30, ["nothing at all"] * 60
+    train = toy.write(tmp_path / "a.parquet", sentence=says, label=toy.labels())
+    toy.write(tmp_path / "test.parquet", text=other, sentence=says, label=toy.labels())
+    toy.write(tmp_path / "oos.parquet", text=other, sentence=says)
+    toy.write(tmp_path / "strange.parquet", text=other)
+    settings = toy.settings(
+        train, test="test.parquet", elsewhere={"oos": "oos.parquet", "strange": "strange.parquet"}
+    )
+    found = read(settings, tmp_path)
+    known = {tuple(row) for row in found.part("train").inputs.tolist()}
+    assert {tuple(row) for row in found.part("test").inputs.tolist()} == known
+    foreign = rows_from_elsewhere(settings, found.signature)
+    assert {tuple(row) for row in foreign["oos"].tolist()} == known
+    assert known.isdisjoint(tuple(row) for row in foreign["strange"].tolist())
 
 
 def test_one_number_as_a_tensor_in_two_files(tmp_path: Path) -> None:

@@ -102,6 +102,19 @@ def test_the_digest_follows_rows_and_their_order_wherever_they_lie(folder: Path)
     assert after.digest != before.digest
 
 
+def test_equal_files_under_one_relative_root_are_read_where_they_lie(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clones of a project on one machine have a cache in common."""
+    relative = settings(folder).model_copy(update={"root": folder.name})
+    other = folder.parent / "clone" / folder.name
+    shutil.copytree(folder, other)
+    for place in (folder, other):
+        monkeypatch.chdir(place.parent)
+        found = load(relative, seed=0, cache=folder.parent / "cache")
+        assert {Path(file.path).parent for file in streamed(found).files} == {place / "train"}
+
+
 def words_of(found: Dataset) -> str:
     return str(found.signature.encoding)
 
@@ -112,6 +125,16 @@ def test_a_sample_without_a_class_by_chance_has_its_first_row(folder: Path) -> N
     found = opened(folder, stream={"sample": 20})
     assert found.facts["class_counts"]["train"][-1] == 1
     assert found.signature.classes[-1] == "rare"
+
+
+def test_files_may_hold_the_same_in_other_arrow_types(folder: Path) -> None:
+    before = opened(folder).part("train")
+    last = folder / "train" / "part-3.parquet"
+    types = pa.schema([("text", pa.large_string()), ("label", pa.dictionary(pa.int32(), pa.string()))])
+    pq.write_table(pq.read_table(last).cast(types), last, row_group_size=texts.GROUP_ROWS)
+    after = opened(folder).part("train")
+    assert np.array_equal(after.inputs, before.inputs)
+    assert np.array_equal(after.targets, before.targets)
 
 
 def test_rows_from_elsewhere_are_read_without_the_train_files(folder: Path) -> None:

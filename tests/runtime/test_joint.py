@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import ExecutionError
@@ -42,9 +43,22 @@ def pickled(path: Path) -> None:
 
 def test_a_graph_that_says_what_was_kept_is_used(tmp_path: Path) -> None:
     kept(tmp_path / SAMPLE)
-    _check(lambda rows: 2 * rows, tmp_path / SAMPLE, 1e-5)
+    _check(lambda rows: 2 * rows, tmp_path / SAMPLE, [1e-5] * 3)
     with pytest.raises(ExecutionError, match="answers otherwise"):
-        _check(lambda rows: 2.1 * rows, tmp_path / SAMPLE, 1e-5)
+        _check(lambda rows: 2.1 * rows, tmp_path / SAMPLE, [1e-5] * 3)
+
+
+def test_each_member_is_held_to_its_own_tolerance_and_size(tmp_path: Path) -> None:
+    """A float32 member beside a bfloat16 one, and a regression's values in a large unit."""
+    kept(tmp_path / SAMPLE)
+    off = torch.tensor([1.0, 1.01, 1.0])
+    _check(lambda rows: 2 * rows * off, tmp_path / SAMPLE, [1e-5, 0.02, 1e-5])
+    with pytest.raises(ExecutionError, match="answers otherwise"):
+        _check(lambda rows: 2 * rows * off, tmp_path / SAMPLE, [0.02, 1e-5, 1e-5])
+    np.savez(tmp_path / SAMPLE, rows=ROWS, outputs=1e-7 * ROWS)
+    _check(lambda rows: 2e-7 * rows, tmp_path / SAMPLE, [1e-5] * 3)
+    with pytest.raises(ExecutionError, match="answers otherwise"):
+        _check(lambda rows: 2e-7 * rows, tmp_path / SAMPLE, [1e-5] * 3, 1e-12)
 
 
 @pytest.mark.parametrize("damage", [cut, nothing, without_outputs, of_another_shape, pickled, None])
@@ -54,7 +68,7 @@ def test_a_damaged_sample_is_a_reason_to_run_eagerly(
     if damage is not None:
         damage(tmp_path / SAMPLE)
     with pytest.raises(ExecutionError, match=r"cannot be checked.*they run eagerly"):
-        _check(lambda rows: 2 * rows, tmp_path / SAMPLE, 1e-5)
+        _check(lambda rows: 2 * rows, tmp_path / SAMPLE, [1e-5] * 3)
 
 
 def test_members_that_are_left_alone_or_come_too_late_are_not_computed() -> None:

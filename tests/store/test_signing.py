@@ -163,6 +163,16 @@ def test_a_signing_machine_replaces_a_form_of_others(
     assert strict.compiled(D1, "t") == copy
 
 
+def test_a_form_signed_with_a_key_that_is_not_trusted_stays_here(store: Store, key: str, built: Path) -> None:
+    strict = _strict(store, "0" * 64)
+    folder = strict.publish_folder(D1, "t", built)
+    shutil.rmtree(built)
+    assert (folder / "model.so").read_bytes() == b"machine code"
+    assert strict.compiled(D1, "t") == folder
+    assert _strict(store, key).compiled(D1, "t") == folder
+    assert store.compiled(D1, "t") is None
+
+
 def test_keys_that_are_none(store: Store, tmp_path: Path) -> None:
     signing.make_key(tmp_path / "a.pem")
     with pytest.raises(ConfigError, match="never overwritten"):

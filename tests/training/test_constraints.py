@@ -14,7 +14,7 @@ from orchestrator.compression.step import masks_of
 from orchestrator.config.clipping import Clipping
 from orchestrator.config.constraints import Penalty, Sparsify
 from orchestrator.config.measure import Metric
-from orchestrator.config.steps import Recovery
+from orchestrator.config.steps import MagnitudePruning, Recovery
 from orchestrator.config.training import Training
 from orchestrator.errors import ConfigError
 from orchestrator.models.base import weights_of
@@ -153,3 +153,14 @@ def test_what_cannot_be_constrained_is_refused() -> None:
         Constraints(nn.BatchNorm1d(2), settings(sparsify=Sparsify(amount=0.5)), {})
     with pytest.raises(ValidationError, match="before 'end'"):
         Sparsify(amount=0.5, start=0.8, end=0.5)
+
+
+def test_a_weight_that_layers_share_is_pruned_once_and_stays_so() -> None:
+    module, signature, _ = toys.imported("tied", (12,))
+    pruned = run_step(MagnitudePruning(amount=0.5), toys.state(module, signature), toys.context((12,)))
+    after = run_step(Recovery(training=settings(epochs=1)), pruned, toys.context((12,)))
+    assert pruned.decisions[0]["weights"] == 12 * 12 + 12 * toys.CLASSES
+    assert zeros_of(after.module) == pytest.approx(0.5, abs=0.01)
+    with_embedding = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 4))
+    with_embedding[1].weight = with_embedding[0].weight
+    assert list(weights_of(with_embedding)) == ["0.weight"]

@@ -102,6 +102,14 @@ def test_a_hint_trains_student_and_projection_but_not_the_teacher() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_the_teacher_goes_where_the_student_goes() -> None:
+    module, signature, _ = toys.toy("mlp")
+    teacher, rows = toys.near(module), torch.from_numpy(toys.rows(signature.input_shape).inputs)
+    joined = Hinted(module, teacher, (Feature(student=layer_of(module, nn.Linear)),), rows)
+    joined.to("meta")
+    assert {parameter.device.type for parameter in teacher.parameters()} == {"meta"}
+
+
 def test_the_weight_is_a_factor() -> None:
     found = []
     for weight in (1.0, 3.0):
