@@ -79,8 +79,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", METADATA_BYTES),
             ],
-            # A message is received whole before anyone is asked whether it may be; calls that wait for
-            # nothing (liveness, metadata) need room beside those of inference.
+            # A message is received whole before the gate is asked; calls that wait for nothing (liveness,
+            # metadata) need room beside those of inference.
             maximum_concurrent_rpcs=2 * self._front.serving.max_requests,
         )
         service = _Service(self._front, self._access)
@@ -143,21 +143,14 @@ _CODES = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_
 
 
 def _refusing(handler: Any, refused: Refusal) -> Any:
-    """A handler of the same kind that refuses."""
+    """A handler that refuses, of streams: it is called before a message is there, which may never come."""
     code = _CODES.get(refused.status, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
-    async def one(_asked: Any, context: Any) -> None:
+    async def refuse(_stream: Any, context: Any) -> None:
         await context.abort(code, refused.sentence)
 
-    async def many(_asked: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort(code, refused.sentence)
-        yield
-
-    if handler is None:  # no such method
-        return None
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(many)
-    return grpc.unary_unary_rpc_method_handler(one)
+    # None: no such method.
+    return None if handler is None else grpc.stream_unary_rpc_method_handler(refuse)
 
 
 class _Service:
@@ -171,8 +164,9 @@ class _Service:
         """The method as gRPC wants it: messages in and out, errors as status codes."""
         method = messages.METHODS[name]
         request, answer = messages.message(method.input_type.name), messages.message(method.output_type.name)
-        make = grpc.unary_unary_rpc_method_handler
-        function: Callable[..., Any] = _checked(getattr(self, name))
+        # All as streams: gRPC waits without end for the message of one that is not.
+        make = grpc.stream_unary_rpc_method_handler
+        function: Callable[..., Any] = _checked(getattr(self, name), self._front.serving.deadline_s)
         if method.client_streaming:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
         return make(function, request.FromString, answer.SerializeToString)
@@ -258,15 +252,29 @@ def _time_left(context: Any) -> float:
     return math.inf if left is None else left
 
 
-def _checked(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def call(asked: Any, context: Any) -> Any:
+def _checked(
+    method: Callable[[Any, Any], Awaitable[Any]], longest_s: float
+) -> Callable[[AsyncIterator[Any], Any], Awaitable[Any]]:
+    """A method of one message, which arrives within that time."""
+
+    async def call(stream: AsyncIterator[Any], context: Any) -> Any:
         try:
-            return await method(asked, context)
+            return await method(await _only(stream, longest_s), context)
         except Exception as error:
             code, sentence = _status(error)
         await context.abort(code, sentence)
 
     return call
+
+
+async def _only(stream: AsyncIterator[Any], longest_s: float) -> Any:
+    try:
+        async with asyncio.timeout(longest_s):
+            async for asked in stream:
+                return asked
+    except TimeoutError as error:
+        raise DeadlineError("the message did not arrive in time", f"{longest_s:g} s") from error
+    raise ProtocolError("the call has no message")
 
 
 def _status(error: Exception) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import ml_dtypes
 import numpy as np
 import pytest
@@ -331,6 +332,24 @@ def test_calls_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
             ask({"authorization": f"Bearer {token}"})
         with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*too many requests"):
             asks[0]({"x-api-key": token})
+
+
+async def silent(port: int, method: str) -> grpc.StatusCode:
+    """The status of a call that is opened, and sends nothing."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_unary(f"/{messages.SERVICE}/{method}")()
+        return await asyncio.wait_for(call.code(), 10)
+
+
+def test_a_call_without_a_message_is_refused_for_its_key_at_once_and_ends_in_any_case(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    keys.add(file, "ann", "data")
+    access = Access(AccessSettings(keys=str(file)))
+    with listening(front(deadline_s=60), access) as ports:
+        assert asyncio.run(silent(ports.grpc, "ModelInfer")) is grpc.StatusCode.UNAUTHENTICATED
+    with listening(front(deadline_s=0.2)) as ports:
+        for method in ("ModelInfer", "ServerLive"):
+            assert asyncio.run(silent(ports.grpc, method)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def streamed(port: int, count: int, headers: dict[str, str]) -> list[tuple[Any, Any]]:
