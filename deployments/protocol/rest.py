@@ -263,6 +263,15 @@ class EncodedCodec(Codec):
         return raw.from_bytes(name, datatype, shape, rest[:size]), size
 
 
+def only_ready(body: bytes) -> bool:
+    """Whether a question for the index of models is for those that are ready.
+
+    Raises:
+        ProtocolError: it is no such question.
+    """
+    return _flag(_object(parse(body or b"{}"), "the request"), "ready", False)
+
+
 def parse(text: bytes) -> object:
     """Strict JSON.
 

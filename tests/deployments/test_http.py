@@ -112,6 +112,8 @@ def test_probes_at_the_same_time_are_one_check() -> None:
 def test_repository_index() -> None:
     (entry,) = ask("POST", "/v2/repository/index").json()
     assert entry == {"name": "small", "version": MODEL.version, "state": "READY", "reason": ""}
+    assert ask("POST", "/v2/repository/index", ready=is_not_ready, json={"ready": True}).json() == []
+    assert ask("POST", "/v2/repository/index", json={"ready": 1}).status_code == 400
     (entry,) = ask("POST", "/v2/repository/index", ready=is_not_ready, json={}).json()
     assert entry["state"] == "UNAVAILABLE"
     assert "member b" in entry["reason"]
