@@ -40,6 +40,7 @@ METADATA_BYTES = 64 * 1024
 """Longest metadata of a call, as of headers over HTTP."""
 OVERHEAD_BYTES = 64 * 1024
 """What a message may have beside its tensor."""
+_Asked = messages.message("ModelInferRequest")
 
 
 class GrpcServer:
@@ -166,10 +167,11 @@ class _Service:
         request, answer = messages.message(method.input_type.name), messages.message(method.output_type.name)
         # All as streams: gRPC waits without end for the message of one that is not.
         make = grpc.stream_unary_rpc_method_handler
-        function: Callable[..., Any] = _checked(getattr(self, name), self._front.serving.deadline_s)
+        function: Callable[..., Any] = _checked(getattr(self, name), request, self._front.serving.deadline_s)
         if method.client_streaming:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
-        return make(function, request.FromString, answer.SerializeToString)
+        # Bytes in: what a message becomes is looked at before it is made.
+        return make(function, None, answer.SerializeToString)
 
     async def ServerLive(self, _asked: Any, _context: Any) -> Any:  # noqa: N802 - the protocol's name, as those below
         return messages.message("ServerLiveResponse")(live=True)
@@ -203,11 +205,16 @@ class _Service:
                 entry.statistics.fail(start)
                 raise
 
-    async def ModelStreamInfer(self, stream: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def ModelStreamInfer(self, stream: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Answers the requests of a stream one after the other; each counts for the key's rate."""
         answer = messages.message("ModelStreamInferResponse")
         first = True
-        async for asked in stream:
+        async for data in stream:
+            try:
+                asked = messages.parse(data, _Asked)
+            except ProtocolError as error:
+                yield answer(error_message=str(error))
+                continue
             # The interceptor let the stream in, which is the first request.
             if not first and (refused := self._refused(context)) is not None:
                 yield answer(error_message=refused.sentence, infer_response={"id": asked.id})
@@ -253,13 +260,13 @@ def _time_left(context: Any) -> float:
 
 
 def _checked(
-    method: Callable[[Any, Any], Awaitable[Any]], longest_s: float
-) -> Callable[[AsyncIterator[Any], Any], Awaitable[Any]]:
+    method: Callable[[Any, Any], Awaitable[Any]], kind: Any, longest_s: float
+) -> Callable[[AsyncIterator[bytes], Any], Awaitable[Any]]:
     """A method of one message, which arrives within that time."""
 
-    async def call(stream: AsyncIterator[Any], context: Any) -> Any:
+    async def call(stream: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            return await method(await _only(stream, longest_s), context)
+            return await method(messages.parse(await _only(stream, longest_s), kind), context)
         except Exception as error:
             code, sentence = _status(error)
         await context.abort(code, sentence)
@@ -267,11 +274,11 @@ def _checked(
     return call
 
 
-async def _only(stream: AsyncIterator[Any], longest_s: float) -> Any:
+async def _only(stream: AsyncIterator[bytes], longest_s: float) -> bytes:
     try:
         async with asyncio.timeout(longest_s):
-            async for asked in stream:
-                return asked
+            async for data in stream:
+                return data
     except TimeoutError as error:
         raise DeadlineError("the message did not arrive in time", f"{longest_s:g} s") from error
     raise ProtocolError("the call has no message")

@@ -80,7 +80,6 @@ def _file(name: str) -> Path:
 def _address(host: str) -> str:
     """In numbers, so that one address has one lock; a name that nobody knows cannot be listened on anyway."""
     with suppress(OSError):
-        return str(socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)[0][4][0]).partition(
-            "%"
-        )[0]
+        found = socket.getaddrinfo(host or "0.0.0.0", None, type=socket.SOCK_STREAM)
+        return str(found[0][4][0]).partition("%")[0]
     return "0.0.0.0"

@@ -195,9 +195,11 @@ def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for_either(whole:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         started = time.monotonic()
-        with Client(f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=0.4) as client:
-            with pytest.raises(DeadlineError, match="no answer in time"):
-                client.predict([[1]])
+        with (
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=0.4) as client,
+            pytest.raises(DeadlineError, match="no answer in time"),
+        ):
+            client.predict([[1]])
         assert time.monotonic() - started < 3
         done.set()
         thread.join(5)

@@ -315,6 +315,15 @@ def test_errors_keep_their_status_through_pickle() -> None:
     assert str(error) == "too long: 7"
 
 
+def test_long_json_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = body(image())
+    monkeypatch.setattr(rest, "MAX_JSON_BYTES", len(text) - 1)
+    assert refusal(text).status == 413
+    header, length = binary(ROWS.tobytes(), 12)
+    monkeypatch.setattr(rest, "MAX_JSON_BYTES", int(length or 0))
+    rest.Codec(IMAGE_MODEL).decode(header, length)
+
+
 def test_a_name_that_is_missing_is_found_in_one_pass() -> None:
     class Name(str):
         compared = 0
