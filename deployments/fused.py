@@ -48,7 +48,8 @@ class Fused:
         allow: import paths that members may be built from.
         compiled: members that are asked together become one compiled graph where that is possible.
         max_queued_rows: most rows that may wait.
-        hang_s: a batch that takes longer is given up; its members are loaded anew for those that follow.
+        hang_s: nobody waits longer for a batch, so it ends; one that begins no other piece of its rows for as
+            long hangs, and its members are loaded anew for those that follow.
         instances: copies of the members, so many batches are computed at once.
     """
 
@@ -133,7 +134,7 @@ class Fused:
         def tell(stage: Prediction) -> None:
             loop.call_soon_threadsafe(told, answer(stage, self._spec))
 
-        watch = Watch()
+        watch = Watch(self._hang_s)
         # Not cancelled with who waits: what the thread computes occupies it until that ends.
         work = asyncio.ensure_future(self._run(question.rows, watch, tell))
         try:
@@ -147,7 +148,7 @@ class Fused:
     async def _run(
         self, rows: np.ndarray, watch: Watch | None = None, told: Callable[[Prediction], None] | None = None
     ) -> Part:
-        watch = watch or Watch()
+        watch = watch or Watch(self._hang_s)
         async with self._pool.lent() as copy:
             compute = partial(self._compute, inputs=rows, watch=watch, told=told)
             try:

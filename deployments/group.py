@@ -61,8 +61,10 @@ class Group:
     Args:
         pool: copies of the members of this process.
         place: of the group's own among them.
-        hang_s: a call that takes longer counts as failed for the members that it is in. They are left alone
-            until it returns; a new thread computes the others.
+        hang_s: a call that begins no other piece of its rows for longer counts as failed for the members that
+            it is in. A new thread computes the others. They are left alone until it returns, but where there
+            are other copies this one is loaded anew for the calls that follow.
+        longest_s: nobody waits longer for a call, so it ends.
         max_rows: most rows of one call.
         max_queued_rows: most rows that may wait.
         timed: see `Batcher`.
@@ -74,11 +76,13 @@ class Group:
         place: int,
         *,
         hang_s: float = math.inf,
+        longest_s: float = math.inf,
         max_rows: int,
         max_queued_rows: int,
         timed: Callable[[int, float], None] = lambda _rows, _seconds: None,
     ) -> None:
-        self._pool, self._place, self._hang_s = pool, place, hang_s
+        self._pool, self._place = pool, place
+        self._hang_s, self._longest_s = hang_s, longest_s
         self._members = pool.loaded()[0][place].members
         self._batcher = Batcher(
             self._run,
@@ -133,20 +137,28 @@ class Group:
 
     async def _run(self, rows: np.ndarray) -> _Outputs:
         async with self._pool.lent() as copy:
-            without = copy.worker.hanging
-            while True:
-                watch = Watch()
-                compute = partial(self._compute, rows=rows, watch=watch, without=without)
-                try:
-                    found = await copy.run(compute, watch, self._hang_s)
-                except HangingError:
-                    if not watch.members:
-                        raise
-                    without |= set(watch.members)
-                    continue  # the others, by a new thread
-                for member in self._members:
-                    found.setdefault(member, HangingError("a call hangs", member.name))
-                return _Outputs(len(rows), found, self._is_news(found))
+            alone = len(self._pool) == 1
+            # What hangs in one of several copies is not in it any more: it was loaded anew.
+            without = copy.worker.hanging if alone else frozenset()
+            hung = False
+            try:
+                while True:
+                    watch = Watch(self._longest_s)
+                    compute = partial(self._compute, rows=rows, watch=watch, without=without)
+                    try:
+                        found = await copy.run(compute, watch, self._hang_s)
+                    except HangingError:
+                        hung = True
+                        if not watch.members:
+                            raise
+                        without |= set(watch.members)
+                        continue  # the others, by a new thread
+                    for member in self._members:
+                        found.setdefault(member, HangingError("a call hangs", member.name))
+                    return _Outputs(len(rows), found, self._is_news(found))
+            finally:
+                if hung and not alone:
+                    copy.forget()
 
     def _compute(
         self, joints: Sequence[Joint], rows: np.ndarray, watch: Watch, without: Collection[Member]

@@ -40,6 +40,7 @@ METADATA_BYTES = 64 * 1024
 """Longest metadata of a call, as of headers over HTTP."""
 OVERHEAD_BYTES = 64 * 1024
 """What a message may have beside its tensor."""
+_Asked = messages.message("ModelInferRequest")
 
 
 class GrpcServer:
@@ -79,8 +80,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", METADATA_BYTES),
             ],
-            # A message is received whole before anyone is asked whether it may be; calls that wait for
-            # nothing (liveness, metadata) need room beside those of inference.
+            # A message is received whole before the gate is asked; calls that wait for nothing (liveness,
+            # metadata) need room beside those of inference.
             maximum_concurrent_rpcs=2 * self._front.serving.max_requests,
         )
         service = _Service(self._front, self._access)
@@ -143,21 +144,14 @@ _CODES = {401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_
 
 
 def _refusing(handler: Any, refused: Refusal) -> Any:
-    """A handler of the same kind that refuses."""
+    """A handler that refuses, of streams: it is called before a message is there, which may never come."""
     code = _CODES.get(refused.status, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
-    async def one(_asked: Any, context: Any) -> None:
+    async def refuse(_stream: Any, context: Any) -> None:
         await context.abort(code, refused.sentence)
 
-    async def many(_asked: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort(code, refused.sentence)
-        yield
-
-    if handler is None:  # no such method
-        return None
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(many)
-    return grpc.unary_unary_rpc_method_handler(one)
+    # None: no such method.
+    return None if handler is None else grpc.stream_unary_rpc_method_handler(refuse)
 
 
 class _Service:
@@ -171,11 +165,13 @@ class _Service:
         """The method as gRPC wants it: messages in and out, errors as status codes."""
         method = messages.METHODS[name]
         request, answer = messages.message(method.input_type.name), messages.message(method.output_type.name)
-        make = grpc.unary_unary_rpc_method_handler
-        function: Callable[..., Any] = _checked(getattr(self, name))
+        # All as streams: gRPC waits without end for the message of one that is not.
+        make = grpc.stream_unary_rpc_method_handler
+        function: Callable[..., Any] = _checked(getattr(self, name), request, self._front.serving.deadline_s)
         if method.client_streaming:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
-        return make(function, request.FromString, answer.SerializeToString)
+        # Bytes in: what a message becomes is looked at before it is made.
+        return make(function, None, answer.SerializeToString)
 
     async def ServerLive(self, _asked: Any, _context: Any) -> Any:  # noqa: N802 - the protocol's name, as those below
         return messages.message("ServerLiveResponse")(live=True)
@@ -209,11 +205,16 @@ class _Service:
                 entry.statistics.fail(start)
                 raise
 
-    async def ModelStreamInfer(self, stream: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def ModelStreamInfer(self, stream: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Answers the requests of a stream one after the other; each counts for the key's rate."""
         answer = messages.message("ModelStreamInferResponse")
         first = True
-        async for asked in stream:
+        async for data in stream:
+            try:
+                asked = messages.parse(data, _Asked)
+            except ProtocolError as error:
+                yield answer(error_message=str(error))
+                continue
             # The interceptor let the stream in, which is the first request.
             if not first and (refused := self._refused(context)) is not None:
                 yield answer(error_message=refused.sentence, infer_response={"id": asked.id})
@@ -258,15 +259,29 @@ def _time_left(context: Any) -> float:
     return math.inf if left is None else left
 
 
-def _checked(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def call(asked: Any, context: Any) -> Any:
+def _checked(
+    method: Callable[[Any, Any], Awaitable[Any]], kind: Any, longest_s: float
+) -> Callable[[AsyncIterator[bytes], Any], Awaitable[Any]]:
+    """A method of one message, which arrives within that time."""
+
+    async def call(stream: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            return await method(asked, context)
+            return await method(messages.parse(await _only(stream, longest_s), kind), context)
         except Exception as error:
             code, sentence = _status(error)
         await context.abort(code, sentence)
 
     return call
+
+
+async def _only(stream: AsyncIterator[bytes], longest_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(longest_s):
+            async for data in stream:
+                return data
+    except TimeoutError as error:
+        raise DeadlineError("the message did not arrive in time", f"{longest_s:g} s") from error
+    raise ProtocolError("the call has no message")
 
 
 def _status(error: Exception) -> tuple[Any, str]:

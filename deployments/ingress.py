@@ -110,7 +110,9 @@ class Ingress:
     async def _snapshots(self) -> list[Snapshot]:
         self._meter.set(families.TASKS, to=len(asyncio.all_tasks()))
         here = [await ensemble.snapshots() for ensemble in self._here.values()]
-        return [*itertools.chain(*here), *await gather(self._behind.values())]
+        behind = await gather(self._behind.values())
+        # Each process once: ensembles may share a member that is a deployment.
+        return list({one.replica: one for one in itertools.chain(*here, behind)}.values())
 
     def check_health(self) -> None:
         """Called by Serve.

@@ -40,8 +40,8 @@ HOPS = 2
 CALLS = 15
 """Measured calls; the median counts."""
 HANG_SHARE = 0.5
-"""Of the deadline: a fused call that takes longer is given up where a quorum can answer without its members.
-Members with a quorum are waited for until 0.8 of it; in between, the others are computed."""
+"""Of the deadline: a piece of a fused call that takes longer is given up where a quorum can answer without
+its members. Members with a quorum are waited for until 0.8 of it; in between, the others are computed."""
 MEMORY_SHARE = 0.5
 """Largest share of the machine's memory for the weights of all replicas of a fused ensemble."""
 
@@ -147,6 +147,7 @@ class Mixed(Composed):
                 self._pool,
                 place,
                 hang_s=HANG_SHARE * serving.deadline_s,
+                longest_s=serving.deadline_s,
                 max_rows=spec.batch,
                 max_queued_rows=max_queued_rows,
                 timed=timed,

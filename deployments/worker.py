@@ -34,10 +34,17 @@ class HangingError(MemberFailedError):
 
 
 class Watch:
-    """What one call is doing, for its watchdog."""
+    """What one call is doing, for its watchdog.
 
-    def __init__(self) -> None:
+    Args:
+        longest_s: nobody waits longer than that for the call, so it ends after the part that it is at.
+    """
+
+    def __init__(self, longest_s: float = math.inf) -> None:
         self._lock = threading.Lock()
+        self._longest_s = longest_s
+        self._started = self.moved = time.monotonic()
+        """When it last began something."""
         self.given_up = False
         self.members: tuple[Member, ...] = ()
         """Those that are being computed."""
@@ -45,10 +52,16 @@ class Watch:
     def begin(self, members: Collection[Member]) -> bool:
         """These are computed next; False when nobody waits any more, so that nothing may be computed."""
         with self._lock:
+            now = time.monotonic()
+            self.given_up |= now - self._started > self._longest_s
             if self.given_up:
                 return False
-            self.members = tuple(members)
+            self.members, self.moved = tuple(members), now
             return True
+
+    def start(self) -> None:
+        """It is the call's turn."""
+        self._started = self.moved = time.monotonic()
 
     def give_up(self) -> None:
         """Nobody waits any more."""
@@ -67,10 +80,10 @@ class Worker:
         self._name = name
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._turn = asyncio.Lock()
-        self._running: tuple[Future[Any], float] | None = None
-        """The newest call, and when it began."""
-        self._hanging: dict[int, tuple[Watch, float]] = {}
-        """Calls that have not returned, with when they began."""
+        self._running: tuple[Future[Any], Watch] | None = None
+        """The newest call."""
+        self._hanging: dict[int, Watch] = {}
+        """Calls that were given up and have not returned."""
 
     def load(self, function: Callable[[], T]) -> T:
         """Its result, waited for by blocking: for what is loaded at the start."""
@@ -82,14 +95,14 @@ class Worker:
         Args:
             function: tells `watch` what it does.
             watch: of this call.
-            limit_s: a call that takes longer hangs.
+            limit_s: a call that begins nothing for longer hangs.
 
         Raises:
             HangingError: it hangs; `watch.members` says in what.
         """
         async with self._turn:
             try:
-                return await self._watched(function, limit_s)
+                return await self._watched(function, watch, limit_s)
             except HangingError:
                 watch.give_up()
                 self._replace(watch)
@@ -105,7 +118,7 @@ class Worker:
     @property
     def hanging(self) -> frozenset[Member]:
         """Members with a call that hangs."""
-        return frozenset(member for watch, _ in self._hanging.values() for member in watch.members)
+        return frozenset(member for watch in self._hanging.values() for member in watch.members)
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -113,10 +126,10 @@ class Worker:
         Raises:
             MemberFailedError: too much hangs, or for too long.
         """
-        since = [started for _, started in self._hanging.values()]
+        watches = list(self._hanging.values())
         if self._running is not None and not self._running[0].done():
-            since.append(self._running[1])
-        longest = max((time.monotonic() - started for started in since), default=0.0)
+            watches.append(self._running[1])
+        longest = max((time.monotonic() - watch.moved for watch in watches), default=0.0)
         if longest > STUCK_S:
             raise MemberFailedError("a batch is still running after", f"{longest:.0f} s")
         if len(self._hanging) > MOST_HANGING:
@@ -126,13 +139,23 @@ class Worker:
         """Take no more calls."""
         self._thread.shutdown(wait=False)
 
-    async def _watched(self, function: Callable[[], T], limit_s: float) -> T:
+    async def _watched(self, function: Callable[[], T], watch: Watch, limit_s: float) -> T:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[T] = loop.create_future()
+        watch.start()
         future = self._thread.submit(function)
-        self._running = future, time.monotonic()
+        self._running = future, watch
         future.add_done_callback(lambda _: _soon(loop, _deliver, future, waiter))
-        timer = loop.call_later(limit_s, _late, waiter) if limit_s < math.inf else None
+        timer: asyncio.TimerHandle | None = None
+
+        def look(left_s: float) -> None:
+            nonlocal timer
+            if left_s <= 0:
+                _late(waiter)
+            elif left_s < math.inf:
+                timer = loop.call_later(left_s, lambda: look(watch.moved + limit_s - time.monotonic()))
+
+        look(limit_s)
         try:
             return await waiter
         finally:
@@ -141,12 +164,12 @@ class Worker:
 
     def _replace(self, watch: Watch) -> None:
         assert self._running is not None
-        future, started = self._running
+        future, _ = self._running
         self._running = None
         self._thread.shutdown(wait=False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         loop = asyncio.get_running_loop()
-        self._hanging[id(future)] = watch, started
+        self._hanging[id(future)] = watch
         future.add_done_callback(lambda _: _soon(loop, self._returned, future))
 
     def _returned(self, future: Future[Any]) -> None:

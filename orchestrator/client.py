@@ -12,11 +12,14 @@ client.predict_audio("seven.wav").rows[0]["class"]
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import random
+import socket
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -230,12 +233,42 @@ class Client:
         if left_s <= 0:
             raise TimeoutError
         self._connection.timeout = left_s
+        self._connection.response_class = partial(_Reply, until)  # type: ignore[assignment]
         if self._connection.sock is not None:
             self._connection.sock.settimeout(left_s)
         headers = self._headers | ({"Content-Type": media_type} if media_type else {})
         self._connection.request(method, self._base + path, body, headers)
         reply = self._connection.getresponse()
         return reply.status, reply.headers, reply.read()
+
+
+class _Reply(http.client.HTTPResponse):
+    """A reply that is read until a moment: a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, until: float, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timed(sock, until))
+
+
+class _Timed(io.RawIOBase):
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._sock, self._until = sock, until
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _contents(file: str | Path | bytes) -> bytes:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +177,32 @@ def test_a_silent_server_is_not_waited_for_longer_than_the_deadline() -> None:
         with pytest.raises(DeadlineError, match=r"no answer in time: 0\.3 s"):
             client.predict([[1]])
         assert not client.ready()
+
+
+@pytest.mark.parametrize("whole", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for_either(whole: bytes) -> None:
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(whole)
+                while not done.wait(0.1):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with (
+            Client(f"http://127.0.0.1:{server.getsockname()[1]}", deadline_s=0.4) as client,
+            pytest.raises(DeadlineError, match="no answer in time"),
+        ):
+            client.predict([[1]])
+        assert time.monotonic() - started < 3
+        done.set()
+        thread.join(5)
 
 
 def test_nobody_listens() -> None:

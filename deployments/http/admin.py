@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -11,8 +10,7 @@ from pydantic import ValidationError
 
 from deployments.front import LARGE_BYTES, Front, Gate, maybe_threaded
 from deployments.http.asgi import Reply, json_reply
-from deployments.http.errors import SlowBodyError
-from deployments.http.limits import read_body
+from deployments.http.limits import read_in_time
 from deployments.http.routes import Call, Handler
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.releases.controls import Controls
@@ -121,11 +119,7 @@ class Admin:
             return json_reply(await _told(action(_parsed(form, await self._read(call, CHANGE_BYTES)))))
 
     async def _read(self, call: Call, limit: int, take: Callable[[int], None] = lambda _size: None) -> bytes:
-        try:
-            async with asyncio.timeout(self._front.serving.deadline_s):
-                return await read_body(call.headers, call.receive, limit, take)
-        except TimeoutError as error:
-            raise SlowBodyError("the body did not arrive in time") from error
+        return await read_in_time(call.headers, call.receive, limit, self._front.serving.deadline_s, take)
 
 
 def _parsed(form: type[S], data: bytes) -> S:

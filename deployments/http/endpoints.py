@@ -5,12 +5,16 @@ from __future__ import annotations
 from deployments.front import SERVER_NAME, Entry, Front
 from deployments.http.asgi import EventStream, Reply, json_reply
 from deployments.http.infer import infer
+from deployments.http.limits import read_in_time
 from deployments.http.predict import predict
 from deployments.http.routes import Call, Handler
 from deployments.protocol import openapi
 from deployments.protocol.errors import ProtocolError
-from deployments.protocol.rest import EXTENSIONS
+from deployments.protocol.rest import EXTENSIONS, only_ready
 from orchestrator import __version__
+
+INDEX_BYTES = 4096
+"""Longest body of a question for the models."""
 
 
 class Endpoints:
@@ -74,8 +78,11 @@ class Endpoints:
     async def all_statistics(self, _call: Call) -> Reply:
         return _statistics(list(self._front.entries.values()))
 
-    async def index(self, _call: Call) -> Reply:
-        return json_reply(await self._front.index())
+    async def index(self, call: Call) -> Reply:
+        longest_s = self._front.serving.deadline_s
+        ready = only_ready(await read_in_time(call.headers, call.receive, INDEX_BYTES, longest_s))
+        models = await self._front.index()
+        return json_reply([one for one in models if one["state"] == "READY" or not ready])
 
     async def change(self, call: Call) -> Reply:
         found = self._find(call)

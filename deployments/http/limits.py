@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from deployments.front import maybe_threaded
 from deployments.http.asgi import DisconnectedError, Headers, Receive, header_text
 from deployments.http.encoding import decompress
+from deployments.http.errors import SlowBodyError
 from deployments.protocol.errors import TooLargeError
 
 
@@ -37,6 +39,25 @@ async def read_body(
     plain = await maybe_threaded(True, decompress, body, encoding, limit)
     take(len(plain))
     return plain
+
+
+async def read_in_time(
+    headers: Headers,
+    receive: Receive,
+    limit: int,
+    longest_s: float,
+    take: Callable[[int], None] = lambda _size: None,
+) -> bytes:
+    """As `read_body`.
+
+    Raises:
+        SlowBodyError: it takes longer than `longest_s`.
+    """
+    try:
+        async with asyncio.timeout(longest_s):
+            return await read_body(headers, receive, limit, take)
+    except TimeoutError as error:
+        raise SlowBodyError("the body did not arrive in time") from error
 
 
 async def _parts(receive: Receive, limit: int, take: Callable[[int], None]) -> bytes:

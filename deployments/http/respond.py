@@ -78,4 +78,7 @@ def _question(request: Request, headers: Headers, timeout_s: float) -> Question:
     wanted = frozenset([name for name, _binary in request.outputs])
     record = CURRENT.get()
     identity = request.id or (header_text(headers, b"x-request-id") or "" if record is None else record.id)
+    if not identity.isascii():
+        # JSON may have half a character, which has no bytes: who draws lots by the id needs them.
+        identity = identity.encode("utf-8", "backslashreplace").decode()
     return Question(request.rows, timeout_s, wanted, identity, request.encoded_by)

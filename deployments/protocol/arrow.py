@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,8 @@ def read(body: bytes, expected: Tensor) -> Array:
     batches = batches_of(body, lambda schema: _check_schema(schema, expected))
     if any(column.null_count for batch in batches for column in batch.columns):
         raise ProtocolError("the Arrow stream has rows without a value")
+    if _storage(batches[0].schema.types[0]) in (pa.binary(), pa.large_binary()):
+        return _images(batches, expected)
     return np.concatenate([_rows(batch, expected) for batch in batches if batch.num_rows])
 
 
@@ -71,9 +73,21 @@ def batches_of(body: bytes, check: Callable[[pa.Schema], None]) -> list[pa.Recor
                 batch.validate(full=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise ProtocolError("the Arrow stream cannot be read", str(error).splitlines()[0][:80]) from error
-    if not any(batch.num_rows for batch in batches):
+    rows = sum(batch.num_rows for batch in batches)
+    if not rows:
         raise ProtocolError("the Arrow stream has no rows")
+    _check_size(batches, rows, len(body))
     return batches
+
+
+def _check_size(batches: Sequence[pa.RecordBatch], rows: int, length: int) -> None:
+    """A short stream may say that it is a long one: several columns of the same bytes, which Arrow allows,
+    and columns of nulls, which have none."""
+    size = sum(batch.nbytes for batch in batches)
+    if size > length:
+        raise ProtocolError(f"columns of an Arrow stream of {length} bytes must not share bytes", size)
+    if rows > 8 * length:
+        raise ProtocolError(f"an Arrow stream of {length} bytes must have a bit at least for each row", rows)
 
 
 def _check_messages(body: bytes) -> None:
@@ -145,11 +159,19 @@ def _rows(batch: pa.RecordBatch, expected: Tensor) -> Array:
     if batch.num_columns > 1 or batch.column(0).type in NUMBERS:
         columns = [_numbers(column, expected) for column in batch.columns]
         return np.stack(columns, axis=1)
-    column = batch.column(0)
-    column = column.storage if isinstance(column, pa.ExtensionArray) else column
-    if not pa.types.is_fixed_size_list(column.type):
-        return images.rows_of(column.to_pylist(), expected)
-    return _numbers(column.flatten(), expected).reshape(shape)
+    return _numbers(_stored(batch.column(0)).flatten(), expected).reshape(shape)
+
+
+def _images(batches: Sequence[pa.RecordBatch], expected: Tensor) -> Array:
+    """Of all batches at once: what images may take is bounded for a request."""
+    images.check_count(sum(batch.num_rows for batch in batches), expected)
+    return images.rows_of(
+        [file for batch in batches for file in _stored(batch.column(0)).to_pylist()], expected
+    )
+
+
+def _stored(column: pa.Array) -> pa.Array:
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def _numbers(column: pa.Array, expected: Tensor) -> Array:

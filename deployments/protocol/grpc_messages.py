@@ -11,15 +11,16 @@ from importlib.resources import files
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from deployments.protocol import datatypes, images, raw
 from deployments.protocol import request as checks
 from deployments.protocol.datatypes import BYTES, Array, to_bytes
-from deployments.protocol.errors import ProtocolError
+from deployments.protocol.errors import ProtocolError, TooLargeError
 from deployments.protocol.model import Model
 from deployments.protocol.raw import Encoder, Given
 from deployments.protocol.request import Request
-from deployments.protocol.rest import Facts
+from deployments.protocol.rest import MAX_JSON_BYTES, Facts
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
@@ -59,6 +60,56 @@ def message(name: str) -> Any:
 
 _Response = message("ModelInferResponse")
 _Metadata = message("ModelMetadataResponse")
+_RAW = message("ModelInferRequest").DESCRIPTOR.fields_by_name["raw_input_contents"].number
+MAX_PARTS = 65_536
+"""Most fields of a message."""
+
+
+def parse(data: bytes, kind: Any) -> Any:
+    """The message of a kind. Numbers and parts take many times their bytes once they are read, so
+    all but raw tensors is bounded, as JSON is.
+
+    Raises:
+        TooLargeError: it is longer, or has more parts.
+        ProtocolError: it is no such message.
+    """
+    try:
+        plain, parts = _beside_raw(data) if len(data) > MAX_PARTS else (0, 0)
+        if plain > MAX_JSON_BYTES:
+            raise TooLargeError(
+                f"a message may have at most {MAX_JSON_BYTES} bytes beside raw_input_contents", plain
+            )
+        if parts > MAX_PARTS:
+            raise TooLargeError(f"a message may have at most {MAX_PARTS} parts")
+        return kind.FromString(data)
+    except (DecodeError, IndexError) as error:
+        raise ProtocolError("the message cannot be read", type(error).__name__) from error
+
+
+def _beside_raw(data: bytes) -> tuple[int, int]:
+    """Bytes of all fields but raw tensors, and how many fields there are; not counted beyond `MAX_PARTS`.
+
+    https://protobuf.dev/programming-guides/encoding/
+    """
+    place, raw, parts = 0, 0, 0
+    while place < len(data) and parts <= MAX_PARTS:
+        tag, place = _varint(data, place)
+        size = {1: 8, 5: 4}.get(tag & 7, 0)
+        if tag & 7 == 2:
+            size, place = _varint(data, place)
+            raw += size if tag >> 3 == _RAW else 0
+        elif tag & 7 == 0:
+            _, place = _varint(data, place)
+        place, parts = place + size, parts + 1
+    return len(data) - raw, parts
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while data[place] & 0x80 and shift < 63:
+        value |= (data[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    return value | data[place] << shift, place + 1
 
 
 def decode(asked: Any, model: Model, encoder: Encoder | None = None) -> Request:

@@ -36,6 +36,18 @@ def is_image(data: bytes) -> bool:
     return data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
 
 
+def check_count(count: int, expected: Tensor) -> None:
+    """So many images may be in one request.
+
+    Raises:
+        TooLargeError: they may not.
+    """
+    if count * expected.row_bytes > MAX_DECODED_BYTES:
+        raise TooLargeError(
+            f"a request may have at most {MAX_DECODED_BYTES // expected.row_bytes} images", count
+        )
+
+
 def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
     """Decode image files, resized to the model's height and width where they differ.
 
@@ -48,10 +60,7 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
     """
     if not takes_images(expected):
         raise ProtocolError("the model's rows are not images of 1 or 3 channels", list(expected.shape[1:]))
-    if len(files) * expected.row_bytes > MAX_DECODED_BYTES:
-        raise TooLargeError(
-            f"a request may have at most {MAX_DECODED_BYTES // expected.row_bytes} images", len(files)
-        )
+    check_count(len(files), expected)
     channels, height, width = expected.shape[1:]
     decoder = Decoder(Image.model_validate({"mode": _MODES[channels], "size": (height, width)}))
     pixels = 0

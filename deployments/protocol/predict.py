@@ -7,7 +7,6 @@ without one (or with that of `curl --data-binary`) its first bytes do.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from deployments.protocol.datatypes import Array, short
 from deployments.protocol.errors import ProtocolError, UnsupportedEncodingError
 from deployments.protocol.model import Model, Tensor
 from deployments.protocol.request import json_rows, raw_rows
-from deployments.protocol.rest import Facts, parse
+from deployments.protocol.rest import Facts, is_json, parse
 from orchestrator.measure.tasks import class_rules
 
 ANY_TYPE = ("", "application/x-www-form-urlencoded", "text/plain")
@@ -89,13 +88,7 @@ def _sniff(body: bytes) -> str:
         return "image/any"
     if arrow.is_stream(body):
         return "application/vnd.apache.arrow.stream"
-    if body.lstrip(b" \t\r\n")[:1] in (b"{", b"["):
-        try:
-            json.loads(body)
-        except (ValueError, RecursionError):
-            return "application/octet-stream"
-        return "application/json"
-    return "application/octet-stream"
+    return "application/json" if is_json(body) else "application/octet-stream"
 
 
 def _from_json(body: bytes, expected: Tensor) -> Array:

@@ -320,6 +320,7 @@ def _table_rows(encoding: TableEncoding, given: Sequence[Given], encoder: Encode
 def _encoded_table(encoding: TableEncoding, given: Given, expected: Tensor) -> Array:
     """Rows that a client encoded itself."""
     rows = datatypes.fit(np.asarray(given.values), given.datatype, expected.datatype)
+    rows = rows.reshape(given.rows, -1)  # [rows] is [rows, 1]
     for place, column in enumerate(encoding.columns):
         if isinstance(column, Category):
             codes = rows[:, place]

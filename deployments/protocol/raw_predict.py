@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
@@ -15,7 +14,7 @@ from deployments.protocol.datatypes import Array, short
 from deployments.protocol.errors import ProtocolError, UnsupportedEncodingError
 from deployments.protocol.raw import Encoder, text_of
 from deployments.protocol.request import check_names, raw_rows
-from deployments.protocol.rest import parse
+from deployments.protocol.rest import is_json, parse
 from orchestrator.config.encoding import AudioEncoding, Number, TableEncoding, TextEncoding
 
 ANY_TYPE = ("", "application/x-www-form-urlencoded")
@@ -62,13 +61,7 @@ def _sniff(_encoding: Any, body: bytes) -> str:
 def _sniff_text(_: TextEncoding, body: bytes) -> str:
     if arrow.is_stream(body):
         return ARROW
-    if body.lstrip(b" \t\r\n")[:1] in (b"{", b"["):
-        try:
-            json.loads(body)
-        except (ValueError, RecursionError):
-            return "text/plain"
-        return JSON
-    return "text/plain"
+    return JSON if is_json(body) else "text/plain"
 
 
 @_sniff.register

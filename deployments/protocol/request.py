@@ -99,7 +99,9 @@ def check_names(names: Sequence[object], what: str) -> list[str]:
     """
     found = [name for name in names if isinstance(name, str)]
     if len(found) < len(names):
-        raise ProtocolError(f"each of {what} needs a name", short(next(n for n in names if n not in found)))
+        raise ProtocolError(
+            f"each of {what} needs a name", short(next(n for n in names if not isinstance(n, str)))
+        )
     if len(set(found)) < len(found):
         raise ProtocolError(f"{what} has the same name twice", short(found))
     return found

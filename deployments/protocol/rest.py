@@ -18,7 +18,7 @@ from typing import Any
 from deployments.protocol import raw
 from deployments.protocol import request as checks
 from deployments.protocol.datatypes import Array, short, to_bytes
-from deployments.protocol.errors import ProtocolError
+from deployments.protocol.errors import ProtocolError, TooLargeError
 from deployments.protocol.model import Model
 from deployments.protocol.raw import Encoder, Given
 from deployments.protocol.request import Request
@@ -29,6 +29,9 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 REMEMBERED = 256
 """JSON headers of binary requests and answers that are kept: a client sends the same again and again."""
 LONGEST_REMEMBERED = 4096
+MAX_JSON_BYTES = 8 * 2**20
+"""Longest JSON. Reading it keeps the interpreter's lock, so all else waits, and a list of empty ones takes
+20 times its bytes."""
 
 Facts = Mapping[str, str | int | float | bool]
 Outputs = tuple[tuple[str, bool], ...]
@@ -263,17 +266,42 @@ class EncodedCodec(Codec):
         return raw.from_bytes(name, datatype, shape, rest[:size]), size
 
 
+def only_ready(body: bytes) -> bool:
+    """Whether a question for the index of models is for those that are ready.
+
+    Raises:
+        ProtocolError: it is no such question.
+    """
+    return _flag(_object(parse(body or b"{}"), "the request"), "ready", False)
+
+
 def parse(text: bytes) -> object:
     """Strict JSON.
 
     Raises:
         ProtocolError: it is none.
+        TooLargeError: it is longer than `MAX_JSON_BYTES`.
     """
+    if len(text) > MAX_JSON_BYTES:
+        raise TooLargeError(
+            f"JSON may have at most {MAX_JSON_BYTES} bytes", len(text), "send binary data, or fewer rows"
+        )
     try:
         return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ProtocolError("the body is not valid JSON", reason) from error
+
+
+def is_json(body: bytes) -> bool:
+    """Whether a body that says nothing of its type is JSON."""
+    if len(body) > MAX_JSON_BYTES or body.lstrip(b" \t\r\n")[:1] not in (b"{", b"["):
+        return False
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _json_values(values: Array) -> bytes:

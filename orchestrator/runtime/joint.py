@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from orchestrator.errors import ExecutionError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
-from orchestrator.runtime.execute import Executable
+from orchestrator.runtime.execute import LARGEST_BATCH, Executable
 from orchestrator.runtime.forms import cached
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.wide import widened
@@ -66,7 +67,7 @@ class Joint:
             begin: as for a call.
         """
         if self._graph is not None and not self._alone:
-            outputs = _tried(self._graph, inputs) if begin(self._joined) else None
+            outputs = _computed(self._graph, inputs, lambda: begin(self._joined))
             return outputs if isinstance(outputs, np.ndarray) else None
         found = self(inputs, begin)
         parts = [found.get(member) for member in self.members]
@@ -84,23 +85,40 @@ class Joint:
 
         Args:
             inputs: the rows.
-            begin: told which members are computed next; False ends the call with what is known so far.
+            begin: told which members are computed next, before each piece of `LARGEST_BATCH` rows; False ends
+                the call with what is known so far.
             without: members that are left alone, and with one of the graph all of it.
         """
         found: dict[Member, NDArray[np.float32] | Exception] = {}
         if self._graph is not None and not any(member in without for member in self._joined):
-            if not begin(self._joined):
+            outputs = _computed(self._graph, inputs, lambda: begin(self._joined))
+            if outputs is None:
                 return found
-            outputs = _tried(self._graph, inputs)
             for position, member in enumerate(self._joined):
                 found[member] = outputs if isinstance(outputs, Exception) else outputs[:, position]
         for member, one in self._alone.items():
             if member in without:
                 continue
-            if not begin((member,)):
+            output = _computed(one, inputs, partial(begin, (member,)))
+            if output is None:
                 break
-            found[member] = _tried(one, inputs)
+            found[member] = output
         return found
+
+
+def _computed(
+    executable: Executable, inputs: NDArray[np.generic], begin: Callable[[], bool]
+) -> NDArray[np.float32] | Exception | None:
+    """The outputs, or why there are none; None where a piece may not be begun."""
+    parts = []
+    for first in range(0, max(len(inputs), 1), LARGEST_BATCH):
+        if not begin():
+            return None
+        part = _tried(executable, inputs[first : first + LARGEST_BATCH])
+        if isinstance(part, Exception):
+            return part
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _tried(executable: Executable, inputs: NDArray[np.generic]) -> NDArray[np.float32] | Exception:

@@ -95,6 +95,8 @@ class Fuzz:
             return self._change()
         path = self._path()
         body, headers = self._infer() if path.endswith("infer") else self._plain()
+        if path.endswith("index"):
+            body = rng.choice([b"", b'{"ready": true}'])
         if rng.random() < 0.3:
             body = self._mutated(body)
         if rng.random() < 0.1:

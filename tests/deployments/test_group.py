@@ -148,6 +148,35 @@ def test_a_call_that_hangs_is_a_failure_of_its_member_until_it_returns() -> None
     assert computed.calls == [[1.0], [3.0]]
 
 
+def test_a_copy_whose_call_hangs_is_loaded_anew_where_there_are_others() -> None:
+    computed, loaded = Hangs(), 0
+
+    def load() -> tuple[Joint]:
+        nonlocal loaded
+        loaded += 1
+        second = {B: lambda rows: rows * 2}
+        sound: dict[Member, Any] = {A: lambda rows: rows * 2, **second}
+        # The copy that is lent first hangs; what is loaded later does not.
+        return (Joint((A, B), None, (), {A: computed.of(A), **second} if loaded == 2 else sound, None),)
+
+    async def test() -> list[Any]:
+        group = Group(Pool("test", load, 2), 0, hang_s=0.05, max_rows=1, max_queued_rows=100)
+        hanging = await asyncio.gather(group.ask(A, rows(1)), return_exceptions=True)
+        later = await asyncio.gather(*(group.ask(A, rows(value)) for value in (2, 3, 4)))
+        assert group._pool.calls_that_hang == 1
+        computed.go_on.set()
+        await group.close()
+        return [*hanging, *later]
+
+    try:
+        first, *others = asyncio.run(test())
+    finally:
+        computed.go_on.set()
+    assert isinstance(first, HangingError)
+    assert [one[0, 0] for one in others] == [4.0, 6.0, 8.0]
+    assert loaded == 3
+
+
 class Broken(Computed):
     """The second member fails whatever it is asked."""
 

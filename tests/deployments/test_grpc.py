@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import ml_dtypes
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ from deployments.http.access import Access
 from deployments.http.app import HttpApp
 from deployments.http.listener import Listener
 from deployments.protocol import grpc_messages as messages
-from deployments.protocol.errors import ProtocolError
+from deployments.protocol.errors import ProtocolError, TooLargeError
+from deployments.protocol.rest import MAX_JSON_BYTES
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings, TlsSettings
 from orchestrator.config.serving import ServingSettings
@@ -331,6 +333,40 @@ def test_calls_need_a_key_where_there_are_keys(tmp_path: Path) -> None:
             ask({"authorization": f"Bearer {token}"})
         with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*too many requests"):
             asks[0]({"x-api-key": token})
+
+
+def test_what_becomes_large_is_refused_before_it_is_made() -> None:
+    kind = messages.message("ModelInferRequest")
+    numbers = kind(model_name="images", inputs=[{"contents": {"uint_contents": b"1" * (MAX_JSON_BYTES + 1)}}])
+    for data, says in (
+        (numbers.SerializeToString(), "at most 8388608 bytes beside raw_input_contents"),
+        (b"\x2a\x00" * (messages.MAX_PARTS + 1), "at most 65536 parts"),  # empty inputs
+    ):
+        with pytest.raises(TooLargeError, match=says):
+            messages.parse(data, kind)
+    raw = kind(model_name="images", raw_input_contents=[bytes(MAX_JSON_BYTES + 1)])
+    assert messages.parse(raw.SerializeToString(), kind) == raw
+    for damaged in (b"\xff" * 9, b"\xff" * 2**17, b"\x2a\xff" * 2**16):
+        with pytest.raises(ProtocolError, match="cannot be read"):
+            messages.parse(damaged, kind)
+
+
+async def silent(port: int, method: str) -> grpc.StatusCode:
+    """The status of a call that is opened, and sends nothing."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_unary(f"/{messages.SERVICE}/{method}")()
+        return await asyncio.wait_for(call.code(), 10)
+
+
+def test_a_call_without_a_message_is_refused_for_its_key_at_once_and_ends_in_any_case(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    keys.add(file, "ann", "data")
+    access = Access(AccessSettings(keys=str(file)))
+    with listening(front(deadline_s=60), access) as ports:
+        assert asyncio.run(silent(ports.grpc, "ModelInfer")) is grpc.StatusCode.UNAUTHENTICATED
+    with listening(front(deadline_s=0.2)) as ports:
+        for method in ("ModelInfer", "ServerLive"):
+            assert asyncio.run(silent(ports.grpc, method)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def streamed(port: int, count: int, headers: dict[str, str]) -> list[tuple[Any, Any]]:

@@ -12,7 +12,9 @@ import pytest
 
 from deployments.exchange import Answer, Question, Served
 from deployments.http.app import http_app
+from deployments.http.respond import _question
 from deployments.protocol.model import describe
+from deployments.protocol.request import Request
 from orchestrator import __version__
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import (
@@ -112,6 +114,8 @@ def test_probes_at_the_same_time_are_one_check() -> None:
 def test_repository_index() -> None:
     (entry,) = ask("POST", "/v2/repository/index").json()
     assert entry == {"name": "small", "version": MODEL.version, "state": "READY", "reason": ""}
+    assert ask("POST", "/v2/repository/index", ready=is_not_ready, json={"ready": True}).json() == []
+    assert ask("POST", "/v2/repository/index", json={"ready": 1}).status_code == 400
     (entry,) = ask("POST", "/v2/repository/index", ready=is_not_ready, json={}).json()
     assert entry["state"] == "UNAVAILABLE"
     assert "member b" in entry["reason"]
@@ -288,3 +292,8 @@ def test_bodies_that_are_too_large_together_are_refused_and_the_rest_answered(pa
             return [(await first).status_code, second.status_code, third.status_code]
 
     assert asyncio.run(test()) == [200, 503, 200]
+
+
+def test_an_id_that_is_no_unicode_can_be_drawn_by() -> None:
+    request = Request(np.zeros((1, 3), np.float32), (), id="half \ud800")
+    assert _question(request, {}, 1.0).request_id.encode() == b"half \\ud800"

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,25 @@ def test_a_port_is_shared_with_servers_of_the_same_owner_alone() -> None:
     two.give_back()
     other.take()
     other.give_back()
+
+
+@pytest.mark.parametrize(
+    ("host", "other", "free"),
+    [
+        ("127.0.0.1", "localhost", False),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("0.0.0.0", "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.2", True),
+    ],
+)
+def test_a_port_of_all_addresses_is_that_of_each(host: str, other: str, free: bool) -> None:
+    port = free_port()
+    one, two = PortLock(host, port, "app a"), PortLock(other, port, "app b")
+    one.take()
+    with nullcontext() if free else pytest.raises(ServingError, match="another server listens on the port"):
+        two.take()
+    two.give_back()
+    one.give_back()
 
 
 class _Companion:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,27 @@ def stream(*columns: pa.Array, names: Sequence[str] = (), **options: Any) -> byt
         writer.write_batch(batch)
         writer.write_batch(batch.slice(0, 0))
     return sink.getvalue()
+
+
+def one_after_another(*columns: pa.Array) -> bytes:
+    """A stream with a batch for each."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, pa.schema({"0": columns[0].type})) as writer:
+        for column in columns:
+            writer.write_batch(pa.record_batch([column], names=["0"]))
+    return sink.getvalue()
+
+
+def overlapping(rows: int) -> bytes:
+    """A stream of three float columns that have the same bytes."""
+    size = 4 * rows
+    body = stream(*[pa.array(np.arange(rows), pa.float32())] * 3)
+    for place in (1, 2):
+        said = body.rindex(struct.pack("<qq", place * size, size))
+        body = body[:said] + struct.pack("<q", 0) + body[said + 8 :]
+    at = body.index(struct.pack("<q", 3 * size))  # length of the batch's data
+    first = body.index(np.arange(rows, dtype=np.float32).tobytes())
+    return body[:at] + struct.pack("<q", size) + body[at + 8 : first + size] + body[first + 3 * size :]
 
 
 def lists(rows: np.ndarray) -> pa.Array:
@@ -219,3 +241,18 @@ def test_all_images_of_a_request_are_counted_before_one_is_decoded(monkeypatch: 
     monkeypatch.setattr("orchestrator.data.images.Decoder.image", None)
     got = post(stream(pa.array([png(row) for row in PIXELS])), ARROW)
     assert (got.status, "at most 12 pixels" in got.json()["error"]) == (413, True)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_DECODED_BYTES", 12), ("MAX_REQUEST_PIXELS", 12)])
+def test_images_of_all_batches_count_together(monkeypatch: pytest.MonkeyPatch, limit: str, most: int) -> None:
+    monkeypatch.setattr(images, limit, most)
+    files = [pa.array([png(row)]) for row in PIXELS]
+    assert post(one_after_another(*files[:2]), ARROW).status == 200
+    assert post(one_after_another(*files), ARROW).status == 413
+
+
+def test_columns_that_share_their_bytes_are_refused() -> None:
+    with pa.ipc.open_stream(overlapping(512)) as reader:
+        assert reader.read_all().column(2).to_pylist() == list(range(512))
+    got = post(overlapping(512), ARROW, query="model=features")
+    assert (got.status, "must not share bytes" in got.json()["error"]) == (400, True)

@@ -10,6 +10,7 @@ import pytest
 from deployments.protocol import rest
 from deployments.protocol.errors import ProtocolError, TooLargeError
 from deployments.protocol.model import Model, describe
+from deployments.protocol.request import check_names
 from tests.deployments.models import CASCADE, FEATURES, IMAGES, A, spec
 
 IMAGE_MODEL = describe(spec(signature=IMAGES))
@@ -312,3 +313,26 @@ def test_errors_keep_their_status_through_pickle() -> None:
     error = pickle.loads(pickle.dumps(TooLargeError("too long", 7)))
     assert error.status == 413
     assert str(error) == "too long: 7"
+
+
+def test_long_json_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = body(image())
+    monkeypatch.setattr(rest, "MAX_JSON_BYTES", len(text) - 1)
+    assert refusal(text).status == 413
+    header, length = binary(ROWS.tobytes(), 12)
+    monkeypatch.setattr(rest, "MAX_JSON_BYTES", int(length or 0))
+    rest.Codec(IMAGE_MODEL).decode(header, length)
+
+
+def test_a_name_that_is_missing_is_found_in_one_pass() -> None:
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+    with pytest.raises(ProtocolError, match="each of inputs needs a name: None"):
+        check_names([*(Name(number) for number in range(1000)), None], "inputs")
+    assert Name.compared == 0

@@ -14,11 +14,14 @@ import pytest
 from deployments.protocol import grpc_messages as messages
 from deployments.protocol import raw_predict, rest
 from deployments.protocol.errors import ProtocolError
+from deployments.protocol.model import describe
 from deployments.protocol.raw import TEXT_BYTES, Encoder
 from deployments.protocol.request import Request
+from orchestrator.config.encoding import TableEncoding
 from orchestrator.config.serving import ServingSettings
 from orchestrator.errors import DeadlineError
-from tests.deployments.raws import COLUMNS, MODELS, ROWS, SOUNDS, TEXTS, TONE, encoded, wav
+from tests.deployments.models import MIX, spec
+from tests.deployments.raws import COLUMNS, MODELS, ROWS, SOUNDS, TABLE, TEXTS, TONE, encoded, signature, wav
 from tests.deployments.test_predict import ARROW, lists, stream
 
 SERVING = ServingSettings(max_body_bytes=2**18)
@@ -122,6 +125,17 @@ def test_rows_of_a_table_may_be_sent_encoded() -> None:
         from_binary("table", ("input", "FP32", [1, 3], np.full(3, np.nan, np.float32).tobytes()))
     with pytest.raises(ProtocolError, match=r"\[rows >= 1, 3\]"):
         from_binary("table", ("input", "FP32", [4], wanted[:, 0].tobytes()))
+
+
+def test_encoded_rows_of_one_column_may_leave_out_its_axis() -> None:
+    for column in TABLE.columns[:2]:  # a number and a category
+        model = describe(spec(MIX, signature(TableEncoding(columns=(column,)))))
+        rows = (
+            rest.codec_of(model, SERVING)
+            .decode(json.dumps({"inputs": [tensor([1.0, 2.0], "FP32")]}).encode(), None)
+            .rows
+        )
+        assert rows.tolist() == [[1.0], [2.0]]
 
 
 def test_files_and_waveforms_arrive() -> None:
@@ -348,6 +362,7 @@ def test_a_short_stream_with_values_without_end_is_refused_before_any_is_made(
         ("table", stream(pa.array([1]), names=["age"]), ARROW, 400, "no input: 'color'"),
         ("table", stream(pa.nulls(9), pa.nulls(9), names=["a", "a"]), ARROW, 400, "same name twice"),
         ("table", stream(*[pa.nulls(9)] * 4, names=[*COLUMNS, "age"]), ARROW, 400, "same name twice"),
+        ("table", arrow_ages(pa.nulls(50_000)), ARROW, 400, "a bit at least for each row"),
         ("table", arrow_ages(pa.array([2**62], pa.timestamp("s"))), ARROW, 400, "must be of numbers"),
     ],
 )

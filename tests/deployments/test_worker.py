@@ -76,3 +76,20 @@ def test_waiting_for_its_turn_is_not_hanging() -> None:
         return list(await asyncio.gather(*(worker.run(slow, Watch(), 0.5) for _ in range(5))))
 
     assert asyncio.run(test()) == [1] * 5
+
+
+def test_a_call_that_goes_from_piece_to_piece_does_not_hang_and_ends_when_nobody_waits() -> None:
+    async def test(longest_s: float) -> int:
+        worker, watch, pause = Worker("test"), Watch(longest_s), threading.Event()
+
+        def work() -> int:
+            done = 0
+            while done < 10 and watch.begin([MEMBER]):
+                pause.wait(0.03)
+                done += 1
+            return done
+
+        return await worker.run(work, watch, 0.15)
+
+    assert asyncio.run(test(10.0)) == 10
+    assert 0 < asyncio.run(test(0.05)) < 5

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.config.ensemble import Member
 from orchestrator.errors import ExecutionError
+from orchestrator.runtime.execute import LARGEST_BATCH
 from orchestrator.runtime.joint import SAMPLE, Joint, _check
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -84,3 +85,18 @@ def test_members_that_are_left_alone_or_come_too_late_are_not_computed() -> None
     assert list(joint(ROWS, begin)) == [a]
     assert begun == ["a", "b"]
     assert list(joint(ROWS, without=[b])) == [a, c]
+
+
+def test_many_rows_are_computed_in_pieces_as_long_as_somebody_waits() -> None:
+    rows = np.arange(2 * LARGEST_BATCH + 1, dtype=np.float32)[:, None]
+    a, sizes = Member(name="a", digest="1" * 64), list[int]()
+
+    def double(part: np.ndarray) -> np.ndarray:
+        sizes.append(len(part))
+        return 2 * part
+
+    joint = Joint((a,), None, (), {a: double}, None)  # type: ignore[dict-item]
+    np.testing.assert_array_equal(joint(rows)[a], 2 * rows)
+    assert sizes == [LARGEST_BATCH, LARGEST_BATCH, 1]
+    assert joint(rows, lambda _members: len(sizes) < 5) == {}
+    assert len(sizes) == 5
