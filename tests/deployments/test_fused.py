@@ -189,7 +189,7 @@ def test_after_a_call_that_hangs_the_copy_that_is_loaded_answers(
     rows = rows_of(spec)[:1]
     engine = opened(store, spec, instances=2)
     assert isinstance(engine, Fused)
-    engine._hang_s = 0.1
+    engine._hang_s = 0.5
     last = engine._pool.loaded()[-1][0]  # the one that is lent first
     monkeypatch.setitem(last._alone, last.members[0], lambda _: go_on.wait(20))
     monkeypatch.setattr(module, "opened_groups", None)  # what cannot be loaded anew is not needed
