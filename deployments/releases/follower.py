@@ -29,10 +29,13 @@ from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.errors import (
     ConfigError,
+    CorruptArtifactError,
     DeadlineError,
+    MemberFailedError,
     NotFoundError,
     OrchestratorError,
     OverloadedError,
+    QuorumError,
     RefConflictError,
     ServingError,
 )
@@ -76,7 +79,7 @@ class Follower(InStages):
     ) -> None:
         self._store, self._name, self._open = store, name, open_engine
         self._renewed, self._fair_s = renewed, fair_s
-        self._problem = ""
+        self._problem = self._unread = ""
         self._refused = ("", 0.0)
         self._live = self._first()
         self._staged: Running | None = None
@@ -163,6 +166,17 @@ class Follower(InStages):
             await self._stage(digest)
             self._refused = ("", 0.0)
 
+    async def unstage(self, digest: str) -> None:
+        """Close a release that was staged for a change that did not come."""
+        async with self._changing:
+            if (staged := self._staged) is not None and staged.digest == digest:
+                self._staged = None
+                await staged.retire()
+
+    async def current(self) -> Spec:
+        """What is live, whether it can answer or not."""
+        return self._live.spec
+
     async def follow(self) -> None:
         """Look at the store now; what it says runs here afterwards.
 
@@ -185,7 +199,7 @@ class Follower(InStages):
             raise ConfigError(
                 "no weights are learned here", self._name, "set serving.feedback; it takes mixes of models"
             )
-        found = learner.learn(body)
+        found = await learner.learn(body)
         if learner.due:
             try:
                 await new_epoch(self._store, self._name, self._live, learner, self.stage)
@@ -266,11 +280,20 @@ class Follower(InStages):
         return found
 
     async def _follow(self) -> None:
-        """First the canary: it does not wait for a live release that cannot run."""
-        position, settings = await asyncio.to_thread(releases.canary, self._store, self._name)
-        if position.sequence != self._canary_seen:
-            await self._follow_canary(position.sequence, settings)
+        """First the canary: it does not wait for a live release that cannot run.
+
+        But a canary that was promoted takes over before its end, which would close it. A promotion moves the
+        live ref first, so that this reads it last.
+        """
+        canary = await self._read_canary()
         wanted = (await asyncio.to_thread(releases.live, self._store, self._name)).value
+        if self._candidate is not None and self._candidate.digest == wanted:
+            await self._take_over(self._candidate)
+        if canary is None:
+            self._canary_seen = 0
+            await self._try(None, None)
+        elif canary[0].sequence != self._canary_seen:
+            await self._follow_canary(canary[0].sequence, canary[1])
         refused, until = self._refused
         if wanted == refused and time.monotonic() < until:
             return
@@ -279,7 +302,19 @@ class Follower(InStages):
                 await self._take_over(await self._stage(wanted))
             except OrchestratorError as error:
                 raise self._refuse(wanted, error) from error
-        self._problem = ""
+        self._problem = self._unread
+
+    async def _read_canary(self) -> tuple[releases.Position, Canary | None] | None:
+        """The newest canary; None where its settings cannot be read, which must keep no promotion back."""
+        try:
+            found = await asyncio.to_thread(releases.canary, self._store, self._name)
+        except CorruptArtifactError as error:
+            if (told := f"the canary is not tried: {error}") != self._unread:
+                logger.error("%s: %s", self._name, told)
+            self._unread = told
+            return None
+        self._unread = ""
+        return found
 
     async def _follow_canary(self, sequence: int, settings: Canary | None) -> None:
         self._canary_seen = sequence
@@ -336,7 +371,9 @@ class Follower(InStages):
         task.add_done_callback(self._comparing.discard)
 
     def _failed(self, trial: Trial, question: Question, error: OrchestratorError) -> None:
-        hurried = isinstance(error, DeadlineError) and question.timeout_s < self._fair_s
+        # A tree with a quorum has no members left when the time is over, but no deadline of its own.
+        slow = isinstance(error, DeadlineError | QuorumError | MemberFailedError)
+        hurried = slow and question.timeout_s < self._fair_s
         if hurried or isinstance(error, OverloadedError):
             return  # no fault of the candidate
         logger.warning("the canary of %s failed: %s", self._name, error)
