@@ -163,6 +163,17 @@ def test_a_signing_machine_replaces_a_form_of_others(
     assert strict.compiled(D1, "t") == copy
 
 
+def test_a_form_signed_by_a_key_that_is_not_trusted_stays_on_this_machine(
+    store: Store, key: str, built: Path, tmp_path: Path
+) -> None:
+    assert key
+    strict = _strict(store, signing.make_key(tmp_path / "trusted.pem"))
+    place = strict.publish_folder(D1, "t", built)
+    assert place.is_relative_to(tmp_path / "copies")
+    assert strict.compiled(D1, "t") == place
+    assert not store.blobs.list("compiled")
+
+
 def test_keys_that_are_none(store: Store, tmp_path: Path) -> None:
     signing.make_key(tmp_path / "a.pem")
     with pytest.raises(ConfigError, match="never overwritten"):
