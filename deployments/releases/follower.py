@@ -23,20 +23,18 @@ from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.releases.learner import Learner, learner_of, new_epoch
 from deployments.releases.running import Engine, Running
-from deployments.releases.trial import Trial, agreement, drawn, tried
+from deployments.releases.trial import Trial, agreement, drawn, newest, say_stopped, tried
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.errors import (
     ConfigError,
-    CorruptArtifactError,
     DeadlineError,
     MemberFailedError,
     NotFoundError,
     OrchestratorError,
     OverloadedError,
     QuorumError,
-    RefConflictError,
     ServingError,
 )
 from orchestrator.store import releases
@@ -79,7 +77,7 @@ class Follower(InStages):
     ) -> None:
         self._store, self._name, self._open = store, name, open_engine
         self._renewed, self._fair_s = renewed, fair_s
-        self._problem = self._unread = ""
+        self._problem = ""
         self._refused = ("", 0.0)
         self._live = self._first()
         self._staged: Running | None = None
@@ -237,9 +235,8 @@ class Follower(InStages):
 
     def _first(self) -> Running:
         """The live release; while it cannot be loaded, the newest before it that can."""
-        entries = releases.history(self._store, self._name)
         failed: OrchestratorError | None = None
-        for digest in dict.fromkeys(entry.value for entry in reversed(entries)):
+        for digest in releases.newest_first(self._store, self._name):
             try:
                 return self._load(digest)
             except OrchestratorError as error:
@@ -285,15 +282,12 @@ class Follower(InStages):
         But a canary that was promoted takes over before its end, which would close it. A promotion moves the
         live ref first, so that this reads it last.
         """
-        canary = await self._read_canary()
+        position, settings, unread = await newest(self._store, self._name)
         wanted = (await asyncio.to_thread(releases.live, self._store, self._name)).value
         if self._candidate is not None and self._candidate.digest == wanted:
             await self._take_over(self._candidate)
-        if canary is None:
-            self._canary_seen = 0
-            await self._try(None, None)
-        elif canary[0].sequence != self._canary_seen:
-            await self._follow_canary(canary[0].sequence, canary[1])
+        if position.sequence != self._canary_seen:
+            await self._follow_canary(position.sequence, settings)
         refused, until = self._refused
         if wanted == refused and time.monotonic() < until:
             return
@@ -302,19 +296,9 @@ class Follower(InStages):
                 await self._take_over(await self._stage(wanted))
             except OrchestratorError as error:
                 raise self._refuse(wanted, error) from error
-        self._problem = self._unread
-
-    async def _read_canary(self) -> tuple[releases.Position, Canary | None] | None:
-        """The newest canary; None where its settings cannot be read, which must keep no promotion back."""
-        try:
-            found = await asyncio.to_thread(releases.canary, self._store, self._name)
-        except CorruptArtifactError as error:
-            if (told := f"the canary is not tried: {error}") != self._unread:
-                logger.error("%s: %s", self._name, told)
-            self._unread = told
-            return None
-        self._unread = ""
-        return found
+        if unread not in ("", self._problem):
+            logger.error("%s: %s", self._name, unread)
+        self._problem = unread
 
     async def _follow_canary(self, sequence: int, settings: Canary | None) -> None:
         self._canary_seen = sequence
@@ -394,17 +378,8 @@ class Follower(InStages):
 
     async def _say_stopped(self, settings: Canary, why: str) -> None:
         """Say in the store that a canary is over, for the other processes and the next start."""
-        logger.warning("%s: the canary is off: %s", self._name, why)
         self._stopped = why
-        stopped = settings.model_copy(update={"stopped": why})
-        try:
-            await asyncio.to_thread(
-                releases.set_canary, self._store, self._name, stopped, expect=self._canary_seen
-            )
-        except RefConflictError:
-            pass  # another process was first, or another canary was set meanwhile
-        except OrchestratorError as error:
-            logger.error("%s: %s", self._name, error)
+        await say_stopped(self._store, self._name, settings, why, expect=self._canary_seen)
 
     def _look(self) -> None:
         """Keep a task that follows the store; it needs the loop that requests are answered in."""
