@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
@@ -27,7 +28,7 @@ from orchestrator.config import ensemble as tree
 from orchestrator.config.load import validate
 from orchestrator.config.serving import AppSettings, Placement, ServingSettings
 from orchestrator.ensemble.tree import distinct
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -44,6 +45,8 @@ NODE_SHARE = 0.001
 DRAIN_MARGIN_S = 5.0
 LIGHT = {"num_cpus": 0}
 """Ingress and ensembles only wait: they reserve no core."""
+
+logger = logging.getLogger(__name__)
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -80,7 +83,7 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
         raise ConfigError("the file of API keys must be an absolute path", settings.serving.access.keys)
     store = Store(settings.store, create=False)
     # A ref serves its live release, so that what was promoted survives every process.
-    specs = [*settings.specs, *(releases.first(store, ref) for ref in settings.refs)]
+    specs = [*settings.specs, *(_first(store, ref) for ref in settings.refs)]
     refs = ["" for _ in settings.specs] + list(settings.refs)
     names = [spec.name for spec in specs]
     for name in names:
@@ -110,6 +113,30 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
         specs, places, settings.serving, refs, settings.store, direct=direct_on is not None
     )
     return ingress
+
+
+def _first(store: Store, ref: str) -> tree.Spec:
+    """The live release; while a member of it is damaged or gone, the newest before it that is whole.
+
+    Raises:
+        NotFoundError, CorruptArtifactError: no release is whole; tells of the live one.
+    """
+    spec = releases.first(store, ref)
+    if releases.live(store, ref).sequence == 1:
+        return spec  # there is no other, so what is wrong with it is told by who needs it
+    failed: StoreError | None = None
+    for digest in releases.newest_first(store, ref):
+        try:
+            spec = releases.read(store, digest).spec
+            for member in distinct(spec.tree):
+                store.check_signed(member.digest)
+                store.verify(member.digest)
+            return spec
+        except (NotFoundError, CorruptArtifactError) as error:
+            failed = failed or error
+            logger.error("%s: release %s cannot be served: %s", ref, digest[: releases.SHORT], error)
+    assert failed is not None
+    raise failed
 
 
 def _share(serving: ServingSettings, here: Collection[tree.Member]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from deployments.bundle import Bundler
-from deployments.drive import everyone, fetch, fetch_all, fetch_stream
+from deployments.drive import fetch, fetch_all, fetch_stream
 from deployments.exchange import Answer, Question, Served
 from deployments.front import Front
 from deployments.fused import Fused
@@ -48,6 +48,8 @@ ALIKE = 1.1
 that hang are waited for until 0.8 of a question's time is over."""
 CHANGE_S = 300.0
 """Longest time for all replicas to load a release."""
+CHANGING = ("follow", "learn")
+"""Methods of `Follower` after which another release may be live."""
 
 
 class Ingress:
@@ -132,8 +134,8 @@ class Ingress:
 
     async def look(self, model: str) -> None:
         """Called by an ingress replica on all: see what is live of a model whose deployment is another."""
-        # Not by way of `Front.ready`: a check that is under way may have begun before.
-        await everyone([self._front.entries[model].served.ready()])
+        # Not by whether it is ready: one that is not must be seen, and rolled back, all the same.
+        self._renew(await fetch(self._behind[model].current.remote()))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -184,7 +186,8 @@ class Ingress:
     def _tell(self, model: str) -> Tell:
         async def behind(method: str, *args: Any) -> list[Any]:
             told = await fetch_all(self._behind[model], method, *args, timeout_s=CHANGE_S)
-            await fetch_all(_own(), "look", model, timeout_s=CHANGE_S)
+            if method in CHANGING:
+                await fetch_all(_own(), "look", model, timeout_s=CHANGE_S)
             return told
 
         async def here(method: str, *args: Any) -> list[Any]:

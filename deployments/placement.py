@@ -29,6 +29,7 @@ from orchestrator.config.ensemble import Cascade, Combined, Member, Spec, walk_n
 from orchestrator.config.serving import AppSettings, Placement
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import StoreError
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.models.build import example_inputs
 from orchestrator.runtime import execute
@@ -231,16 +232,11 @@ def decide(spec: Spec, settings: AppSettings, store: Store) -> Decision:
         weights_bytes=copies * sum(store.artifact_bytes(member.digest) for member in members),
         memory_bytes=facts["memory_bytes"],
     )
-    store.add_record(
-        digest,
-        {
-            **key,
-            "instances": serving.instances,
-            "placement": found.placement,
-            "reason": found.reason,
-            "time": time.time(),
-        },
-    )
+    record = {"instances": serving.instances, "placement": found.placement, "reason": found.reason}
+    try:
+        store.add_record(digest, {**key, **record, "time": time.time()})
+    except StoreError as error:  # a store that is only read is served all the same
+        logger.warning("%s: the placement is not kept: %s", spec.name, error)
     return _told(spec, found.placement, found.reason)
 
 

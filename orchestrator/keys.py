@@ -6,13 +6,15 @@ from its digest, however fast the hash; slow hashes are for what people choose t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -68,11 +70,13 @@ def add(path: Path, name: str, scope: Scope) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
         raise ConfigError("a key's name may have letters, digits, '.', '_' and '-'", name)
-    keys = read(path) if path.exists() else ()
-    if any(key.name == name for key in keys):
-        raise ConfigError("a key of that name exists", name, "revoke it first, or choose another name")
     token = secrets.token_urlsafe(32)
-    _write(path, [*keys, Key(name, scope, _digest(token))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        keys = read(path) if path.exists() else ()
+        if any(key.name == name for key in keys):
+            raise ConfigError("a key of that name exists", name, "revoke it first, or choose another name")
+        _write(path, [*keys, Key(name, scope, _digest(token))])
     return token
 
 
@@ -82,12 +86,37 @@ def revoke(path: Path, name: str) -> None:
     Raises:
         ConfigError: no key has the name, or the file cannot be read.
     """
-    keys = read(path)
-    left = [key for key in keys if key.name != name]
-    if len(left) == len(keys):
-        known = ", ".join(key.name for key in keys) or "none"
-        raise ConfigError("no key of that name", name, f"keys are: {known}")
-    _write(path, left)
+    read(path)  # where there is no file, no lock is left beside it
+    with _alone(path):
+        keys = read(path)
+        left = [key for key in keys if key.name != name]
+        if len(left) == len(keys):
+            known = ", ".join(key.name for key in keys) or "none"
+            raise ConfigError("no key of that name", name, f"keys are: {known}")
+        _write(path, left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One change at a time, from reading to writing: else a revoked key comes back with another's change.
+
+    The lock is a file beside it, since the file of keys itself is replaced.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"the file of API keys cannot be changed ({error.strerror})",
+            beside,
+            "name one in a folder of yours",
+        ) from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _digest(token: str) -> str:
@@ -103,7 +132,6 @@ def _parse(line: str, path: Path, number: int) -> Key:
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
     """Whole or not at all, for the owner's eyes only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=".keys-", encoding="utf-8", delete=False
     ) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def test_names_are_checked(tmp_path: Path) -> None:
         keys.add(path, "a:b", "data")
     with pytest.raises(ConfigError, match=r"no key of that name: bob. keys are: ann"):
         keys.revoke(path, "bob")
+
+
+def test_changes_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    for number in range(8):
+        keys.add(path, f"old{number}", "data")
+
+    def change(number: int) -> None:
+        keys.add(path, f"new{number}", "data")
+        keys.revoke(path, f"old{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+    assert sorted(key.name for key in keys.read(path)) == [f"new{number}" for number in range(8)]
 
 
 @pytest.mark.parametrize("line", ["ann:data:12", "ann:root:" + "a" * 64, "token", "a b:data:" + "a" * 64])

@@ -123,11 +123,11 @@ class KeyFile:
         self._looked = now
         stamp = self._stamp()
         if stamp != self._seen:
-            self._seen = stamp
             try:
-                self._keys = stored.read(self._path)
+                self._keys, self._seen = stored.read(self._path), stamp
             except ConfigError:
-                self._keys = ()
+                # None: it is read again although the same file comes back, or may be read again.
+                self._keys, self._seen = (), None
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

@@ -7,18 +7,22 @@ stage it, and nothing changes; one that was not asked, because it just started, 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import NotFoundError
+from orchestrator.errors import CorruptArtifactError, NotFoundError, OrchestratorError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
 Tell = Callable[..., Awaitable[list[Any]]]
 """Calls a method of `Follower` on all replicas, by name and arguments; raises the first failure."""
+
+logger = logging.getLogger(__name__)
 
 
 class Controls:
@@ -36,7 +40,9 @@ class Controls:
     async def state(self) -> dict[str, Any]:
         """What the store says, and what each replica runs."""
         live = await asyncio.to_thread(releases.live, self._store, self._name)
-        _, canary = await asyncio.to_thread(releases.canary, self._store, self._name)
+        canary = None
+        with suppress(CorruptArtifactError):  # the replicas' problem says so
+            _, canary = await asyncio.to_thread(releases.canary, self._store, self._name)
         return {
             "name": self._name,
             "live": live.value,
@@ -76,10 +82,12 @@ class Controls:
         Raises:
             OrchestratorError: a replica cannot run it; nothing changed.
         """
-        await self._tell("stage", settings.release)
-        await asyncio.to_thread(releases.set_canary, self._store, self._name, settings)
-        await self._tell("follow")
-        return settings.plain()
+
+        def begin() -> None:
+            releases.set_canary(self._store, self._name, settings)
+
+        await self._prepared(settings.release, begin)
+        return settings.plain() | await self._followed()
 
     async def stop_trying(self) -> dict[str, Any]:
         """End the canary.
@@ -88,8 +96,7 @@ class Controls:
             NotFoundError: there is none.
         """
         await asyncio.to_thread(end_canary, self._store, self._name)
-        await self._tell("follow")
-        return {"stopped": True}
+        return {"stopped": True} | await self._followed()
 
     async def learn(self, body: Labels) -> dict[str, Any]:
         """Labels of recent answers."""
@@ -97,15 +104,40 @@ class Controls:
         return dict(found)
 
     async def _commit(self, choose: Callable[[], str]) -> dict[str, Any]:
-        def chosen() -> tuple[int, str]:
-            return releases.live(self._store, self._name).sequence, choose()
+        def chosen() -> tuple[int, str, int]:
+            position = releases.live(self._store, self._name).sequence
+            digest = choose()
+            return position, digest, releases.read(self._store, digest).spec.weight_epoch
 
-        position, digest = await asyncio.to_thread(chosen)
-        await self._tell("stage", digest)
-        await asyncio.to_thread(releases.promote, self._store, self._name, digest, expect=position)
-        await self._tell("follow")
-        epoch = (await asyncio.to_thread(releases.read, self._store, digest)).spec.weight_epoch
-        return {"release": digest, "weight_epoch": epoch}
+        position, digest, epoch = await asyncio.to_thread(chosen)
+
+        def promote() -> None:
+            releases.promote(self._store, self._name, digest, expect=position)
+
+        await self._prepared(digest, promote)
+        return {"release": digest, "weight_epoch": epoch} | await self._followed()
+
+    async def _prepared(self, digest: str, change: Callable[[], None]) -> None:
+        """Change the store once all replicas have loaded a release; where it fails, none keeps it."""
+        try:
+            await self._tell("stage", digest)
+            await asyncio.to_thread(change)
+        except OrchestratorError:
+            with suppress(OrchestratorError):
+                await self._tell("unstage", digest)
+            raise
+
+    async def _followed(self) -> dict[str, Any]:
+        """All replicas run what the store says now; where one does not, the reply says so.
+
+        It is no failure of the change, which is made: who repeated a rollback would go one step too far.
+        """
+        try:
+            await self._tell("follow")
+        except OrchestratorError as error:
+            logger.error("%s: changed, but not followed by all replicas: %s", self._name, error)
+            return {"following": False, "problem": error.what}
+        return {}
 
 
 def resolve(store: Store, name: str, body: Promote) -> str:

@@ -23,17 +23,18 @@ from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
 from deployments.releases.learner import Learner, learner_of, new_epoch
 from deployments.releases.running import Engine, Running
-from deployments.releases.trial import Trial, agreement, drawn, tried
+from deployments.releases.trial import Trial, agreement, drawn, newest, say_stopped, tried
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.errors import (
     ConfigError,
     DeadlineError,
+    MemberFailedError,
     NotFoundError,
     OrchestratorError,
     OverloadedError,
-    RefConflictError,
+    QuorumError,
     ServingError,
 )
 from orchestrator.store import releases
@@ -163,6 +164,17 @@ class Follower(InStages):
             await self._stage(digest)
             self._refused = ("", 0.0)
 
+    async def unstage(self, digest: str) -> None:
+        """Close a release that was staged for a change that did not come."""
+        async with self._changing:
+            if (staged := self._staged) is not None and staged.digest == digest:
+                self._staged = None
+                await staged.retire()
+
+    async def current(self) -> Spec:
+        """What is live, whether it can answer or not."""
+        return self._live.spec
+
     async def follow(self) -> None:
         """Look at the store now; what it says runs here afterwards.
 
@@ -185,7 +197,7 @@ class Follower(InStages):
             raise ConfigError(
                 "no weights are learned here", self._name, "set serving.feedback; it takes mixes of models"
             )
-        found = learner.learn(body)
+        found = await learner.learn(body)
         if learner.due:
             try:
                 await new_epoch(self._store, self._name, self._live, learner, self.stage)
@@ -223,9 +235,8 @@ class Follower(InStages):
 
     def _first(self) -> Running:
         """The live release; while it cannot be loaded, the newest before it that can."""
-        entries = releases.history(self._store, self._name)
         failed: OrchestratorError | None = None
-        for digest in dict.fromkeys(entry.value for entry in reversed(entries)):
+        for digest in releases.newest_first(self._store, self._name):
             try:
                 return self._load(digest)
             except OrchestratorError as error:
@@ -266,11 +277,17 @@ class Follower(InStages):
         return found
 
     async def _follow(self) -> None:
-        """First the canary: it does not wait for a live release that cannot run."""
-        position, settings = await asyncio.to_thread(releases.canary, self._store, self._name)
+        """First the canary: it does not wait for a live release that cannot run.
+
+        But a canary that was promoted takes over before its end, which would close it. A promotion moves the
+        live ref first, so that this reads it last.
+        """
+        position, settings, unread = await newest(self._store, self._name)
+        wanted = (await asyncio.to_thread(releases.live, self._store, self._name)).value
+        if self._candidate is not None and self._candidate.digest == wanted:
+            await self._take_over(self._candidate)
         if position.sequence != self._canary_seen:
             await self._follow_canary(position.sequence, settings)
-        wanted = (await asyncio.to_thread(releases.live, self._store, self._name)).value
         refused, until = self._refused
         if wanted == refused and time.monotonic() < until:
             return
@@ -279,7 +296,9 @@ class Follower(InStages):
                 await self._take_over(await self._stage(wanted))
             except OrchestratorError as error:
                 raise self._refuse(wanted, error) from error
-        self._problem = ""
+        if unread not in ("", self._problem):
+            logger.error("%s: %s", self._name, unread)
+        self._problem = unread
 
     async def _follow_canary(self, sequence: int, settings: Canary | None) -> None:
         self._canary_seen = sequence
@@ -336,7 +355,9 @@ class Follower(InStages):
         task.add_done_callback(self._comparing.discard)
 
     def _failed(self, trial: Trial, question: Question, error: OrchestratorError) -> None:
-        hurried = isinstance(error, DeadlineError) and question.timeout_s < self._fair_s
+        # A tree with a quorum has no members left when the time is over, but no deadline of its own.
+        slow = isinstance(error, DeadlineError | QuorumError | MemberFailedError)
+        hurried = slow and question.timeout_s < self._fair_s
         if hurried or isinstance(error, OverloadedError):
             return  # no fault of the candidate
         logger.warning("the canary of %s failed: %s", self._name, error)
@@ -357,17 +378,8 @@ class Follower(InStages):
 
     async def _say_stopped(self, settings: Canary, why: str) -> None:
         """Say in the store that a canary is over, for the other processes and the next start."""
-        logger.warning("%s: the canary is off: %s", self._name, why)
         self._stopped = why
-        stopped = settings.model_copy(update={"stopped": why})
-        try:
-            await asyncio.to_thread(
-                releases.set_canary, self._store, self._name, stopped, expect=self._canary_seen
-            )
-        except RefConflictError:
-            pass  # another process was first, or another canary was set meanwhile
-        except OrchestratorError as error:
-            logger.error("%s: %s", self._name, error)
+        await say_stopped(self._store, self._name, settings, why, expect=self._canary_seen)
 
     def _look(self) -> None:
         """Keep a task that follows the store; it needs the loop that requests are answered in."""

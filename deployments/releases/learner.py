@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator.config.ensemble import Member, Spec, WeightedMix
 from orchestrator.config.release import FeedbackSettings, Labels
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.ensemble.online import begin, update
+from orchestrator.ensemble.online import Online, begin, update
 from orchestrator.errors import EnsembleError, RefConflictError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
@@ -73,6 +73,7 @@ class Learner:
         )
         self._answers: OrderedDict[str, Floats] = OrderedDict()
         self._bytes = 0
+        self._learning = asyncio.Lock()
         self._made: tuple[float, ...] = ()
         self._committed_rows = 0
         self._committed_at = -settings.every_s + clock()
@@ -102,8 +103,10 @@ class Learner:
         outputs = {name: value for name, value in answer.outputs.items() if name != SCORES}
         return replace(answer, outputs=outputs)
 
-    def learn(self, body: Labels) -> dict[str, Any]:
+    async def learn(self, body: Labels) -> dict[str, Any]:
         """Learn from labels; each answer's count once.
+
+        In a thread, one body after the other: a step a row takes seconds for a large one.
 
         Returns:
             `accepted`: labelled rows; `unknown`: ids that were not kept, or have a label already.
@@ -111,16 +114,21 @@ class Learner:
         Raises:
             EnsembleError: a label is not one; nothing was learned.
         """
-        known = {key: value for key, value in body.labels.items() if key in self._answers}
-        labels = [self._labels(key, value) for key, value in known.items()]
-        if known:
-            said = np.concatenate([self._answers[key] for key in known]).astype(np.float64)
-            scores = np.log(np.maximum(said, LEAST)) if self._classes else said
-            self._state = update(self._state, list(scores.transpose(1, 0, 2)), np.concatenate(labels))
-        for key in known:
-            self._drop(key)
+        async with self._learning:
+            known = {key: self._answers[key] for key in body.labels if key in self._answers}
+            if known:
+                self._state = await asyncio.to_thread(self._learned, known, body)
+            for key, said in known.items():
+                if self._answers.get(key) is said:  # and not the answer to a new request of that id
+                    self._drop(key)
         unknown = [key for key in body.labels if key not in known]
-        return {"accepted": sum(map(len, labels)), "unknown": unknown}
+        return {"accepted": sum(map(len, known.values())), "unknown": unknown}
+
+    def _learned(self, known: Mapping[str, Floats], body: Labels) -> Online:
+        labels = [self._labels(key, body.labels[key], len(said)) for key, said in known.items()]
+        said = np.concatenate(list(known.values())).astype(np.float64)
+        scores = np.log(np.maximum(said, LEAST)) if self._classes else said
+        return update(self._state, list(scores.transpose(1, 0, 2)), np.concatenate(labels))
 
     def committed(self) -> None:
         """A weight epoch is made of what was learned."""
@@ -151,8 +159,7 @@ class Learner:
         said = self._answers.pop(key, None)
         self._bytes -= 0 if said is None else said.nbytes
 
-    def _labels(self, key: str, value: Any) -> Floats:
-        rows = len(self._answers[key])
+    def _labels(self, key: str, value: Any, rows: int) -> Floats:
         try:
             found = np.asarray(value, dtype=np.float64).reshape(rows, -1 if self._classes else self._outputs)
         except ValueError as error:

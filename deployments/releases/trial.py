@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import random
 from dataclasses import replace
@@ -15,12 +16,16 @@ from deployments.exchange import Answer, Question
 from deployments.releases.running import Running
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.betting import NOTHING, grown, log_capital
-from orchestrator.errors import DeadlineError
+from orchestrator.errors import CorruptArtifactError, DeadlineError, OrchestratorError, RefConflictError
+from orchestrator.store import releases
+from orchestrator.store.store import Store
 
 EVERY = 10_000.0
 """Compared requests between wrong ends of a candidate that agrees enough, on average at least."""
 TOLERANCE = 1e-3
 """Largest difference of two values that agree, absolute or as a share."""
+
+logger = logging.getLogger(__name__)
 
 
 def drawn(request_id: str, share: float) -> bool:
@@ -44,6 +49,29 @@ async def tried(candidate: Running, question: Question) -> Answer:
             return await candidate.ask(replace(question, timeout_s=half_s))
     except TimeoutError as error:
         raise DeadlineError("no answer of the candidate in", f"{half_s:g} s") from error
+
+
+async def newest(store: Store, name: str) -> tuple[releases.Position, Canary | None, str]:
+    """The newest canary of the name; where its settings cannot be read none, and why.
+
+    That must keep no promotion back.
+    """
+    try:
+        return *await asyncio.to_thread(releases.canary, store, name), ""
+    except CorruptArtifactError as error:
+        return releases.Position(0), None, f"the canary is not tried: {error}"
+
+
+async def say_stopped(store: Store, name: str, settings: Canary, why: str, *, expect: int) -> None:
+    """Say in the store that a canary, its entry `expect`, is over; where another is set by now, nothing."""
+    logger.warning("%s: the canary is off: %s", name, why)
+    stopped = settings.model_copy(update={"stopped": why})
+    try:
+        await asyncio.to_thread(releases.set_canary, store, name, stopped, expect=expect)
+    except RefConflictError:
+        pass  # another process was first, or another canary was set meanwhile
+    except OrchestratorError as error:
+        logger.error("%s: %s", name, error)
 
 
 def agreement(live: Answer, candidate: Answer) -> float:

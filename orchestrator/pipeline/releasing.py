@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -90,7 +90,7 @@ def promote(name: str, body: Promote, *, store: str | None, url: str | None) -> 
     if url is not None:
         return _through(url, name, "promote", body)
     opened = Store(store_root(store), create=False)
-    return _move(opened, name, controls.resolve(opened, name, body))
+    return _move(opened, name, lambda: controls.resolve(opened, name, body))
 
 
 def rollback(name: str, body: Rollback, *, store: str | None, url: str | None) -> dict[str, Any]:
@@ -99,7 +99,11 @@ def rollback(name: str, body: Rollback, *, store: str | None, url: str | None) -
         return _through(url, name, "rollback", body)
     opened = Store(store_root(store), create=False)
     back = body.release
-    return _move(opened, name, releases.find(opened, name, back) if back else releases.before(opened, name))
+    return _move(
+        opened,
+        name,
+        lambda: releases.find(opened, name, back) if back else releases.before(opened, name),
+    )
 
 
 def reweigh(name: str, body: Reweight, *, store: str | None, url: str | None) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def reweigh(name: str, body: Reweight, *, store: str | None, url: str | None) ->
     if url is not None:
         return _through(url, name, "weights", body)
     opened = Store(store_root(store), create=False)
-    return _move(opened, name, controls.reweigh(opened, name, body))
+    return _move(opened, name, lambda: controls.reweigh(opened, name, body))
 
 
 def try_out(
@@ -165,8 +169,10 @@ def _resolved(name: str, text: str, store: str | None) -> str:
     return controls.resolve(opened, name, Promote(spec=text) if is_ref else Promote(release=text))
 
 
-def _move(store: Store, name: str, digest: str) -> dict[str, Any]:
-    releases.promote(store, name, digest)
+def _move(store: Store, name: str, choose: Callable[[], str]) -> dict[str, Any]:
+    position = releases.live(store, name).sequence  # before it is read what the choice is made of
+    digest = choose()
+    releases.promote(store, name, digest, expect=position)
     return {"release": digest, "weight_epoch": releases.read(store, digest).spec.weight_epoch}
 
 

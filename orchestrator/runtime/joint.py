@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member
 from orchestrator.config.steps import precision_of
-from orchestrator.errors import ExecutionError
+from orchestrator.errors import ExecutionError, StoreError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
@@ -29,6 +29,7 @@ from orchestrator.runtime.execute import LARGEST_BATCH, Executable
 from orchestrator.runtime.forms import cached
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.wide import widened
+from orchestrator.store.compiled import MEMBERS
 from orchestrator.store.store import Store
 
 SAMPLE = "sample.npz"
@@ -161,7 +162,7 @@ def load(
         try:
             forward = _graph(store, digests, threads, batch, allowed)
             graph = Executable(forward, store.manifest(digests[0]).signature, threads)
-        except ExecutionError as error:
+        except (ExecutionError, StoreError) as error:  # also a form that can be kept nowhere
             fallback = str(error)
             log.warning("%s run eagerly: %s", ", ".join(member.name for member in joined), error)
     alone = {}
@@ -243,7 +244,8 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
         np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
         _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerances, least)
 
-    folder = cached(store, fingerprint(list(digests)), package.target_key(facts), facts, make)
+    noted = {**facts, MEMBERS: list(digests)}
+    folder = cached(store, fingerprint(list(digests)), package.target_key(facts), noted, make)
     forward = package.open_package(folder / package.PACKAGE)
     _check(forward, folder / SAMPLE, tolerances, least)
     return forward

@@ -7,7 +7,9 @@ run, whose files are held against the entry each time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +26,10 @@ from orchestrator.store.names import Digest, check_digest, check_segment
 from orchestrator.store.s3 import copies_of
 
 ENTRY = "entry.json"
+MEMBERS = "members"
+"""Fact of a form of several artifacts, whose folder has no artifact's name: their digests."""
+
+log = logging.getLogger(__name__)
 
 
 class Entry(Settings):
@@ -49,8 +55,8 @@ def publish(
 ) -> Path:
     """Copy the files of the folder `source` into the store at once; an undamaged earlier form is kept.
 
-    With `trusted` keys, and none of them to sign with (`ORCHESTRATOR_SIGNING_KEY`), nothing is written into
-    the store: the form stays on this machine, where it was made.
+    With `trusted` keys and none of them to sign with (`ORCHESTRATOR_SIGNING_KEY`), nothing is written into
+    the store: the form stays on this machine, where it was made. Likewise where the store takes nothing.
 
     Returns:
         The folder to load it from.
@@ -69,21 +75,23 @@ def publish(
         facts=dict(facts), files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     )
     data = canonical(entry.plain())
-    if trusted and private is None:
-        for name, content in {**files, ENTRY: data}.items():
-            _copy(_own(blobs, key) / name, content)
-        return _own(blobs, key)
-    if not blobs.put_folder(key, {**files, ENTRY: data}):
-        try:
-            if find(blobs, digest, target, trusted) is None:
-                raise _corrupt(key, ENTRY)
-        except CorruptArtifactError:
-            blobs.delete_folder(key, marker=ENTRY)
-            blobs.put_folder(key, {**files, ENTRY: data})
-    # Of two that wrote it, the entry that is there may be the other one's: only ours is ours to sign.
-    if private is not None and blobs.get(f"{key}/{ENTRY}") == data:
-        signing.sign_form(blobs, digest, target, data, private)
-    return find(blobs, digest, target, trusted) or source
+    if trusted and (private is None or signing.public_of(private) not in trusted):
+        return _keep_here(blobs, key, {**files, ENTRY: data})
+    try:
+        if not blobs.put_folder(key, {**files, ENTRY: data}):
+            try:
+                if find(blobs, digest, target, trusted) is None:
+                    raise _corrupt(key, ENTRY)
+            except CorruptArtifactError:
+                blobs.delete_folder(key, marker=ENTRY)
+                blobs.put_folder(key, {**files, ENTRY: data})
+        # Of two that wrote it, the entry that is there may be the other one's: only ours is ours to sign.
+        if private is not None and blobs.get(f"{key}/{ENTRY}") == data:
+            signing.sign_form(blobs, digest, target, data, private)
+    except StoreError as error:
+        log.warning("a compiled form stays on this machine: %s", error)
+        return _keep_here(blobs, key, {**files, ENTRY: data})
+    return find(blobs, digest, target, trusted) or _keep_here(blobs, key, {**files, ENTRY: data})
 
 
 def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) -> Path | None:
@@ -99,7 +107,7 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
         return own
     read = _read_entry(blobs, key)
     if read is None:
-        return None
+        return None if trusted else _made_here(blobs, key)
     data, entry = read
     if trusted and not signing.form_is_signed(blobs, digest, target, data, trusted):
         return None
@@ -119,6 +127,17 @@ def find(blobs: Blobs, digest: str, target: str, trusted: tuple[str, ...] = ()) 
     if in_place:
         holds.hold(folder / ENTRY)
     return folder
+
+
+def members(blobs: Blobs, folder: str) -> set[str]:
+    """Artifacts that the forms of a folder `compiled/<digest>` were made of, where they are several."""
+    found = set[str]()
+    for key in blobs.list(folder):
+        if key.endswith(f"/{ENTRY}"):
+            with contextlib.suppress(CorruptArtifactError):
+                read = _read_entry(blobs, key.removesuffix(f"/{ENTRY}"))
+                found |= set() if read is None else set(read[1].facts.get(MEMBERS, ()))
+    return found
 
 
 def verify(blobs: Blobs, digest: str, target: str) -> None:
@@ -159,8 +178,14 @@ def _check_names(blobs: Blobs, key: str, entry: Entry) -> None:
 
 
 def _own(blobs: Blobs, key: str) -> Path:
-    """Where this machine keeps a form that it made itself and may not sign."""
+    """Where this machine keeps a form that it made itself and may not sign, or cannot put into the store."""
     return copies_of(blobs.location) / "made" / key
+
+
+def _keep_here(blobs: Blobs, key: str, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        _copy(_own(blobs, key) / name, content)
+    return _own(blobs, key)
 
 
 def _made_here(blobs: Blobs, key: str) -> Path | None:

@@ -206,7 +206,11 @@ def _remove_beside(blobs: Blobs, kept: set[str], grace_s: float, done: Collected
     """What lies beside an artifact goes once the artifact is gone, and nobody adds to it any more."""
     for top in _BESIDE:
         for folder, age in sorted(_youngest(blobs.ages_s(top)).items()):
-            if age > grace_s and folder.removeprefix(f"{top}/") not in kept:
+            if age <= grace_s or folder.removeprefix(f"{top}/") in kept:
+                continue
+            # A graph of several members has a name of its own, and stays as long as all of them do.
+            together = compiled.members(blobs, folder) if top == "compiled" else set()
+            if not together or not together <= kept:
                 _remove_files(blobs, folder, done)
 
 

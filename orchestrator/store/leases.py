@@ -115,13 +115,29 @@ class Lease:
         if self._heart is not None:
             # A last beat under way may write the entry once more (S3 copies it): what follows comes after.
             self._heart.join()
+        key = self._key(self._number)
+        try:
+            self._free(key, forget)
+        except StoreError:
+            # Who waits on this machine looks whether this process lives, and would wait as long.
+            threading.Thread(target=self._free_later, args=(key, forget), daemon=True).start()
+            raise
+
+    def _free(self, key: str, forget: bool) -> None:
         try:
             if not forget:
-                self._blobs.put(self._key(self._number), _FREE)
+                self._blobs.put(key, _FREE)
                 return
         except StoreError:
             pass  # a full disk must not hide the error of the work, and deleting needs no space
-        self._blobs.delete(self._key(self._number))
+        self._blobs.delete(key)
+
+    def _free_later(self, key: str, forget: bool) -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            with contextlib.suppress(StoreError):
+                self._free(key, forget)
+                return
 
     def _latest(self) -> int:
         keys = self._blobs.list(self._folder, recursive=False)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydantic import Field, ValidationError
@@ -13,6 +17,15 @@ from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import check_ref_name, sequence_file, sequence_number
 
 VALUE_LIMIT = 1000
+LIST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The newest entry that was found, and when all were listed."""
+
+    number: int
+    listed_at: float
 
 
 class RefEntry(Settings):
@@ -57,10 +70,50 @@ def history(blobs: Blobs, name: str) -> list[RefEntry]:
     return [_read(blobs, name, number) for number in _numbers(blobs, check_ref_name(name))]
 
 
-def latest(blobs: Blobs, name: str) -> RefEntry | None:
-    """The newest entry; None when there is no such ref."""
-    numbers = _numbers(blobs, check_ref_name(name))
-    return _read(blobs, name, numbers[-1]) if numbers else None
+def latest(blobs: Blobs, name: str, seen: dict[str, Seen]) -> RefEntry | None:
+    """The newest entry; None when there is no such ref.
+
+    Args:
+        blobs: where.
+        name: like `digits/teacher`.
+        seen: by name, what was found before. From there numbers are probed: listing takes time with the
+            length of the history. Listed is once in `LIST_S`, since people may remove a damaged entry.
+    """
+    known = seen.get(check_ref_name(name))
+    if known is None or time.monotonic() - known.listed_at > LIST_S:
+        numbers = _numbers(blobs, name)
+        if not numbers:
+            return None
+        seen[name] = Seen(numbers[-1], time.monotonic())
+        return _read(blobs, name, numbers[-1])
+    number = known.number
+    while blobs.exists(_key(name, number + 1)):
+        number += 1
+    try:
+        entry = _read(blobs, name, number)
+    except NotFoundError:
+        seen.pop(name, None)
+        return latest(blobs, name, seen)
+    seen[name] = replace(known, number=number)
+    return entry
+
+
+def after(blobs: Blobs, name: str, number: int, seen: dict[str, Seen]) -> list[RefEntry]:
+    """Entries with numbers above this one, oldest first; `seen` as for `latest`."""
+    newest = latest(blobs, name, seen)
+    if newest is None or newest.sequence <= number:
+        return []
+    found = []
+    for one in range(number + 1, newest.sequence):
+        with suppress(NotFoundError):  # a damaged one that was removed
+            found.append(_read(blobs, name, one))
+    return [*found, newest]
+
+
+def backwards(blobs: Blobs, name: str) -> Iterator[RefEntry]:
+    """All entries, newest first, each read when it is asked for."""
+    for number in reversed(_numbers(blobs, check_ref_name(name))):
+        yield _read(blobs, name, number)
 
 
 def read_ref(blobs: Blobs, name: str) -> str:

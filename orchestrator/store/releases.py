@@ -9,14 +9,18 @@ truth, also after every process was lost.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
+from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.config.base import canonical, fingerprint
-from orchestrator.config.ensemble import Spec, leaves
+from orchestrator.config.encoding import AudioEncoding, Encoding, TableEncoding
+from orchestrator.config.ensemble import Combined, Spec, leaves
 from orchestrator.config.release import Canary, Release
 from orchestrator.errors import (
     ConfigError,
@@ -26,6 +30,7 @@ from orchestrator.errors import (
     RefConflictError,
 )
 from orchestrator.measure.machine import library_versions
+from orchestrator.store import refs
 from orchestrator.store.names import is_digest
 from orchestrator.store.refs import RefEntry
 from orchestrator.store.store import Store
@@ -33,8 +38,8 @@ from orchestrator.store.store import Store
 SHORT = 12
 """Digits of a digest that people read and answers carry."""
 LIVE, CANARY = "live", "canary"
-REMEMBERED = 1000
-"""Most releases that a process keeps to know what others of the name are: learned weights make many."""
+REMEMBERED = 100
+"""Most names of which a process keeps what their releases are."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,15 @@ def put(store: Store, name: str, spec: Spec) -> str:
     """
     before = _known(store, name)
     libraries = library_versions()
-    for digest, release in before.items():
-        if (release.spec, release.libraries) == (_at(spec, release.spec.weight_epoch), libraries):
+    made_of = _made_of(Release(spec=spec, libraries=libraries))
+    for digest, fact in before.items():
+        if fact.made_of == made_of:
             with suppress(CorruptArtifactError, NotFoundError):
                 read(store, digest)  # it is still there
                 return digest
     if before:
-        _check_same(spec, next(iter(before.values())).spec)
-        spec = _at(spec, 1 + max(release.spec.weight_epoch for release in before.values()))
+        _check_same(spec, next(iter(before.values())).face)
+        spec = _at(spec, 1 + max(fact.epoch for fact in before.values()))
     for member in leaves(spec.tree):
         store.manifest(member.digest)
     document = Release(spec=spec, libraries=libraries).plain()
@@ -125,6 +131,15 @@ def history(store: Store, name: str) -> list[RefEntry]:
     return store.ref_history(f"{name}/{LIVE}")
 
 
+def newest_first(store: Store, name: str) -> Iterator[str]:
+    """The releases that were live under the name, each once: the present one, the one before it."""
+    told = set[str]()
+    for entry in refs.backwards(store.blobs, f"{name}/{LIVE}"):
+        if entry.value not in told:
+            told.add(entry.value)
+            yield entry.value
+
+
 def live(store: Store, name: str) -> Position:
     """What is live under the name."""
     return _position(store.ref_entry(f"{name}/{LIVE}"))
@@ -167,7 +182,7 @@ def first(store: Store, name: str) -> Spec:
         with suppress(RefConflictError):
             promote(store, name, put(store, name, store.spec(name)), expect=0)
     failed: CorruptArtifactError | None = None
-    for digest in dict.fromkeys(entry.value for entry in reversed(history(store, name))):
+    for digest in newest_first(store, name):
         try:
             return read(store, digest).spec
         except CorruptArtifactError as error:
@@ -220,9 +235,9 @@ def set_canary(store: Store, name: str, settings: Canary, *, expect: int | None 
 def _check_answers(store: Store, name: str, digest: str) -> None:
     """A release may answer under a name: the same model for clients, and a weight epoch of its own."""
     spec = read(store, digest).spec
-    for other, release in _known(store, name).items():
-        _check_same(spec, release.spec)
-        if other != digest and release.spec.weight_epoch == spec.weight_epoch:
+    for other, fact in _known(store, name).items():
+        _check_same(spec, fact.face)
+        if other != digest and fact.epoch == spec.weight_epoch:
             raise RefConflictError(
                 "another release took the weight epoch", spec.weight_epoch, "make it again"
             )
@@ -230,23 +245,52 @@ def _check_answers(store: Store, name: str, digest: str) -> None:
         store.manifest(member.digest)
 
 
-def _known(store: Store, name: str) -> dict[str, Release]:
-    """Every release that answered under the name, live or as a canary; damaged ones are left out."""
-    digests = [entry.value for entry in history(store, name)]
-    for entry in store.ref_history(f"{name}/{CANARY}"):
-        with suppress(ValidationError):
-            digests.append(Canary.model_validate_json(entry.value).release)
-    found = {}
-    for digest in dict.fromkeys(digests):
-        with suppress(CorruptArtifactError, NotFoundError):
-            found[digest] = _once(store, digest)
-    return found
+@dataclass(frozen=True)
+class _Fact:
+    """What other releases of the name ask of one: learned weights make ten thousands, so no more is kept."""
+
+    epoch: int
+    made_of: str
+    """Digest of all but the weight epoch."""
+    face: tuple[tuple[str, Any], ...]
+    """What clients see of it."""
+
+
+class _Memory:
+    """What one process knows of a name's releases: nothing of that changes, so each is read once."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.seen = {LIVE: 0, CANARY: 0}
+        self.digests: dict[str, _Fact | None] = {}
+        """None of those that could not be read yet."""
+        self.faces: dict[Any, Any] = {}
+        """Releases of one name have one face, which is kept once."""
 
 
 @lru_cache(maxsize=REMEMBERED)
-def _once(store: Store, digest: str) -> Release:
-    """A release, which never changes; whoever runs it reads it anew."""
-    return read(store, digest)
+def _memory(_store: Store, _name: str) -> _Memory:
+    return _Memory()
+
+
+def _known(store: Store, name: str) -> dict[str, _Fact]:
+    """Every release that answered under the name, live or as a canary; damaged ones are left out."""
+    memory = _memory(store, name)
+    with memory.lock:
+        for entry in store.refs_after(f"{name}/{LIVE}", memory.seen[LIVE]):
+            memory.digests.setdefault(entry.value)
+            memory.seen[LIVE] = entry.sequence
+        for entry in store.refs_after(f"{name}/{CANARY}", memory.seen[CANARY]):
+            with suppress(ValidationError):
+                memory.digests.setdefault(Canary.model_validate_json(entry.value).release)
+            memory.seen[CANARY] = entry.sequence
+        for digest in [digest for digest, fact in memory.digests.items() if fact is None]:
+            with suppress(CorruptArtifactError, NotFoundError):
+                release = read(store, digest)
+                face = _face(release.spec)
+                face = memory.faces.setdefault(face, face)
+                memory.digests[digest] = _Fact(release.spec.weight_epoch, _made_of(release), face)
+        return {digest: fact for digest, fact in memory.digests.items() if fact is not None}
 
 
 def _key(digest: str) -> str:
@@ -261,16 +305,41 @@ def _at(spec: Spec, epoch: int) -> Spec:
     return spec.model_copy(update={"weight_epoch": epoch})
 
 
-def _check_same(spec: Spec, served: Spec) -> None:
+def _made_of(release: Release) -> str:
+    return fingerprint(release.model_copy(update={"spec": _at(release.spec, 0)}).plain())
+
+
+def _check_same(spec: Spec, served: tuple[tuple[str, Any], ...]) -> None:
     """Clients notice nothing: the same name, and the same inputs and outputs."""
-    for what, mine, theirs in (
-        ("name", spec.name, served.name),
-        *((key, getattr(spec.signature, key), getattr(served.signature, key)) for key in _SEEN),
-    ):
+    for (what, mine), (_, theirs) in zip(_face(spec), served, strict=True):
         if mine != theirs:
             raise ConfigError(
-                f"a release of {served.name} must keep its {what}", f"{mine} instead of {theirs}"
+                f"a release of {dict(served)['name']} must keep its {what}", f"{mine} instead of {theirs}"
             )
+
+
+def _face(spec: Spec) -> tuple[tuple[str, Any], ...]:
+    """What clients see: the name, what they send and what each answer has."""
+    rejects = isinstance(spec.tree, Combined) and spec.tree.reject is not None
+    return (
+        ("name", spec.name),
+        *((key, getattr(spec.signature, key)) for key in _SEEN),
+        ("inputs", _inputs(spec.signature.encoding)),
+        ("optional outputs", ("rejected",) if rejects else ()),
+    )
+
+
+def _inputs(encoding: Encoding | None) -> tuple[str, ...]:
+    """What is sent where it is not rows; how rows are made of it is no matter of clients."""
+    match encoding:
+        case None:
+            return ()
+        case TableEncoding():
+            return tuple(f"{column.name} ({column.kind})" for column in encoding.columns)
+        case AudioEncoding():
+            return (f"audio of {encoding.rate} Hz",)
+        case _:
+            return (encoding.kind,)
 
 
 _SEEN = ("task", "input_shape", "input_dtype", "outputs", "classes")

@@ -55,6 +55,7 @@ class Store:
         """
         place, self.signed_by = split_location(root)
         self.blobs = open_blobs(place)
+        self._seen = dict[str, refs.Seen]()
         _open(self.blobs, create=create)
 
     @property
@@ -178,7 +179,11 @@ class Store:
 
     def ref_entry(self, name: str) -> RefEntry | None:
         """A ref's newest entry; None when there is no such ref."""
-        return refs.latest(self.blobs, name)
+        return refs.latest(self.blobs, name, self._seen)
+
+    def refs_after(self, name: str, number: int) -> list[RefEntry]:
+        """A ref's entries with numbers above this one, oldest first."""
+        return refs.after(self.blobs, name, number, self._seen)
 
     def refs(self, prefix: str = "") -> list[str]:
         """Sorted names of the refs that begin with `prefix`."""

@@ -249,3 +249,21 @@ def test_time_does_not_depend_on_which_key_is_right() -> None:
 
     ratio = spent("0") / spent("399")
     assert 0.5 < ratio < 2.0
+
+
+def test_a_key_file_that_could_not_be_read_is_read_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    keys.add(path, "ann", "data")
+    monkeypatch.setattr(access, "FRESH_S", 0.0)
+    file = access.KeyFile(path)
+    token = keys.add(path, "bob", "data")
+
+    def refused(_path: Path) -> tuple[keys.Key, ...]:
+        raise ConfigError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "read", refused)
+        assert file.find(token) is None
+    assert file.find(token) is not None

@@ -13,6 +13,7 @@ from deployments.build import app, build_app
 from deployments.composed import Composed
 from orchestrator.config.serving import AppSettings, Autoscaling, MemberOptions, ServingSettings
 from orchestrator.errors import ConfigError, NotFoundError
+from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.toys import DIGITS, SMALL_MLP, open_store, put
 
@@ -87,6 +88,23 @@ def test_specs_by_ref(tmp_path: Path) -> None:
     store, specs = open_store(tmp_path)
     store.set_ref("digits/mix", store.put_spec(specs[2]))
     assert "weighted_mix-mix" in deployments(app({"store": str(store.root), "refs": ["digits/mix"]}))
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "weights.safetensors"])
+def test_a_live_release_with_a_damaged_member_keeps_no_server_from_starting(
+    tmp_path: Path, what: str
+) -> None:
+    store, specs = open_store(tmp_path)
+    store.set_ref("digits/mix", store.put_spec(specs[2]))
+    releases.first(store, "digits/mix")
+    new = put(Store(store.root), "new", SMALL_MLP, DIGITS, 77)
+    digest = releases.put(store, "digits/mix", specs[2].model_copy(update={"tree": new}))
+    releases.promote(store, "digits/mix", digest)
+    damaged = store.root / "artifacts" / new.digest / what
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    found = deployments(app({"store": str(store.root), "refs": ["digits/mix"]}))
+    assert not any(name.startswith("member-new") for name in found)
 
 
 def test_the_store_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

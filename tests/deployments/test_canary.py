@@ -11,7 +11,7 @@ import pytest
 from deployments.exchange import Answer, Question
 from deployments.releases.trial import agreement, drawn
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import MemberFailedError
+from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.released import (
@@ -93,10 +93,13 @@ def test_a_shadow_that_agrees_stays(store: Store) -> None:
         await asyncio.gather(*running.follower._comparing)
         trial = (await running.state())["canary"]
         assert (trial["compared"], trial["agreement"], trial["failed"]) == (50, 1.0, 0)
-        # Promoted, it is no canary any more.
+        # Promoted, it is no canary any more, and what was loaded of it goes on.
+        loaded = running.follower._candidate
         assert (await running.admin("promote", {"release": digest})).status == 200
         state = await running.state()
         assert (state["live"], state["canary"]) == (digest, None)
+        assert running.follower._live is loaded
+        await running.infer(IMAGES[:1])
 
     serving(store, test)
 
@@ -157,6 +160,45 @@ def test_clients_in_a_hurry_do_not_switch_a_canary_off(store: Store, monkeypatch
             assert not isinstance(answer, Answer) or answer.weight_epoch == 0
         trial = (await running.state())["canary"]
         assert (trial["compared"], trial["failed"]) == (0, 0)
+
+    serving(store, test)
+
+
+@pytest.mark.parametrize("error", [QuorumError("no sound answer"), MemberFailedError("no answer in time")])
+def test_members_that_a_client_in_a_hurry_does_not_wait_for_are_no_failure(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: OrchestratorError
+) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        slow = running.follower._candidate
+        assert slow is not None
+
+        async def fail(_question: Question) -> Answer:
+            raise error
+
+        monkeypatch.setattr(slow.engine, "predict", fail)
+        await running.follower.predict_many([Question(IMAGES[:1], 0.1) for _ in range(20)])
+        assert (await running.state())["canary"]["failed"] == 0
+        await running.follower.predict(Question(IMAGES[:1], 10.0))
+        assert (await running.state())["canary"]["failed"] == 1
+
+    serving(store, test)
+
+
+def test_a_canary_that_cannot_be_read_keeps_no_promotion_back(store: Store) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        store.set_ref(f"{NAME}/canary", '{"release": "of a newer version", "ramp": 2}')
+        await running.follower.follow()
+        state = await running.state()
+        assert (state["canary"], "canary is not tried" in state["problem"]) == (None, True)
+        releases.promote(store, NAME, digest)
+        await running.follower.follow()
+        assert (await running.state())["live"] == digest
 
     serving(store, test)
 

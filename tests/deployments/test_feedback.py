@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from pathlib import Path
@@ -103,6 +104,26 @@ def test_answers_of_many_rows_are_kept_up_to_a_number_of_bytes(
         assert (await feed(running, {"b": [1, 1], "c": 1})).json()["accepted"] == 3
         await running.infer(IMAGES[:3], "e")
         assert (await running.state())["feedback"]["kept_answers"] == 2
+
+    serving(store, test, feedback={"every_s": 3600})
+
+
+def test_labels_are_learned_beside_the_event_loop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = list[threading.Thread]()
+    update = learner.update
+
+    def watched(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return update(*given)
+
+    monkeypatch.setattr(learner, "update", watched)
+
+    async def test(running: Running) -> None:
+        await running.infer(IMAGES[:1], "0")
+        both = await asyncio.gather(*(feed(running, {"0": 3}) for _ in range(2)))
+        assert sorted(one.json()["accepted"] for one in both) == [0, 1]
+        assert threads != []
+        assert threading.main_thread() not in threads
 
     serving(store, test, feedback={"every_s": 3600})
 

@@ -154,10 +154,11 @@ def test_a_copy_whose_call_hangs_is_loaded_anew_where_there_are_others() -> None
     def load() -> tuple[Joint]:
         nonlocal loaded
         loaded += 1
-        second = {B: lambda rows: rows * 2}
+        second: dict[Member, Any] = {B: lambda rows: rows * 2}
         sound: dict[Member, Any] = {A: lambda rows: rows * 2, **second}
+        hangs: dict[Member, Any] = {A: computed.of(A), **second}
         # The copy that is lent first hangs; what is loaded later does not.
-        return (Joint((A, B), None, (), {A: computed.of(A), **second} if loaded == 2 else sound, None),)
+        return (Joint((A, B), None, (), hangs if loaded == 2 else sound, None),)
 
     async def test() -> list[Any]:
         group = Group(Pool("test", load, 2), 0, hang_s=0.05, max_rows=1, max_queued_rows=100)

@@ -11,6 +11,7 @@ from deployments.placement import choose, decide, places
 from orchestrator.config.base import fingerprint
 from orchestrator.config.serving import AppSettings, Autoscaling, MemberOptions, ServingSettings
 from orchestrator.ensemble.tree import distinct
+from orchestrator.errors import StoreError
 from tests.deployments.toys import open_store
 
 GIB = 2**30
@@ -54,6 +55,18 @@ def test_a_decision_is_measured_once_and_kept_with_its_reason(
     monkeypatch.setattr(placement, "_hop_ms", lambda _: pytest.fail("measured again"))
     assert decide(specs[0], settings, store) == found
     assert set(places(specs[0], settings, store).values()) == {"fused"}
+
+
+def test_a_store_that_is_only_read_is_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, specs = open_store(tmp_path)
+    settings = AppSettings(store=str(store.root), specs=specs, serving=ServingSettings(placement="auto"))
+
+    def refused(*_: object) -> None:
+        raise StoreError("the store is only read", "gs://bucket")
+
+    monkeypatch.setattr(placement, "_hop_ms", lambda _: 50.0)
+    monkeypatch.setattr(store, "add_record", refused)
+    assert decide(specs[0], settings, store).placement == "fused"
 
 
 def test_members_with_replicas_of_their_own_are_apart(tmp_path: Path) -> None:

@@ -235,6 +235,47 @@ def test_a_release_that_does_not_answer_is_refused_and_closed(
     serving(store, test)
 
 
+def test_what_was_staged_for_a_change_that_failed_is_closed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RefConflictError("another one was promoted", NAME)
+
+        for what, change in (("promote", "promote"), ("canary", "set_canary")):
+            with monkeypatch.context() as patch:
+                patch.setattr(releases, change, refuse)
+                assert (await running.admin(what, {"release": digest})).status == 409
+            assert (await running.state())["staged"] is None
+
+    serving(store, test)
+
+
+def test_what_is_committed_is_no_failure_when_a_replica_does_not_follow(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(running: Running) -> None:
+        first = releases.live(store, NAME).value
+
+        async def died() -> None:
+            raise MemberFailedError("a replica could not be reached", "/secret/path")
+
+        assert (await running.admin("weights", {"weights": (0.9, 0.1)})).status == 200
+        monkeypatch.setattr(running.follower, "follow", died)
+        got = await running.admin("rollback", {})
+        assert got.json() == {
+            "release": first,
+            "weight_epoch": 0,
+            "following": False,
+            "problem": "a replica could not be reached",
+        }
+        assert (got.status, releases.live(store, NAME).value) == (200, first)
+
+    serving(store, test)
+
+
 def test_a_start_takes_the_live_release_or_the_one_before_it(store: Store) -> None:
     first = releases.first(store, NAME)
     digest = candidate(store)

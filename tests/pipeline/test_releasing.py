@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,10 @@ from deployments.page.site import Site
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings
 from orchestrator.config.ensemble import Spec, WeightedMix
+from orchestrator.config.release import Reweight
+from orchestrator.ensemble.epochs import reweighted
+from orchestrator.errors import RefConflictError
+from orchestrator.pipeline import releasing
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 from tests.deployments.released import Running
@@ -64,6 +69,24 @@ def test_the_store_alone(store: Store) -> None:
     assert (row["kind"], row["state"]) == ("release, weight epoch 1", "ok")
     assert command("canary", NAME, "--stop", *at).code == 0
     assert "no canary is running" in command("canary", NAME, "--stop", *at).sentence(2)
+
+
+def test_what_was_promoted_meanwhile_is_not_overtaken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = releases.first(store, NAME)
+    first, other = live(store), releases.put(store, NAME, reweighted(spec, weights=(0.9, 0.1)))
+    for digest in (other, first):
+        releases.promote(store, NAME, digest)
+    before = releases.put
+
+    def slow(*given: Any) -> str:
+        found = before(*given)
+        releases.promote(store, NAME, other)
+        return found
+
+    monkeypatch.setattr(releases, "put", slow)
+    with pytest.raises(RefConflictError):
+        releasing.reweigh(NAME, Reweight(weights=(0.2, 0.8)), store=str(store.root), url=None)
+    assert releases.live(store, NAME).value == other
 
 
 def test_what_goes_together(store: Store) -> None:

@@ -195,3 +195,27 @@ def test_a_look_at_the_clock_asks_nothing_slow_of_the_disk(
     assert store.blobs.age_s("a") < 60
     with pytest.raises(StoreError):
         store.blobs.put("b", b"1")
+
+
+def test_a_lease_that_could_not_be_given_back_is_given_back_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.05)
+    lease, other = Lease(store.blobs, "x"), Lease(store.blobs, "x")
+    assert lease.acquire()
+
+    def away(*_: object) -> None:
+        raise StoreError("the storage is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.blobs, "put", away)
+        patch.setattr(store.blobs, "delete", away)
+        with pytest.raises(StoreError):
+            lease.release()
+        assert other.holder() is not None
+    deadline = time.monotonic() + 10
+    while other.holder() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert other.acquire()
+    other.release()

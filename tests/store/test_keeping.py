@@ -81,6 +81,19 @@ def test_gc_takes_only_what_nothing_reaches(store: Store, tmp_path: Path) -> Non
     assert keeping.damages(store) == []
 
 
+def test_gc_keeps_a_graph_of_several_members_as_long_as_all_of_them(store: Store, tmp_path: Path) -> None:
+    kept, lost = (store.put_artifact(_with_parents(seed), tensors()) for seed in (0, 1))
+    store.set_ref("digits/a", kept)
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form/f").write_bytes(b"machine code")
+    store.publish_folder("a" * 64, "t", tmp_path / "form", {"members": [kept]})
+    store.publish_folder("b" * 64, "t", tmp_path / "form", {"members": [kept, lost]})
+    _aged(store)
+    assert f"compiled/{'b' * 64}" in _collect(store).removed
+    assert store.compiled("a" * 64, "t") is not None
+    assert store.compiled("b" * 64, "t") is None
+
+
 def test_to_verify_a_compiled_form_is_not_to_use_it(store: Store, tmp_path: Path) -> None:
     digest = store.put_artifact(draft(0), tensors())
     (tmp_path / "form").mkdir()

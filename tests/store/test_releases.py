@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.calibration import Reject
+from orchestrator.config.encoding import Number, TableEncoding
 from orchestrator.config.ensemble import Cascade, Member, Parallel, Spec, WeightedMix
 from orchestrator.config.release import Canary, Release
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import ConfigError, CorruptArtifactError, InputError, NotFoundError, RefConflictError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
+from tests.deployments.raws import signature
 from tests.deployments.toys import DIGITS, SMALL_MLP, put
 
 NAME = "toys/mix"
@@ -117,6 +120,50 @@ def test_a_release_needs_its_members_and_keeps_what_clients_see(store: Store) ->
         releases.promote(store, NAME, elsewhere)
     with pytest.raises(ConfigError, match="must keep its classes"):
         releases.set_canary(store, NAME, Canary(release=elsewhere))
+
+
+def test_a_release_keeps_the_columns_and_the_outputs_that_clients_know(store: Store) -> None:
+    spec = releases.first(store, NAME)
+    mix = spec.tree
+    assert isinstance(mix, WeightedMix)
+    fixed = Reject(threshold=0.5)
+    rejecting = spec.model_copy(update={"tree": mix.model_copy(update={"reject": fixed})})
+    with pytest.raises(ConfigError, match="must keep its optional outputs"):
+        releases.put(store, NAME, rejecting)
+    tables = []
+    for column in ("age", "years"):
+        encoding = TableEncoding(columns=(Number(name=column, fill=0.0),))
+        seen = signature(encoding)
+        member = put(store, column, SMALL_MLP, seen, 1)
+        tables.append(Spec(name="table", tree=member, signature=seen))
+    releases.promote(store, "toys/table", releases.put(store, "toys/table", tables[0]))
+    with pytest.raises(ConfigError, match=r"must keep its inputs: \('years \(number\)',\)"):
+        releases.put(store, "toys/table", tables[1])
+
+
+def test_a_long_history_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases.first(store, NAME)
+    digests = [next_epoch(store, share, 1 - share) for share in (0.25, 0.625, 0.75, 0.875)]
+    read, asked = store.blobs.get, list[str]()
+
+    def counted(key: str) -> bytes:
+        asked.append(key)
+        return read(key)
+
+    monkeypatch.setattr(store.blobs, "get", counted)
+    digest = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.125, 0.875)))
+    releases.promote(store, NAME, digest)
+    assert len([key for key in asked if key.startswith(f"refs/{NAME}/live/")]) <= 3
+    listed = list[str]()
+    monkeypatch.setattr(store.blobs, "list", lambda folder, **_: listed.append(folder))
+    assert releases.live(store, NAME).value == digest
+    assert listed == []
+    # What another process promoted is seen, and what was removed is not.
+    monkeypatch.undo()
+    releases.promote(Store(store.root), NAME, digests[0])
+    assert releases.live(store, NAME).value == digests[0]
+    store.blobs.delete(f"refs/{NAME}/live/{releases.live(store, NAME).sequence:020}.json")
+    assert releases.live(store, NAME).value == digest
 
 
 def test_a_release_is_found_by_its_beginning(store: Store) -> None:

@@ -13,11 +13,13 @@ import pytest
 
 from orchestrator.errors import (
     CorruptArtifactError,
+    DiskFullError,
     ForeignStoreError,
     InputError,
     NotFoundError,
     StoreError,
 )
+from orchestrator.store.s3 import COPIES_VARIABLE
 from orchestrator.store.store import Store
 from tests.store.toys import D1, D2, draft, files_below, in_processes, spec, tensors
 
@@ -232,6 +234,21 @@ def test_a_compiled_form_is_published_whole(store: Store, built: Path) -> None:
     assert files_below(folder) == ["data/constants.bin", "entry.json", "model.pt2"]
     assert json.loads((folder / "entry.json").read_text())["facts"] == {"torch": "2.13"}
     assert built.exists()
+
+
+def test_a_form_that_the_store_cannot_take_stays_on_this_machine(
+    store: Store, built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> bool:
+        raise DiskFullError("no space left", "here")
+
+    monkeypatch.setenv(COPIES_VARIABLE, str(tmp_path / "copies"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.blobs, "put_folder", full)
+        place = store.publish_folder(D1, "t", built)
+    assert store.compiled(D1, "t") == place
+    assert files_below(place) == ["data/constants.bin", "entry.json", "model.pt2"]
+    assert store.publish_folder(D1, "t", built) == store.blobs.path(f"compiled/{D1}/t")
 
 
 def test_the_first_compiled_form_is_kept(store: Store, built: Path) -> None:
