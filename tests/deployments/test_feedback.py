@@ -15,6 +15,7 @@ from deployments.http import admin
 from deployments.releases import learner
 from orchestrator.config.ensemble import Member, WeightedMix
 from orchestrator.config.release import FeedbackSettings
+from orchestrator.ensemble import online
 from orchestrator.ensemble.tree import distinct
 from orchestrator.store import releases
 from orchestrator.store.store import Store
@@ -110,7 +111,7 @@ def test_answers_of_many_rows_are_kept_up_to_a_number_of_bytes(
 
 def test_labels_are_learned_beside_the_event_loop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = list[threading.Thread]()
-    update = learner.update
+    update = online.update
 
     def watched(*given: Any) -> Any:
         threads.append(threading.current_thread())
