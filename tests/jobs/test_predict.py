@@ -194,11 +194,11 @@ def test_a_job_without_an_end_leaves_no_half_file(
     worker = Worker(job)
     calls = []
 
-    def stop(*given: Any) -> Any:
+    def stop(*given: Any, **options: Any) -> Any:
         calls.append(given)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return predict(*given)
+        return predict(*given, **options)
 
     monkeypatch.setattr(predicting, "predict", stop)
     with pytest.raises(KeyboardInterrupt):
