@@ -84,13 +84,23 @@ def main(
         print(f"{key}: {ratio.value:.4g} ({limit} {ratio.goal:g}: {verdict}) {ratio.of}".rstrip())
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_finite(document), indent=2, allow_nan=False)
+        arguments.json.write_text(f"{text}\n", encoding="utf-8")
 
 
 def commit() -> str:
     """Of the code that runs, shortened."""
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:
