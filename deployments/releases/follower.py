@@ -198,7 +198,8 @@ class Follower(InStages):
                 "no weights are learned here", self._name, "set serving.feedback; it takes mixes of models"
             )
         found = await learner.learn(body)
-        if learner.due:
+        # Meanwhile another release may have taken over, of which this learner knows nothing.
+        if learner is self._learner and learner.due:
             try:
                 await new_epoch(self._store, self._name, self._live, learner, self.stage)
                 await self.follow()

@@ -113,14 +113,15 @@ def _check_bytes(place: str, most: int, least: int | None, fix: str) -> None:
 def _check_promise(run: Run, settings: SearchSettings) -> None:
     """Too few contract rows: not even answers that all stay the same would show that the promise holds."""
     targets, promise = run.dataset.part("contract").targets, settings.promise
-    changed = changed_bound(0, len(targets), promise.confidence)
-    if promise.max_changed is not None and changed > promise.max_changed:
-        raise ConfigError(
-            f"no variant can be shown to keep promise.max_changed: on {len(targets)} contract rows of which "
-            f"none changes, the bound at {promise.confidence:.0%} confidence is {changed:.4f}",
-            promise.max_changed,
-            "raise it, lower promise.confidence, or give the contract part more rows",
-        )
+    if promise.max_changed is not None:
+        changed = changed_bound(0, len(targets), promise.confidence)
+        if changed > promise.max_changed:
+            raise ConfigError(
+                f"no variant can be shown to keep promise.max_changed: on {len(targets)} contract rows of "
+                f"which none changes, the bound at {promise.confidence:.0%} confidence is {changed:.4f}",
+                promise.max_changed,
+                "raise it, lower promise.confidence, or give the contract part more rows",
+            )
     if run.config.metric.name != "accuracy":
         return
     same = np.eye(run.dataset.signature.outputs, dtype=np.float32)[targets]

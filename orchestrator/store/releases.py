@@ -70,7 +70,7 @@ def put(store: Store, name: str, spec: Spec) -> str:
                 read(store, digest)  # it is still there
                 return digest
     if before:
-        _check_same(spec, next(iter(before.values())).face)
+        _check_same(spec, _served(store, name, before).face)
         spec = _at(spec, 1 + max(fact.epoch for fact in before.values()))
     for member in leaves(spec.tree):
         store.manifest(member.digest)
@@ -234,9 +234,10 @@ def set_canary(store: Store, name: str, settings: Canary, *, expect: int | None 
 
 def _check_answers(store: Store, name: str, digest: str) -> None:
     """A release may answer under a name: the same model for clients, and a weight epoch of its own."""
-    spec = read(store, digest).spec
-    for other, fact in _known(store, name).items():
-        _check_same(spec, fact.face)
+    spec, known = read(store, digest).spec, _known(store, name)
+    if known and digest not in known:  # what answered before may do so again
+        _check_same(spec, _served(store, name, known).face)
+    for other, fact in known.items():
         if other != digest and fact.epoch == spec.weight_epoch:
             raise RefConflictError(
                 "another release took the weight epoch", spec.weight_epoch, "make it again"
@@ -262,6 +263,8 @@ class _Memory:
     def __init__(self) -> None:
         self.lock = Lock()
         self.seen = {LIVE: 0, CANARY: 0}
+        self.live = ""
+        """The digest that was live when this process last looked."""
         self.digests: dict[str, _Fact | None] = {}
         """None of those that could not be read yet."""
         self.faces: dict[Any, Any] = {}
@@ -279,7 +282,7 @@ def _known(store: Store, name: str) -> dict[str, _Fact]:
     with memory.lock:
         for entry in store.refs_after(f"{name}/{LIVE}", memory.seen[LIVE]):
             memory.digests.setdefault(entry.value)
-            memory.seen[LIVE] = entry.sequence
+            memory.seen[LIVE], memory.live = entry.sequence, entry.value
         for entry in store.refs_after(f"{name}/{CANARY}", memory.seen[CANARY]):
             with suppress(ValidationError):
                 memory.digests.setdefault(Canary.model_validate_json(entry.value).release)
@@ -291,6 +294,11 @@ def _known(store: Store, name: str) -> dict[str, _Fact]:
                 face = memory.faces.setdefault(face, face)
                 memory.digests[digest] = _Fact(release.spec.weight_epoch, _made_of(release), face)
         return {digest: fact for digest, fact in memory.digests.items() if fact is not None}
+
+
+def _served(store: Store, name: str, known: dict[str, _Fact]) -> _Fact:
+    """Of the live release; where that is damaged, of the first that is not."""
+    return known.get(_memory(store, name).live) or next(iter(known.values()))
 
 
 def _key(digest: str) -> str:

@@ -141,6 +141,24 @@ def test_a_release_keeps_the_columns_and_the_outputs_that_clients_know(store: St
         releases.put(store, "toys/table", tables[1])
 
 
+def test_what_answered_before_may_do_so_again_whatever_came_between(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = releases.first(store, NAME)
+    mix, before = spec.tree, releases.live(store, NAME).value
+    assert isinstance(mix, WeightedMix)
+    rejecting = spec.model_copy(update={"tree": mix.model_copy(update={"reject": Reject(threshold=0.5)})})
+    with monkeypatch.context() as patch:  # as it was once
+        patch.setattr(releases, "_check_same", lambda *_: None)
+        after = releases.put(store, NAME, rejecting)
+        releases.promote(store, NAME, after)
+    releases.promote(store, NAME, before)
+    with pytest.raises(ConfigError, match="must keep its optional outputs"):
+        releases.put(store, NAME, reweighted(rejecting, weights=(0.25, 0.75)))
+    releases.promote(store, NAME, after)
+    releases.put(store, NAME, reweighted(rejecting, weights=(0.25, 0.75)))
+
+
 def test_a_long_history_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     releases.first(store, NAME)
     digests = [next_epoch(store, share, 1 - share) for share in (0.25, 0.625, 0.75, 0.875)]
