@@ -37,6 +37,8 @@ TOLERANCE = 1e-5
 """Largest difference between a served fp32 answer and the in-process one."""
 EDGE = 1e-4
 """Rows whose members' votes hang on less than this gap between two probabilities are not compared."""
+LEAST_UNIT = 0.01
+"""Of a certainty at 0 or 1, where one at a half has 1: float32 rounds there, too."""
 TIMEOUT_S = 60.0
 TURN_S = 600.0
 """Runs on one cluster serve one after the other; a server that stays is complained of after this time."""
@@ -192,12 +194,17 @@ def decision_margins(spec: Spec, outputs: Mapping[Member, Output]) -> Floats:
 
 
 def _exit_margins(node: Cascade, outputs: Mapping[Member, Output], task: Task) -> list[Floats]:
-    """For each threshold how far the certainty [N] is from it; infinite for rows that left before."""
+    """For each threshold how far the certainty [N] is from it; infinite for rows that left before.
+
+    Told in units of how much rounding moves a certainty there: an error of the logits hardly moves one near 0
+    or 1, where most rows of a good model lie.
+    """
     left = replay(node, outputs, task).stages
     now, found = np.zeros((len(left), 0)), []
     for place, threshold in enumerate(node.thresholds or ()):
         now = combined(node, now, replay(node.stages[place], outputs, task).scores, place, task)
-        distance = np.abs(certainty(node.criterion, now, None, task) - threshold)
+        unit = max(4 * threshold * (1 - threshold), 0.0) + LEAST_UNIT
+        distance = np.abs(certainty(node.criterion, now, None, task) - threshold) / unit
         found.append(np.where(left >= place, distance, np.inf))
     return found
 

@@ -68,6 +68,16 @@ def test_only_rows_whose_votes_are_on_the_edge_are_left_out(tree: Ensemble, on_e
                 compare(spec(tree), other, found, margins)
 
 
+@pytest.mark.parametrize(("threshold", "left_out"), [(0.9998767, ROWS), (0.99988, 0), (2.0, 0)])
+def test_sure_rows_are_compared_though_all_lie_beside_the_threshold(threshold: float, left_out: int) -> None:
+    tree = cascade(A, B, thresholds=(threshold,))
+    sure = np.tile(np.array([9.0, 0.0], np.float32), (ROWS, 1))  # a certainty of 0.99987661
+    outputs = {A: sure, B: OUTPUTS[B]}
+    found = replay(tree, outputs, "classification").probs
+    assert found is not None
+    assert compare(spec(tree), found, found, decision_margins(spec(tree), outputs)) == left_out
+
+
 def test_an_answer_that_is_no_number_differs() -> None:
     found = np.full((ROWS, 2), 0.5, np.float32)
     broken = found.copy()
