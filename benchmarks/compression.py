@@ -182,7 +182,7 @@ def _prepare(bench: Bench) -> None:
 
 def _own(bench: Bench) -> Iterator[Entry]:
     """Every model and variant of the run file in every execution that it has; a peer among them."""
-    for name in (PARENT, "narrow", *(name for name in bench.config.variants if name != "student")):
+    for name in (PARENT, "small-b", *(name for name in bench.config.variants if name != "student")):
         try:
             digest = bench.digest(name)
         except NotFoundError as error:

@@ -22,6 +22,7 @@ from benchmarks.ensembles_autogluon import peers as autogluon_peers
 from benchmarks.ensembles_bench import (
     LONG,
     MEMBERS,
+    MIX,
     RUN_FILE,
     STUDENTS,
     TEAM,
@@ -37,7 +38,7 @@ from benchmarks.ensembles_digits import digits
 from benchmarks.ensembles_planner import planning
 from benchmarks.ensembles_sklearn import peers as sklearn_peers
 from benchmarks.output import Ratio, Result, main
-from orchestrator.config.calibration import AutoScaling, TemperatureScaling
+from orchestrator.config.calibration import AutoScaling
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Stacking, WeightedMix
 from orchestrator.config.load import load_run
@@ -101,6 +102,7 @@ def combining(bench: Bench, data: str) -> tuple[list[dict[str, Any]], Ratio]:
         "mean": Parallel(members=MEMBERS, calibration=auto),
         "logits": Parallel(members=MEMBERS, rule="logits", calibration=auto),
         "mix": WeightedMix(members=MEMBERS, calibration=auto),
+        "log_mix": WeightedMix(members=MEMBERS, rule="logits", calibration=auto),
         "greedy": WeightedMix(members=MEMBERS, method="greedy", calibration=auto),
         "per_class": WeightedMix(members=MEMBERS, method="per_class", calibration=auto),
         "gate": WeightedMix(members=MEMBERS, method="gate", calibration=auto),
@@ -139,30 +141,25 @@ def _gains(bench: Bench) -> Result:
     """The mix beside its members, what four times the time buys, and what four times the operations buy."""
     test = bench.data.part("test").targets
     singles = {name: figures(found, test) for name, found in bench.said["test"].items()}
-    mix = figures(
-        replayed(
-            bench, fitted(bench, WeightedMix(members=MEMBERS, calibration=TemperatureScaling()))
-        ).outputs,
-        test,
-    )
-    rows = [{"name": name, "own": True, "macs": bench.macs(name), **found} for name, found in singles.items()]
+    mix = fitted(bench, MIX)
+    assert isinstance(mix, WeightedMix)
+    found = figures(replayed(bench, mix).outputs, test)
+    rows = [{"name": name, "own": True, "macs": bench.macs(name), **one} for name, one in singles.items()]
     best = max(singles[name]["accuracy"] for name in TEAM)
     longest = singles[LONG]["accuracy"]
     big = singles["big"]["accuracy"]
-    return [*rows, {"name": "mix of four", "own": True, **mix}], {
-        "mix_gain": Ratio(mix["accuracy"] - best, 0.025),
-        "mix_vs_budget": Ratio((1 - mix["accuracy"]) / (1 - longest), 0.92, at_most=True),
-        "mix_vs_four_times_the_macs": Ratio((1 - mix["accuracy"]) / (1 - big), 1.0, at_most=True),
-        "ece": Ratio(mix["ece"], 0.02, at_most=True),
+    return [*rows, {"name": "mix of four", "own": True, "rule": mix.rule, **found}], {
+        "mix_gain": Ratio(found["accuracy"] - best, 0.025),
+        "mix_vs_budget": Ratio((1 - found["accuracy"]) / (1 - longest), 0.92, at_most=True),
+        "mix_vs_four_times_the_macs": Ratio((1 - found["accuracy"]) / (1 - big), 1.0, at_most=True),
+        "ece": Ratio(found["ece"], 0.02, at_most=True),
     }
 
 
 def _missing(bench: Bench) -> Result:
     """Each member missing in turn: calibration and promised accuracy, with and without a set's own fit."""
     test = bench.data.part("test").targets
-    tree = WeightedMix(members=MEMBERS, quorum=3, calibration=TemperatureScaling())
-    whole = fitted(bench, tree)
-    plain = fitted(bench, WeightedMix(members=MEMBERS, calibration=TemperatureScaling()))
+    whole, plain = fitted(bench, MIX.model_copy(update={"quorum": 3})), fitted(bench, MIX)
     assert isinstance(whole, WeightedMix)
     rows: list[dict[str, Any]] = []
     for gone, name in enumerate(TEAM):
@@ -173,6 +170,7 @@ def _missing(bench: Bench) -> Result:
         rest = [member for member in whole.members if cast(Member, member).name != name]
         naive = WeightedMix(
             members=tuple(rest),
+            rule=whole.rule,
             weights=renormalized(cast(WeightedMix, plain).weights, (gone,)),
             calibration=cast(WeightedMix, plain).calibration,
         )
@@ -206,14 +204,14 @@ def _answering(
 def _cascades(bench: Bench) -> Result:
     """Students first, the mix for rows that they are not sure of: the cheapest that keeps its accuracy on
     validation rows, by its cost there."""
-    mix = fitted(bench, WeightedMix(members=MEMBERS))
+    mix = fitted(bench, MIX)
     whole = {part: _accuracy(bench, mix, part) for part in KNOWN}
     full = sum(bench.macs(name) for name in TEAM)
     ways: list[tuple[str, ...]] = [(name,) for name in STUDENTS]
     ways += [("quarter", "half"), ("quarter", "merged"), ("half", "merged")]
     rows: list[dict[str, Any]] = []
     for way, aim in product(ways, AIMS):
-        stages = (*(Member(name=name, digest=name) for name in way), WeightedMix(members=MEMBERS))
+        stages = (*(Member(name=name, digest=name) for name in way), MIX)
         tree = fitted(bench, Cascade.model_validate({"stages": stages, **aim}))
         costs = {part: _share(bench, tree, part, full) for part in KNOWN}
         drops = {part: whole[part] - _accuracy(bench, tree, part) for part in KNOWN}

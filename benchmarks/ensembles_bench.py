@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.config.calibration import TemperatureScaling
 from orchestrator.config.data import PartName
-from orchestrator.config.ensemble import Member, Node
+from orchestrator.config.ensemble import Member, Node, WeightedMix
 from orchestrator.config.measure import LatencySettings
 from orchestrator.config.run import RunConfig
 from orchestrator.data.dataset import Dataset
@@ -31,6 +32,8 @@ LONG = "a-long"
 STUDENTS = ("merged", "half", "quarter")
 BATCH, THREADS = 16, 1
 MEMBERS = tuple(Member(name=name, digest=name) for name in TEAM)
+MIX = WeightedMix(members=MEMBERS, rule="auto", calibration=TemperatureScaling())
+"""Of probabilities or log-probabilities, whichever is likelier on validation rows."""
 LATENCY = LatencySettings(batch=BATCH, threads=THREADS, blocks=15)
 
 Outputs = dict[str, NDArray[np.float32]]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.ensembles_bench import (
     BATCH,
     LATENCY,
-    MEMBERS,
+    MIX,
     TEAM,
     THREADS,
     Bench,
@@ -27,7 +27,7 @@ from benchmarks.ensembles_bench import (
     say,
 )
 from benchmarks.output import Ratio, Result
-from orchestrator.config.ensemble import Member, Node, WeightedMix
+from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.ensemble.call_cost import CallTime
 from orchestrator.ensemble.candidates import Available
@@ -66,9 +66,7 @@ def planning(bench: Bench) -> Result:
     tree = evidence.fitted(picked.judged.candidate)
     answer = replay(tree, {m: bench.said["test"][_key(m)] for m in distinct(tree)}, "classification")
     timed = _side_by_side(bench, tree, models, rows)
-    drop = accuracy(replayed(bench, fitted(bench, WeightedMix(members=MEMBERS))), test) - accuracy(
-        answer, test
-    )
+    drop = accuracy(replayed(bench, fitted(bench, MIX)), test) - accuracy(answer, test)
     value = timed["pick"].median_ms / timed["fused"].median_ms
     row = {
         "name": "planner's pick",

@@ -35,12 +35,13 @@ logger = logging.getLogger(__name__)
 def learner_of(spec: Spec, settings: FeedbackSettings | None) -> Learner | None:
     """What learns the weights of a spec; None where there are none to learn.
 
-    That is of mixes with one weight for each member, all members models, each once; not of several labels.
+    That is of mixes of probabilities with one weight for each member, all members models, each once; not of
+    several labels.
     """
     tree = spec.tree
     if settings is None or spec.signature.task == "multilabel":
         return None
-    if not isinstance(tree, WeightedMix) or tree.method in ("per_class", "gate"):
+    if not isinstance(tree, WeightedMix) or tree.rule != "mean" or tree.method in ("per_class", "gate"):
         return None
     if not all(isinstance(member, Member) for member in tree.members):
         return None

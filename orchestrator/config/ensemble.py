@@ -47,11 +47,15 @@ TASK_RULES: dict[Task, tuple[Rule, ...]] = {
 }
 Method = Literal["likelihood", "squared_error", "greedy", "per_class", "gate"]
 """How the weights of a mix are fitted: `orchestrator.ensemble.mix`."""
+POOL_METHODS: tuple[Method, ...] = ("likelihood", "greedy")
+"""Those that can weigh log-probabilities."""
 TASK_METHODS: dict[Task, tuple[Method, ...]] = {
     "classification": get_args(Method),
     "multilabel": ("likelihood", "squared_error", "greedy"),
     "regression": get_args(Method),
 }
+MixRule = Literal["mean", "logits", "auto"]
+"""What a weighted mix is of: probabilities, log-probabilities, or the likelier one on validation rows."""
 TRIM = 0.1
 """Share of the members that `trimmed_mean` leaves out at each end."""
 
@@ -235,6 +239,9 @@ class WeightedMix(Pooled):
     """Weighted mean of the members' probabilities (regression: outputs); weights are >= 0 and sum to 1."""
 
     kind: Literal["weighted_mix"] = "weighted_mix"
+    rule: MixRule = Field("mean", exclude_if=lambda rule: rule == "mean")
+    """`logits`: the weighted mean of log-probabilities, renormalised. `auto`: of the two the one with the
+    least negative log-likelihood on validation rows, after a temperature where a calibration follows."""
     method: Method = "likelihood"
     prior: int | None = Field(None, ge=1, exclude_if=absent)
     """`likelihood` of a classification only: rows added for each member that it alone answers rightly. Where
@@ -260,6 +267,9 @@ class WeightedMix(Pooled):
     def _fitting(self) -> WeightedMix:
         if self.prior is not None and self.method != "likelihood":
             raise ValueError(f"prior belongs to method likelihood, not {self.method}")
+        if self.rule != "mean" and (self.method not in POOL_METHODS or self.prior is not None):
+            taken = "a prior" if self.prior is not None else f"method {self.method}"
+            raise ValueError(f"{taken} belongs to rule mean, not {self.rule}: leave out one of them")
         if self.objective != "nll" and self.method in ("likelihood", "squared_error"):
             raise ValueError(f"method {self.method} has its own objective: take greedy, per_class or gate")
         for method, key in (("per_class", "class_weights"), ("gate", "gate")):
@@ -281,6 +291,8 @@ class WeightedMix(Pooled):
         return self
 
     def unfitted(self) -> str | None:
+        if self.rule == "auto":
+            return "weighted_mix has no chosen rule"
         needed = {"per_class": ("weights", "class_weights"), "gate": ("weights", "gate")}
         for key in needed.get(self.method, ("weights",)):
             if getattr(self, key) is None:

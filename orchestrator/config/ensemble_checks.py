@@ -44,6 +44,8 @@ def _task_complaint(node: AnyNode, task: Task) -> str | None:
     """What ensembles of this task cannot have."""
     if isinstance(node, Parallel) and node.rule not in TASK_RULES[task]:
         return f"rule {node.rule} is not for task {task}: use {', '.join(TASK_RULES[task])}"
+    if isinstance(node, WeightedMix) and node.rule != "mean" and "logits" not in TASK_RULES[task]:
+        return f"rule {node.rule} is not for task {task}: use mean"
     if isinstance(node, WeightedMix) and node.method not in TASK_METHODS[task]:
         return f"method {node.method} is not for task {task}: use {', '.join(TASK_METHODS[task])}"
     if task == "multilabel" and isinstance(node, Boosting | Chain | Stacking):

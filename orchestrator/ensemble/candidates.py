@@ -125,6 +125,7 @@ def other_kinds(judged: Sequence[Judged], evidence: Evidence) -> list[Candidate]
         methods = [method for method in METHODS if method in TASK_METHODS[task]]
         fitted += [WeightedMix(members=team, method=method) for method in methods]
         if task != "regression":
+            fitted.append(WeightedMix(members=team, rule="logits", calibration=AutoScaling()))
             fitted += [kind(members=team, calibration=AutoScaling()) for kind in (Parallel, WeightedMix)]
         if task != "multilabel" and len(team) * evidence.size <= MOST_STACKED:
             fitted.append(Stacking(policy="stacking", members=team))

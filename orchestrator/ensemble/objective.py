@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.config.ensemble import MixRule
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
 from orchestrator.ensemble.combine import Floats, Rows
 from orchestrator.ensemble.weights import errors_of
 from orchestrator.measure.metrics import larger_is_better, score
-from orchestrator.measure.tasks import class_rules
+from orchestrator.measure.tasks import class_rules, rules
 
 Loss = tuple[float, ...]
 """Compared from the left, smaller is better: ties in a metric are broken by likelihood."""
@@ -55,11 +56,15 @@ class Objective:
         """The loss of scores [N, K]."""
         return (*self._of_metric(scores), float(self.of_rows(scores).mean()))
 
-    def additive(self, scores: Sequence[Floats]) -> tuple[Floats, Callable[[Floats], Loss]]:
-        """Arrays of the members [M, ...], and the loss of a weighted mean of them.
+    def additive(
+        self, scores: Sequence[Floats], rule: MixRule = "mean"
+    ) -> tuple[Floats, Callable[[Floats], Loss]]:
+        """Arrays of the members [M, ...], and the loss of a weighted mean of them under a mix's rule.
 
         As small as the objective allows: without a metric only the label's probability matters.
         """
+        if rule == "logits":
+            return np.stack(scores), lambda mean: self.loss(rules(self.task).normalized(mean))
         if self.task == "regression":
             if self.metric is None:
                 return errors_of(scores, self.truth, "regression"), lambda mean: (

@@ -24,7 +24,7 @@ def has_own_arithmetic(node: Node) -> bool:
     if isinstance(node, Member):
         return True
     plain = isinstance(node, Parallel) and node.rule == "mean"
-    mixed = isinstance(node, WeightedMix) and node.method == "likelihood"
+    mixed = isinstance(node, WeightedMix) and (node.rule, node.method) == ("mean", "likelihood")
     if not isinstance(node, Parallel | WeightedMix) or not (plain or mixed) or node.calibration is not None:
         return False
     return all(isinstance(member, Member) for member in node.members)

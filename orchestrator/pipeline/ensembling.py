@@ -21,6 +21,7 @@ from orchestrator.config.ensemble import (
     Parallel,
     Spec,
     Stacking,
+    WeightedMix,
     walk_nodes,
 )
 from orchestrator.ensemble.explain import label
@@ -128,6 +129,8 @@ def describe(tree: Node) -> str:
     if isinstance(tree, Member):
         return label(tree)
     how = f"{tree.rule} of " if isinstance(tree, Parallel) else f"by {tree.method}: "
+    if isinstance(tree, WeightedMix) and tree.rule != "mean":
+        how = f"{tree.rule} {how}"
     if tree.weights is None:
         return how + ", ".join(map(label, tree.members))
     pairs = zip(tree.members, tree.weights, strict=True)

@@ -71,6 +71,7 @@ METHODS: dict[str, Ensemble] = {
 TREES: dict[str, Ensemble] = {
     **RULES,
     **METHODS,
+    "log_mix": WeightedMix(members=MEMBERS, rule="logits", weights=WEIGHTS),
     "by_metric": WeightedMix(members=MEMBERS, method="greedy", objective="metric", bags=3, weights=WEIGHTS),
     "cascade": cascade(A, B, C, thresholds=(0.6, 0.8)),
     "cascade_by_margin": cascade(A, B, C, thresholds=(0.3, 0.5), criterion="margin"),
@@ -108,7 +109,9 @@ LABELS: dict[str, Ensemble] = {
     **{rule: RULES[rule] for rule in TASK_RULES["multilabel"]},
     **{method: METHODS[method] for method in TASK_METHODS["multilabel"]},
     **{
-        name: tree for name, tree in TREES.items() if name.startswith(("cascade", "mix_of_c", "deep", "by_m"))
+        name: tree
+        for name, tree in TREES.items()
+        if name.startswith(("cascade", "mix_of_c", "deep", "by_m", "log_mix"))
     },
 }
 del LABELS["cascade_to_chain"]
