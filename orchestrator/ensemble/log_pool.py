@@ -25,6 +25,9 @@ from orchestrator.ensemble.weights import (
 from orchestrator.errors import EnsembleError
 from orchestrator.measure.metrics import log_softmax
 
+RIDGE = 1e-9
+"""Of the largest curvature or slope, added to every curvature."""
+
 
 def log_pool_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights:
     """Weights of least negative log-likelihood of the members' weighted geometric mean.
@@ -49,6 +52,8 @@ def log_pool_weights(scores: Members, targets: npt.NDArray[np.int64]) -> Weights
             return finished(weights)
         flat = (np.sqrt(chances) * (stacked - means[:, :, None])).reshape(members, -1)
         hessian = flat @ flat.T / rows
+        # Very sure members leave no curvature; the gradient then has parts that no step would answer.
+        hessian += RIDGE * max(float(np.abs(hessian).max()), float(np.ptp(gradient))) * np.eye(members)
         target = simplex_minimum(hessian, gradient - hessian @ weights)
         weights = _line_search(stacked, targets, weights, target - weights, gradient)
     if duality_gap(weights, gradient) <= ENOUGH:

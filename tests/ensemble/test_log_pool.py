@@ -73,6 +73,17 @@ def test_the_order_of_members_does_not_matter() -> None:
     np.testing.assert_allclose(other[::-1], one, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", [25, 26, 29])
+def test_very_sure_members_converge(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, 40)
+    base = rng.normal(size=(40, 3)) * 0.3 + np.eye(3)[labels]
+    said = [base + rng.normal(size=(40, 3)) * spread for spread in (0.03, 0.1, 0.3, 0.5, 1.0, 2.0)]
+    scores = [log_softmax(logits / np.abs(logits).max() * 3000) for logits in said]
+    least = likelihood_of(log_pool_weights(scores, labels), scores, labels)
+    assert least <= min(score(NLL, member, labels) for member in scores) + 1e-6
+
+
 def mixed(scores: list[Floats], targets: Any, task: Task = "classification", **more: Any) -> Any:
     """A fitted mix, and its answers to rows of any scores of its members."""
     members = tuple(Member(name=str(place), temperature=1.0) for place in range(len(scores)))
