@@ -224,3 +224,5 @@ def test_the_best_is_best_in_the_metric_within_the_limits() -> None:
     none = best_of([row.limited(strict) for row in rows], parent(), strict, "accuracy")
     assert none.row == parent()
     assert none.reason.startswith("none qualifies: no trial stays within its limits; nearest were: v3")
+    failed = best_of([rows[3].limited(strict), measured(9).failed("died")], parent(), strict, "accuracy")
+    assert "v9" not in failed.reason
