@@ -100,6 +100,10 @@ class ExecutionError(OrchestratorError):
     """An artifact cannot run in the asked execution on this machine."""
 
 
+class UnavailableError(ExecutionError):
+    """This machine lacks what the execution needs; the artifact is not to blame."""
+
+
 class SearchError(OrchestratorError):
     """The search could not produce a front."""
 

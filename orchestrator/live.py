@@ -160,7 +160,7 @@ def _best(best: Best | None, metric: str) -> str:
     if best is None:
         return "none measured yet"
     figures = f"{metric} {best.metric:.4f}, {best.latency_ms:.3f} ms, {best.speedup:.2f} times as fast"
-    return f"{best.name}: {figures}" + ("" if best.feasible else " (drops too much)")
+    return f"{best.name}: {figures}" + ("" if best.feasible else " (beyond the limits)")
 
 
 def _trainings(trainings: list[Training]) -> RenderableType:

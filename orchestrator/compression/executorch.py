@@ -53,7 +53,7 @@ def write_executorch(module: nn.Module, signature: Signature, path: Path) -> Non
         # Its passes raise whatever they meet.
         raise _no_form(error) from error
     path.write_bytes(program)
-    _check(module, torch.from_numpy(example_inputs(signature, MOST_ROWS)), path)
+    _check(module, signature, path)
 
 
 def _refuse(module: nn.Module) -> None:
@@ -85,8 +85,9 @@ def _lowered(module: nn.Module, example: Tensor) -> bytes:
     return program
 
 
-def _check(module: nn.Module, most: Tensor, path: Path) -> None:
+def _check(module: nn.Module, signature: Signature, path: Path) -> None:
     """Run the file with the most rows and with one."""
+    most = torch.from_numpy(example_inputs(signature, MOST_ROWS))
     runtime: Any = importlib.import_module("executorch.runtime")
     for rows in (most, most[:1]):
         try:
@@ -95,7 +96,7 @@ def _check(module: nn.Module, most: Tensor, path: Path) -> None:
         except Exception as error:
             raise _no_form(error) from error
         with torch.no_grad():
-            far = distance(found, module(rows))
+            far = distance(found, module(rows), signature)
         if not far <= tolerance(module):
             raise CompressionError(
                 f"ExecuTorch answers otherwise than the model (relative error {far:.4f})",

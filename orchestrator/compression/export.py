@@ -119,7 +119,7 @@ def _check_onnx(module: nn.Module, signature: Signature, path: Path) -> None:
         ) from error
     with torch.no_grad():
         wanted = module(rows)
-    far = distance(torch.from_numpy(found), wanted)
+    far = distance(torch.from_numpy(found), wanted, signature)
     if not far <= tolerance(module):
         raise CompressionError(
             f"onnxruntime answers otherwise than the model (relative error {far:.4f})",

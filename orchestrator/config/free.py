@@ -21,6 +21,8 @@ Config = dict[str, Scalar]
 _DIGITS = 6
 """Numbers are rounded, so that equal choices give equal plans."""
 LARGEST_GRID = 10_000
+RESERVED = frozenset({"arm", "job", "judge", "mailbox", "trained before"})
+"""Entries of a trial's config that are no free values."""
 
 
 class Choice(Settings):
@@ -131,7 +133,7 @@ def parameters(space: Template) -> dict[str, Parameter]:
     """All free values by name, those inside options too, in the order in which they are met.
 
     Raises:
-        ValueError: two different free values have one name.
+        ValueError: two different free values have one name, or one has a name of the search's own.
     """
     return _explore(space)[0]
 
@@ -150,6 +152,11 @@ def _explore(space: Template) -> tuple[dict[str, Parameter], list[Config]]:
 
         def pick(parameter: Parameter, asked: Config = asked) -> Scalar:
             seen = known.get(parameter.name)
+            if parameter.name in RESERVED:
+                raise ValueError(
+                    f"no free value may be called '{parameter.name}', which the search keeps for itself: "
+                    "give it another 'name'"
+                )
             if seen is None:
                 known[parameter.name] = parameter
                 others = [value for value in parameter.probes if value != parameter.first]

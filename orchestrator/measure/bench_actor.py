@@ -81,7 +81,7 @@ def start(
     if target.resource is None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
     else:
-        _check_offered(target.resource)
+        check_offered(target.resource)
         options["resources"] = {target.resource: 1}
     if target.isa == "avx2":
         options["runtime_env"] = {"env_vars": AVX2}
@@ -89,7 +89,12 @@ def start(
     return cast("ActorHandle[BenchActor]", handle)
 
 
-def _check_offered(resource: str) -> None:
+def check_offered(resource: str) -> None:
+    """See that a node of the running Ray offers a target's resource.
+
+    Raises:
+        ResourceError: none does.
+    """
     if ray.cluster_resources().get(resource, 0.0) < 1:
         raise ResourceError(
             "no node offers the resource of the target",

@@ -2,7 +2,8 @@
 
 A one-sided non-inferiority test: the promise holds when the upper confidence bound of the drop is at
 most `max_drop`. Finding no significant difference is not enough; too few rows cannot keep a promise, and
-the verdict then says how many would do.
+the verdict then says how many would do. A loss (`nll`, `mae`, `rmse`) has no upper limit, so for it no number
+of rows rules out rare rows that lose much: its bound speaks of rows like those seen, and the verdict says so.
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from orchestrator.config.measure import BuiltInMetric, Metric
 from orchestrator.config.search import Promise
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
-from orchestrator.measure.metrics import ROW_METRICS, checked, larger_is_better, statistic, task_of
+from orchestrator.measure.metrics import (
+    ROW_METRICS,
+    SMALLER_IS_BETTER,
+    checked,
+    larger_is_better,
+    statistic,
+    task_of,
+)
 from orchestrator.measure.tasks import kind_of
 
 FLOORED = ("macro_f1", "micro_f1", "recall_at_precision", "auroc", "mean_average_precision")
 """Metrics whose bound has a floor on few rows."""
 OWN_TEST = "paired bootstrap (no floor for few rows is known of a metric of your own)"
+LOSS_TEST = "paired bootstrap (a loss has no upper limit: rows unlike these are not covered)"
 RESAMPLES = 2000
 MOST_ROWS = 2**20
 """Times the rows at hand: more than that is no advice."""
@@ -83,6 +92,8 @@ class _Clause:
     """The bound if there were so many times as many rows like these."""
     part_rows: int
     """Of the whole part."""
+    unlimited: bool = False
+    """Whether one row that was not seen could cost any amount."""
 
     @property
     def status(self) -> Status:
@@ -190,8 +201,10 @@ def _drop_clause(
     def bound_at(times: float) -> float:
         return drop + (bound - drop) / math.sqrt(times)
 
+    unlimited = metric.name in SMALLER_IS_BETTER
     test = "paired bootstrap" if metric.name in get_args(BuiltInMetric) else OWN_TEST
-    return _Clause(metric.label, drop, bound, promise.max_drop, rows, bound_at, rows), test
+    clause = _Clause(metric.label, drop, bound, promise.max_drop, rows, bound_at, rows, unlimited)
+    return clause, LOSS_TEST if unlimited else test
 
 
 def _sentence(clause: _Clause, confidence: float) -> str:
@@ -205,6 +218,9 @@ def _sentence(clause: _Clause, confidence: float) -> str:
     said += (
         f", which is {'within' if clause.status == 'holds' else 'more than'} the allowed {clause.allowed:g}"
     )
+    if clause.unlimited and clause.status == "holds":
+        unseen = 1 - (1 - confidence) ** (1 / clause.rows)
+        said += f", unless rows unlike these lose more: up to {unseen:.2g} of all rows may be such"
     needed = clause.needed_rows
     rows = "rows" if clause.rows == clause.part_rows else "rows of all classes"
     return f"{said}; about {needed} {rows} would be needed to tell" if needed else said

@@ -52,7 +52,7 @@ def airbench(settings: Airbench, signature: Signature) -> nn.Module:
     fuse.
 
     Raises:
-        ModelError: the rows are not images of at least 8x8 pixels.
+        ModelError: the rows are not images of at least 2 ** len(widths) pixels a side.
     """
     channels, height, width = image_shape(signature, "airbench")
     if min(height, width) < 2 ** len(settings.kwargs.widths):

@@ -13,6 +13,7 @@ from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
+from orchestrator.measure.bench_actor import check_offered
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.pipeline.context import Run
@@ -85,6 +86,10 @@ def search(
         (parent,) = measurer([parent_row(job, settings.parent)])
         job = job.model_copy(update={"bench": measurer.machine})
         run.progress("search", f"{settings.trials} trials over {settings.parent}: {figures(parent, run)}")
+        lacking = [one for one in settings.executions if one in job.lacking]
+        if lacking:
+            needs = f"{' and '.join(lacking)} lack a compiler or a package here (`orchestrator doctor`)"
+            run.progress("search", f"{needs}: variants run in their next execution")
         rows, arms, spent = searched(run, job, parent, measurer)
         members = best_member(run, job, models) if settings.arms else []
         arms = [parent, *arms, *measurer(members)]
@@ -128,6 +133,9 @@ def searched(run: Run, job: Job, parent: TrialRow, measurer: Measurer, stage: st
     def connect() -> None:
         run.cluster()
         measurer.open()  # before a trial runs, lest it cannot be measured
+        for target in job.search.targets.values():
+            if target.resource is not None:
+                check_offered(target.resource)
 
     found = run_search(
         job,
@@ -190,7 +198,9 @@ def on_target(
     run.progress("search", f"measuring {len(rows)} variants for the target {name}")
     with closing(Measurer(place(run, fresh), job.parent, target, name)) as measurer:
         found = measurer([replace(row, status="evaluated") for row in rows])
-    return tuple(row if row.status == "failed" else row.limited(job.search) for row in found)
+    # The limit on latency is that of `search.latency`: this machine, batch and threads are others.
+    limits = job.search.model_copy(update={"max_latency_ms": None})
+    return tuple(row if row.status == "failed" else row.limited(limits) for row in found)
 
 
 def place(run: Run, fresh: bool) -> Place:

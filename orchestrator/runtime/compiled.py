@@ -7,7 +7,6 @@ are checked against their recorded sha256, and it belongs to one version of torc
 from __future__ import annotations
 
 import re
-import shutil
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -19,11 +18,12 @@ from torch import Tensor, fx, nn
 from torch._inductor import aoti_compile_and_package
 from torch.export import Dim
 
-from orchestrator.errors import ExecutionError
+from orchestrator.config.signature import Signature
+from orchestrator.errors import ExecutionError, UnavailableError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.forms import INT8_TOLERANCE, distance, tolerance
-from orchestrator.runtime.package import PACKAGE, open_package
+from orchestrator.runtime.package import PACKAGE, has_compiler, open_package
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.torchao_names import quant_lift_up
@@ -47,9 +47,9 @@ def write(
     compile_to(folder / PACKAGE, module, example_rows(signature, count), threads)
     rows = torch.from_numpy(example_inputs(signature, count))
     if isinstance(module, fx.GraphModule):
-        _check_int8(folder / PACKAGE, module, rows)
+        _check_int8(folder / PACKAGE, module, rows, signature)
     else:
-        _compare(folder / PACKAGE, module, rows, tolerance(module))
+        _compare(folder / PACKAGE, module, rows, tolerance(module), signature)
 
 
 def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> None:
@@ -62,10 +62,11 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
         threads: that the code is generated for.
 
     Raises:
-        ExecutionError: there is no C++ compiler, or the model cannot be compiled.
+        UnavailableError: there is no C++ compiler, or files cannot be written.
+        ExecutionError: the model cannot be compiled.
     """
-    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise ExecutionError("no C++ compiler was found", "aoti", "install g++, or run eager")
+    if not has_compiler():
+        raise UnavailableError("no C++ compiler was found", "aoti", "install g++, or run eager")
     # freezing: weights are folded and packed at compile time (torch 2.13: faster on convolutions).
     settings: dict[str, Any] = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
     if isinstance(module, fx.GraphModule):
@@ -77,14 +78,15 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
             aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:
         # Tracing, generating and compiling raise many types; to the user they are one failure.
-        raise ExecutionError(
+        of_disk = isinstance(getattr(error, "inner_exception", error), OSError)
+        raise (UnavailableError if of_disk else ExecutionError)(
             f"AOTInductor cannot compile the model ({type(error).__name__}: {str(error).strip()[:300]})",
             "aoti",
             "see that g++ works (`orchestrator doctor`), or run eager",
         ) from error
 
 
-def _check_int8(path: Path, graph: fx.GraphModule, rows: Tensor) -> None:
+def _check_int8(path: Path, graph: fx.GraphModule, rows: Tensor, signature: Signature) -> None:
     """Refuse a compiled int8 graph that multiplies in float, or answers otherwise than the lowered one.
 
     Inductor's patterns miss some graphs without a word: a float product of rounded numbers gives the right
@@ -99,13 +101,13 @@ def _check_int8(path: Path, graph: fx.GraphModule, rows: Tensor) -> None:
         raise ExecutionError(
             f"AOTInductor runs {found} of {wanted} layers in int8", "aoti", "run the variant lowered"
         )
-    _compare(path, lowered, rows, INT8_TOLERANCE)
+    _compare(path, lowered, rows, INT8_TOLERANCE, signature)
 
 
-def _compare(path: Path, module: nn.Module, rows: Tensor, most: float) -> None:
+def _compare(path: Path, module: nn.Module, rows: Tensor, most: float, signature: Signature) -> None:
     """Refuse a package that answers otherwise than the module: generated code may be wrong without a word."""
     with torch.inference_mode():
-        error = distance(open_package(path)(rows), module(rows))
+        error = distance(open_package(path)(rows), module(rows), signature)
     if not error < most:
         raise ExecutionError(
             "the compiled form answers otherwise than the model",

@@ -74,6 +74,16 @@ def executions(manifest: Draft) -> tuple[Execution, ...]:
     return EXECUTIONS[precision_of(manifest.plan)]
 
 
+def lacking() -> tuple[Execution, ...]:
+    """Executions that this machine lacks a compiler or a package for."""
+    from orchestrator.runtime import openvino
+
+    found: list[Execution] = [] if package.has_compiler() else ["aoti"]
+    if openvino.missing() is not None:
+        found.append("openvino")
+    return tuple(found)
+
+
 def load(
     store: Store,
     digest: str,
@@ -94,7 +104,8 @@ def load(
         allowed: import paths that an imported model's factory may come from.
 
     Raises:
-        ExecutionError: the artifact does not run in this execution, or this machine lacks what that needs.
+        UnavailableError: this machine lacks what the execution needs.
+        ExecutionError: the artifact does not run in this execution.
         ModelError: the factory is not allowed.
         CorruptArtifactError: a file is damaged.
     """

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from orchestrator.config.signature import Signature
 from orchestrator.errors import CorruptArtifactError
 from orchestrator.store.store import Store
 
@@ -54,9 +55,24 @@ def mixed(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Relative error: the norm of the difference over the norm of what is wanted."""
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+def apart(found: Tensor, wanted: Tensor, signature: Signature | None) -> tuple[Tensor, Tensor]:
+    """How far outputs are from what is wanted, and what that is a share of.
+
+    A regression's values count in deviations from the mean of its targets, and as one at least: beside a mean
+    far from zero every error looks small. What float32 rounds away of such values is no error.
+    """
+    off = (found - wanted).abs()
+    if signature is None or not any(signature.target_mean):
+        return off, wanted
+    mean, std = torch.tensor(signature.target_mean), torch.tensor(signature.target_std)
+    rounded = 4 * torch.finfo(torch.float32).eps * wanted.abs()
+    return (off - rounded).clamp_min(0) / std, ((wanted - mean) / std).abs().clamp_min(1)
+
+
+def distance(found: Tensor, wanted: Tensor, signature: Signature | None = None) -> float:
+    """Relative error: the norm of the difference over the norm of what is wanted (`apart`)."""
+    off, size = apart(found, wanted, signature)
+    return float(off.norm() / size.norm().clamp_min(1e-12))
 
 
 def tolerance(module: nn.Module) -> float:

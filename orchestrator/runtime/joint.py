@@ -20,13 +20,14 @@ from torch import Tensor, fx, nn
 
 from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import precision_of
 from orchestrator.errors import ExecutionError, StoreError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.models.served import Preprocess, Served
 from orchestrator.runtime import execute, package
 from orchestrator.runtime.execute import LARGEST_BATCH, Executable
-from orchestrator.runtime.forms import cached
+from orchestrator.runtime.forms import apart, cached
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.runtime.wide import widened
 from orchestrator.store.compiled import MEMBERS
@@ -226,8 +227,7 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
     facts = package.target_facts(threads, batch)
     plans = [store.manifest(digest).plan for digest in digests]
     tolerances = [BF16_TOLERANCE if precision_of(plan) == "bf16" else FP32_TOLERANCE for plan in plans]
-    # A regression's values may be small in their unit.
-    least = 1e-12 if store.manifest(digests[0]).signature.task == "regression" else 1.0
+    signature = store.manifest(digests[0]).signature
 
     def make(folder: Path) -> None:
         from orchestrator.runtime import compiled
@@ -235,31 +235,33 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
         models = [rebuild(store, digest, allowed=allowed).module for digest in digests]
         if any(isinstance(model, fx.GraphModule) for model in models):
             raise ExecutionError("a traced graph is compiled alone", digests[0][:12])
-        signature, count = store.manifest(digests[0]).signature, max(batch, 2)
+        count = max(batch, 2)
         rows = torch.from_numpy(example_inputs(signature, count))
         with torch.inference_mode():
             expected = torch.stack([model.eval()(rows) for model in models], dim=1)
         together = _SideBySide(models).eval()
         compiled.compile_to(folder / package.PACKAGE, together, example_rows(signature, count), threads)
         np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
-        _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerances, least)
+        _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerances, signature)
 
     noted = {**facts, MEMBERS: list(digests)}
     folder = cached(store, fingerprint(list(digests)), package.target_key(facts), noted, make)
     forward = package.open_package(folder / package.PACKAGE)
-    _check(forward, folder / SAMPLE, tolerances, least)
+    _check(forward, folder / SAMPLE, tolerances, signature)
     return forward
 
 
-def _check(forward: Any, sample: Path, tolerances: Sequence[float], least: float = 1.0) -> None:
+def _check(forward: Any, sample: Path, tolerances: Sequence[float], signature: Signature) -> None:
     """Refuse a graph whose answers to the kept rows are not those that were kept with them.
 
     Args:
         forward: rows to outputs [B, M, ...].
         sample: the kept rows and outputs.
         tolerances: of each member.
-        least: what differences are a share of where a member's outputs are smaller.
+        signature: of the members.
     """
+    # Logits count as 1 at least; a regression's values may be small in their unit.
+    least = 1e-12 if signature.task == "regression" else 1.0
     try:
         with np.load(sample, allow_pickle=False) as kept:
             rows, expected = kept["rows"], kept["outputs"]
@@ -272,8 +274,10 @@ def _check(forward: Any, sample: Path, tolerances: Sequence[float], least: float
             "the compiled graph cannot be checked", f"{type(error).__name__}: {error}", "they run eagerly"
         ) from error
     for member, tolerance in enumerate(tolerances):
-        own, wanted = found[:, member], expected[:, member]
-        difference = float(np.abs(own - wanted).max() / max(least, float(np.abs(wanted).max())))
+        off, size = apart(
+            torch.from_numpy(found[:, member]), torch.from_numpy(expected[:, member]), signature
+        )
+        difference = float(off.max()) / max(least, float(size.abs().max()))
         if not difference <= tolerance:  # NaN is one, too
             raise ExecutionError(
                 "the compiled graph answers otherwise than its models",

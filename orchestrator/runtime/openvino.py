@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.steps import Bf16, StaticInt8
-from orchestrator.errors import CompressionError, ExecutionError
+from orchestrator.errors import CompressionError, ExecutionError, UnavailableError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import has_bf16_kernels, to_float
@@ -60,12 +60,17 @@ def load(
     return _open(engine, folder / MODEL, threads, bf16=bf16)
 
 
+def missing() -> str | None:
+    """A package that this execution needs and that is not installed; None when all are."""
+    needed = ("openvino", "onnx", "onnxscript")
+    return next((package for package in needed if importlib.util.find_spec(package) is None), None)
+
+
 def _engine() -> Any:
-    for package in ("openvino", "onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise ExecutionError(
-                "this execution needs a package", package, "pip install 'ensemble-orchestrator[openvino]'"
-            )
+    if (package := missing()) is not None:
+        raise UnavailableError(
+            "this execution needs a package", package, "pip install 'ensemble-orchestrator[openvino]'"
+        )
     return importlib.import_module("openvino")
 
 
@@ -93,7 +98,7 @@ def _convert(folder: Path, module: nn.Module, manifest: Draft, engine: Any, *, b
     rows = torch.from_numpy(example_inputs(manifest.signature, int8.EXAMPLE_ROWS))
     with torch.no_grad():
         found, wanted = _open(engine, folder / MODEL, 1, bf16=bf16)(rows), module(rows)
-    far = distance(found, wanted)
+    far = distance(found, wanted, manifest.signature)
     if not far <= tolerance(module):
         raise ExecutionError(
             f"OpenVINO answers otherwise than the model (relative error {far:.4f})",

@@ -7,6 +7,7 @@ import ctypes
 import functools
 import hashlib
 import platform
+import shutil
 import sys
 import tempfile
 import weakref
@@ -51,6 +52,11 @@ def target_key(facts: dict[str, Any]) -> str:
     """Folder name of a compiled form, readable at its start."""
     version, isa = facts["torch"].split("+")[0], facts["isa"].lower()
     return f"aoti-torch{version}-{isa}-t{facts['threads']}-b{facts['batch']}-{mixed(facts)}"
+
+
+def has_compiler() -> bool:
+    """Whether packages can be made here."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
 @functools.cache

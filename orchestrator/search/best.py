@@ -23,9 +23,10 @@ def best_of(rows: Sequence[TrialRow], parent: TrialRow, settings: Searching, met
     With limits on latency or bytes that the parent does not keep, a trial may be worse than the parent. The
     metric is that of the rows by which the trial was chosen, so it flatters; the test part tells the truth.
     """
-    within = [row for row in rows if row.feasible]
+    finished = [row for row in rows if row.ok]
+    within = [row for row in finished if row.feasible]
     if not within:
-        return Best(parent, f"none qualifies: no trial stays within its limits; {nearest(rows)}")
+        return Best(parent, f"none qualifies: no trial stays within its limits; {nearest(finished)}")
     best = min(within, key=lambda row: (row.drop, row.latency_ms, row.bytes, row.number))
     if best.drop >= 0 and parent.limited(settings).feasible and not _cheaper(best, parent):
         return Best(parent, f"none of the {len(within)} trials within the limits beats the model as it is")

@@ -110,7 +110,8 @@ class TrialRow:
         """This trial with how far it is beyond each limit of the settings, as far as is known."""
         beyond: dict[str, float] = {}
         if settings.allowed_drop is not None:
-            beyond["max_drop"] = self.drop - settings.allowed_drop
+            # A difference of two shares: the last digits are rounding.
+            beyond["max_drop"] = round(self.drop - settings.allowed_drop, 12)
         if settings.max_bytes is not None:
             beyond["max_bytes"] = self.bytes / settings.max_bytes - 1
         if settings.max_latency_ms is not None and self.ok:

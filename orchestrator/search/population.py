@@ -12,11 +12,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from orchestrator.config.free import Config, Parameter, Scalar, option_at, rounded
-from orchestrator.config.search import Population, Searching
+from pydantic import ValidationError
+
+from orchestrator.config.free import Config, Parameter, Scalar, complete, option_at, rounded
+from orchestrator.config.search import Population, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.space import draw, drawn, going_on, variant_key
+from orchestrator.search.space import draw, drawn, going_on, plan_of, variant_key
 from orchestrator.search.study import Suggestion
 
 _TRIES = 20
@@ -30,7 +32,7 @@ class PopulationStudy:
     how many trials are asked for, so a search can be extended by generations.
     """
 
-    def __init__(self, settings: Searching, seed: int) -> None:
+    def __init__(self, settings: SearchSettings, seed: int) -> None:
         assert isinstance(settings.sampler, Population)
         self._settings, self._how, self._seed = settings, settings.sampler, seed
         self._asked = 0
@@ -71,8 +73,12 @@ class PopulationStudy:
 
     def _first(self, source: random.Random) -> Config:
         seen = {variant_key(suggestion.config, self._settings) for suggestion in self._open}
+        config = complete(self._settings.space, {})  # a plan, as every space's first options are
         for _ in range(_TRIES):
-            config = draw(self._settings, source, {})
+            found = draw(self._settings, source, {})
+            if not self._is_plan(found):
+                continue
+            config = found
             if variant_key(config, self._settings) not in seen:
                 break
         return config
@@ -85,7 +91,16 @@ class PopulationStudy:
         if own.ok and ranks.index(own.number) < len(self._last) - size:
             return going_on(own.config, own.config)
         donor = source.choice(survivors[:size]).config
-        return going_on(donor, self._explored(donor, source))
+        changed = going_on(donor, self._explored(donor, source))
+        return changed if self._is_plan(changed) else going_on(donor, donor)
+
+    def _is_plan(self, config: Config) -> bool:
+        """Whether the config is a plan; some combinations are none."""
+        try:
+            plan_of(config, self._settings)
+        except ValidationError:
+            return False
+        return True
 
     def _explored(self, config: Config, source: random.Random) -> Config:
         """The free values of a config, each changed a little or drawn anew."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import ray
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
@@ -109,7 +109,6 @@ def _search(
 ) -> BatchSearch:
     """The searcher, whatever drives it: outcomes from the store, rows to the ledger."""
     store = Store(job.store)
-    study = PopulationStudy if isinstance(job.search.sampler, Population) else BatchStudy
 
     def told(row: TrialRow) -> None:
         epochs.tell()  # they come before how the trial ended
@@ -122,7 +121,7 @@ def _search(
         return outcome
 
     return BatchSearch(
-        study(job.search, job.seed),
+        _study(job),
         to_row=lambda suggestion, outcome: row_of(suggestion.number, suggestion.config, outcome, job),
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
@@ -132,6 +131,20 @@ def _search(
         ledger=ledger,
         most_s=60 * job.search.minutes if job.search.minutes else math.inf,
     )
+
+
+def _study(job: Job) -> PopulationStudy | BatchStudy:
+    if isinstance(job.search, SearchSettings) and isinstance(job.search.sampler, Population):
+        return PopulationStudy(job.search, job.seed)
+
+    def valid(config: Config) -> bool:
+        # The run file was checked with one free value changed at a time; two together may make no model.
+        with suppress(ValidationError):
+            epochs_of(job, config)
+            return True
+        return False
+
+    return BatchStudy(job.search, job.seed, valid)
 
 
 def run_trial(config: dict[str, Any]) -> dict[str, float]:

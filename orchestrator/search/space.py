@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import singledispatch
 from typing import Any, cast
 
@@ -86,8 +86,18 @@ def displayed(config: Config) -> Config:
     return {**own, "generation": len(before) + 1} if before else own
 
 
-def executions_of(config: Config, settings: Searching) -> tuple[Execution, ...]:
-    """How the variant of a config is to run: the first that it can; at least one."""
+def executions_of(
+    config: Config, settings: Searching, lacking: Collection[Execution] = ()
+) -> tuple[Execution, ...]:
+    """How the variant of a config is to run: the first that it can; at least one.
+
+    Those that a machine is `lacking` are left out, unless no other one is wanted.
+    """
+    wanted = _wanted(config, settings)
+    return tuple(one for one in wanted if one not in lacking) or wanted
+
+
+def _wanted(config: Config, settings: Searching) -> tuple[Execution, ...]:
     if not isinstance(settings, SearchSettings):
         return ("eager",)
     if (arm := arm_of(config)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import optuna
@@ -50,10 +50,17 @@ class BatchStudy:
     them as from any other trial.
     """
 
-    def __init__(self, settings: Searching, seed: int) -> None:
+    def __init__(
+        self,
+        settings: Searching,
+        seed: int,
+        valid: Callable[[Config], bool] = lambda config: True,  # noqa: ARG005
+    ) -> None:
+        """Begin; `valid` says which configs may run, where the settings alone do not tell."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         assert isinstance(settings.sampler, str)  # a population is no study of Optuna's
         self._settings, self._seed, self._sampler = settings, seed, settings.sampler
+        self._valid = valid
         self._study = optuna.create_study(
             directions=["maximize", "minimize"], sampler=_sampler(settings, seed)
         )
@@ -157,7 +164,7 @@ class BatchStudy:
     def _is_new(self, config: Config) -> bool:
         """Whether the config is a variant that was not suggested yet; some combinations are none."""
         try:
-            return variant_key(config, self._settings) not in self._seen
+            return variant_key(config, self._settings) not in self._seen and self._valid(config)
         except ValidationError:
             return False
 

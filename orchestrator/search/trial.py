@@ -31,11 +31,18 @@ from orchestrator.config.search import Promise, Searching, SearchSettings
 from orchestrator.config.steps import ChannelPruning, Distill, Plan
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import open_cached
-from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, TrainingError
+from orchestrator.errors import (
+    CompressionError,
+    ExecutionError,
+    OrchestratorError,
+    TrainingError,
+    UnavailableError,
+)
 from orchestrator.measure.cost import count
 from orchestrator.measure.quality import larger_is_better, non_inferior, score
 from orchestrator.models.build import build
 from orchestrator.runtime.allocator import keep_freed_memory
+from orchestrator.runtime.execute import lacking
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.search.arms import EAGER, arm_of
@@ -80,6 +87,8 @@ class Job(Settings):
     bench: str = ""
     """Fingerprint of the machine that latencies are measured on: on another one the ledger is another, while
     what was trained is taken over."""
+    lacking: tuple[Execution, ...] = Field(default_factory=lacking)
+    """Executions that the driver's machine has no tools for: variants run in the next one of theirs."""
 
 
 class TrialJob(Job):
@@ -135,11 +144,13 @@ def known(store: Store, job: Job, config: Config) -> Outcome | None:
         stopped = Ledger(store, study_settings(job)).stopped(variant_key(config, job.search))
         if stopped is not None:
             return Outcome.model_validate(stopped)
-    text = store.stage_result(trial_key(job, config))
-    if text is None:
-        return None
-    outcome = Outcome.model_validate_json(text)
-    return None if _is_gone(store, outcome) else outcome
+    # What a machine with all tools found counts, too.
+    for one in (job.model_copy(update={"lacking": ()}), job):
+        text = store.stage_result(trial_key(one, config))
+        outcome = None if text is None else Outcome.model_validate_json(text)
+        if outcome is not None and not _is_gone(store, outcome):
+            return outcome
+    return None
 
 
 @singledispatch
@@ -175,7 +186,7 @@ def _(job: TrialJob, config: Config) -> str:
         "version": _VERSION,
         "parent": job.parent,
         "plan": [step.plain() for step in plan_of(config, search)],
-        "executions": list(executions_of(config, search)),
+        "executions": list(executions_of(config, search, job.lacking)),
         "data": job.data_digest,
         "metric": job.metric.plain(),
         "confidence": search.promise.confidence,
@@ -207,7 +218,7 @@ def study_settings(job: Job) -> dict[str, Any]:
 def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:
     """The trial as a row that still lacks its latency."""
     name, arm = name_of(config, job.search), arm_of(config) or ""
-    wanted, plan = executions_of(config, job.search)[0], settings_of(job, config)
+    wanted, plan = executions_of(config, job.search, job.lacking)[0], settings_of(job, config)
     if outcome.failure:
         return TrialRow(number, name, wanted, config, arm=arm, plan=plan).failed(outcome.failure)
     if outcome.stopped:
@@ -349,8 +360,9 @@ def scored(
     execution, outputs = _first_outputs(store, job, dataset, digest, config)
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
-    value = score(job.metric, outputs, targets, allowed=job.allowed)
-    if not (np.isfinite(outputs).all() and math.isfinite(value)):
+    finite = np.isfinite(outputs).all()
+    value = score(job.metric, outputs, targets, allowed=job.allowed) if finite else math.nan
+    if not math.isfinite(value):
         raise job.failures[0]("the variant's outputs are not finite", name_of(config, job.search))
     before = score(job.metric, reference, targets, allowed=job.allowed)
     verdict = non_inferior(job.metric, outputs, reference, targets, promise, allowed=job.allowed)
@@ -368,10 +380,12 @@ def _first_outputs(
     store: Store, job: Job, dataset: Dataset, digest: str, config: Config
 ) -> tuple[Execution, NDArray[np.float32]]:
     """The first of the config's executions that the variant runs in, and its outputs there."""
-    *preferred, last = executions_of(config, job.search)
+    *preferred, last = executions_of(config, job.search, job.lacking)
     for execution in preferred:
         try:
             return execution, _outputs(store, job, dataset, digest, execution)
+        except UnavailableError:
+            raise  # of this machine, while the outcome is kept for all
         except ExecutionError as error:
             log.info("%s runs %s: %s", digest[:12], last, error)
     return last, _outputs(store, job, dataset, digest, last)

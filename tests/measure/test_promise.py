@@ -119,9 +119,22 @@ def test_bootstrap_promise_covers_the_true_rise_of_the_error() -> None:
         parent = 1 + rng.exponential(size=(80, 1))
         variant = parent + 0.1 + 0.2 * rng.normal(size=(80, 1))
         verdict = non_inferior(metric, variant, parent, targets, promise, seed=study)
-        assert verdict.test == "paired bootstrap"
+        assert verdict.test.startswith("paired bootstrap (a loss has no upper limit")
         covered += verdict.bound >= 0.1
     assert covered >= 52
+
+
+def test_a_loss_that_keeps_its_promise_says_what_it_does_not_cover() -> None:
+    """A variant that is ruined on one row in a hundred often shows none of them on 150 rows."""
+    targets = np.zeros((150, 1), dtype=np.float32)
+    kept = non_inferior(Metric(name="mae"), targets, targets, targets, Promise(max_drop=0.1))
+    assert kept.holds
+    assert "unless rows unlike these lose more: up to 0.02 of all rows may be such" in kept.reason
+    broken = non_inferior(Metric(name="mae"), targets + 1, targets, targets, Promise(max_drop=0.1))
+    assert "unlike these" not in broken.reason
+    right = np.eye(2, dtype=np.float32)[np.zeros(150, int)]
+    share = non_inferior(Metric(), right, right, np.zeros(150, int), Promise(max_drop=0.1))
+    assert "unlike these" not in share.reason
 
 
 def test_errors_are_worse_when_they_rise() -> None:

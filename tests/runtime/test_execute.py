@@ -14,10 +14,11 @@ import torch
 
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
-from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError
+from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError, UnavailableError
 from orchestrator.runtime import compiled, execute, int8, openvino, package
-from orchestrator.runtime.execute import executions, load, predict
+from orchestrator.runtime.execute import executions, lacking, load, predict
 from orchestrator.runtime.forms import BF16_TOLERANCE, distance, tolerance
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
@@ -137,7 +138,8 @@ def _refuse(*args: object) -> None:
 def test_without_a_compiler_aoti_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = made(store)
     monkeypatch.setattr(shutil, "which", lambda name: None)  # noqa: ARG005
-    with pytest.raises(ExecutionError, match="no C\\+\\+ compiler"):
+    assert "aoti" in lacking()
+    with pytest.raises(UnavailableError, match="no C\\+\\+ compiler"):
         load(store, digest, "aoti")
 
 
@@ -174,14 +176,15 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
 
     (found,) = (store.root / "compiled" / digest).glob(f"*/{package.PACKAGE}")
     graph, example = rebuild(store, digest).module, torch.zeros(8, 12)
+    signature = store.manifest(digest).signature
     assert isinstance(graph, torch.fx.GraphModule)
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "_INT8_CALLS", re.compile("no such kernel"))
         with pytest.raises(ExecutionError, match="0 of 3 layers in int8"):
-            compiled._check_int8(found, graph, example)
+            compiled._check_int8(found, graph, example, signature)
     monkeypatch.setattr(compiled, "INT8_TOLERANCE", 0.0)
     with pytest.raises(ExecutionError, match="answers otherwise"):
-        compiled._check_int8(found, graph, example)
+        compiled._check_int8(found, graph, example, signature)
 
 
 @pytest.mark.slow
@@ -221,9 +224,9 @@ def test_openvino_is_checked_in_the_numbers_and_at_the_scale_that_it_will_run_at
         opened.append(bf16)
         return really_open(*args, bf16=bf16)
 
-    def far(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    def far(found: torch.Tensor, wanted: torch.Tensor, signature: Signature) -> float:
         answers.append(wanted)
-        return distance(found, wanted)
+        return distance(found, wanted, signature)
 
     monkeypatch.setattr(openvino, "_open", open_)
     monkeypatch.setattr(openvino, "distance", far)

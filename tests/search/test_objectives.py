@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from orchestrator.config.search import SearchSettings
 from orchestrator.measure.latency import Race
 from orchestrator.search.objectives import front_of, merits, objectives
 from tests.search.rows import evaluated, measured
@@ -54,6 +55,13 @@ def test_feasible_needs_a_finished_trial_within_the_drop() -> None:
     assert not measured(0, drop=0.021).feasible
     assert not evaluated(0, drop=0.0).feasible
     assert not measured(0).failed("no").feasible
+
+
+def test_a_drop_of_what_is_allowed_is_feasible_whatever_its_last_digits() -> None:
+    for before, after, allowed in ((0.90, 0.89, 0.01), (0.95, 0.93, 0.02), (0.97, 0.94, 0.03)):
+        settings = SearchSettings.model_validate({"promise": {"max_drop": allowed}})
+        assert measured(0, drop=before - after).limited(settings).feasible
+        assert not measured(0, drop=before - after + 1e-6).limited(settings).feasible
 
 
 def test_a_failed_row_keeps_its_number_and_reason() -> None:

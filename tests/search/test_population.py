@@ -144,6 +144,20 @@ def test_a_config_that_goes_on_is_a_plan_with_a_recovery_for_each_generation() -
     assert len({variant_key(one, wanted) for one in (config, third, going_on(first, third))}) == 3
 
 
+def test_free_values_that_exclude_each_other_are_passed_over() -> None:
+    free = {"patience": {"choice": [None, 2]}, "sparsify": {"choice": [None, {"amount": 0.5}]}}
+    wanted = settings(free)
+
+    def same(suggestion: Suggestion) -> TrialRow:
+        row = evaluated(suggestion.number, suggestion.config, drop=0.001 * suggestion.number)
+        return row.measured(1.0, (1, 1), 1.0, (1, 1))
+
+    for seed in range(6):
+        rows = run(wanted, seed, results=same)
+        assert len(rows) == 18
+        assert all(plan_of(row.config, wanted) for row in rows)
+
+
 def test_asking_before_telling_and_telling_the_wrong_rows_is_refused() -> None:
     study = PopulationStudy(settings(), 0)
     batch = study.ask()

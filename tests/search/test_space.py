@@ -6,12 +6,13 @@ import optuna
 import pytest
 from pydantic import ValidationError
 
-from orchestrator.config.free import Range
+from orchestrator.config.free import RESERVED, Range
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config, Space, grid, parameters, plan_of, probes
 from orchestrator.config.steps import Bf16, ChannelPruning, Clipping, Recovery, StaticInt8
 from orchestrator.config.training import DistillationLoss
 from orchestrator.search import arms, space
+from orchestrator.search.ray_search import _SHARED
 from tests.search.spaces import small
 
 JOINT = Space.model_validate(
@@ -211,6 +212,13 @@ def test_one_name_may_be_shared_but_not_mean_two_things() -> None:
     assert len(grid(of([{"choice": [once, named], "name": "which"}]).space) or ()) == 4
 
 
+def test_names_that_the_search_keeps_for_itself_are_refused() -> None:
+    assert {arms._KEY, space._BEFORE, *_SHARED} == RESERVED
+    for name in RESERVED:
+        with pytest.raises(ValidationError, match=f"no free value may be called '{name}'"):
+            of([{"choice": [None, {"kind": "bf16"}], "name": name}])
+
+
 def test_shares_of_layer_groups_are_free_values_like_any() -> None:
     shares = {"body.0*": {"range": [0.0, 0.5], "step": 0.25}, "body.1*": {"choice": [0.25, 0.5]}}
     settings = of([{"kind": "prune_channels", "amount": 0.5, "shares": shares}])
@@ -266,7 +274,7 @@ def test_arms_stand_beside_the_space() -> None:
     assert list(found) == [arms.COMPILED, arms.BF16, arms.SCRATCH, arms.DISTILLED]
     config = arms.config_of(arms.BF16)
     assert space.plan_of(config, settings) == (Bf16(),)
-    assert space.executions_of(config, settings) == ("aoti", "eager")
+    assert space.executions_of(config, settings) == ("aoti",), "not eager under this name"
     assert space.name_of(config, settings) == "bf16 compiled"
     (scratch,) = found[arms.SCRATCH].plan
     assert scratch.training.loss.weight == 0  # type: ignore[union-attr]

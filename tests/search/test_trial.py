@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.config.space import grid
-from orchestrator.errors import CompressionError, ExecutionError, SearchError
+from orchestrator.errors import CompressionError, ExecutionError, SearchError, UnavailableError
 from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
-from orchestrator.search.arms import BF16, config_of
+from orchestrator.search.arms import BF16, COMPILED, config_of
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
@@ -102,6 +103,49 @@ def test_int8_that_the_compiler_refuses_runs_lowered(job: TrialJob, monkeypatch:
     assert outcome.execution == "lowered"
     assert asked[:2] == ["aoti", "lowered"]
     assert trial.row_of(1, INT8, outcome, compiled).execution == "lowered"
+
+
+def test_what_the_machine_lacks_is_no_property_of_a_variant(
+    job: TrialJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run eager without a compiler, a variant is run again, compiled, where there is one."""
+    there = False
+
+    def outputs(store: Store, digest: str, execution: Execution, *rest: Any, **more: Any) -> Any:
+        if execution == "aoti" and not there:
+            raise UnavailableError("no C++ compiler was found", "aoti", "install g++, or run eager")
+        return outputs_on(store, digest, "eager" if execution == "aoti" else execution, *rest, **more)
+
+    monkeypatch.setattr(trial, "outputs_on", outputs)
+    search, store = job.search.model_copy(update={"executions": ("aoti", "eager")}), Store(job.store)
+    full = job.model_copy(update={"search": search, "lacking": (), "seed": 5})
+    without = full.model_copy(update={"lacking": ("aoti",)})
+    config = whole()
+    assert trial.evaluate(without, config).execution == "eager"
+    assert trial.known(store, without, config) is not None
+    assert trial.known(store, full, config) is None
+    with pytest.raises(UnavailableError):  # on a worker: the row is failed, and tried at the next start
+        trial.evaluate(full, config)
+    for arm in (COMPILED, BF16):
+        with pytest.raises(UnavailableError):
+            trial.evaluate(without, config_of(arm))
+    there = True
+    compiled = trial.evaluate(full, config)
+    assert compiled.execution == "aoti"
+    assert trial.known(store, without, config) == compiled, "what was compiled before counts everywhere"
+
+
+def test_outputs_that_are_not_finite_are_a_result(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outputs(store: Store, digest: str, *rest: Any, **more: Any) -> Any:
+        found = outputs_on(store, digest, *rest, **more).copy()
+        found[0, 0] = np.nan if digest != job.parent else found[0, 0]
+        return found
+
+    monkeypatch.setattr(trial, "outputs_on", outputs)
+    other, config = job.model_copy(update={"seed": 5}), whole("bf16")
+    outcome = trial.evaluate(other, config)
+    assert outcome.failure.startswith("the variant's outputs are not finite")
+    assert trial.known(Store(job.store), other, config) == outcome
 
 
 @pytest.mark.slow

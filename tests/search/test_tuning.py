@@ -17,7 +17,7 @@ from orchestrator.search.best import best_of
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.outcome import Outcome
-from orchestrator.search.ray_search import run_search
+from orchestrator.search.ray_search import _study, run_search
 from orchestrator.search.space import Config, name_of
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.tuning import TuneJob, training_of
@@ -160,6 +160,25 @@ def test_an_outcome_whose_cost_had_another_unit_is_not_taken(
     assert trial.known(store, other, config()) is None
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize(
+    ("factory", "kwargs", "count"),
+    [
+        ("resnet", {"depth": {"range": [8, 26]}}, 4),
+        ("vit", {"dim": {"choice": [32, 40]}, "heads": {"choice": [4, 16]}}, 3),
+    ],
+)
+def test_free_values_that_make_no_model_are_passed_over(
+    job: TuneJob, factory: str, kwargs: dict[str, object], count: int, sampler: str
+) -> None:
+    search = {"trials": 8, "sampler": sampler, "space": {"model": {"factory": factory, "kwargs": kwargs}}}
+    resnets = job.model_copy(update={"search": TrainingSearch.model_validate(search)})
+    batch = _study(resnets).ask()
+    assert len(batch) == count
+    for suggestion in batch:
+        training_of(resnets, suggestion.config)
+
+
 def test_a_finished_search_needs_no_cluster(job: TuneJob, tmp_path: Path) -> None:
     def ready(row: TrialRow) -> TrialRow:
         return row.measured(1.0 + row.number, (0.9, 1.1), 1.0, (0.9, 1.1))
@@ -205,3 +224,5 @@ def test_the_best_is_best_in_the_metric_within_the_limits() -> None:
     none = best_of([row.limited(strict) for row in rows], parent(), strict, "accuracy")
     assert none.row == parent()
     assert none.reason.startswith("none qualifies: no trial stays within its limits; nearest were: v3")
+    failed = best_of([rows[3].limited(strict), measured(9).failed("died")], parent(), strict, "accuracy")
+    assert "v9" not in failed.reason
