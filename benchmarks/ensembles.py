@@ -1,17 +1,20 @@
 """Ensembles of four on CIFAR-10: mixes, cascades, missing members, the planner; other libraries beside them.
 
 `benchmarks/ensembles.yaml` says how the models are made. Everything is fitted on validation rows, guarantees
-on calibration rows; the figures are those of test rows. Latencies are of one thread and sixteen rows.
+on calibration rows; the figures are those of test rows. Latencies are of one thread and sixteen rows: part
+planning, for which nothing else should run.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +41,7 @@ from benchmarks.ensembles_digits import digits
 from benchmarks.ensembles_planner import planning
 from benchmarks.ensembles_sklearn import peers as sklearn_peers
 from benchmarks.output import Ratio, Result, main
+from benchmarks.parts import run_parts
 from orchestrator.config.calibration import AutoScaling
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Cascade, Member, Node, Parallel, Stacking, WeightedMix
@@ -48,6 +52,7 @@ from orchestrator.ensemble.tree import distinct, mean_cost, predict
 from orchestrator.errors import ExecutionError
 from orchestrator.store.store import Store
 
+PARTS = ("combining", "gains", "missing", "cascades", "planning")
 FOLDS = 5
 KNOWN: tuple[PartName, ...] = ("validation", "test")
 MOST_DROP = 0.003
@@ -59,23 +64,29 @@ AIMS: tuple[dict[str, Any], ...] = (
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """All figures of the page."""
+    """All figures of the page, of parts that are kept those that were measured."""
     torch.set_num_threads(THREADS)
+    known = functools.cache(lambda: _bench(arguments))
+    measured = (_combining, _gains, _missing, _cascades, planning)
+    parts = {name: functools.partial(_part, part, known) for name, part in zip(PARTS, measured, strict=True)}
+    with ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return run_parts(parts, work, arguments.part)
+
+
+def _bench(arguments: argparse.Namespace) -> Bench:
+    """The models, and what they say of all rows."""
     config = load_run(RUN_FILE, [f"data.root={arguments.data}"])
     data = load(config.data, seed=config.seed, cache=default_cache())
     store = Store(arguments.store, create=False)
     bench = Bench(config, store, data, {part: {} for part in ("validation", "calibration", "test")})
     for name in (*TEAM, LONG, "big", *STUDENTS):
         say(bench, name, Member(name=name, digest=bench.digest(name)))
-    rows: list[dict[str, Any]] = []
-    ratios: dict[str, Ratio] = {}
-    parts = (_combining, _gains, _missing, _cascades)
-    for part in parts if arguments.no_latency else (*parts, planning):
-        print(part.__name__.strip("_"), file=sys.stderr)
-        more, found = part(bench)
-        rows += more
-        ratios |= found
-    return rows, ratios
+    return bench
+
+
+def _part(part: Callable[[Bench], Result], known: Callable[[], Bench]) -> Result:
+    return part(known())
 
 
 def _combining(bench: Bench) -> Result:
@@ -245,7 +256,10 @@ def _share(bench: Bench, tree: Node, part: PartName, full: float) -> float:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="FOLDER", help="of the CIFAR-10 Parquet files")
-    parser.add_argument("--no-latency", action="store_true", help="leave out the planner, which times models")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep parts there, and go on from them")
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, help="this part only, again; may be repeated"
+    )
     parser.add_argument("--store", required=True, metavar="STORE", help="that the models are in")
 
 
