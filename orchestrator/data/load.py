@@ -34,7 +34,7 @@ from orchestrator.data.parquet import open_alike
 from orchestrator.data.source import Source
 from orchestrator.data.streaming import open_streamed
 
-__all__ = ["default_cache", "load", "open_cached"]
+__all__ = ["default_cache", "load", "load_alike", "open_cached"]
 
 _SHIPPED: dict[str, dict[str, object]] = {
     "breast_cancer": {"decode": "features"},
@@ -98,6 +98,39 @@ def load(
     return _load(settings, {"train": source}, source.classes, seed, cache, allowed, encoding, labelled)
 
 
+def load_alike(
+    settings: DataSettings,
+    own: DataSettings,
+    dataset: Dataset,
+    *,
+    seed: int,
+    cache: Path,
+    allowed: Collection[str] = (),
+    labelled: bool = True,
+) -> Dataset:
+    """Another data set's rows for models of this one: of the same columns, encoded as its own.
+
+    Args:
+        settings: of the other data set.
+        own: of this one.
+        dataset: that was loaded by them.
+        seed: see `load`, as all that follow.
+        cache: folder of decoded data sets.
+        allowed: import paths that may be called.
+        labelled: whether labels are looked at.
+
+    Raises:
+        DataError: see `load`; or the other file lacks a column of this one's.
+    """
+    encoding, columns = dataset.signature.encoding, tuple(dataset.facts.get("features", ()))
+    # An encoding has names; plain numbers are told apart by their order alone, which is each file's own.
+    if isinstance(settings, ParquetData) and settings.input is None and encoding is None and columns:
+        renamed = settings.features and set(settings.features) != set(columns)
+        if not renamed and settings.transform == own.transform:
+            settings = settings.model_copy(update={"features": columns})
+    return load(settings, seed=seed, cache=cache, allowed=allowed, encoding=encoding, labelled=labelled)
+
+
 def _load(
     settings: EmbeddedData | ParquetData | FolderData | CustomData,
     sources: dict[PartName, Source],
@@ -124,6 +157,7 @@ def _load(
         facts["encoding"] = encoding.plain()
     if not labelled:
         facts["labelled"] = False
+        settings = settings.model_copy(update={"task": "classification"})  # of the one class that is told
     if train.decode is not None:
         facts["made_by"] = [tokenizers.__version__, scipy.__version__]
     key = fingerprint(facts)

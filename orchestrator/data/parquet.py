@@ -186,15 +186,14 @@ class ParquetSource:
     def __init__(self, path: Path, settings: ParquetData, decoder: Decoder) -> None:
         """
         Raises:
-            DataError: the file is missing or not Parquet, or its columns are not what settings say.
+            DataError: the file is missing or not Parquet, or its input columns are not what settings say.
         """
         self.name = path.name
         self._path = path
         self._targets = (settings.target,) if isinstance(settings.target, str) else settings.target
         schema, self.total = read_schema(path)
         self.rows = min(self.total, settings.limit or self.total)
-        for name in self._targets:
-            require(schema, name, _TARGETS[settings.task], "data.target", self.name)
+        self._schema, self._kinds = schema, _TARGETS[settings.task]
         self._inputs = ParquetInputs(
             path,
             decoder,
@@ -256,6 +255,8 @@ class ParquetSource:
         return self._fills and self._inputs.incomplete(self.rows)
 
     def _column(self, name: str) -> pa.ChunkedArray:
+        # Only now: labels that nobody asks for may be missing.
+        require(self._schema, name, self._kinds, "data.target", self.name)
         with reading(self._path):
             return pq.read_table(self._path, columns=[name]).column(0).slice(0, self.rows)
 

@@ -119,11 +119,12 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
         kept = np.flatnonzero(fold_of(len(part), folds) != number)
         return Part(part.inputs[kept], part.targets[kept], part.ids[kept])
     transfer = open_cached(Path(job.transfer_folder))
-    if transfer.signature.input_shape != dataset.signature.input_shape:
-        raise DataError(
-            f"the transfer set's rows must have the shape {list(dataset.signature.input_shape)}",
-            list(transfer.signature.input_shape),
-        )
+    takes, gives = (
+        f"{of.input_dtype} of the shape {list(of.input_shape)}"
+        for of in (dataset.signature, transfer.signature)
+    )
+    if takes != gives:
+        raise DataError(f"the transfer set's rows must be {takes}", gives)
     part = transfer.part("train")
     return Part(part.inputs, unlabelled(len(part), dataset.signature), part.ids)
 
