@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -33,6 +33,7 @@ from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import open_alike
 from orchestrator.data.source import Source
 from orchestrator.data.streaming import open_streamed
+from orchestrator.errors import DataError
 
 __all__ = ["default_cache", "load", "load_alike", "open_cached"]
 
@@ -45,6 +46,7 @@ _SHIPPED: dict[str, dict[str, object]] = {
     },
 }
 """How embedded tables are read; images need nothing said."""
+_OTHER_ROWS = "name other rows, or leave it out to have the part cut"
 
 
 def load(
@@ -142,11 +144,14 @@ def _load(
     labelled: bool,
 ) -> Dataset:
     transform = transformer(settings.transform, allowed)
+    prints = {name: source.fingerprint() for name, source in sources.items()}
+    if isinstance(settings, ParquetData):
+        _check_differ(prints, sources)
     facts: dict[str, object] = {
         "schema": SCHEMA,
         "settings": settings.plain(),
         "seed": seed,
-        "sources": {name: source.fingerprint() for name, source in sources.items()},
+        "sources": prints,
         "transform": _code_digest(settings.transform),
         "pillow": PIL.__version__,
     }
@@ -174,6 +179,15 @@ def _load(
     return get_or_build(cache, key[:32], write)
 
 
+def _check_differ(prints: Mapping[PartName, str], sources: Mapping[PartName, Source]) -> None:
+    """Figures on rows that decided the model are worth nothing."""
+    first: dict[str, PartName] = {}
+    for name, found in prints.items():
+        other = first.setdefault(found, name)
+        if other != name:
+            raise DataError(f"data.{name} holds the rows of data.{other}", sources[name].name, _OTHER_ROWS)
+
+
 def _parquet(settings: ParquetData) -> dict[PartName, Source]:
     return {**open_alike(settings, Decoder(settings.image))}
 
@@ -181,9 +195,12 @@ def _parquet(settings: ParquetData) -> dict[PartName, Source]:
 def _folder(settings: FolderData) -> dict[PartName, Source]:
     decoder = Decoder(settings.image)
     root = Path(settings.root).expanduser().absolute()
+    test = None if settings.test is None else root.parent / settings.test
+    if test is not None and test.resolve() == root.resolve():
+        raise DataError("data.test is the folder of data.root", settings.test, _OTHER_ROWS)
     sources: dict[PartName, Source] = {"train": FolderSource(root, settings, decoder)}
-    if settings.test is not None:
-        sources["test"] = FolderSource(root.parent / settings.test, settings, decoder)
+    if test is not None:
+        sources["test"] = FolderSource(test, settings, decoder)
     return sources
 
 

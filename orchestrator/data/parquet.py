@@ -25,6 +25,7 @@ from orchestrator.data.columns import (
     label_rows,
     list_rows,
     number_rows,
+    plain_texts,
     require,
     tensor_rows,
     text_rows,
@@ -119,7 +120,10 @@ class ParquetInputs:
                     else encoded_rows(column, first_row, self.name, "sound")
                 )
             else:
-                yield {name: self._values(batch.column(name), name in categories) for name in self.names}
+                yield {
+                    name: self._values(batch.column(name), name in categories, first_row)
+                    for name in self.names
+                }
 
     def encoded(self, encoding: Encoding | None) -> Iterator[Array]:
         """All rows, decoded or encoded, some at a time; raw values need an encoding."""
@@ -151,9 +155,9 @@ class ParquetInputs:
                 yield used, done
                 done += len(used)
 
-    def _values(self, column: pa.Array, category: bool) -> Any:
+    def _values(self, column: pa.Array, category: bool, first_row: int) -> Any:
         if category or kind_of(column.type) == "text":
-            return column.to_pylist()
+            return plain_texts(column, range(first_row, first_row + len(column)), self.name)
         return number_rows([column])[:, 0]
 
     def _is_sound(self) -> bool:
