@@ -70,7 +70,7 @@ class TrainState:
     step: int = 0
     """Finished steps of the epoch that has begun; above 0 only in a state that was saved within an epoch."""
     begun: dict[str, Tensor] = field(default_factory=dict)
-    """Of such an epoch: `loss`, the sum so far on this rank, and `random<rank>`, torch's CPU generators."""
+    """Of such an epoch: `loss`, the sum so far on this rank, and torch's generators (`random_states`)."""
     best_epoch: int | None = None
     curve: list[EpochReport] = field(default_factory=list)
 
