@@ -201,9 +201,9 @@ def stage_caches(job: TrainJob, store: Store, dataset: Dataset, device: torch.de
     def kept(part: PartName, training: Training) -> list[tuple[TeacherCache, float]]:
         data = dataset.digest if part == "train" else f"{dataset.digest} {part}"
         place = (job.entry.resources.cpus, str(device))
-        rows = dataset.part(part)
+        rows, exact = dataset.part(part), part != "train"
         return [
-            (TeacherCache(store, digest, data, rows, task, training, job.seed, *place), factor)
+            (TeacherCache(store, digest, data, rows, task, training, job.seed, *place, exact), factor)
             for digest, factor in job.before
         ]
 
