@@ -115,8 +115,7 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
         part = dataset.part("train")
         if job.fold is None:
             return part
-        number, folds = job.fold
-        kept = np.flatnonzero(fold_of(len(part), folds) != number)
+        kept = _outside(job.fold, part)
         return Part(part.inputs[kept], part.targets[kept], part.ids[kept])
     transfer = open_cached(Path(job.transfer_folder))
     takes, gives = (
@@ -127,6 +126,12 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
         raise DataError(f"the transfer set's rows must be {takes}", gives)
     part = transfer.part("train")
     return Part(part.inputs, unlabelled(len(part), dataset.signature), part.ids)
+
+
+def _outside(fold: tuple[int, int], part: Part) -> NDArray[np.int64]:
+    """Positions of the rows that are not of the fold."""
+    number, folds = fold
+    return np.flatnonzero(fold_of(len(part), folds) != number)
 
 
 def streamed_rows(
@@ -274,7 +279,8 @@ def _store_result(
     }
     if job.fold is not None:
         what["fold"] = list(job.fold)
-        what["rows"] = rows_digest(train_rows(job, dataset).ids)
+        part = dataset.part("train")
+        what["rows"] = rows_digest(part.ids[_outside(job.fold, part)])
     if job.sees:
         what["sees"] = list(job.sees)
     if job.before:
