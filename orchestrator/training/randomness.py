@@ -16,7 +16,7 @@ def random_states(device: torch.device, world: int) -> dict[str, Tensor]:
     states = {"random": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, state in states.items():
         # NCCL knows tensors on GPUs only.
         ranks = sharding.gather_rows(state if world == 1 else state.to(device), world)
