@@ -207,7 +207,7 @@ class Training(Settings):
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better validation metric; the best epoch's weights are kept."""
     transfer: DataSettings | None = None
-    """Distillation only: train on these rows (labels ignored) instead of the train part."""
+    """Distillation only: train on the train part of these rows (labels ignored) instead of the data's."""
 
     @model_validator(mode="after")
     def _cycles(self) -> Training:

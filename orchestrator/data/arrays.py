@@ -44,7 +44,7 @@ def from_arrays(
         task: what targets are; without it integers [N] are classes and all else values.
 
     Raises:
-        DataError: the arrays do not fit together, or hold too few rows to cut.
+        DataError: the arrays do not fit together, hold too few rows to cut, or an input is not finite.
     """
     if encoding is None:
         rows = np.ascontiguousarray(inputs)
@@ -59,6 +59,10 @@ def from_arrays(
     channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
     plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    wrong = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
+    if len(wrong):
+        what = f"row {wrong[0]} of the arrays has a missing or not finite value"
+        raise DataError(what, fix="fill or remove it (rows are counted from 0)")
     signature, truth = _read(truth, classes, task, {**plain, **scale})
     labels = None if signature.task == "regression" else truth
     wanted = free_shares(shares or Shares(), ())

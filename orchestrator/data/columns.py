@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -195,11 +196,33 @@ def text_rows(column: pa.Array, first_row: int, origin: str) -> list[str]:
     """The texts of a column.
 
     Raises:
-        DataError: a row is null.
+        DataError: a row is null or no UTF-8.
     """
     _no_nulls(column, first_row, origin, "has no text")
-    found: list[str] = column.to_pylist()
+    found: list[str] = plain_texts(column, range(first_row, first_row + len(column)), origin)
     return found
+
+
+def plain_texts(column: Any, rows: Sequence[int], origin: str) -> list[Any]:
+    """The values of a column of text; None of a null. `rows` are their numbers, for errors.
+
+    Raises:
+        DataError: a value is no UTF-8, which Arrow does not see to.
+    """
+    try:
+        found: list[Any] = column.to_pylist()
+        return found
+    except UnicodeDecodeError:
+        for row, value in zip(rows, column, strict=True):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"row {row} of {origin} has text that is no UTF-8",
+                    error.object[:60],
+                    "write it as UTF-8 (rows are counted from 0)",
+                ) from error
+        raise
 
 
 def tensor_rows(column: pa.Array, first_row: int, origin: str) -> Array:
@@ -240,20 +263,21 @@ def number_rows(columns: list[pa.Array]) -> Array:
     return np.stack([_numbers(column) for column in columns], axis=1)
 
 
-def label_rows(column: pa.ChunkedArray, name: str, origin: str) -> Array:
+def label_rows(column: pa.ChunkedArray, name: str, origin: str, first_row: int = 0) -> Array:
     """Labels as they stand: `int64` [N], or `object` strings; booleans become "false" and "true".
 
     Raises:
         DataError: a label is null, or of a type that cannot be a label.
     """
-    _no_nulls(column, 0, origin, f"has no label in column '{name}'")
+    _no_nulls(column, first_row, origin, f"has no label in column '{name}'")
     type_ = column.type
     if pa.types.is_dictionary(type_):
         column, type_ = column.cast(type_.value_type), type_.value_type
     if pa.types.is_boolean(type_):
         return np.asarray(["true" if label else "false" for label in column.to_pylist()], dtype=object)
     if kind_of(type_) == "text":
-        return np.asarray(column.to_pylist(), dtype=object)
+        rows = range(first_row, first_row + len(column))
+        return np.asarray(plain_texts(column, rows, origin), dtype=object)
     if not pa.types.is_integer(type_):
         raise DataError(
             f"column '{name}' of {origin} cannot hold labels",
@@ -301,6 +325,10 @@ def _nested(column: pa.Array, first_row: int, origin: str) -> Array:
             sizes = np.unique(pa.compute.list_value_length(column).to_numpy())
         if len(sizes) > 1:
             raise DataError(f"lists of {origin} differ in length", sizes.tolist(), "all rows need one shape")
+        if len(column) and not sizes[0]:
+            raise DataError(
+                f"lists of {origin} are empty", fix="give each row a value, or name other columns"
+            )
         shape.append(int(sizes[0]) if len(sizes) else 0)
         column = column.flatten()
     if column.null_count or not pa.types.is_uint8(column.type):

@@ -137,7 +137,7 @@ def _parquet(path: Path) -> Finding:
     if inputs.holds == "tensor":
         shape = _try_first(source)
         side = min(shape[1:]) if len(shape) == 3 else None
-        note = f"column '{inputs.names[0]}' holds tensors of shape {list(shape)}"
+        note = f"column '{_short([inputs.names[0]])}' holds tensors of shape {list(shape)}"
     else:
         _try_first(source)
     return Finding(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from orchestrator.data.columns import kind_of
+from orchestrator.data.columns import kind_of, plain_texts
 from orchestrator.data.dataset import Array
 from orchestrator.data.source import LabelSets, nearest, number_of
 from orchestrator.errors import DataError
@@ -60,7 +60,7 @@ def label_sets(column: pa.ChunkedArray, name: str, origin: str) -> LabelSets:
         flags = np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
         return from_flags(flags.reshape(len(array), type_.list_size), origin)
     if kind_of(values.type) == "text":
-        labels = np.asarray(values.to_pylist(), dtype=object)
+        labels = np.asarray(plain_texts(values, rows.to_pylist(), origin), dtype=object)
     elif pa.types.is_integer(values.type):
         labels = np.asarray(values.cast(pa.int64()).to_numpy(), dtype=np.int64)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -33,8 +33,9 @@ from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import open_alike
 from orchestrator.data.source import Source
 from orchestrator.data.streaming import open_streamed
+from orchestrator.errors import DataError
 
-__all__ = ["default_cache", "load", "open_cached"]
+__all__ = ["default_cache", "load", "load_alike", "open_cached"]
 
 _SHIPPED: dict[str, dict[str, object]] = {
     "breast_cancer": {"decode": "features"},
@@ -45,6 +46,7 @@ _SHIPPED: dict[str, dict[str, object]] = {
     },
 }
 """How embedded tables are read; images need nothing said."""
+_OTHER_ROWS = "name other rows, or leave it out to have the part cut"
 
 
 def load(
@@ -98,6 +100,39 @@ def load(
     return _load(settings, {"train": source}, source.classes, seed, cache, allowed, encoding, labelled)
 
 
+def load_alike(
+    settings: DataSettings,
+    own: DataSettings,
+    dataset: Dataset,
+    *,
+    seed: int,
+    cache: Path,
+    allowed: Collection[str] = (),
+    labelled: bool = True,
+) -> Dataset:
+    """Another data set's rows for models of this one: of the same columns, encoded as its own.
+
+    Args:
+        settings: of the other data set.
+        own: of this one.
+        dataset: that was loaded by them.
+        seed: see `load`, as all that follow.
+        cache: folder of decoded data sets.
+        allowed: import paths that may be called.
+        labelled: whether labels are looked at.
+
+    Raises:
+        DataError: see `load`; or the other file lacks a column of this one's.
+    """
+    encoding, columns = dataset.signature.encoding, tuple(dataset.facts.get("features", ()))
+    # An encoding has names; plain numbers are told apart by their order alone, which is each file's own.
+    if isinstance(settings, ParquetData) and settings.input is None and encoding is None and columns:
+        renamed = settings.features and set(settings.features) != set(columns)
+        if not renamed and settings.transform == own.transform:
+            settings = settings.model_copy(update={"features": columns})
+    return load(settings, seed=seed, cache=cache, allowed=allowed, encoding=encoding, labelled=labelled)
+
+
 def _load(
     settings: EmbeddedData | ParquetData | FolderData | CustomData,
     sources: dict[PartName, Source],
@@ -109,11 +144,14 @@ def _load(
     labelled: bool,
 ) -> Dataset:
     transform = transformer(settings.transform, allowed)
+    prints = {name: source.fingerprint() for name, source in sources.items()}
+    if isinstance(settings, ParquetData):
+        _check_differ(prints, sources)
     facts: dict[str, object] = {
         "schema": SCHEMA,
         "settings": settings.plain(),
         "seed": seed,
-        "sources": {name: source.fingerprint() for name, source in sources.items()},
+        "sources": prints,
         "transform": _code_digest(settings.transform),
         "pillow": PIL.__version__,
     }
@@ -124,6 +162,7 @@ def _load(
         facts["encoding"] = encoding.plain()
     if not labelled:
         facts["labelled"] = False
+        settings = settings.model_copy(update={"task": "classification"})  # of the one class that is told
     if train.decode is not None:
         facts["made_by"] = [tokenizers.__version__, scipy.__version__]
     key = fingerprint(facts)
@@ -140,6 +179,15 @@ def _load(
     return get_or_build(cache, key[:32], write)
 
 
+def _check_differ(prints: Mapping[PartName, str], sources: Mapping[PartName, Source]) -> None:
+    """Figures on rows that decided the model are worth nothing."""
+    first: dict[str, PartName] = {}
+    for name, found in prints.items():
+        other = first.setdefault(found, name)
+        if other != name:
+            raise DataError(f"data.{name} holds the rows of data.{other}", sources[name].name, _OTHER_ROWS)
+
+
 def _parquet(settings: ParquetData) -> dict[PartName, Source]:
     return {**open_alike(settings, Decoder(settings.image))}
 
@@ -147,9 +195,12 @@ def _parquet(settings: ParquetData) -> dict[PartName, Source]:
 def _folder(settings: FolderData) -> dict[PartName, Source]:
     decoder = Decoder(settings.image)
     root = Path(settings.root).expanduser().absolute()
+    test = None if settings.test is None else root.parent / settings.test
+    if test is not None and test.resolve() == root.resolve():
+        raise DataError("data.test is the folder of data.root", settings.test, _OTHER_ROWS)
     sources: dict[PartName, Source] = {"train": FolderSource(root, settings, decoder)}
-    if settings.test is not None:
-        sources["test"] = FolderSource(root.parent / settings.test, settings, decoder)
+    if test is not None:
+        sources["test"] = FolderSource(test, settings, decoder)
     return sources
 
 

@@ -25,6 +25,7 @@ from orchestrator.data.columns import (
     label_rows,
     list_rows,
     number_rows,
+    plain_texts,
     require,
     tensor_rows,
     text_rows,
@@ -119,7 +120,10 @@ class ParquetInputs:
                     else encoded_rows(column, first_row, self.name, "sound")
                 )
             else:
-                yield {name: self._values(batch.column(name), name in categories) for name in self.names}
+                yield {
+                    name: self._values(batch.column(name), name in categories, first_row)
+                    for name in self.names
+                }
 
     def encoded(self, encoding: Encoding | None) -> Iterator[Array]:
         """All rows, decoded or encoded, some at a time; raw values need an encoding."""
@@ -151,9 +155,9 @@ class ParquetInputs:
                 yield used, done
                 done += len(used)
 
-    def _values(self, column: pa.Array, category: bool) -> Any:
+    def _values(self, column: pa.Array, category: bool, first_row: int) -> Any:
         if category or kind_of(column.type) == "text":
-            return column.to_pylist()
+            return plain_texts(column, range(first_row, first_row + len(column)), self.name)
         return number_rows([column])[:, 0]
 
     def _is_sound(self) -> bool:
@@ -186,15 +190,14 @@ class ParquetSource:
     def __init__(self, path: Path, settings: ParquetData, decoder: Decoder) -> None:
         """
         Raises:
-            DataError: the file is missing or not Parquet, or its columns are not what settings say.
+            DataError: the file is missing or not Parquet, or its input columns are not what settings say.
         """
         self.name = path.name
         self._path = path
         self._targets = (settings.target,) if isinstance(settings.target, str) else settings.target
         schema, self.total = read_schema(path)
         self.rows = min(self.total, settings.limit or self.total)
-        for name in self._targets:
-            require(schema, name, _TARGETS[settings.task], "data.target", self.name)
+        self._schema, self._kinds = schema, _TARGETS[settings.task]
         self._inputs = ParquetInputs(
             path,
             decoder,
@@ -256,6 +259,8 @@ class ParquetSource:
         return self._fills and self._inputs.incomplete(self.rows)
 
     def _column(self, name: str) -> pa.ChunkedArray:
+        # Only now: labels that nobody asks for may be missing.
+        require(self._schema, name, self._kinds, "data.target", self.name)
         with reading(self._path):
             return pq.read_table(self._path, columns=[name]).column(0).slice(0, self.rows)
 

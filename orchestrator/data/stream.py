@@ -71,6 +71,10 @@ class Stream:
         """Of all files."""
         return sum(piece.rows for piece in self.groups)
 
+    def row_in_file(self, piece: Piece) -> int:
+        """Number of its row group's first row among the rows of its file."""
+        return sum(self.files[piece.file].groups[: piece.group])
+
     def digest(self) -> str:
         """Of the rows and what decides their order, wherever the files lie."""
         contents = [[file.sha256, list(file.groups)] for file in self.files]

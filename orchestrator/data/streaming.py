@@ -45,8 +45,11 @@ def open_streamed(settings: ParquetData, seed: int) -> tuple[SampledSource, dict
     alike = settings.model_copy(update={"input": train.stream.input})
     decoder = Decoder(settings.image)
     found: dict[PartName, Source] = {"train": train}
+    digests = {file.sha256 for file in train.stream.files}
     for part in PARTS[1:]:
-        found[part] = ParquetSource(root / getattr(settings, part), alike, decoder)
+        source = found[part] = ParquetSource(root / getattr(settings, part), alike, decoder)
+        if source.fingerprint() in digests:
+            raise _also_train(part, settings)
     return train, found
 
 
@@ -57,14 +60,20 @@ def files_of(root: Path, settings: ParquetData) -> list[Path]:
         DataError: there is none, or one of them is another part's.
     """
     place = root / settings.train
-    pattern = glob.escape(str(place)) + "/*.parquet" if place.is_dir() else str(place)
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    # Of the root, and of a folder's name, no character has a meaning of its own.
+    folder, pattern = (place, "*.parquet") if place.is_dir() else (root, settings.train)
+    found = [folder / name for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True))]
     if not found:
         raise DataError("no file is data.train", place, "check data.root or --data, and the pattern")
+    places = {path.resolve() for path in found}
     for part in PARTS[1:]:
-        if root / getattr(settings, part) in found:
-            raise DataError(f"data.train holds the file of data.{part}", getattr(settings, part), "move it")
+        if (root / getattr(settings, part)).resolve() in places:
+            raise _also_train(part, settings)
     return found
+
+
+def _also_train(part: PartName, settings: ParquetData) -> DataError:
+    return DataError(f"data.train holds the file of data.{part}", getattr(settings, part), "move it")
 
 
 class SampledSource(DecodedSource):
@@ -149,10 +158,11 @@ def read(stream: Stream, pieces: Iterable[Piece], signature: Signature) -> Itera
             if not len(used):
                 continue
             number = first + skip
-            texts = text_rows(used.column(0), number, name)
-            labels = label_rows(pa.chunked_array([used.column(1)]), stream.target, name)
+            row = number - piece.first + stream.row_in_file(piece)
+            texts = text_rows(used.column(0), row, name)
+            labels = label_rows(pa.chunked_array([used.column(1)]), stream.target, name, row)
             yield Part(
-                encode_rows(signature.encoding, texts, first_row=number, origin=name),
+                encode_rows(signature.encoding, texts, first_row=row, origin=name),
                 encode(labels, signature.classes, name),
                 np.arange(number, number + len(used), dtype=np.int64),
             )
@@ -221,9 +231,11 @@ def _looked_through(files: Sequence[Path], settings: ParquetData) -> tuple[Strea
         with reading(path), path.open("rb") as whole, pq.ParquetFile(path) as file:
             require(file.schema_arrow, target, ("number", "text"), "data.target", path.name)
             (wanted,), _ = find_input(file.schema_arrow, wanted, (), (target,), path.name, "text")
-            groups = _group_rows(file)
+            groups, first = _group_rows(file), done
             for number, rows in enumerate(groups):
-                labels = label_rows(file.read_row_group(number, [target]).column(0), target, path.name)
+                row = done - first
+                labels = label_rows(file.read_row_group(number, [target]).column(0), target, path.name, row)
+                _require_texts(file, number, wanted, row, path.name)
                 types.add(labels.dtype.kind)
                 if len(types) > 1:
                     raise DataError(f"labels of {path.name} are of another type than those before", target)
@@ -234,6 +246,15 @@ def _looked_through(files: Sequence[Path], settings: ParquetData) -> tuple[Strea
         raise DataError("the files of data.train have no rows", settings.train)
     options = settings.stream
     return Stream(tuple(found), wanted, target, options.shuffle, options.readers), seen
+
+
+def _require_texts(file: pq.ParquetFile, group: int, column: str, first_row: int, name: str) -> None:
+    """Refuse a null, which would end the training later. Footers mostly say that there is none."""
+    chunks = file.metadata.row_group(group)
+    facts = {chunks.column(k).path_in_schema: chunks.column(k).statistics for k in range(chunks.num_columns)}
+    known = facts.get(column)
+    if known is None or not known.has_null_count or known.null_count:
+        text_rows(file.read_row_group(group, [column]).column(0), first_row, name)
 
 
 def _group_rows(file: pq.ParquetFile) -> tuple[int, ...]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
+from orchestrator.config.data import DataSettings
 from orchestrator.config.imports import resolve
 from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
-from orchestrator.data.load import default_cache, load
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.load import default_cache, load_alike
+from orchestrator.errors import DataError
 from orchestrator.pipeline.context import Run, check_fits, one_model
 from orchestrator.pipeline.watching import TrainingWatch
 from orchestrator.training.ray_train import TrainJob, train_models
@@ -80,16 +84,6 @@ def curves(run: Run, models: dict[str, str]) -> dict[str, list[dict[str, float]]
 def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> TrainJob:
     """The training of one model as plain data; `imported` are digests of teachers that are there already."""
     transfer = entry.training.transfer
-    folder = None
-    if transfer is not None:
-        rows = load(
-            transfer,
-            seed=run.config.seed,
-            cache=default_cache(),
-            allowed=run.allowed,
-            encoding=run.dataset.signature.encoding,
-        )
-        folder = str(rows.folder)
     return TrainJob(
         name=name,
         entry=entry,
@@ -99,8 +93,25 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
         metric=run.config.metric,
         allowed=tuple(sorted(run.allowed)),
         teacher_digest=imported.get(entry.teacher or ""),
-        transfer_folder=folder,
+        transfer_folder=None if transfer is None else str(_transfer_set(run, transfer).folder),
     )
+
+
+def _transfer_set(run: Run, settings: DataSettings) -> Dataset:
+    """The rows of a transfer set; its labels decide how they are cut, where they can."""
+    opened = partial(
+        load_alike,
+        settings,
+        run.config.data,
+        run.dataset,
+        seed=run.config.seed,
+        cache=default_cache(),
+        allowed=run.allowed,
+    )
+    try:
+        return opened()
+    except DataError:  # perhaps of labels, which are missing, or too few of a class
+        return opened(labelled=False)
 
 
 def _check_imports(run: Run, jobs: Sequence[TrainJob]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
 from orchestrator.store.room import wait_for_room
@@ -42,13 +40,11 @@ class Checkpoint:
             StoreError: the store refuses; to begin anew would throw away what is kept.
         """
         for moment in reversed(self._moments()):
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    for name in (TENSORS, FACTS):
-                        (Path(folder) / name).write_bytes(self._blobs.get(self._name(moment, name)))
-                    return TrainState.load(folder)
-                except (CorruptArtifactError, NotFoundError):
-                    continue
+            try:
+                files = {name: self._blobs.get(self._name(moment, name)) for name in (TENSORS, FACTS)}
+                return TrainState.of_files(files, self._name(moment, TENSORS))
+            except (CorruptArtifactError, NotFoundError):
+                continue
         return None
 
     def save(self, state: TrainState) -> None:
@@ -61,10 +57,8 @@ class Checkpoint:
         before, moment = self._moments(), f"{state.epoch:06d}"
         if state.step:
             moment += f"-{state.step:08d}"
-        with tempfile.TemporaryDirectory() as folder:
-            state.save(folder)
-            for name in (TENSORS, FACTS):
-                self._blobs.put(self._name(moment, name), (Path(folder) / name).read_bytes())
+        for name, data in state.files().items():
+            self._blobs.put(self._name(moment, name), data)
         self._remove([one for one in before if one != moment])
 
     def forget(self) -> None:

@@ -64,18 +64,19 @@ class Hinted(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Raw rows [B, ...] -> the student's outputs [B, K]."""
         outputs: Tensor = self.student(rows)
-        own = self._own.take()
         self.auxiliary_loss = None
-        if self.training:
-            with torch.no_grad():
-                self._teacher[0](rows)
-            compared = zip(self.features, self.projections, own, self._theirs.take(), strict=True)
-            self.auxiliary_loss = torch.stack(
-                [
-                    feature.weight * _distance(feature, projection, student.float(), teacher.float())
-                    for feature, projection, student, teacher in compared
-                ]
-            ).sum()
+        if not self.training:
+            self._own.forget()
+            return outputs
+        with torch.no_grad():
+            self._teacher[0](rows)
+        compared = zip(self.features, self.projections, self._own.take(), self._theirs.take(), strict=True)
+        self.auxiliary_loss = torch.stack(
+            [
+                feature.weight * _distance(feature, projection, student.float(), teacher.float())
+                for feature, projection, student, teacher in compared
+            ]
+        ).sum()
         return outputs
 
     def release(self) -> nn.Module:
@@ -109,7 +110,9 @@ class _Taps:
             if name not in known or not name:
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
                 raise ConfigError(f"the {whose} has no layer of this name", name, f"near: {', '.join(near)}")
-        self._seen: list[Tensor | None] = [None] * len(names)
+        self._names, self._whose = names, whose
+        self._seen: list[Any] = []
+        self.forget()
         self._handles = [
             known[name].register_forward_hook(self._keep(index)) for index, name in enumerate(names)
         ]
@@ -121,10 +124,25 @@ class _Taps:
         return hook
 
     def take(self) -> list[Tensor]:
-        """The outputs since the last call; they are forgotten here."""
-        found = [tensor for tensor in self._seen if tensor is not None]
-        self._seen = [None] * len(self._seen)
+        """The outputs since the last call; they are forgotten here.
+
+        Raises:
+            ConfigError: a layer gave none: its parent calls its parts, or reads its weights alone.
+        """
+        found: list[Tensor] = self._seen
+        for name, seen in zip(self._names, found, strict=True):
+            if not isinstance(seen, Tensor):
+                raise ConfigError(
+                    f"a layer of the {self._whose} gives no tensor when the model runs",
+                    name,
+                    "name one inside of it in 'features', or the one that it is part of",
+                )
+        self.forget()
         return found
+
+    def forget(self) -> None:
+        """Keep no output any longer."""
+        self._seen = [None] * len(self._names)
 
     def remove(self) -> None:
         for handle in self._handles:

@@ -115,17 +115,23 @@ def train_rows(job: TrainJob, dataset: Dataset) -> Part:
         part = dataset.part("train")
         if job.fold is None:
             return part
-        number, folds = job.fold
-        kept = np.flatnonzero(fold_of(len(part), folds) != number)
+        kept = _outside(job.fold, part)
         return Part(part.inputs[kept], part.targets[kept], part.ids[kept])
     transfer = open_cached(Path(job.transfer_folder))
-    if transfer.signature.input_shape != dataset.signature.input_shape:
-        raise DataError(
-            f"the transfer set's rows must have the shape {list(dataset.signature.input_shape)}",
-            list(transfer.signature.input_shape),
-        )
+    takes, gives = (
+        f"{of.input_dtype} of the shape {list(of.input_shape)}"
+        for of in (dataset.signature, transfer.signature)
+    )
+    if takes != gives:
+        raise DataError(f"the transfer set's rows must be {takes}", gives)
     part = transfer.part("train")
     return Part(part.inputs, unlabelled(len(part), dataset.signature), part.ids)
+
+
+def _outside(fold: tuple[int, int], part: Part) -> NDArray[np.int64]:
+    """Positions of the rows that are not of the fold."""
+    number, folds = fold
+    return np.flatnonzero(fold_of(len(part), folds) != number)
 
 
 def streamed_rows(
@@ -200,9 +206,9 @@ def stage_caches(job: TrainJob, store: Store, dataset: Dataset, device: torch.de
     def kept(part: PartName, training: Training) -> list[tuple[TeacherCache, float]]:
         data = dataset.digest if part == "train" else f"{dataset.digest} {part}"
         place = (job.entry.resources.cpus, str(device))
-        rows = dataset.part(part)
+        rows, exact = dataset.part(part), part != "train"
         return [
-            (TeacherCache(store, digest, data, rows, task, training, job.seed, *place), factor)
+            (TeacherCache(store, digest, data, rows, task, training, job.seed, *place, exact), factor)
             for digest, factor in job.before
         ]
 
@@ -273,7 +279,8 @@ def _store_result(
     }
     if job.fold is not None:
         what["fold"] = list(job.fold)
-        what["rows"] = rows_digest(train_rows(job, dataset).ids)
+        part = dataset.part("train")
+        what["rows"] = rows_digest(part.ids[_outside(job.fold, part)])
     if job.sees:
         what["sees"] = list(job.sees)
     if job.before:

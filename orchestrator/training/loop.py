@@ -23,7 +23,7 @@ from orchestrator.errors import ConfigError, TrainingError
 from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.models.base import DataInitialized
 from orchestrator.runtime.bf16 import without_strided_points
-from orchestrator.training import sharding
+from orchestrator.training import randomness, sharding
 from orchestrator.training.augment import check_augment
 from orchestrator.training.batches import Batches, Rows, Teacher, spread, wrap_array
 from orchestrator.training.constraints import Constraints
@@ -284,9 +284,7 @@ class _Run:
     def _begun(self) -> Tensor:
         """The sum of losses so far; of an epoch that goes on, random numbers go on as well."""
         begun, place = self.state.begun, self.place
-        mine = begun.get(f"random{place.rank}")
-        if mine is not None and place.device.type == "cpu":
-            torch.set_rng_state(mine)
+        randomness.restore(begun, place.device, place.rank)
         loss = begun.get("loss") if place.rank == 0 else None
         return torch.zeros((), device=place.device) if loss is None else loss.clone().to(place.device)
 
@@ -299,10 +297,7 @@ class _Run:
         state.step = step
         # Ranks add their sums at the epoch's end: the first has the sum of all, the others none.
         whole = sharding.sum_over_ranks(total.clone(), world).cpu()
-        state.begun = {"loss": whole}
-        if self.place.device.type == "cpu":
-            found = sharding.gather_rows(torch.get_rng_state(), world)
-            state.begun |= {f"random{rank}": each for rank, each in enumerate(found)}
+        state.begun = {"loss": whole, **randomness.random_states(self.place.device, world)}
         self.watch.save(state)
 
     def _whole_loss(self, loss: Tensor) -> Tensor:

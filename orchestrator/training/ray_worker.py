@@ -94,6 +94,7 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
     keep_freed_memory()
     torch.set_num_threads(resources.cpus)
     device = ray.train.torch.get_device() if resources.gpus else torch.device("cpu")
+    sharding.wait_long(world)
     with sharding.failing_together(world):
         if rank == 0:
             _tell_hang(job.name, folder, mailbox)

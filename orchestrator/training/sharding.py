@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from orchestrator.errors import OrchestratorError
 
 Strategy = Literal["ddp", "fsdp"]
 _T = TypeVar("_T")
+WAIT = timedelta(days=1)
 
 
 def wrap(module: nn.Module, strategy: Strategy, world: int, device: torch.device) -> nn.Module:
@@ -99,6 +101,16 @@ def fill_optimizer(
         else:
             place = value.clone()  # a step counter: stays on the CPU
         optimizer.state[parameter][slot] = place
+
+
+def wait_long(world: int) -> None:
+    """Let ranks wait a day for one another, in place of Ray's half hour; each must call.
+
+    One of them may have hours of work to do that the others need, such as a teacher's outputs. Steps that
+    hang are for `watch.HangGuard` to end, and a process that dies ends the wait of the others in any case.
+    """
+    if world > 1:
+        distributed.distributed_c10d._set_pg_timeout(WAIT)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,17 +63,42 @@ class Streamed:
         """The rows of pieces, in a random order within each window of `shuffle` rows."""
         rows, window = sum(piece.take for piece in pieces), self._stream.shuffle
         sizes = (min(window, rows - start) for start in range(0, rows, window))
-        for part in regrouped(self._blocks(pieces), sizes):
-            order = random.permutation(len(part))
-            yield Part(part.inputs[order], part.targets[order], part.ids[order])
+        # Not a loop, whose variable would hold a window longer than it is needed.
+        return map(partial(_in_random_order, random), regrouped(self._blocks(pieces), sizes))
+
+
+def _in_random_order(random: np.random.Generator, part: Part) -> Part:
+    order = random.permutation(len(part))
+    return Part(part.inputs[order], part.targets[order], part.ids[order])
 
 
 def regrouped(parts: Iterator[Part], sizes: Iterable[int]) -> Iterator[Part]:
-    """The same rows in the same order, in parts of these sizes; holds no more than it must."""
-    held: list[Part] = []
+    """The same rows in the same order, in parts of these sizes; beside the one that it makes it holds one of
+    those given. They are copies: a view would keep all rows that it is of."""
+    rest: list[Part] = []
     for size in sizes:
-        while sum(map(len, held)) < size:
-            held.append(next(parts))
-        whole = Part(*(np.concatenate([getattr(part, name) for part in held]) for name in vars(held[0])))
-        yield Part(*(array[:size] for array in vars(whole).values()))
-        held = [Part(*(array[size:] for array in vars(whole).values()))]
+        yield _next(size, rest, parts)
+
+
+def _next(size: int, rest: list[Part], parts: Iterator[Part]) -> Part:
+    """So many rows, first those of `rest`, which holds at most one part, before and after."""
+    if not rest:
+        rest.append(next(parts))
+    found = Part(*(np.empty((size, *array.shape[1:]), array.dtype) for array in vars(rest[0]).values()))
+    done = 0
+    while done < size:
+        if not rest:
+            rest.append(next(parts))
+        done += _move(rest, found, done)
+    return found
+
+
+def _move(rest: list[Part], found: Part, done: int) -> int:
+    """Rows off the front of `rest` to their place in `found`, as many as fit; how many they were."""
+    given = rest.pop()
+    count = min(len(given), len(found) - done)
+    for place, array in zip(vars(found).values(), vars(given).values(), strict=True):
+        place[done : done + count] = array[:count]
+    if count < len(given):
+        rest.append(Part(*(array[count:] for array in vars(given).values())))
+    return count

@@ -1,7 +1,7 @@
 """A teacher's outputs, computed once for each view and kept in the store for every epoch, trial and run.
 
-A file a view: an epoch reads the one that it needs. Logits are kept as float16, values of a regression as
-float32.
+A file a view: an epoch reads the one that it needs. Logits are kept as float16, values of a regression, and
+all that figures are about, as float32.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class TeacherCache:
     seed: int
     threads: int
     device: str = "cpu"
+    exact: bool = False
+    """Kept as float32 in any case: of rows that a metric is of."""
 
     def fill(self, build: Callable[[], nn.Module]) -> None:
         """Compute the views that are not kept yet; of several processes one does.
@@ -105,7 +107,7 @@ class TeacherCache:
             return result
 
         outputs = rows.outputs_of(forward, view, self._device, training.channels_last)
-        kept = as_kept(outputs, self.task).numpy()
+        kept = (outputs if self.exact else as_kept(outputs, self.task)).numpy()
         self.store.put_predictions(self.digest, self._key(view), self.rows.ids, kept)
         return "kept"
 
@@ -123,5 +125,6 @@ class TeacherCache:
             "isa": machine()["isa"],
             "count": len(self.rows.ids),
             "version": _VERSION,
+            **({"exact": True} if self.exact else {}),
         }
         return f"train-view{view}-{fingerprint(facts)[:24]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from orchestrator.config.data import Shares
 from orchestrator.data.arrays import from_arrays
+from orchestrator.errors import DataError
 
 
 def test_another_cut_of_the_same_arrays_is_another_data_set() -> None:
@@ -16,3 +18,10 @@ def test_another_cut_of_the_same_arrays_is_another_data_set() -> None:
     assert len(more.part("validation")) > len(plain.part("validation"))
     others = {more.digest, from_arrays(rows, targets, seed=1).digest}
     assert len(others - {plain.digest}) == 2
+
+
+def test_values_that_are_missing_are_told_by_row() -> None:
+    rows = np.ones((60, 2, 3), dtype=np.float32)
+    rows[41, 1, 2] = np.nan
+    with pytest.raises(DataError, match="row 41 of the arrays has a missing or not finite value"):
+        from_arrays(rows, np.arange(60) % 2)

@@ -106,6 +106,38 @@ def test_a_label_that_only_the_test_file_has(tmp_path: Path) -> None:
     refused(toy.settings(path, test="b.parquet"), tmp_path, "row 3 of b.parquet", "out of range: 3")
 
 
+def test_text_that_is_no_utf8(tmp_path: Path) -> None:
+    def column(row: int) -> pa.Array:
+        values = pa.array([b"caf\xe9" if row == k else b"tea" for k in range(60)])
+        return pa.Array.from_buffers(pa.string(), 60, values.buffers())
+
+    for name, columns in (
+        ("text", {"text": column(7), "label": toy.labels()}),
+        ("label", {"a": np.arange(60.0), "label": column(7)}),
+        ("category", {"a": np.arange(60.0), "b": column(7), "label": toy.labels()}),
+    ):
+        path = toy.write(tmp_path / f"{name}.parquet", **columns)
+        more = {"decode": "features"} if name == "category" else {}
+        refused(toy.settings(path, **more), tmp_path, f"row 7 of {name}.parquet", "no UTF-8")
+
+
+def test_empty_lists_hold_no_features(tmp_path: Path) -> None:
+    path = toy.write(
+        tmp_path / "a.parquet", x=pa.array([[]] * 60, pa.list_(pa.float32())), label=toy.labels()
+    )
+    refused(toy.settings(path), tmp_path, "lists of a.parquet are empty")
+
+
+def test_no_rows_are_of_two_parts(tmp_path: Path) -> None:
+    path = toy.image_file(tmp_path / "a.parquet")
+    refused(toy.settings(path, test="./a.parquet"), tmp_path, "data.test holds the rows of data.train")
+    other = toy.image_file(tmp_path / "b.parquet", toy.pixels(seed=1)).name
+    both = toy.settings(path, validation=other, test=other)
+    refused(both, tmp_path, "data.test holds the rows of data.validation", "leave it out")
+    folder = FolderData(root=str(tmp_path), test=f"./{tmp_path.name}")
+    refused(folder, tmp_path, "data.test is the folder of data.root")
+
+
 def test_corrupt_image_names_its_row(tmp_path: Path) -> None:
     images = [toy.png(image) for image in toy.pixels()]
     for row, data, said in [

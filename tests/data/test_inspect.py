@@ -104,6 +104,13 @@ def test_vectors_and_tensors(tmp_path: Path) -> None:
     assert run.models["small"].model.factory == "mlp"
 
 
+def test_a_column_s_name_may_have_lines(tmp_path: Path) -> None:
+    columns = {"x\ny": list(np.zeros((60, 5), np.float32)), "label": toy.labels()}
+    run, _ = suggested(toy.write(tmp_path / "a.parquet", **columns), tmp_path)
+    assert isinstance(run.data, ParquetData)
+    assert run.data.input == "x\ny"
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_image_folders(tmp_path: Path, nested: bool) -> None:
     root = tmp_path / "pictures"

@@ -212,7 +212,7 @@ def test_the_train_file_s_column_is_read_from_every_file(tmp_path: Path) -> None
 
 def test_one_number_as_a_tensor_in_two_files(tmp_path: Path) -> None:
     train = toy.write(tmp_path / "train.parquet", a=np.arange(60.0), label=toy.labels())
-    toy.write(tmp_path / "test.parquet", a=np.arange(60.0), label=toy.labels())
+    toy.write(tmp_path / "test.parquet", a=-np.arange(60.0), label=toy.labels())
     dataset = read(toy.settings(train, test="test.parquet", decode="tensor"), tmp_path)
     assert dataset.part("test").inputs.shape == (60, 1)
 

@@ -195,7 +195,8 @@ def test_a_validation_file_may_lack_a_class_where_small_classes_are_spread(tmp_p
         dataset = load(settings, seed=0, cache=tmp_path / "cache")
         held = [dataset.part(name).targets for name in ("validation", "calibration", "contract")]
         assert sum(map(len, held)) == (31 if file == "val.parquet" else 30)
-    files = dict.fromkeys(("calibration", "contract"), "val.parquet")
+    files = {"calibration": "val.parquet", "contract": "other.parquet"}
+    toy.image_file(tmp_path / "other.parquet", toy.pixels(31, seed=2), label=labels)
     whole = toy.settings(train, validation="few.parquet", cut_from="validation", **files)
     assert len(load(whole, seed=0, cache=tmp_path / "cache").part("validation")) == 30
 

@@ -152,6 +152,14 @@ def test_what_is_refused(folder: Path) -> None:
 
     refused(r"no file is data.train: .*/nothing", train="nothing")
     refused(r"data.train holds the file of data.validation: validation.parquet", train="*.parquet")
+    refused(
+        r"data.train holds the file of data.test: x/../test.parquet",
+        train="*st.parquet",
+        test="x/../test.parquet",
+    )
+    refused(r"data.test holds the rows of data.validation: validation.parquet", test="validation.parquet")
+    shutil.copy(folder / "train" / "part-2.parquet", folder / "copy.parquet")
+    refused(r"data.train holds the file of data.contract: copy.parquet", contract="copy.parquet")
     refused(r"row 2 of train has an unknown label: c2", classes=["c0", "c1"])
     last = folder / "train" / "part-3.parquet"
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), last)
@@ -160,6 +168,36 @@ def test_what_is_refused(folder: Path) -> None:
     refused(r"data.target: no column of part-3.parquet has this name: label")
     last.write_bytes(last.read_bytes()[:-20])
     refused(r"cannot read as Parquet .*/part-3.parquet. check that the file is whole.")
+
+
+def test_a_row_without_text_is_told_at_once_and_by_its_place_in_its_file(folder: Path) -> None:
+    rows = texts.table(100, texts.FILE_ROWS)
+    column = rows.column(0).to_pylist()
+    column[27] = None
+    pq.write_table(rows.set_column(0, "text", pa.array(column)), folder / "train" / "part-2.parquet", 20)
+    with pytest.raises(DataError, match=r"row 27 of part-2.parquet has no text"):
+        opened(folder)
+    labels = [None if row == 41 else "c0" for row in range(50)]
+    pq.write_table(rows.set_column(1, "label", pa.array(labels)), folder / "train" / "part-2.parquet", 20)
+    with pytest.raises(DataError, match=r"row 41 of part-2.parquet has no label"):
+        opened(folder)
+
+
+def test_a_row_that_cannot_be_read_in_training_is_named_by_its_place_in_its_file(folder: Path) -> None:
+    rows = texts.table(100, texts.FILE_ROWS)
+    values = pa.array([f"w{n}".encode() + b"\xff" * (n == 127) for n in range(100, 150)])
+    column = pa.Array.from_buffers(pa.string(), len(values), values.buffers())
+    pq.write_table(rows.set_column(0, "text", column), folder / "train" / "part-2.parquet", 20)
+    found = opened(folder, stream={"sample": 20})
+    with pytest.raises(DataError, match=r"row 27 of part-2.parquet has text that is no UTF-8"):
+        list(read(streamed(found), streamed(found).groups, found.signature))
+
+
+def test_a_pattern_is_below_the_root_whatever_its_name_is(folder: Path) -> None:
+    odd = folder.parent / "texts[v1]"
+    shutil.copytree(folder, odd)
+    for train in ("train", "train/*.parquet", "tr*/**/*.parquet", f"{folder}/train/*.parquet"):
+        assert len(streamed(opened(odd, train=train)).files) == FILES
 
 
 def test_a_file_that_changed_since_it_was_looked_through_is_told(folder: Path) -> None:

@@ -32,8 +32,8 @@ def write(folder: Path) -> Path:
     for number in range(FILES):
         rows = table(number * FILE_ROWS, FILE_ROWS)
         pq.write_table(rows, folder / "train" / f"part-{number}.parquet", row_group_size=GROUP_ROWS)
-    for name in OTHERS:
-        pq.write_table(table(0, 30), folder / f"{name}.parquet")
+    for number, name in enumerate(OTHERS):
+        pq.write_table(table(3 * number, 30), folder / f"{name}.parquet")
     return folder
 
 

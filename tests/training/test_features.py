@@ -132,6 +132,35 @@ def test_outside_training_it_is_the_student_alone() -> None:
     assert not any(part._forward_hooks for part in joined.student.modules())
 
 
+class _Blocks(nn.Module):
+    """A list of layers that is never called itself, and one that gives no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6)])
+        self.pair = _Pair()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.as_tensor(self.pair(self.blocks[0](rows))["rows"])
+
+
+class _Pair(nn.Module):
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        return {"rows": rows}
+
+
+@pytest.mark.parametrize("name", ["blocks", "pair"])
+def test_a_layer_that_gives_no_tensor_is_refused_by_name(name: str) -> None:
+    for names, whose in (
+        ({"student": name}, "student"),
+        ({"student": "blocks.0", "teacher": name}, "teacher"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"a layer of the {whose} gives no tensor when .*: {name}. name"
+        ):
+            Hinted(_Blocks(), _Blocks(), (Feature(**names),), torch.zeros(2, 6))
+
+
 def test_a_student_of_other_architecture_learns_from_hints() -> None:
     module, signature, _ = toys.toy("cnn")
     small = Cnn(kwargs=CnnKwargs(channels=(4, 8), hidden=8))

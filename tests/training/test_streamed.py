@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.config.model import TextCnn, TextCnnKwargs
 from orchestrator.config.training import DistillationLoss, Sample, Training
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import load
-from orchestrator.data.stream import Piece
+from orchestrator.data.stream import Piece, Stream, StreamFile
 from orchestrator.errors import ConfigError
 from orchestrator.models.build import build
 from orchestrator.training.batches import Batch
@@ -95,6 +96,24 @@ def test_regrouped_keeps_rows_and_order() -> None:
     rows = [Part(np.arange(a, b), np.arange(a, b), np.arange(a, b)) for a, b in ((0, 3), (3, 4), (4, 10))]
     found = list(regrouped(iter(rows), [1, 4, 5]))
     assert [part.ids.tolist() for part in found] == [[0], [1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_two_windows_of_rows_are_held_at_most() -> None:
+    window, width, rows = 5_000, 64, 20_000
+    stream = Stream((StreamFile("a.parquet", "", (rows,)),), "text", "label", shuffle=window, readers=1)
+
+    def blocks(pieces: Sequence[Piece]) -> Iterator[Part]:  # noqa: ARG001
+        for start in range(0, rows, 50):
+            numbers = np.arange(start, start + 50)
+            yield Part(np.tile(numbers[:, None], (1, width)), numbers, numbers)
+
+    source = Streamed(stream, TRAINING.model_copy(update={"batch_size": 100}), 3, blocks)
+    tracemalloc.start()
+    seen = [int(batch.targets.sum()) for batch in source.epoch(0, CPU, False, 0, 1)]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(seen) == rows * (rows - 1) // 2
+    assert most < 2.2 * window * (width + 2) * 8
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import nn
 from orchestrator.config.measure import Metric
 from orchestrator.config.training import Training
 from orchestrator.training.loop import train
+from orchestrator.training.randomness import random_states, restore
 from orchestrator.training.state import EpochReport, TrainState
 from orchestrator.training.watch import HangGuard, forget_hang, hung_at, trace_file
 from tests.training.toy import FEATURES, part
@@ -83,6 +84,33 @@ def test_a_state_within_an_epoch_goes_on_bit_equal(tmp_path: Path, optimizer: st
     assert calm.weights.keys() == state.weights.keys()
     assert all(torch.equal(calm.weights[name], state.weights[name]) for name in calm.weights)
     assert (state.step, state.begun) == (0, {})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_so_does_one_on_a_gpu(tmp_path: Path) -> None:
+    device = torch.device("cuda:0")
+    calm = TrainState()
+    curve = list(run(TRAINING, calm, device=device))
+    with pytest.raises(KeyboardInterrupt):
+        list(run(TRAINING, TrainState(), watch=Saving(tmp_path, 5, stop=True), device=device))
+    state = TrainState.load(tmp_path)
+    assert [report.loss for report in run(TRAINING, state, device=device)] == [r.loss for r in curve]
+    assert all(torch.equal(calm.weights[name], state.weights[name]) for name in calm.weights)
+
+
+def test_generators_of_a_gpu_are_kept_beside_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here without a GPU: its generator is a tensor that is asked for and given back."""
+    device, own = torch.device("cuda:0"), {"cuda:0": torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: own[str(device)].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: own.update({str(device): state}))
+    kept = random_states(device, world=1)
+    expected = torch.rand(3)
+    own["cuda:0"] = torch.zeros(16, dtype=torch.uint8)
+    restore(kept, device, rank=0)
+    assert torch.equal(own["cuda:0"], torch.arange(16, dtype=torch.uint8))
+    assert torch.equal(torch.rand(3), expected)
+    assert random_states(torch.device("cpu"), world=1).keys() == {"random0"}
 
 
 def test_saving_changes_nothing_of_a_run_that_goes_on(tmp_path: Path) -> None:
