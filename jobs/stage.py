@@ -28,7 +28,9 @@ def main(until: str, text: str) -> None:
         "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override one setting"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="train anew even where a model's settings changed"
+        "--fresh",
+        action="store_true",
+        help="go on even where settings of a model or search changed since the last run",
     )
     if until == "search":
         parser.add_argument(

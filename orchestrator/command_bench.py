@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ Header = Annotated[
     list[str] | None,
     typer.Option("--header", metavar="'NAME: VALUE'", help="Sent with every request; may be repeated."),
 ]
+_HEADER = re.compile(r"\s*([\w!#$%&'*+.^`|~-]+)\s*:\s*([\t\x20-\x7e\xa0-\xff]*?)\s*", re.ASCII)
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the values and the times.")]
 
 
@@ -47,10 +49,13 @@ def bench(
 
     if rate is not None and connections is not None:
         raise typer.BadParameter("give either --rate or --connections", param_hint="--rate")
-    pairs = [text.partition(":") for text in header or []]
-    if not all(colon for _, colon, _ in pairs):
-        raise typer.BadParameter("needs a name and a value, with a colon between", param_hint="--header")
-    headers = {key.strip(): value.strip() for key, _, value in pairs}
+    pairs = [_HEADER.fullmatch(text) for text in header or []]
+    headers = {pair[1]: pair[2] for pair in pairs if pair}
+    if not all(pairs):
+        raise typer.BadParameter(
+            "needs a name of ASCII without blanks and a value of Latin-1, with a colon between",
+            param_hint="--header",
+        )
     name, target = target_of(url, model, rows=rows, binary=not json_tensors, seed=seed, headers=headers)
     if rate is not None:
         report = open_loop(target, rate=rate, seconds=seconds, seed=seed)

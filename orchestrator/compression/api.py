@@ -133,7 +133,7 @@ def _of_module(
 ) -> Variant:
     check_plan(plan)
     before = _served(source, signature)
-    state = State(before, signature, parent=lambda: before, model=model)
+    state = State(before, signature, parent=lambda: before, model=model, given=True)
     float_form: nn.Module = before
     for step in plan:
         state = run_step(step, state, after_epochs(context, epochs_of(state.plan)))

@@ -20,9 +20,18 @@ from orchestrator.runtime.rebuild import rebuild, replay
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
 
-_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "mkldnn._convolution_pointwise")
+_CONVOLUTION = "aten.convolution"
+"""Of both directions."""
+_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", _CONVOLUTION, "mkldnn._convolution_pointwise")
+_TRANSPOSED = (
+    "aten.conv_transpose1d",
+    "aten.conv_transpose2d",
+    "aten.conv_transpose3d",
+    "mkldnn._convolution_transpose_pointwise",
+)
 _LINEARS = ("aten.linear", "mkldnn._linear_pointwise", "mkl._mkl_linear")
 _PRODUCTS = ("aten.mm", "aten.addmm")
+_WEIGHTED = (*_CONVOLUTIONS, *_TRANSPOSED, *_LINEARS, *_PRODUCTS)
 _ATTENTION = ("aten.scaled_dot_product_attention", "aten._scaled_dot_product_flash_attention_for_cpu")
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _MATMULS = ("aten.matmul", "aten.bmm", "aten.einsum")
@@ -127,9 +136,10 @@ def _macs_of_layers(
     found = dict.fromkeys(layers, 0)
 
     def adder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def add(layer: nn.Module, _: Any, output: Tensor) -> None:
+        def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             assert isinstance(layer.weight, Tensor)
-            found[name] += output.numel() * layer.weight[0].numel()
+            transposed = getattr(layer, "transposed", False)
+            found[name] += (inputs[0] if transposed else output).numel() * layer.weight[0].numel()
 
         return add
 
@@ -148,7 +158,7 @@ def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[st
     found = []
     for node in graph.graph.nodes:
         of_weight = _operator(node.target) in _MATMULS and any(map(_is_weight, node.all_input_nodes[:2]))
-        if not of_weight and _operator(node.target) not in (*_CONVOLUTIONS, *_LINEARS, *_PRODUCTS):
+        if not of_weight and _operator(node.target) not in _WEIGHTED:
             continue
         layer, sources = _layer_of(node), [str(source.target) for source in node.all_input_nodes[:2]]
         if int8.is_within(layer, kept):
@@ -224,6 +234,8 @@ def _count(graph: fx.GraphModule, rows: Tensor) -> _Counts:
 
 def _macs(operator: str, args: tuple[Any, ...], result: Any) -> int:
     """Multiply-accumulates of a convolution, linear or product with weights; 0 of anything else."""
+    if operator in _TRANSPOSED or (operator == _CONVOLUTION and args[6]):
+        return int(args[0].numel()) * int(args[1].numel() // args[0].shape[1])
     if operator in _CONVOLUTIONS:
         return int(result.numel()) * int(args[1].numel() // args[1].shape[0])
     if operator in _LINEARS:

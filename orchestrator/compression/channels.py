@@ -29,7 +29,7 @@ from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.heads import attentions
 
 LARGEST_SHARE = 0.9
-"""Of a layer's channels that global ranking may remove, in all rounds together: none is ever erased."""
+"""Of a layer's channels that may go, whatever is asked, in all rounds together: none is ever erased."""
 
 _SCORERS: dict[Criterion, Any] = {
     "l1": lambda: importance.GroupMagnitudeImportance(p=1),

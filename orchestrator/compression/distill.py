@@ -118,7 +118,7 @@ def _hinted(module: nn.Module, training: Training, state: State, train_part: Par
 
 def _masks(module: nn.Module, state: State, hinted: Hinted | None) -> dict[str, Tensor] | None:
     """Read when a training begins: a step since the one that made the zeros may have cut the weights."""
-    masks = masks_of(module, state.plan)
+    masks = masks_of(module, state.plan, state.sparse)
     if hinted is None or masks is None:
         return masks
     return {f"student.{name}": mask for name, mask in masks.items()}
@@ -147,7 +147,7 @@ def distill(step: Distill, state: State, context: Context) -> State:
     )
     # The student shares nothing with the parent's form: what was done to that is not replayed on it, and its
     # zeros bind the student to nothing.
-    fresh = replace(state, plan=(), decisions=())
+    fresh = replace(state, plan=(), decisions=(), sparse=False, given=False)
     epochs = fine_tune(student, step.training, fresh, context, teacher, context.checkpoint)
     return fresh.after(step, student.eval(), {"epochs": epochs}, model=step.model)
 

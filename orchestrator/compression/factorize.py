@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import Factorization
 from orchestrator.errors import CompressionError
+from orchestrator.models.build import example_rows
 from orchestrator.runtime.lowrank import split
 
 
@@ -19,15 +20,16 @@ def factorize(step: Factorization, state: State, context: Context) -> State:  # 
     Denton et al. 2014 (https://arxiv.org/abs/1404.0736); the convolution's form is that of Zhang et al. 2015
     (https://arxiv.org/abs/1505.06798), the embedding's that of Lan et al. 2019 (https://arxiv.org/abs/1909.11942),
     who train it so. The product is the best of its rank in squared error (Eckart and
-    Young). Layers whose two factors would have as many weights stay whole: they are listed with the reason.
+    Young). Layers whose two factors would have as many weights, or of which the forward reads more than the
+    answer, stay whole: they are listed with the reason.
 
     Raises:
         CompressionError: no layer would become smaller.
     """
-    module = copy_of(state.module)
+    module, rows = copy_of(state.module), example_rows(state.signature, 2)
     shared = _shared(module)
     ranks, left, factors = {}, {}, {}
-    for name, layer in module.named_modules():
+    for name, layer in list(module.named_modules()):
         if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
             continue
         reason = _unfit(layer, shared)
@@ -35,14 +37,17 @@ def factorize(step: Factorization, state: State, context: Context) -> State:  # 
             matrix = layer.weight.detach().flatten(1).double()
             left_part, values, right_part = torch.linalg.svd(matrix, full_matrices=False)
             rank = kept_rank(values, step)
-            if rank * sum(matrix.shape) < matrix.numel():
+            if rank * sum(matrix.shape) >= matrix.numel():
+                reason = f"rank {rank} of {len(values)} saves nothing"
+            elif not _runs_without(module, name, rows):
+                reason = "its owner reads more of it than its answer"
+            else:
                 ranks[name] = rank
                 root = values[:rank].sqrt()
                 pair = (left_part[:, :rank] * root, root[:, None] * right_part[:rank])
                 factors[name] = (*pair, layer)
-                continue
-            reason = f"rank {rank} of {len(values)} saves nothing"
-        left[name] = reason
+        if reason is not None:
+            left[name] = reason
     if not ranks:
         raise CompressionError(
             "no layer would become smaller",
@@ -92,10 +97,27 @@ def _unfit(layer: nn.Linear | nn.Conv2d | nn.Embedding, shared: set[int]) -> str
     return None
 
 
+def _runs_without(module: nn.Module, name: str, rows: Tensor) -> bool:
+    """Whether the model runs with a product in the layer's place; vision models of `transformers` ask the
+    first layer for the type of its weight.
+    """
+    owner, _, leaf = name.rpartition(".")
+    layer = module.get_submodule(name)
+    split(module, {name: 1})
+    try:
+        with torch.no_grad():
+            module(rows)
+    except Exception:  # the forward may be of other people's code, which raises anything
+        return False
+    finally:
+        setattr(module.get_submodule(owner), leaf, layer)
+    return True
+
+
 def _shared(module: nn.Module) -> set[int]:
-    """Weights that more than one layer holds."""
+    """Weights that more than one layer holds, or one under several names."""
     seen: dict[int, int] = {}
-    for part in module.modules():
+    for _, part in module.named_modules(remove_duplicate=False):
         for parameter in part.parameters(recurse=False):
             seen[id(parameter)] = seen.get(id(parameter), 0) + 1
     return {key for key, count in seen.items() if count > 1}

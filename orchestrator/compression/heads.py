@@ -26,7 +26,7 @@ def prune_heads(step: HeadPruning, state: State, context: Context) -> State:
         raise CompressionError(
             "the model has no attention with a linear each for queries, keys and values",
             type(module).__name__,
-            "fused projections are not supported: use prune_channels or factorize",
+            "one layer for all three is not cut, nor outputs by other names: use prune_channels or factorize",
         )
     if step.criterion == "taylor":
         set_gradients(module, step, state.signature, context)

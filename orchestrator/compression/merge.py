@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ def join(
             )
     bodies = [copy_of(part.get_submodule("body")) for part in parts.values()]
     module = Served(state.signature, Joined(bodies, state.signature.outputs))
-    fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
+    # Most of the head's weights begin as zeros, which are to be trained.
+    dense = replace(state, sparse=False)
+    fine_tune(module, step.training, dense, context, checkpoint=context.checkpoint)
     return module.eval(), settings
 
 

@@ -39,6 +39,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.steps import (
     Distill,
     DynamicInt8,
+    Merge,
     Plan,
     StaticInt8,
     Step,
@@ -50,7 +51,7 @@ from orchestrator.config.steps import (
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError, PlanError
 from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
-from orchestrator.store.artifacts import Draft
+from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.store import Store
 from orchestrator.training.batches import Views
 from orchestrator.training.checkpoint import Checkpoint, Stopped
@@ -183,6 +184,7 @@ class _Job:
             model=manifest.model,
             plan=manifest.plan,
             decisions=manifest.decisions,
+            sparse=_trained_sparse(manifest),
         )
         checkpoint = Checkpoint(store, self.key)
         try:
@@ -255,6 +257,14 @@ class _Job:
         )
         cache.fill(lambda: rebuild(self.store, digest, allowed=context.allowed).module)
         return cache.outputs()
+
+
+def _trained_sparse(manifest: Manifest) -> bool:
+    """Whether its training set weights to zero, and they are still its own."""
+    training = manifest.what.get("training") or {}
+    return training.get("sparsify") is not None and not any(
+        isinstance(step, Distill | Merge) for step in manifest.plan
+    )
 
 
 def _by_digest(store: Store, plan: Plan) -> Plan:

@@ -58,9 +58,9 @@ def _static(
             prepared(batch)
 
     module, observer = copy_of(state.module), observer_of(step)
-    form = form_of(state.model, state.signature, state.plan, state.decisions)
+    form = _form(state)
     graph = int8.quantize(module, "static", narrow, example, calibrate, keep, observer, form)
-    _check_kernels(graph, example, _form_after(step, state, narrow, keep))
+    _check_kernels(graph, example, _form(state.after(step, graph, {"reduce_range": narrow, **_kept(keep)})))
     return graph
 
 
@@ -75,12 +75,13 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     """
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
     narrow = step.reduce_range or int8.reduce_range()
-    form = form_of(state.model, state.signature, state.plan, state.decisions)
+    form = _form(state)
     graph = int8.quantize(
         copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example), form=form
     )
-    _check_kernels(graph, example, _form_after(step, state, narrow))
-    return state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
+    after = state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
+    _check_kernels(graph, example, _form(after))
+    return after
 
 
 @apply_step.register
@@ -89,12 +90,9 @@ def cast_bf16(step: Bf16, state: State, context: Context) -> State:  # noqa: ARG
     return state.after(step, to_bf16(copy_of(state.module)), {})
 
 
-def _form_after(
-    step: StaticInt8 | DynamicInt8, state: State, narrow: bool, keep: Collection[str] = ()
-) -> str | None:
-    """What decides the form of the graph that the step makes."""
-    decision = {"reduce_range": narrow, **_kept(keep)}
-    return form_of(state.model, state.signature, (*state.plan, step), (*state.decisions, decision))
+def _form(state: State) -> str | None:
+    """What decides the form of the state's graph; None where that is not known."""
+    return None if state.given else form_of(state.model, state.signature, state.plan, state.decisions)
 
 
 def _kept(names: Collection[str]) -> dict[str, Any]:

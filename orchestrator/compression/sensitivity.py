@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from orchestrator.compression.channels import cuts_of, remove, scored, select
-from orchestrator.compression.step import Context, State, copy_of, metric_of
+from orchestrator.compression.step import Context, State, copy_of, metric_of, seeded
 from orchestrator.config.measure import Metric
 from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
@@ -110,7 +110,8 @@ def layer_sensitivity(
 
     whole = count(state.module, signature).macs
     step = ChannelPruning(amount=0.5, criterion=criterion, round_to=round_to)
-    found = scored(copy_of(state.module), step, state, context)
+    with seeded(context):
+        found = scored(copy_of(state.module), step, state, context)
     readings: list[Reading] = []
     for group in found:
         for amount in sorted(amounts):

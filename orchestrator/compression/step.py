@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
@@ -97,6 +98,10 @@ class State:
     """Steps applied so far."""
     decisions: tuple[dict[str, Any], ...] = ()
     """What each of them decided: plain JSON."""
+    sparse: bool = False
+    """Whether the model's own training set single weights to zero."""
+    given: bool = False
+    """Whether the module was handed in: its code need not be that which `model` builds."""
 
     def after(self, step: Step, module: nn.Module, decision: dict[str, Any], **changes: Any) -> State:
         """The state when `step` has turned the module into `module`."""
@@ -137,30 +142,38 @@ def run_step(step: Step, state: State, context: Context) -> State:
     Raises:
         CompressionError: the step does not fit, would do nothing, or broke the model.
     """
+    with seeded(context):
+        after = apply_step(step, state, context)
+        _check_outputs(step, after)
+    return after
+
+
+@contextmanager
+def seeded(context: Context) -> Iterator[None]:
+    """The context's seed and threads inside; outside the caller's torch is as it was."""
     threads = torch.get_num_threads()
     torch.set_num_threads(context.threads)
     try:
         # A caller's inference mode would make tensors that autograd refuses.
         with torch.inference_mode(False), torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(context.seed)
-            after = apply_step(step, state, context)
-        _check_outputs(step, after)
+            yield
     finally:
         torch.set_num_threads(threads)
-    return after
 
 
-def masks_of(module: nn.Module, plan: Sequence[Step]) -> dict[str, Tensor] | None:
-    """The masks of a module whose plan set single weights to zero, read from its zeros."""
-    if not any(map(makes_zeros, plan)):
+def masks_of(module: nn.Module, plan: Sequence[Step], sparse: bool = False) -> dict[str, Tensor] | None:
+    """The masks of a module whose plan or (`sparse`) own training set single weights to zero: its zeros."""
+    if not sparse and not any(map(makes_zeros, plan)):
         return None
     return {name: tensor.detach() != 0 for name, tensor in weights_of(module).items()}
 
 
 def makes_zeros(step: Step) -> bool:
     """Whether the step sets single weights to zero, which a file of weights leaves out."""
-    training: Training | None = getattr(step, "training", None)
-    return step.kind == "prune_magnitude" or (training is not None and training.sparsify is not None)
+    trainings: list[Training | None] = [getattr(step, name, None) for name in ("training", "recovery")]
+    sparsified = any(training is not None and training.sparsify is not None for training in trainings)
+    return step.kind == "prune_magnitude" or sparsified
 
 
 def copy_of(module: nn.Module) -> nn.Module:
@@ -179,7 +192,7 @@ def _check_outputs(step: Step, state: State) -> None:
         raise CompressionError(
             f"after '{step.kind}' the model no longer runs ({told})",
             fix="its forward depends on a width that was pruned: name the layers in fixed_width_layers()"
-            if step.kind in ("prune_channels", "prune_heads")
+            if step.kind == "prune_channels"
             else "leave the step out, or take another model",
         ) from error
     if outputs.shape != (2, state.signature.outputs) or not torch.isfinite(outputs).all():

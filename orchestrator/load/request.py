@@ -83,7 +83,7 @@ def _request(method: str, url: str, body: bytes, headers: Mapping[str, str]) -> 
     lines = [f"{method} {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}"]
     lines += [f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join([*lines, "", ""]).encode("ascii")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
     return Target(parts.hostname or "", _port(parts), head + body, parts.scheme == "https")
 
 

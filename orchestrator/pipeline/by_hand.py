@@ -20,6 +20,7 @@ from orchestrator.pipeline.imported import Named, data_of
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
 from orchestrator.store.artifacts import Manifest
+from orchestrator.store.names import check_ref_name
 from orchestrator.store.store import Store
 
 
@@ -58,9 +59,9 @@ def compress_ref(
         CompressionError: a step does not fit the model, or would do nothing.
         NotFoundError: no such model.
     """
+    check_ref_name(name)
     progress, opened = Progress(), Store(store_root(store), create=False)
-    parent = one_model(opened, source)
-    rows = data_of(data)
+    parent, rows = one_model(opened, source), data_of(data)
     metric, paths = rows.metric, tuple(sorted({*allow, *rows.allowed}))
     dataset = _rows(rows, source, opened.manifest(parent), paths, progress)
     variant = compress(

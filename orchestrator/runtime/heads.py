@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _INPUTS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
-_OUTPUTS = ("out", "o_proj", "out_proj", "out_lin", "proj")
+_OUTPUTS = ("out", "o_proj", "out_proj", "out_lin", "proj", "dense")
 _COUNTS = ("heads", "num_heads", "num_attention_heads", "n_heads")
 _WIDTHS = ("inner", "all_head_size")
 """Attributes that hold heads times width of a head; they change with the heads."""

@@ -121,19 +121,16 @@ def quantize(
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
-    config = _quantization(mode, narrow, observer)
-    quantizer = X86InductorQuantizer()
-    if mode == "static":
-        quantizer.set_global(config)
-    else:
-        quantizer.set_module_type_qconfig(nn.Linear, config)
-    for name in keep_float:
-        quantizer.set_module_name_qconfig(name, None)
-    with quiet():
-        prepared = prepare_pt2e(_traced(module, example, form), quantizer)
-        with torch.no_grad():
-            calibrate(prepared)
-        graph: fx.GraphModule = convert_pt2e(prepared)
+    traced = _traced(module, example, form)
+    try:
+        with quiet():
+            prepared = prepare_pt2e(traced, _quantizer(mode, narrow, observer, keep_float))
+            with torch.no_grad():
+                calibrate(prepared)
+            graph: fx.GraphModule = convert_pt2e(prepared)
+    except Exception as error:
+        # Observers and passes meet operators that torchao's authors did not think of.
+        raise _failed("no int8 graph can be made", _name_of(module), error) from error
     if not any("_frozen_param" in str(node.target) for node in graph.graph.nodes):
         kinds = "convolution or linear" if mode == "static" else "linear"
         raise CompressionError(
@@ -168,6 +165,37 @@ def check_names(module: nn.Module, keep_float: Collection[str]) -> None:
 def is_within(layer: str, names: Collection[str]) -> bool:
     """Whether a layer's name is one of these, or it lies in a module of one."""
     return any(layer == name or layer.startswith(f"{name}.") for name in names)
+
+
+class _Quantizer(X86InductorQuantizer):  # type: ignore[misc]
+    """torchao's, which would round products of integers as well: no observer and no kernel takes them."""
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Write to each node what of it is rounded."""
+        super().annotate(model)
+        for node in model.graph.nodes:
+            if any(map(_is_integer, (node, *node.all_input_nodes))):
+                node.meta.pop("quantization_annotation", None)
+        return model
+
+
+def _is_integer(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not value.is_floating_point()
+
+
+def _quantizer(
+    mode: Mode, narrow: bool, observer: Observer | None, keep_float: Collection[str]
+) -> _Quantizer:
+    config = _quantization(mode, narrow, observer)
+    quantizer = _Quantizer()
+    if mode == "static":
+        quantizer.set_global(config)
+    else:
+        quantizer.set_module_type_qconfig(nn.Linear, config)
+    for name in keep_float:
+        quantizer.set_module_name_qconfig(name, None)
+    return quantizer
 
 
 def _quantization(mode: Mode, narrow: bool, observer: Observer | None) -> Any:
@@ -255,11 +283,7 @@ def lower(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
             return _lowered(graph, example)
     except Exception as error:
         # The passes check what they match with bare assertions.
-        raise CompressionError(
-            f"the int8 graph cannot be lowered ({type(error).__name__}: {str(error).strip()[:300]})",
-            type(graph).__name__,
-            "quantize another architecture, or use bf16",
-        ) from error
+        raise _failed("the int8 graph cannot be lowered", type(graph).__name__, error) from error
 
 
 def check_range(largest: int) -> None:
@@ -332,6 +356,11 @@ def _drop_checks(graph: fx.GraphModule) -> None:
     graph._forward_pre_hooks.clear()
     graph.graph.lint()
     graph.recompile()
+
+
+def _failed(what: str, name: str, error: Exception) -> CompressionError:
+    told = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return CompressionError(f"{what} ({told})", name, "quantize another architecture, or use bf16")
 
 
 def _name_of(module: nn.Module) -> str:

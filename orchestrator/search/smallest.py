@@ -69,7 +69,7 @@ def least_bytes(
     if plans is None:
         return None
     plans += [arm.plan for arm in arms(settings).values()] if settings.arms else []
-    if any(_leaves_zeros(step) for plan in plans for step in plan):
+    if any(makes_zeros(step) for plan in plans for step in plan):
         return None
     shapes: dict[str, tuple[list[Step], int]] = {}
     for plan in plans:
@@ -110,11 +110,6 @@ def _corners(space: Template, made: Callable[[Config], T]) -> list[T] | None:
         with suppress(ValidationError):  # some combinations are none
             found.append(made(config))
     return None if configs is None else found
-
-
-def _leaves_zeros(step: Step) -> bool:
-    between = step.recovery if isinstance(step, ChannelPruning) else None
-    return makes_zeros(step) or (between is not None and between.sparsify is not None)
 
 
 def _shaping(plan: Plan) -> list[Step]:

@@ -67,8 +67,11 @@ class Mlflow:
         """Take the figures of an event."""
         fact = event.fact
         if isinstance(fact, Training) and fact.epoch and fact.loss is not None and event.stage == "train":
-            figures = {f"{fact.name}/loss": fact.loss, f"{fact.name}/{fact.metric_name}": fact.metric or 0.0}
-            self._log(self._run, [(name, value, fact.epoch) for name, value in figures.items()])
+            figures = {"loss": fact.loss, fact.metric_name: fact.metric}
+            known = {name: value for name, value in figures.items() if value is not None}
+            self._log(
+                self._run, [(f"{fact.name}/{name}", value, fact.epoch) for name, value in known.items()]
+            )
         elif isinstance(fact, Trials) and fact.result is not None:
             stage, result, metric = event.stage, fact.result, fact.metric_name
             self._work.put(lambda: self._trial(stage, metric, result))

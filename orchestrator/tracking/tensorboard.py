@@ -187,7 +187,7 @@ class _Log:
             self._known[value.tag, step] = value.simple_value
 
     def _read(self) -> None:
-        """Learn what is there; a record that was cut short by a death is cut off."""
+        """Learn what is there; from a record on that was cut short or damaged by a death all is cut off."""
         data = self._file.read_bytes()
         whole = 0
         for record, end in _records(data):
@@ -198,22 +198,29 @@ class _Log:
 
 
 def _records(data: bytes) -> Iterator[tuple[Record, int]]:
-    """The whole records, each with the place of its end: length and its sum, content and its sum."""
+    """The whole records, each with the place of its end: length and its sum, content and its sum.
+
+    What follows one that is damaged is lost, as where it begins is not known.
+    """
     place = 0
     while place + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, place)
         end = place + 12 + length + 4
-        if end > len(data):
+        content = data[place + 12 : end - 4]
+        if end > len(data) or data[end - 4 : end] != _sum(content):
             return
-        yield Record.FromString(data[place + 12 : place + 12 + length]), end
+        yield Record.FromString(content), end
         place = end
 
 
 def _framed(record: Record) -> bytes:
     content: bytes = record.SerializeToString()
     head = struct.pack("<Q", len(content))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (head, content)]
-    return head + sums[0] + content + sums[1]
+    return head + _sum(head) + content + _sum(content)
+
+
+def _sum(part: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(part))
 
 
 def _single(value: float) -> float:

@@ -13,11 +13,12 @@ from torch import nn
 
 from orchestrator.compression import Variant, compress
 from orchestrator.compression.gate import gate
-from orchestrator.config.measure import LatencySettings
+from orchestrator.config.measure import LatencySettings, Metric
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning
+from orchestrator.data.arrays import from_arrays
 from orchestrator.errors import CompressionError, ConfigError, DataError
 from orchestrator.measure.latency import Latency
 from orchestrator.models.build import build
@@ -141,6 +142,36 @@ def test_with_settings_it_is_saved_and_comes_back_bit_equal(tmp_path: Path) -> N
     assert further.save(store, "mine/other") == further.digest
     with pytest.raises(CompressionError, match="build another model"):
         _other(variant).save(tmp_path / "store")
+
+
+def test_int8_is_of_the_module_that_was_given(tmp_path: Path) -> None:
+    """Layers of equal shapes, but another activation than the settings build."""
+    settings, part = Mlp(kwargs=MlpKwargs(widths=(16,))), toys.rows((12,))
+    data = from_arrays(part.inputs, part.targets)
+    module = build(settings, data.signature, seed=0).eval()
+    plan = [{"kind": "int8_static"}]
+    compress(module, plan, data, model=settings)
+    (name,) = (name for name, one in module.named_modules() if isinstance(one, nn.ReLU))
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Tanh())
+    variant = compress(module, plan, data, model=settings)
+    with torch.no_grad():
+        wanted = module(torch.tensor(part.inputs)).numpy()
+    assert np.linalg.norm(variant(part.inputs) - wanted) < 0.05 * np.linalg.norm(wanted)
+    with pytest.raises(CompressionError, match=r"build another model.*answers otherwise"):
+        variant.save(tmp_path)
+
+
+def test_a_promise_may_be_of_a_metric_of_ones_own() -> None:
+    path = f"{__name__}:right"
+    variant = compress(own_module(), [ChannelPruning(amount=0.5)], images(), allowed=(path,))
+    rows, targets = images()
+    assert variant.promise(rows, targets, metric=Metric(name=path)).status
+
+
+def right(outputs: np.ndarray, targets: np.ndarray) -> float:
+    """A metric."""
+    return float((outputs.argmax(1) == targets).mean())
 
 
 def _other(variant: Variant) -> Variant:

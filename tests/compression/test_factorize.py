@@ -120,6 +120,33 @@ def test_grouped_and_shared_layers_stay_whole() -> None:
     assert "groups" in decision["left"]["depth"]
 
 
+def test_a_layer_under_two_names_stays_whole() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = self.second = nn.Linear(12, 12)
+            self.wide = nn.Linear(12, 64)
+            self.head = nn.Linear(64, toys.CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(self.wide(self.second(self.first(x).relu()).relu()).relu())
+            return y
+
+    state = run_step(
+        Factorization(rank=0.3), toys.state(Deep().eval(), toys.signature((12,))), toys.context((12,))
+    )
+    assert set(state.decisions[-1]["ranks"]) == {"wide", "head"}
+    assert "shared" in state.decisions[-1]["left"]["first"]
+
+
+def test_a_layer_whose_weight_is_read_elsewhere_stays_whole() -> None:
+    module, signature, _ = toys.imported("hugging_face_vit", (3, 16, 16))
+    state = run_step(Factorization(rank=0.3), toys.state(module, signature), toys.context((3, 16, 16)))
+    (name,) = (name for name, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    assert "reads more" in state.decisions[-1]["left"][name]
+    assert len(state.decisions[-1]["ranks"]) > 8
+
+
 def test_refused_where_nothing_becomes_smaller() -> None:
     with pytest.raises(CompressionError, match="no layer would become smaller"):
         factorized("mlp", Factorization(rank=0.95))

@@ -94,18 +94,23 @@ def test_heads_channels_recovery_and_int8_together() -> None:
     assert state.module(torch.zeros(3, *SHAPE, dtype=torch.uint8)).shape == (3, toys.CLASSES)
 
 
-@pytest.mark.parametrize("kind", ["vit", "bert"])
+@pytest.mark.parametrize("kind", ["vit", "bert", "albert"])
 def test_heads_of_transformers(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind == "vit":
         model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
         rows = {"pixel_values": torch.rand(2, 3, 16, 16)}
+    elif kind == "albert":
+        config = transformers.AlbertConfig(vocab_size=20, embedding_size=16, **sizes)
+        model = transformers.AlbertModel(config).eval()
+        rows = {"input_ids": torch.arange(10).reshape(2, 5)}
     else:
         model = transformers.BertModel(transformers.BertConfig(vocab_size=20, **sizes)).eval()
         rows = {"input_ids": torch.arange(10).reshape(2, 5)}
     found = attentions(model)
-    assert len(found) == 2
+    # Layers of ALBERT are one layer.
+    assert len(found) == (1 if kind == "albert" else 2)
     with torch.no_grad():
         for attention in found.values():
             attention.output.weight[:, attention.columns([0])] = 0

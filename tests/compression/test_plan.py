@@ -28,7 +28,8 @@ from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.errors import CompressionError
 from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import load
-from orchestrator.runtime.rebuild import rebuild
+from orchestrator.runtime.rebuild import rebuild, tensors_of
+from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 from orchestrator.training.state import EpochReport
 from tests.compression import toys
@@ -230,6 +231,38 @@ def test_zeros_are_read_after_what_cut_the_weights(store: Store, parent: str) ->
     assert shares[0] == pytest.approx(0.5, abs=0.01)
     assert shares[1] > 0.1
     assert shares[2] == shares[1]
+
+
+def zeros_of(store: Store, digest: str) -> float:
+    weights = weights_of(rebuild(store, digest).module).values()
+    return float((torch.cat([weight.detach().flatten() for weight in weights]) == 0).float().mean())
+
+
+def test_zeros_of_a_sparse_training_stay_in_a_recovery(store: Store) -> None:
+    module, signature, settings = toys.toy("mlp")
+    with torch.no_grad():
+        for weight in weights_of(module).values():
+            weight.mul_(weight.abs() > weight.abs().median())
+    once = Training(epochs=1, batch_size=16, lr=0.02)
+    what = {"training": once.model_copy(update={"sparsify": Sparsify(amount=0.5)}).plain()}
+    draft = Draft(model=settings, signature=signature, data="toy", seed=1, what=what)
+    parent = store.put_artifact(draft, tensors_of(module))
+    recovered = apply_plan(store, parent, (Recovery(training=once),), toys.context(SHAPE))
+    assert zeros_of(store, recovered) == zeros_of(store, parent) > 0.4
+    taught = once.model_copy(update={"loss": DistillationLoss()})
+    fresh = (Distill(model=settings, training=taught), Recovery(training=once))
+    student = apply_plan(store, parent, fresh, toys.context(SHAPE))
+    assert zeros_of(store, student) == 0
+
+
+def test_zeros_made_between_two_rounds_stay_in_a_recovery(store: Store, parent: str) -> None:
+    thin = Training(epochs=2, batch_size=16, lr=0.02, sparsify=Sparsify(amount=0.5, every=2))
+    prune = ChannelPruning(amount=0.25, round_to=1, rounds=2, recovery=thin)
+    once = Recovery(training=Training(epochs=1, batch_size=16, lr=0.02))
+    pruned, recovered = (
+        apply_plan(store, parent, plan, toys.context(SHAPE)) for plan in ((prune,), (prune, once))
+    )
+    assert zeros_of(store, recovered) == zeros_of(store, pruned) > 0.3
 
 
 @pytest.mark.parametrize("missing", ["train", "validation"])

@@ -17,6 +17,7 @@ from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
 from orchestrator.errors import CompressionError, ExecutionError
+from orchestrator.measure.cost import count
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import build, example_rows
 from orchestrator.runtime import int8
@@ -43,6 +44,8 @@ def _shape(name: str) -> tuple[int, ...]:
         "einsum": (12,),
         "tokens": (1, 8, 8),
         "relu_sum": (3, 8, 8),
+        "positions": (12,),
+        "upward": (3, 8, 8),
         "torch_encoder": (3, 16, 16),
     }[name]
 
@@ -76,6 +79,7 @@ def test_scaling_stays_float() -> None:
         "torch_encoder",
         "tokens",
         "relu_sum",
+        "positions",
     ],
 )
 def test_static_covers_every_convolution_and_linear(name: str) -> None:
@@ -104,6 +108,17 @@ def test_products_without_a_layer_are_told_apart() -> None:
     ]
     layers, products = 12 * 48 + 16 * toys.CLASSES, 2 * 3 * 3 * 16 + 3 * 16 * 16
     assert found["share"] == pytest.approx(layers / (layers + products))
+
+
+def test_transposed_convolutions_stay_float_and_are_told() -> None:
+    state, graph = quantized("upward", StaticInt8())
+    found = coverage(graph, state.signature)
+    assert (found["kernels"], found["left"]) == (2, 1)
+    assert found["fell_back"] == [{"layer": "body.up", "why": "the quantizer has no int8 form of it"}]
+    down, up, head = 2 * 2 * 16 * 3 * 4 * 4, 2 * 2 * 16 * 4 * 4 * 4, 8 * toys.CLASSES
+    assert found["share"] == pytest.approx((down + head) / (down + up + head))
+    module, signature, _ = toys.imported("upward", (3, 8, 8))
+    assert count(module, signature).macs == down + up + head
 
 
 def test_dynamic_covers_linears_and_leaves_convolutions_as_they_are() -> None:
@@ -258,6 +273,15 @@ def test_what_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(int8, "freezing_passes", failing)
     with pytest.raises(CompressionError, match="cannot be lowered \\(AssertionError: 2\\)"):
+        quantized("mlp", StaticInt8())
+
+
+def test_what_observers_fail_on_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(prepared: fx.GraphModule) -> None:
+        raise NotImplementedError(type(prepared).__name__)
+
+    monkeypatch.setattr(int8, "convert_pt2e", failing)
+    with pytest.raises(CompressionError, match="no int8 graph can be made \\(NotImplementedError: Graph"):
         quantized("mlp", StaticInt8())
 
 

@@ -67,6 +67,15 @@ def test_it_changes_nothing_and_repeats() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_the_seed_decides_a_random_choice() -> None:
+    module, signature, _ = toys.toy("mlp")
+    first, second, other = (
+        sensitivity(toys.state(module, signature), toys.context((12,), seed=seed), (0.5,), criterion="random")
+        for seed in (3, 3, 4)
+    )
+    assert first == second != other
+
+
 def test_rows_are_needed() -> None:
     module, signature, _ = toys.toy("mlp")
     with pytest.raises(CompressionError, match="needs validation rows"):

@@ -542,3 +542,44 @@ class _Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(x)
         return out if float(out.sum()) > 0 else -out
+
+
+class _Positions(nn.Module):
+    """Numbers its tokens as RoBERTa does, by a sum and a product of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(256, 16)
+        self.places = nn.Embedding(16, 16)
+        self.block = nn.Linear(16, 16)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.long().clamp(0, 255)
+        seen = tokens.ne(0).int()
+        places = (torch.cumsum(seen, 1).type_as(seen) * seen).long()
+        out: Tensor = self.head(functional.relu(self.block(self.words(tokens) + self.places(places))).mean(1))
+        return out
+
+
+def positions(signature: Signature) -> nn.Module:  # noqa: ARG001
+    """Model factory: an embedding of tokens and one of their places."""
+    return _Positions()
+
+
+class _Upward(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, 16, 4, 4)
+        self.up = nn.ConvTranspose2d(16, 8, 4, 4, groups=2)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = functional.relu(self.up(functional.relu(self.down(x))))
+        out: Tensor = self.head(large.mean((2, 3)))
+        return out
+
+
+def upward(signature: Signature) -> nn.Module:
+    """Model factory: a convolution down, and a transposed one up again, in two groups."""
+    return _Upward(signature.input_shape[0])

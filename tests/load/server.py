@@ -29,7 +29,7 @@ class Server:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await _head(reader):
-            line, *headers = head.decode().split("\r\n")
+            line, *headers = head.decode("latin-1").split("\r\n")
             fields = dict(header.lower().split(": ", 1) for header in headers if header)
             body = await reader.readexactly(int(fields.get("content-length", "0")))
             status, document = await self.answer(line.split()[1], fields, body)

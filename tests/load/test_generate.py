@@ -193,7 +193,9 @@ def test_the_command_refuses_what_makes_no_sense(steady: str) -> None:
     gone = CliRunner().invoke(app, ["bench", "http://127.0.0.1:1"])
     assert gone.exit_code == 1
     assert "error: the server cannot be reached" in gone.stderr
-    bad = CliRunner().invoke(app, ["bench", steady, "--header", "key"])
-    assert bad.exit_code == 2
+    for text in ("key", "a key: 1", "key: \u2192", "key: 1\r\nother: 2"):
+        assert CliRunner().invoke(app, ["bench", steady, "--header", text]).exit_code == 2
+    latin = CliRunner().invoke(app, ["bench", steady, "--seconds", "0.2", "--header", " X-Key : \xe9 "])
+    assert latin.exit_code == 0, latin.output
     with server("--fail-every", "1") as url:
         assert CliRunner().invoke(app, ["bench", url, "--seconds", "0.2"]).exit_code == 1

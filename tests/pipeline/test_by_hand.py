@@ -12,7 +12,9 @@ from orchestrator.config.ensemble import Member, Parallel, Spec
 from orchestrator.config.load import load_run
 from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.data.load import load
+from orchestrator.errors import InputError
 from orchestrator.models.build import build
+from orchestrator.pipeline.by_hand import compress_ref
 from orchestrator.pipeline.imported import data_of
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.store.artifacts import Draft
@@ -53,6 +55,11 @@ def test_a_plan_from_a_file(store: Store, tmp_path: Path) -> None:
     assert found["facts"]["int8"]["share"] > 0.5
     assert set(found["latency_ms"]) == {"8"}
     load_executable(store, found["digest"], "lowered")
+
+
+def test_a_name_that_is_none_is_refused_before_the_work(store: Store) -> None:
+    with pytest.raises(InputError, match="Bad Name"):
+        compress_ref("digits/none", plan="[{kind: bf16}]", data="digits", name="Bad Name", store=store.root)
 
 
 def test_the_audit_is_printed(store: Store) -> None:

@@ -79,6 +79,15 @@ def test_a_record_that_was_cut_short_is_cut_off(tmp_path: Path) -> None:
     assert figures(file.parent)["loss"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
 
 
+@pytest.mark.parametrize("tail", [bytes(30), bytes(range(200, 230))])
+def test_what_a_power_loss_leaves_is_cut_off(tmp_path: Path, tail: bytes) -> None:
+    tell(tmp_path, epoch(1), epoch(2))
+    file = tmp_path / "train" / "teacher" / FILE
+    file.write_bytes(file.read_bytes()[: -len(tail)] + tail)
+    tell(tmp_path, epoch(2), epoch(3))
+    assert figures(file.parent)["loss"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+
+
 def test_other_figures_take_the_place_of_old_ones(tmp_path: Path) -> None:
     tell(tmp_path, epoch(1), epoch(2), result(0, 0.3), result(1, 0.4, "other"), result(2, 0.5, "third"))
     tell(tmp_path, epoch(1, 0.75), result(0, 0.3), result(1, 0.45, "other", latency=1.0))
