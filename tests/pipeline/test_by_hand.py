@@ -59,7 +59,9 @@ def test_a_plan_from_a_file(store: Store, tmp_path: Path) -> None:
 
 def test_a_name_that_is_none_is_refused_before_the_work(store: Store) -> None:
     with pytest.raises(InputError, match="Bad Name"):
-        compress_ref("digits/none", plan="[{kind: bf16}]", data="digits", name="Bad Name", store=store.root)
+        compress_ref(
+            "digits/none", plan="[{kind: bf16}]", data="digits", name="Bad Name", store=str(store.root)
+        )
 
 
 def test_the_audit_is_printed(store: Store) -> None:
