@@ -148,7 +148,7 @@ def _untrained(folder: Path) -> Bench:
     )
     for name, variant in config.variants.items():
         plan = tuple(step for step in variant.plan if not isinstance(step, Recovery | Qat))
-        if isinstance(plan[0], Distill):
+        if plan and isinstance(plan[0], Distill):
             digest = _random(bench, plan[0].model)
         else:
             digest = apply_plan(bench.store, bench.digest(variant.parent), plan, context)

@@ -51,6 +51,8 @@ RULES: tuple[Rule, ...] = ("logits", "vote", "median")
 METHODS: tuple[Method, ...] = ("per_class", "gate")
 MOST_STACKED = 100_000
 """Numbers, rows x members x outputs, up to which a stack is fitted: more take many seconds."""
+MOST_MIXED = 4_000_000
+"""The same for a mix of log-probabilities, which holds them several times."""
 STARTS, ENDS = 6, 8
 """First and last stages that are tried."""
 FASTER = 0.8
@@ -124,10 +126,12 @@ def other_kinds(judged: Sequence[Judged], evidence: Evidence) -> list[Candidate]
     for team in [team for team in teams.values() if len(team) <= LARGEST_MIX][:1]:
         methods = [method for method in METHODS if method in TASK_METHODS[task]]
         fitted += [WeightedMix(members=team, method=method) for method in methods]
-        if task != "regression":
+        size = len(team) * evidence.size
+        if task != "regression" and size <= MOST_MIXED:
             fitted.append(WeightedMix(members=team, rule="logits", calibration=AutoScaling()))
+        if task != "regression":
             fitted += [kind(members=team, calibration=AutoScaling()) for kind in (Parallel, WeightedMix)]
-        if task != "multilabel" and len(team) * evidence.size <= MOST_STACKED:
+        if task != "multilabel" and size <= MOST_STACKED:
             fitted.append(Stacking(policy="stacking", members=team))
     return [Candidate(tree) for tree in (*pooled, *map(evidence.with_choices, fitted))]
 

@@ -35,7 +35,7 @@ class Arm(NamedTuple):
 def arms(settings: SearchSettings) -> dict[str, Arm]:
     """The arms of a search by label, those without training first."""
     compiled: tuple[Execution, ...] = ("aoti", "eager")
-    found = {COMPILED: Arm((), ("aoti",)), BF16: Arm((Bf16(),), ("aoti",))}
+    found = {COMPILED: Arm((), compiled), BF16: Arm((Bf16(),), compiled)}
     if settings.small is None:
         return found
     # Without the teacher's term the loss is that of the labels.

@@ -14,12 +14,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from orchestrator.config.free import Config
-from orchestrator.config.search import EarlyStop, Population, Searching, SearchSettings
+from orchestrator.config.search import EarlyStop, Population, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.quality import larger_is_better
 from orchestrator.search import ray_pool, ray_tune
-from orchestrator.search.arms import arm_of, arms, config_of
+from orchestrator.search.arms import BF16, COMPILED, arm_of, arms, config_of
 from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent
 from orchestrator.search.early_stop import Report, rule_of
 from orchestrator.search.ledger import Ledger, Spent
@@ -127,7 +127,7 @@ def _search(
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
         work=lambda suggestion: 0 if suggestion.trained else epochs_of(job, suggestion.config),
-        arms=_arms(job.search),
+        arms=_arms(job),
         ledger=ledger,
         most_s=60 * job.search.minutes if job.search.minutes else math.inf,
     )
@@ -166,11 +166,17 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
     return {"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop}
 
 
-def _arms(settings: Searching) -> list[Suggestion]:
-    """The honest arms of a search for compressed variants, numbered downwards from the parent."""
+def _arms(job: Job) -> list[Suggestion]:
+    """The honest arms of a search for compressed variants, numbered downwards from the parent; those that are
+    compiled only where a compiler is."""
+    settings = job.search
     if not isinstance(settings, SearchSettings) or not settings.arms:
         return []
-    return [Suggestion(PARENT - 1 - place, config_of(label)) for place, label in enumerate(arms(settings))]
+    none = (COMPILED, BF16) if "aoti" in job.lacking else ()
+    numbered = enumerate(arms(settings))
+    return [
+        Suggestion(PARENT - 1 - place, config_of(label)) for place, label in numbered if label not in none
+    ]
 
 
 class _Rule:

@@ -144,11 +144,13 @@ def known(store: Store, job: Job, config: Config) -> Outcome | None:
         stopped = Ledger(store, study_settings(job)).stopped(variant_key(config, job.search))
         if stopped is not None:
             return Outcome.model_validate(stopped)
-    # What a machine with all tools found counts, too.
+    # What a machine with all tools found counts, too, where it can be measured here.
     for one in (job.model_copy(update={"lacking": ()}), job):
         text = store.stage_result(trial_key(one, config))
         outcome = None if text is None else Outcome.model_validate_json(text)
-        if outcome is not None and not _is_gone(store, outcome):
+        if outcome is None or outcome.execution in job.lacking:
+            continue
+        if not _is_gone(store, outcome):
             return outcome
     return None
 

@@ -18,12 +18,12 @@ from orchestrator.errors import CompressionError, ExecutionError, SearchError, U
 from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
-from orchestrator.search.arms import BF16, COMPILED, config_of
+from orchestrator.search.arms import BF16, COMPILED, arm_of
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
-from orchestrator.search.ray_search import run_search
+from orchestrator.search.ray_search import _arms, run_search
 from orchestrator.search.space import variant_key
 from orchestrator.search.study import BatchStudy
 from orchestrator.search.trial import TrialJob
@@ -126,13 +126,22 @@ def test_what_the_machine_lacks_is_no_property_of_a_variant(
     assert trial.known(store, full, config) is None
     with pytest.raises(UnavailableError):  # on a worker: the row is failed, and tried at the next start
         trial.evaluate(full, config)
-    for arm in (COMPILED, BF16):
-        with pytest.raises(UnavailableError):
-            trial.evaluate(without, config_of(arm))
     there = True
     compiled = trial.evaluate(full, config)
     assert compiled.execution == "aoti"
-    assert trial.known(store, without, config) == compiled, "what was compiled before counts everywhere"
+    assert trial.known(store, full, config) == compiled
+    found = trial.known(store, without, config)
+    assert found is not None
+    assert found.execution == "eager", "what cannot be measured here does not count here"
+
+
+def test_arms_that_are_compiled_need_a_compiler(job: TrialJob) -> None:
+    assert isinstance(job.search, SearchSettings)
+    settings = job.search.model_copy(update={"arms": True})
+    here = job.model_copy(update={"search": settings, "lacking": ()})
+    labels = [arm_of(one.config) for one in _arms(here)]
+    assert labels[:2] == [COMPILED, BF16]
+    assert [arm_of(one.config) for one in _arms(here.model_copy(update={"lacking": ("aoti",)}))] == labels[2:]
 
 
 def test_outputs_that_are_not_finite_are_a_result(job: TrialJob, monkeypatch: pytest.MonkeyPatch) -> None:
