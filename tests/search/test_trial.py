@@ -18,7 +18,7 @@ from orchestrator.errors import CompressionError, ExecutionError, SearchError, U
 from orchestrator.runtime import graphs, int8
 from orchestrator.runtime.outputs import outputs_on
 from orchestrator.search import trial
-from orchestrator.search.arms import BF16, COMPILED, arm_of
+from orchestrator.search.arms import BF16, COMPILED, arm_of, config_of
 from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
