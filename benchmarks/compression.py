@@ -3,7 +3,7 @@
 `benchmarks/compression.yaml` says how the models are made; here they are compared: accuracy on test rows,
 latency of all in one interleaved run, bytes. Peers (`benchmarks/peers`) start from the same ResNet-20; those
 with packages of their own need `make peers`. The fastest and the smallest variant are chosen by validation
-rows: of those that lose at most 0.01 there.
+and contract rows together: of those that lose at most 0.01 there, with a standard error to spare.
 
 `--untrained` needs neither data nor a store: weights are random and nothing is trained, so only latencies,
 bytes and the cost of the cache are measured, which do not depend on weights. Its ratios end in `_untrained`.
@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.interleaved import Here, Peer, Subject, interleave
 from benchmarks.output import Ratio, Result, main
 from orchestrator.compression.export import export
 from orchestrator.compression.plan import Context, apply_plan
+from orchestrator.config.data import PartName
 from orchestrator.config.load import load_run
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import ModelSettings
@@ -55,6 +57,7 @@ RUN_FILE = Path(__file__).with_name("compression.yaml")
 PARENT = "resnet20"
 ALLOWED_DROP = 0.01
 BATCHES = (32, 1)
+HELD_OUT: tuple[PartName, ...] = ("validation", "contract")
 ROUNDS, BLOCK_MS = 9, 60.0
 PEER_PYTHON = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
 PEERS = {
@@ -82,8 +85,8 @@ class Entry:
     bytes: int = 0
     flops: float = 0.0
     """Of a row, two a multiply-accumulate, as ModelOpt counts."""
-    validation: float = 0.0
-    """Accuracy there; of a peer, which gets no validation rows, 0."""
+    held_out: NDArray[np.bool_] | None = None
+    """Whether each validation and contract row is answered rightly; peers are asked for test rows alone."""
     test: float = 0.0
 
 
@@ -115,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         ratios["cache_overhead"] = Ratio(overhead["ratio"], 1.1, at_most=True)
         if arguments.untrained:
             for row in rows:
-                for key in ("accuracy", "drop", "validation_drop"):
+                for key in ("accuracy", "drop", "held_out_drop", "held_out_error"):
                     row.pop(key, None)
             return [*rows, overhead], {f"{name}_untrained": found for name, found in ratios.items()}
         more, gap = _student(bench)
@@ -197,7 +200,7 @@ def _own(bench: Bench) -> Iterator[Entry]:
             print(f"loading {name} ({execution})", file=sys.stderr)
             subject = Here(_loader(bench.store, digest, execution))
             try:
-                validation = _accuracy(subject, bench.data.part("validation"), bench.folder)
+                held_out = [_right(subject, bench.data.part(part), bench.folder) for part in HELD_OUT]
             except ExecutionError as error:
                 print(f"left out: {name} ({execution}): {error}", file=sys.stderr)
                 continue
@@ -208,7 +211,7 @@ def _own(bench: Bench) -> Iterator[Entry]:
                 execution=execution,
                 bytes=bench.store.artifact_bytes(digest),
                 flops=2 * float(_macs(bench, name)),
-                validation=validation,
+                held_out=np.concatenate(held_out),
                 test=_accuracy(subject, bench.data.part("test"), bench.folder),
             )
 
@@ -249,8 +252,12 @@ def _peers(bench: Bench, stack: ExitStack) -> Iterator[Entry]:
 
 
 def _accuracy(subject: Subject, part: Part, folder: Path) -> float:
+    return float(_right(subject, part, folder).mean())
+
+
+def _right(subject: Subject, part: Part, folder: Path) -> NDArray[np.bool_]:
     outputs = subject.predict(part.inputs, folder / "outputs.npy")
-    return float((outputs.argmax(1) == part.targets).mean())
+    return np.asarray(outputs.argmax(1) == part.targets)
 
 
 def _timed(entries: list[Entry]) -> list[dict[str, Any]]:
@@ -276,9 +283,13 @@ def _row(entry: Entry, parent: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"name": entry.name, "own": entry.own, "accuracy": entry.test}
     row["drop"] = parent.test - entry.test
     if entry.own:
+        assert parent.held_out is not None
+        assert entry.held_out is not None
+        lost = parent.held_out.astype(float) - entry.held_out
         row |= {
             "execution": entry.execution,
-            "validation_drop": parent.validation - entry.validation,
+            "held_out_drop": float(lost.mean()),
+            "held_out_error": float(lost.std() / np.sqrt(len(lost))),
             "bytes": entry.bytes,
             "bytes_ratio": parent.bytes / entry.bytes,
             "mflops": entry.flops / 1e6,
@@ -366,7 +377,8 @@ def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]
 
 
 def _speed_ratios(rows: list[dict[str, Any]]) -> dict[str, Ratio]:
-    kept = [row for row in rows if row["own"] and row["validation_drop"] <= ALLOWED_DROP]
+    own = [row for row in rows if row["own"]]
+    kept = [row for row in own if row["held_out_drop"] + row["held_out_error"] <= ALLOWED_DROP]
     fits = [row for row in rows if not row["own"] and row["drop"] <= ALLOWED_DROP]
     found: dict[str, Ratio] = {}
     for batch, goal in ((32, 14.0), (1, 2.5)):
@@ -382,7 +394,7 @@ def _speed_ratios(rows: list[dict[str, Any]]) -> dict[str, Ratio]:
 
 
 def _within(row: dict[str, Any], value: float, goal: float) -> Ratio:
-    """A ratio of a variant chosen by validation rows: met only if its drop on test rows is small, too."""
+    """A ratio of a variant chosen by held-out rows: met only if its drop on test rows is small, too."""
     name = f"{row['name']} ({row['execution']})"
     return Ratio(float(value), goal, holds=row["drop"] <= ALLOWED_DROP, of=name)
 
