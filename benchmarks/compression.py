@@ -3,8 +3,8 @@
 `benchmarks/compression.yaml` says how the models are made; here they are compared: accuracy on test rows,
 latency of all in one interleaved run, bytes. Peers (`benchmarks/peers`) start from the same ResNet-20; those
 with packages of their own need `make peers`. The fastest and the smallest variant are chosen by validation
-and contract rows together: of those that lose at most 0.01 there, with a standard error to spare. Of those with
-few operations the best one there is taken.
+and contract rows together: of those that lose at most 0.01 there, with a standard error to spare; of those
+with few operations it is the best one there.
 
 `--untrained` needs neither data nor a store: weights are random and nothing is trained, so only latencies,
 bytes and the cost of the cache are measured, which do not depend on weights. Its ratios end in `_untrained`.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.compression_cache import cache_overhead
 from benchmarks.interleaved import Here, Peer, Subject, interleave
 from benchmarks.output import Ratio, Result, main
 from orchestrator.compression.export import export
@@ -36,7 +36,6 @@ from orchestrator.config.measure import Execution
 from orchestrator.config.model import ModelSettings
 from orchestrator.config.run import RunConfig
 from orchestrator.config.steps import Bf16, Distill, Qat, Recovery
-from orchestrator.config.training import Augment, DistillationLoss, Training
 from orchestrator.data.arrays import from_arrays
 from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import default_cache, load
@@ -51,8 +50,6 @@ from orchestrator.runtime.execute import Executable, executions
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
-from orchestrator.training.loop import train
-from orchestrator.training.teacher import TeacherCache
 
 RUN_FILE = Path(__file__).with_name("compression.yaml")
 PARENT = "resnet20"
@@ -71,7 +68,6 @@ PEERS = {
 """Name -> module, and whether it runs in the peers' environment."""
 TORCH_PRUNING = "torch-pruning"
 """The variant that stands for that peer; it leaves an eager model."""
-OVERHEAD_ROWS, OVERHEAD_EPOCHS, OVERHEAD_ROUNDS = 512, 10, 3
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         bench = _untrained(folder) if arguments.untrained else _trained(arguments, folder)
         _prepare(bench)
         rows = _timed([*_own(bench), *_peers(bench, stack)])
-        overhead = _cache_overhead(bench)
+        overhead = cache_overhead(bench.store, bench.digest(PARENT), bench.data, bench.config.metric)
         ratios = _speed_ratios(rows)
         ratios["cache_overhead"] = Ratio(overhead["ratio"], 1.1, at_most=True)
         if arguments.untrained:
@@ -315,56 +311,6 @@ def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
     rows = [{"name": name, "own": True, "accuracy": value} for name, value in accuracy.items()]
     gap = accuracy["four"] - accuracy["small-b"]
     return rows, (accuracy["student"] - accuracy["small-b"]) / gap if gap > 0 else 0.0
-
-
-def _cache_overhead(bench: Bench) -> dict[str, Any]:
-    """Seconds of ten epochs with labels, and with a full cache of a teacher's outputs; and of filling it."""
-    whole = bench.data.part("train")
-    rows = Part(whole.inputs[:OVERHEAD_ROWS], whole.targets[:OVERHEAD_ROWS], whole.ids[:OVERHEAD_ROWS])
-    plain = Training(
-        epochs=OVERHEAD_EPOCHS,
-        batch_size=128,
-        augment=Augment(flip=True, crop=4, views=OVERHEAD_EPOCHS),
-        precision="bf16" if has_bf16_kernels() else "fp32",
-        channels_last=True,
-    )
-    distilled = plain.model_copy(update={"loss": DistillationLoss()})
-    parent = bench.digest(PARENT)
-    signature = bench.store.manifest(parent).signature
-    with tempfile.TemporaryDirectory() as folder:
-        cache = TeacherCache(
-            Store(folder), parent, bench.data.digest, rows, signature.task, distilled, seed=0, threads=1
-        )
-        started = time.perf_counter()
-        cache.fill(lambda: rebuild(bench.store, parent).module)
-        filling = time.perf_counter() - started
-
-        def ten_epochs(training: Training) -> float:
-            module = rebuild(bench.store, parent).module
-            teacher = cache.outputs() if training is distilled else None
-            started = time.perf_counter()
-            for _ in train(
-                module,
-                rows,
-                bench.data.part("calibration"),
-                training,
-                signature=signature,
-                metric=bench.config.metric,
-                seed=0,
-                threads=1,
-                teacher=teacher,
-            ):
-                pass
-            return time.perf_counter() - started
-
-        taken = [(ten_epochs(plain), ten_epochs(distilled)) for _ in range(OVERHEAD_ROUNDS)]
-    return {
-        "name": f"ten epochs of {OVERHEAD_ROWS} rows",
-        "labels_s": float(np.median([labels for labels, _ in taken])),
-        "cached_s": float(np.median([cached for _, cached in taken])),
-        "filling_s": filling,
-        "ratio": float(np.median([cached / labels for labels, cached in taken])),
-    }
 
 
 def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:

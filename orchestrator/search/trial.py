@@ -148,9 +148,7 @@ def known(store: Store, job: Job, config: Config) -> Outcome | None:
     for one in (job.model_copy(update={"lacking": ()}), job):
         text = store.stage_result(trial_key(one, config))
         outcome = None if text is None else Outcome.model_validate_json(text)
-        if outcome is None or outcome.execution in job.lacking:
-            continue
-        if not _is_gone(store, outcome):
+        if outcome is not None and outcome.execution not in job.lacking and not _is_gone(store, outcome):
             return outcome
     return None
 
