@@ -56,13 +56,13 @@ def from_arrays(
         raise DataError(
             "inputs [N, ...] and targets [N] or [N, T] need the same N", f"{rows.shape}, {truth.shape}"
         )
+    if not len(rows):
+        raise DataError("the arrays have no rows", fix="give some")
     channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
     plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    wrong = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
-    if len(wrong):
-        what = f"row {wrong[0]} of the arrays has a missing or not finite value"
-        raise DataError(what, fix="fill or remove it (rows are counted from 0)")
+    if rows.dtype == np.float32:
+        _require_finite(rows)
     signature, truth = _read(truth, classes, task, {**plain, **scale})
     labels = None if signature.task == "regression" else truth
     wanted = free_shares(shares or Shares(), ())
@@ -71,6 +71,13 @@ def from_arrays(
     cutting = canonical([list(rows.shape), seed, wanted, signature.task])
     digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + cutting).hexdigest()
     return Dataset(parts, signature, digest, {"source": "arrays"}, Path())
+
+
+def _require_finite(rows: npt.NDArray[np.float32]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
+    if len(wrong):
+        what = f"row {wrong[0]} of the arrays has a missing or not finite value"
+        raise DataError(what, fix="fill or remove it (rows are counted from 0)")
 
 
 def _read(

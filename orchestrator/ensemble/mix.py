@@ -76,7 +76,6 @@ def _fit(node: WeightedMix, ground: Ground) -> Node:
 def _likelier(node: WeightedMix, scores: Sequence[Floats], ground: Ground) -> Node:
     """The mix under the rule that makes the ground's rows likelier, each with weights of its own, unless
     these are given, and with a temperature, where a calibration follows."""
-
     kind = class_rules(ground.task)
     labels = kind.classes(ground.targets)
 

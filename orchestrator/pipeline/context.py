@@ -17,7 +17,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.signature import Signature, are_named
 from orchestrator.data.cache import trim as trim_data
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.load import default_cache, load
+from orchestrator.data.load import default_cache, load, load_alike
 from orchestrator.ensemble.sight import beside, told
 from orchestrator.errors import ConfigError, InputError
 from orchestrator.progress import Progress
@@ -69,6 +69,18 @@ class Run:
             part,
             self.config.latency,
             allowed=self.allowed,
+        )
+
+    def alike(self, settings: DataSettings, *, labelled: bool = True) -> Dataset:
+        """Another data set, read as the run's own is."""
+        return load_alike(
+            settings,
+            self.config.data,
+            self.dataset,
+            seed=self.config.seed,
+            cache=default_cache(),
+            allowed=self.allowed,
+            labelled=labelled,
         )
 
     def rows_for(self, member: Member, part: PartName) -> Dataset:

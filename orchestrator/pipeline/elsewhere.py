@@ -15,7 +15,6 @@ from orchestrator.config.ensemble import Member, Node
 from orchestrator.config.signature import Signature, Task
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.elsewhere import images_from_elsewhere, rows_from_elsewhere
-from orchestrator.data.load import default_cache, load_alike
 from orchestrator.ensemble.combine import Floats, entropy
 from orchestrator.ensemble.contributions import member_scores, shares_of
 from orchestrator.ensemble.node import Output, identity
@@ -155,16 +154,7 @@ def _doubts(tree: Node, outputs: Mapping[Member, Output]) -> dict[str, Floats]:
 
 def _named(run: Run, settings: DataSettings) -> Dataset:
     """The data set from elsewhere."""
-    own = run.dataset.signature
-    other = load_alike(
-        settings,
-        run.config.data,
-        run.dataset,
-        seed=run.config.seed,
-        cache=default_cache(),
-        allowed=run.allowed,
-        labelled=False,
-    )
+    own, other = run.dataset.signature, run.alike(settings, labelled=False)
     takes, gives = (f"{list(of.input_shape)} of {of.input_dtype}" for of in (own, other.signature))
     if takes != gives:
         raise ConfigError("rows of 'elsewhere' are not of the data's form", gives, f"give rows {takes}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
 
 from orchestrator.config.data import DataSettings
 from orchestrator.config.imports import resolve
@@ -12,7 +11,6 @@ from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.load import default_cache, load_alike
 from orchestrator.errors import DataError
 from orchestrator.pipeline.context import Run, check_fits, one_model
 from orchestrator.pipeline.watching import TrainingWatch
@@ -99,19 +97,10 @@ def job_of(run: Run, name: str, entry: ModelEntry, imported: dict[str, str]) -> 
 
 def _transfer_set(run: Run, settings: DataSettings) -> Dataset:
     """The rows of a transfer set; its labels decide how they are cut, where they can."""
-    opened = partial(
-        load_alike,
-        settings,
-        run.config.data,
-        run.dataset,
-        seed=run.config.seed,
-        cache=default_cache(),
-        allowed=run.allowed,
-    )
     try:
-        return opened()
+        return run.alike(settings)
     except DataError:  # perhaps of labels, which are missing, or too few of a class
-        return opened(labelled=False)
+        return run.alike(settings, labelled=False)
 
 
 def _check_imports(run: Run, jobs: Sequence[TrainJob]) -> None:

@@ -145,8 +145,8 @@ def known(store: Store, job: Job, config: Config) -> Outcome | None:
         if stopped is not None:
             return Outcome.model_validate(stopped)
     # What a machine with all tools found counts, too, where it can be measured here.
-    for one in (job.model_copy(update={"lacking": ()}), job):
-        text = store.stage_result(trial_key(one, config))
+    for key in dict.fromkeys(trial_key(one, config) for one in (job.model_copy(update={"lacking": ()}), job)):
+        text = store.stage_result(key)
         outcome = None if text is None else Outcome.model_validate_json(text)
         if outcome is not None and outcome.execution not in job.lacking and not _is_gone(store, outcome):
             return outcome

@@ -25,3 +25,8 @@ def test_values_that_are_missing_are_told_by_row() -> None:
     rows[41, 1, 2] = np.nan
     with pytest.raises(DataError, match="row 41 of the arrays has a missing or not finite value"):
         from_arrays(rows, np.arange(60) % 2)
+
+
+def test_arrays_without_rows_are_told() -> None:
+    with pytest.raises(DataError, match="the arrays have no rows"):
+        from_arrays(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
