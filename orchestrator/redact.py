@@ -18,8 +18,9 @@ _NAME = (
 )
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _HARMLESS_NAME = re.compile(r"(?:_path|_file|_mode|tokens|tokenizer)$", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
-"""A user and a password in an address."""
+# Amazon's secrets hold slashes, so it is all up to the word's last @; the bound keeps long words cheap.
+_PASSWORD = re.compile(r"""(?<=://)[^\s/@:]*:(?:[^\s"']{1,1024}|[^\s/@]+)(?=@)""")
+"""A user and a password in an address; a port and a path with an @ are taken for them, too."""
 _PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     _PASSWORD,

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 from ray.dashboard.modules.job.common import JobStatus
@@ -26,7 +25,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.run import RunConfig
 from orchestrator.errors import ClusterError, ConfigError, first_line
 from orchestrator.pipeline.context import STORE_VARIABLE, refuse_relative_data
-from orchestrator.redact import has_password
+from orchestrator.redact import has_password, redact
 from orchestrator.upload import Upload, upload_of
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -187,7 +186,7 @@ def _check_store(store: str | None) -> None:
         if has_password(store):
             raise ConfigError(
                 "a store's address is shown in the dashboard and must hold no password",
-                urlsplit(store)._replace(netloc=urlsplit(store).hostname or "").geturl(),
+                redact(store),
                 "give the nodes their credentials by their environment or role",
             )
     elif not Path(store).is_absolute():

@@ -23,12 +23,15 @@ SECRET = "s3cr3t-V4lue"
         f"authorization: 'Basic {SECRET}'",
         f"s3://me:{SECRET}@storage:9000/bucket",
         f"redis://:{SECRET}@head:6379",
+        f"s3://AKIAIOSFODNN7EXAMPLE:wJalrXUtnFEMI/K7MDENG/{SECRET}@bucket/x",
+        f"--store=pg://me:a@b/{SECRET}@storage:9000/bucket",
+        f"{{'at': 'pg://me:it's{SECRET}@storage'}}",
         f"MLFLOW_TRACKING_PASSWORD = {SECRET}, next",
         f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----",
         f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}",
         f"got 401 for X-Ray-Authorization: Bearer {SECRET}",
     ],
-    ids=range(13),
+    ids=range(16),
 )
 def test_secrets_are_taken_out(text: str) -> None:
     assert SECRET not in redact(text)
@@ -45,9 +48,11 @@ def test_secrets_are_taken_out(text: str) -> None:
         "RAY_AUTH_TOKEN_PATH=/home/me/.ray/auth_token",
         "digest: 6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b",
         "http://127.0.0.1:8265/api/jobs/",
+        "http://127.0.0.1:8265/api/jobs/ of me@here",
+        '{"at":"http://127.0.0.1:8265/api","by":"me@here"}',
         "epoch 3: loss 0.1234, validation 0.9876",
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_other_words_stay(text: str) -> None:
     assert redact(text) == text
@@ -76,6 +81,8 @@ def test_names() -> None:
 
 @pytest.mark.timeout(20)
 def test_a_long_word_of_many_parts_takes_no_longer_than_other_text() -> None:
+    addresses = "tcp://10.0.0.1:80,tcp://10.0.0.2:80," * 8_000
+    assert redact(addresses) == addresses
     text = "1." * 20_000
     assert redact(text) == text
     assert redact(f"{text}token={SECRET}") == f"{text}token={REMOVED}"

@@ -15,6 +15,7 @@ from tests.pipeline.toys import write
 
 ADDRESS = "http://127.0.0.1:9"
 LOST = RuntimeError("Request failed with status code 404: Job toy does not exist.")
+AMAZON = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 AWAY = ConnectionError("HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded")
 
 
@@ -257,7 +258,11 @@ def test_code_of_ones_own_is_sent_with_it(file: Path, tmp_path: Path) -> None:
     ("given", "said"),
     [
         (("--store", "runs/store"), "a job's store must be an absolute path or a URI: runs/store"),
-        (("--store", "s3://me:word@host/bucket"), "must hold no password: s3://host/bucket"),
+        (("--store", "s3://me:word@host/bucket"), "must hold no password: s3://[removed]@host/bucket"),
+        (
+            ("--store", f"s3://AKIAIOSFODNN7EXAMPLE:{AMAZON}@host/b"),
+            "must hold no password: s3://[removed]@h",
+        ),
         (("--set", "tracking.uri=http://me:word@host", "--store", "/s"), "a run file must hold no password"),
         (
             (
@@ -269,9 +274,10 @@ def test_code_of_ones_own_is_sent_with_it(file: Path, tmp_path: Path) -> None:
             "must hold no password: data.kwargs.at",
         ),
     ],
-    ids=["relative", "password", "tracking", "elsewhere"],
+    ids=["relative", "password", "slashes", "tracking", "elsewhere"],
 )
 def test_what_must_not_be_sent(file: Path, given: tuple[str, ...], said: str) -> None:
     told = command("submit", file, *given).sentence(2)
     assert said in told
     assert "word@" not in told
+    assert AMAZON.rpartition("/")[2] not in told

@@ -70,7 +70,7 @@ class S3Blobs(Blobs):
         """
         found = _URI.fullmatch(location.rstrip("/"))
         if found is None:
-            shown = re.sub(r"//[^/@]*@", "//...@", location)
+            shown = re.sub(r"//.*@", "//...@", location)
             raise InputError("not a valid s3:// URI", shown, "write s3://bucket/folder, without credentials")
         self.bucket, self._prefix = found[1], found[2] or ""
         if self._prefix:

@@ -84,6 +84,7 @@ def test_other_schemas_are_refused(tmp_path: Path, marker: str, words: str) -> N
     [
         ("ftp://host/x", r"ftp:// are not supported: ftp://host/x\. use a path"),
         ("s3://AKIA:secret@bucket/x", r"not a valid s3:// URI: s3://\.\.\.@bucket"),
+        ("s3://AKIA:sec/re/t@bucket/x", r"not a valid s3:// URI: s3://\.\.\.@bucket"),
         ("s3://B/x", "not a valid s3:// URI"),
         ("/x#signed-by=", "no key stands after"),
     ],
