@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.config.base import fingerprint
 from orchestrator.errors import CorruptArtifactError, InputError, NotFoundError, StoreError
 from orchestrator.store import artifacts, compiled, leases, predictions, refs, releases, stages
 from orchestrator.store.blobs import RENEW_S, Blobs
@@ -185,6 +187,10 @@ def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]
     texts = chain((_text(blobs, key) for key in keys), (path.read_bytes() for path in results))
     waiting = {found.decode() for text in texts for found in _DIGESTS.findall(text)}
     waiting |= {_name(key) for key in keys if key.startswith(("releases/", "specs/"))}
+    # Where members run is recorded beside the spec that is served, which a release holds and does not name.
+    for key in blobs.list("releases"):
+        with suppress(CorruptArtifactError, NotFoundError):
+            waiting.add(fingerprint(releases.read(store, _name(key)).spec.plain()))
     present, reached = set(store.digests()), set()
     while waiting:
         digest = waiting.pop()
@@ -208,8 +214,10 @@ def _remove_beside(blobs: Blobs, kept: set[str], grace_s: float, done: Collected
         for folder, age in sorted(_youngest(blobs.ages_s(top)).items()):
             if age <= grace_s or folder.removeprefix(f"{top}/") in kept:
                 continue
-            # A graph of several members has a name of its own, and stays as long as all of them do.
-            together = compiled.members(blobs, folder) if top == "compiled" else set()
+            # A graph of several members has a name of its own, and stays as long as all of them do; so do
+            # its signatures, which come after it.
+            graph = folder.replace("signatures/", "compiled/", 1)
+            together = compiled.members(blobs, graph) if graph.startswith("compiled/") else set()
             if not together or not together <= kept:
                 _remove_files(blobs, folder, done)
 

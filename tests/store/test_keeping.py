@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.config.base import fingerprint
 from orchestrator.config.ensemble import Member, Parallel, Spec
 from orchestrator.errors import ForeignStoreError, InputError, NotFoundError, StoreLockedError
-from orchestrator.store import keeping, schema
+from orchestrator.store import keeping, releases, schema, signing
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Draft
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.store import Store
@@ -92,6 +93,36 @@ def test_gc_keeps_a_graph_of_several_members_as_long_as_all_of_them(store: Store
     assert f"compiled/{'b' * 64}" in _collect(store).removed
     assert store.compiled("a" * 64, "t") is not None
     assert store.compiled("b" * 64, "t") is None
+
+
+def test_gc_keeps_signatures_of_a_graph_of_several_members(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, lost = (store.put_artifact(_with_parents(seed), tensors()) for seed in (0, 1))
+    store.set_ref("digits/a", kept)
+    (tmp_path / "form").mkdir()
+    (tmp_path / "form/f").write_bytes(b"machine code")
+    monkeypatch.setenv(signing.KEY_VARIABLE, str(tmp_path / "key.pem"))
+    monkeypatch.setenv("ORCHESTRATOR_COPIES", str(tmp_path / "copies"))
+    trusted = Store(f"{store.root}#signed-by={signing.make_key(tmp_path / 'key.pem')}")
+    trusted.publish_folder("a" * 64, "t", tmp_path / "form", {"members": [kept]})
+    trusted.publish_folder("b" * 64, "t", tmp_path / "form", {"members": [kept, lost]})
+    _aged(store)
+    gone = {f"{top}/{'b' * 64}" for top in ("compiled", "signatures")} | {f"artifacts/{lost}"}
+    gone |= {f"signatures/{lost}"} if store.blobs.list(f"signatures/{lost}") else set()
+    assert set(_collect(store, dry_run=True).removed) == gone
+    assert set(_collect(store).removed) - {".tmp"} == gone
+    assert trusted.compiled("a" * 64, "t") is not None
+
+
+def test_gc_keeps_what_is_recorded_of_a_spec_that_only_a_release_holds(store: Store) -> None:
+    digest = store.put_artifact(_with_parents(0), tensors())
+    served = Spec(name="one", tree=Member(name="a", digest=digest), signature=SIGNATURE, weight_epoch=3)
+    releases.put(store, "one", served)
+    store.add_record(fingerprint(served.plain()), {"kind": "placement"})
+    _aged(store)
+    _collect(store)
+    assert len(store.records(fingerprint(served.plain()))) == 1
 
 
 def test_to_verify_a_compiled_form_is_not_to_use_it(store: Store, tmp_path: Path) -> None:
