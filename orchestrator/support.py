@@ -41,7 +41,8 @@ _LOG_NAMES = (
     *("gcs_server.*", "raylet.*", "monitor.*", "dashboard*.log", "job-driver-*.log", "serve/*.log"),
     *("train/*.log", "python-core-driver-*.log"),
 )
-_RUN_NAMES = ("summary.json", "*.yaml", "search.json", "training/*.json")
+_RUN_NAMES = ("summary.json", "study.json", "training-study.json", "choose.json", "training/*.json")
+"""Files that runs write. What else lies beside a store need not be a run, so no other names are taken."""
 
 
 def bundle(
@@ -110,7 +111,7 @@ def _environment() -> dict[str, str]:
 
 
 def _runs(store: str | None) -> Iterator[tuple[str, str]]:
-    """Figures and settings of the newest runs."""
+    """Figures of the newest runs."""
     try:
         home = runs_folder(store)
     except OrchestratorError as error:

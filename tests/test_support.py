@@ -18,6 +18,7 @@ SECRETS = {
     "log": "log-S3cret-0004",
     "summary": "sum-S3cret-0005",
     "claim": "clm-S3cret-0006",
+    "settings of others": "yml-S3cret-0007",
 }
 
 
@@ -30,6 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "summary.json").write_text(json.dumps({"run": "toy", "api_key": SECRETS["summary"], "seconds": 7}))
     (run / "training" / "small.json").write_text(f'{{"uri": "http://me:{SECRETS["claim"]}@tracker"}}')
     (run / "report.html").write_text("large")
+    (run / "study.json").write_text("{}")
+    (tmp_path / "k8s").mkdir()
+    (tmp_path / "k8s" / "values.yaml").write_text(f"pgpass: {SECRETS['settings of others']}")
     logs = tmp_path / "logs"
     (logs / "serve").mkdir(parents=True)
     (logs / "job-driver-toy-1.log").write_text(
@@ -76,6 +80,7 @@ def test_what_helps_is_in_it(place: Path) -> None:
         "doctor.json",
         "environment.json",
         "config/run.yaml",
+        "runs/toy/study.json",
         "runs/toy/summary.json",
         "runs/toy/training/small.json",
         "logs/job-driver-toy-1.log",
