@@ -101,7 +101,8 @@ def predict_files(
         `files` (all), `skipped`, `rows` and `degraded` (of the files made now).
 
     Raises:
-        ConfigError: a relative path in a job, or the output lies in the input.
+        ConfigError: a relative path in a job, a kept column with a name of the output's own, or the output
+            lies in the input.
         NotFoundError: there is no such ensemble.
         DataError: no files, or a file could not be answered; the others are even so.
         ClusterError: Ray cannot be reached or started.
@@ -109,6 +110,7 @@ def predict_files(
     root, target = _absolute(input, "--input"), _absolute(output, "--output")
     opened = Store(store_root(store), create=False)
     fitted = opened.spec(spec)
+    _check_kept(columns, fitted.signature)
     job = Job(opened.location, opened.resolve(spec), columns, tuple(allow))
     files = _files(root, target)
     pending = [pair for pair in files if not _finished(*pair, job)]
@@ -260,6 +262,17 @@ def _check_fits(block: np.ndarray, inputs: ParquetInputs, signature: Signature) 
             f"{block.dtype} {list(block.shape[1:])}",
             f"it takes {signature.input_dtype} {list(signature.input_shape)}: name --column or --features",
         )
+
+
+def _check_kept(columns: Columns, signature: Signature) -> None:
+    own = {
+        "regression": ("values",),
+        "multilabel": ("labels", "probabilities"),
+        "classification": ("label", "probabilities"),
+    }
+    for name in columns.keep:
+        if name in (*own[signature.task], "degraded"):
+            raise ConfigError("a kept column has the name of an answer's", name, "rename it in the input")
 
 
 def _absolute(path: str, option: str) -> Path:

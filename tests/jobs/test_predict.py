@@ -180,6 +180,10 @@ def test_what_is_refused(served: tuple[Store, dict[str, Spec]], here: list[str],
     for source, target in ((file.parent, file.parent / "out"), (file, file.parent)):
         with pytest.raises(ConfigError, match="must lie outside of the input"):
             predict_files("toy/mix", input=str(source), output=str(target), store=store)
+    for kept in ("label", "probabilities", "degraded"):
+        columns = Columns(keep=("number", kept))
+        with pytest.raises(ConfigError, match=f"a kept column has the name of an answer's: {kept}"):
+            predict_files("toy/mix", input=str(file), output=str(tmp_path), store=store, columns=columns)
     with pytest.raises(NotFoundError):
         predict_files("toy/none", input=str(file), output=str(tmp_path / "out"), store=store)
     assert here == []
