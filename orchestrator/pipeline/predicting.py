@@ -30,7 +30,7 @@ from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import ParquetInputs, reading
 from orchestrator.data.source import check_finite
 from orchestrator.ensemble.tree import Prediction, distinct, predict
-from orchestrator.errors import ConfigError, DataError, OrchestratorError
+from orchestrator.errors import ConfigError, DataError, OrchestratorError, of_system
 from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import store_root
 from orchestrator.runtime.execute import load
@@ -177,6 +177,8 @@ class Worker:
             rows, degraded = self.answer_file(Path(source), Path(target))
         except OrchestratorError as found:
             error = str(found)
+        except OSError as found:  # a full disk, a folder that is not ours: of this file alone, maybe
+            error = str(of_system(found) or found)
         return {
             "source": np.array([source]),
             "rows": np.array([rows]),
@@ -201,6 +203,10 @@ class Worker:
             others=(*columns.ignore, *columns.keep),
             decode=None if signature.encoding is None else decode_of(signature.encoding),
         )
+        there = inputs.schema.names
+        for name in columns.keep:
+            if name not in there:
+                raise DataError(f"a column to keep is not in {source.name}", name, f"it has {there}")
         with reading(source):
             kept = pq.read_table(source, columns=list(columns.keep)) if columns.keep else None
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -299,8 +305,11 @@ def _files(root: Path, target: Path) -> list[tuple[Path, Path]]:
 def _finished(source: Path, target: Path, job: Job) -> bool:
     if not target.is_file():
         return False
-    with reading(target):
-        return (pq.read_schema(target).metadata or {}).get(MADE_BY) == job.made_by(source)
+    try:
+        with reading(target):
+            return (pq.read_schema(target).metadata or {}).get(MADE_BY) == job.made_by(source)
+    except DataError:  # a power cut left part of it: it is made anew
+        return False
 
 
 def _tell(text: str) -> None:

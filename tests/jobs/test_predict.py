@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,36 @@ def test_a_damaged_file_does_not_stop_the_others(
             store=str(store.root),
             columns=Columns(ignore=("number",)),
         )
+
+
+def test_damage_of_the_output_is_of_its_file_alone(
+    served: tuple[Store, dict[str, Spec]],
+    here: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("a", "b", "c"):
+        image_file(tmp_path / "in" / f"{name}.parquet", IMAGES[:3])
+    out = tmp_path / "out"
+    given: dict[str, Any] = {"input": str(tmp_path / "in"), "output": str(out), "store": str(served[0].root)}
+    predict_files("toy/mix", **given)
+    (out / "b.parquet").write_bytes(b"")  # as a power cut leaves it
+    assert predict_files("toy/mix", **given) == {"files": 3, "skipped": 2, "rows": 3, "degraded": 0}
+    with pytest.raises(DataError, match=r"a column to keep is not in a\.parquet: none\. it has \['image'"):
+        predict_files("toy/mix", columns=Columns(keep=("none",)), **given)
+
+    really = os.replace
+
+    def replaced(part: Path, target: Path) -> None:
+        if Path(target).name == "b.parquet":
+            raise OSError(errno.ENOSPC, "No space left on device", str(part))
+        really(part, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    here.clear()
+    with pytest.raises(DataError, match=r"1 of 3 files are not answered; .*b\.parquet: no space is left"):
+        predict_files("toy/average", **given)
+    assert here == ["a.parquet", "b.parquet", "c.parquet"]
 
 
 def test_rows_without_a_member_are_marked(
