@@ -27,11 +27,8 @@ def list_models(prefix: str, *, store: str | None, verify: bool, as_json: bool) 
         NotFoundError: there is no store, or no ref begins so.
     """
     opened = Store(store_root(store), create=False)
-    rows = [
-        _row(opened, ref, verify)
-        for ref in beginning_with(opened, prefix)
-        if not ref.endswith(f"/{releases.CANARY}") or is_digest(opened.ref(ref))
-    ]
+    found = [_row(opened, ref, verify) for ref in beginning_with(opened, prefix)]
+    rows = [row for row in found if row is not None]
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -52,10 +49,13 @@ def beginning_with(store: Store, prefix: str) -> list[str]:
     return found
 
 
-def _row(store: Store, ref: str, verify: bool) -> dict[str, Any]:
-    digest = store.ref(ref)
-    row: dict[str, Any] = {"ref": ref, "digest": digest, "state": "unchecked"}
+def _row(store: Store, ref: str, verify: bool) -> dict[str, Any] | None:
+    """A ref with what it names; None of a canary that ended."""
+    row: dict[str, Any] = {"ref": ref, "digest": "", "state": "unchecked"}
     try:
+        row["digest"] = digest = store.ref(ref)
+        if ref.endswith(f"/{releases.CANARY}") and not is_digest(digest):
+            return None
         if ref.endswith(f"/{releases.LIVE}") and releases.exists(store, digest):
             epoch = releases.read(store, digest).spec.weight_epoch
             return {**row, "kind": f"release, weight epoch {epoch}", "bytes": None, "state": "ok"}
