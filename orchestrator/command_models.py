@@ -61,7 +61,7 @@ def models(
         _tell(document, as_json, f"schema {document['before']} -> {document['after']}")
     elif key is not None:
         document = keeping.sign(store, key=key, prefix=prefix)
-        _tell(document, as_json, f"signed {len(document['signed'])} artifacts as {document['key']}")
+        _tell(document, as_json, _signed(document))
     else:
         _list(what, store, check, as_json)
 
@@ -90,6 +90,11 @@ def _repaired(document: dict[str, Any]) -> str:
     lines = [f"{one['key']}: {one['problem']}; {one['done']}" for one in document["repaired"]]
     begin = "would mend" if document["dry_run"] else "mended"
     return "\n".join([*lines, f"{begin} {len(lines)} things"])
+
+
+def _signed(document: dict[str, Any]) -> str:
+    lines = [f"{ref}: damaged, and passed over" for ref in document["damaged"]]
+    return "\n".join([*lines, f"signed {len(document['signed'])} artifacts as {document['key']}"])
 
 
 def _collected(document: dict[str, Any]) -> str:

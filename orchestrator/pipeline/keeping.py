@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.ensemble import leaves
 from orchestrator.errors import CorruptArtifactError
 from orchestrator.pipeline.context import runs_folder, store_root
 from orchestrator.pipeline.listing import beginning_with
-from orchestrator.store import keeping, schema, signing
+from orchestrator.store import keeping, releases, schema, signing
 from orchestrator.store.keeping import Damage
+from orchestrator.store.names import is_digest
 from orchestrator.store.opening import open_blobs, split_location
 from orchestrator.store.store import Store
 
@@ -55,15 +57,39 @@ def migrate(store: str | None, *, dry_run: bool) -> dict[str, Any]:
 
 
 def sign(store: str | None, *, key: Path, prefix: str) -> dict[str, Any]:
-    """Sign the artifacts that the refs beginning with `prefix` name, and their compiled forms."""
+    """Sign the artifacts that the refs beginning with `prefix` name, by themselves or as an ensemble's
+    members, and their compiled forms; of refs that cannot be followed only the names are given."""
     opened = Store(store_root(store), create=False)
     private = signing.read_private(key)
-    digests = sorted({opened.ref(ref) for ref in beginning_with(opened, prefix)} & set(opened.digests()))
+    named, damaged = set[str](), list[str]()
+    for ref in beginning_with(opened, prefix):
+        try:
+            named |= _named(opened, ref)
+        except CorruptArtifactError:
+            damaged.append(ref)
+    digests = sorted(named & set(opened.digests()))
     for digest in digests:
         opened.verify(digest)
         signing.sign_artifact(opened.blobs, digest, private)
         signing.sign_forms(opened.blobs, digest, private)
-    return {"store": opened.blobs.location, "key": signing.public_of(private), "signed": digests}
+    public = signing.public_of(private)
+    return {"store": opened.blobs.location, "key": public, "signed": digests, "damaged": damaged}
+
+
+def _named(store: Store, ref: str) -> set[str]:
+    """Digests that a ref stands for: of a spec, a release or a canary those of all members."""
+    value = store.ref(ref)
+    name, _, last = ref.rpartition("/")
+    if last == releases.CANARY and not is_digest(value):
+        _, tried = releases.canary(store, name)
+        value = tried.release if tried else ""
+    if releases.exists(store, value):
+        spec = releases.read(store, value).spec
+    elif is_digest(value) and store.has_spec(value):
+        spec = store.spec(value)
+    else:
+        return {value}
+    return {member.digest for member in leaves(spec.tree)}
 
 
 def _complaint(found: list[Damage]) -> CorruptArtifactError | None:

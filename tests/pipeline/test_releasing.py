@@ -16,12 +16,12 @@ from deployments.observe.meter import Meter
 from deployments.page.site import Site
 from orchestrator import keys
 from orchestrator.config.access import AccessSettings
-from orchestrator.config.ensemble import Spec, WeightedMix
+from orchestrator.config.ensemble import Spec, WeightedMix, leaves
 from orchestrator.config.release import Reweight
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import RefConflictError
 from orchestrator.pipeline import releasing
-from orchestrator.store import releases
+from orchestrator.store import releases, signing
 from orchestrator.store.store import Store
 from tests.deployments.released import Running
 from tests.deployments.served import running as listening
@@ -69,6 +69,28 @@ def test_the_store_alone(store: Store) -> None:
     assert (row["kind"], row["state"]) == ("release, weight epoch 1", "ok")
     assert command("canary", NAME, "--stop", *at).code == 0
     assert "no canary is running" in command("canary", NAME, "--stop", *at).sentence(2)
+
+
+def test_members_are_signed_and_a_damaged_ref_hides_no_other(store: Store, tmp_path: Path) -> None:
+    at = ("--store", str(store.root))
+    spec = store.spec(NAME)
+    members = {member.digest for member in leaves(spec.tree)}
+    assert command("release", "promote", NAME, *at).code == 0
+    one = spec.model_copy(update={"tree": spec.tree.members[0], "weight_epoch": 1})  # type: ignore[union-attr]
+    tried = releases.put(store, NAME, one)
+    assert command("canary", NAME, tried, "--share", "0.5", *at).code == 0
+    store.set_ref("toys/broken", "0" * 64)
+    (entry,) = (store.root / "refs/toys/broken").iterdir()
+    entry.write_bytes(b"{")
+    signing.make_key(tmp_path / "key.pem")
+    wanted = {f"{NAME}/live": members, f"{NAME}/canary": {one.tree.digest}, "toys/": members}  # type: ignore[union-attr]
+    for prefix, digests in wanted.items():
+        found = command("models", "sign", prefix, "--key", tmp_path / "key.pem", *at, "--json").document
+        assert set(found["signed"]) == digests
+    assert found["damaged"] == ["toys/broken"]
+    listed = command("models", *at, "--json")
+    assert "toys/broken (damaged)" in listed.sentence(1)
+    assert {row["ref"]: row["state"] for row in listed.document}[f"{NAME}/live"] == "ok"
 
 
 def test_what_was_promoted_meanwhile_is_not_overtaken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
