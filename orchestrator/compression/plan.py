@@ -49,7 +49,7 @@ from orchestrator.config.steps import (
     with_others,
 )
 from orchestrator.config.training import Training
-from orchestrator.errors import CompressionError, PlanError
+from orchestrator.errors import CompressionError, PlanError, TrainingError
 from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
 from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.store import Store
@@ -189,7 +189,7 @@ class _Job:
         checkpoint = Checkpoint(store, self.key)
         try:
             state = run_step(self.step, state, replace(context, other=self._other, checkpoint=checkpoint))
-        except Stopped:
+        except (Stopped, CompressionError, TrainingError):  # it would end so again
             checkpoint.forget()
             raise
         assert state.model is not None

@@ -25,6 +25,8 @@ from orchestrator.store.store import Store, read_record
 DAY_S = 86_400.0
 UPLOAD_S = 3600.0
 """A storage without folders gets a folder's files one by one: a younger one may still get its last."""
+CHECKPOINT_S = 30 * DAY_S
+"""A training that was stopped may be gone on with for so long, whatever the grace period."""
 QUARANTINE = "quarantine"
 _DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
@@ -172,6 +174,7 @@ def _collect(store: Store, grace_s: float, dry_run: bool, results: list[Path], s
         else:
             done.young += 1
     _remove_beside(blobs, reached | (set(store.digests()) - gone), grace_s, done)
+    _remove_old_checkpoints(blobs, max(grace_s, CHECKPOINT_S), done)
     _remove_old_leases(blobs, grace_s, done)
     if not dry_run:
         done.removed += [".tmp"] * min(1, blobs.clean(max(grace_s, DAY_S)))
@@ -229,6 +232,24 @@ def _remove_stages_of(blobs: Blobs, gone: set[str], done: Collected) -> None:
     for key in blobs.list("stages"):
         if gone & {found.decode() for found in _DIGESTS.findall(_text(blobs, key))}:
             _remove_file(blobs, key, done)
+
+
+def _remove_old_checkpoints(blobs: Blobs, older_s: float, done: Collected) -> None:
+    """States of trainings that failed for good, or that nobody went on with."""
+    ages, sizes = blobs.ages_s("checkpoints"), blobs.sizes("checkpoints")
+    old = [folder for folder, age in _youngest(ages).items() if age > older_s]
+    found = {folder: leases.Lease(blobs, folder.replace("checkpoints/", "stages/", 1)) for folder in old}
+    for lease in found.values():
+        lease.holder()  # those in doubt are watched at the same time
+    for folder, lease in found.items():
+        if lease.settled_holder() is not None:
+            continue
+        # Only files that were seen to be old: a training that begins now writes others.
+        keys = sorted(key for key in ages if key.startswith(f"{folder}/"))
+        done.bytes += sum(sizes.get(key, 0) for key in keys)
+        done.removed.append(folder)
+        for key in () if done.dry_run else keys:
+            blobs.delete(key)
 
 
 def _remove_old_leases(blobs: Blobs, grace_s: float, done: Collected) -> None:

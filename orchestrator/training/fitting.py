@@ -22,7 +22,7 @@ from orchestrator.data.load import open_cached
 from orchestrator.data.split import fold_of, rows_digest
 from orchestrator.data.stream import Stream
 from orchestrator.data.streaming import read
-from orchestrator.errors import DataError, StoreLockedError
+from orchestrator.errors import DataError, StoreLockedError, TrainingError
 from orchestrator.measure.machine import machine
 from orchestrator.models.build import build
 from orchestrator.models.together import Together, weights_of_member
@@ -86,7 +86,7 @@ def fit(job: TrainJob, store: Store, on_epoch: Callable[[EpochReport], None]) ->
         for report in reports:
             checkpoint.save(state)
             on_epoch(report)
-    except Stopped:
+    except (Stopped, TrainingError):  # it would end so again
         checkpoint.forget()
         raise
     digest = store_results(job, store, dataset, state, 1, device)

@@ -12,6 +12,7 @@ from orchestrator.config.run import ModelEntry
 from orchestrator.config.search import Halving
 from orchestrator.config.tuning import TrainingSearch
 from orchestrator.data.load import load
+from orchestrator.errors import TrainingError
 from orchestrator.search import trial, tuning
 from orchestrator.search.best import best_of
 from orchestrator.search.ledger import Ledger
@@ -119,6 +120,15 @@ def test_a_loss_that_explodes_is_a_failed_trial(job: TuneJob) -> None:
     row = trial.row_of(1, config(lr=1e9), outcome, job)
     assert row.status == "failed"
     assert row.plan[1]["lr"] == 1e9
+
+
+def test_of_a_training_that_fails_for_good_no_epoch_is_kept(job: TuneJob) -> None:
+    def fails(report: EpochReport) -> None:
+        if report.epoch == 1:
+            raise TrainingError("the loss is not finite in epoch 2 of 3")
+
+    assert "not finite" in trial.evaluate(job, config("[16]", 0.1), fails).failure
+    assert Store(job.store).blobs.list("checkpoints") == []
 
 
 def test_a_trial_can_be_stopped(job: TuneJob) -> None:

@@ -125,6 +125,28 @@ def test_gc_keeps_what_is_recorded_of_a_spec_that_only_a_release_holds(store: St
     assert len(store.records(fingerprint(served.plain()))) == 1
 
 
+def test_gc_takes_states_that_nobody_went_on_with_for_a_month(store: Store) -> None:
+    for key in ("failed", "running", "stopped", "younger"):
+        for name in ("000004-state.json", "000004-state.safetensors"):
+            store.blobs.put(f"checkpoints/{key}/{name}", b"x" * 10)
+    store.blobs.put("checkpoints/failed/round/000001-state.json", b"x" * 10)
+    store.blobs.put("checkpoints/younger/000005-state.json", b"x" * 10)
+    _aged(store, hours=31 * 24)
+    (path,) = store.root.glob("checkpoints/younger/000005-state.json")
+    os.utime(path, (time.time() - 29 * 24 * HOUR,) * 2)
+    for path in store.root.glob("checkpoints/stopped/*"):
+        os.utime(path, (time.time() - 29 * 24 * HOUR,) * 2)
+
+    def running() -> str:
+        assert _collect(store, dry_run=True).bytes == 30
+        assert _collect(store).removed[0] == "checkpoints/failed"
+        return "done"
+
+    store.stage("running", running)
+    left = {key.split("/")[1] for key in store.blobs.list("checkpoints")}
+    assert left == {"running", "stopped", "younger"}
+
+
 def test_to_verify_a_compiled_form_is_not_to_use_it(store: Store, tmp_path: Path) -> None:
     digest = store.put_artifact(draft(0), tensors())
     (tmp_path / "form").mkdir()
