@@ -12,7 +12,6 @@ import hmac
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import write_whole
 
 Scope = Literal["data", "admin"]
 """`data` asks models; `admin` may also change what is served."""
@@ -132,8 +132,4 @@ def _parse(line: str, path: Path, number: int) -> Key:
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
     """Whole or not at all, for the owner's eyes only."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".keys-", encoding="utf-8", delete=False
-    ) as file:
-        file.writelines(f"{key.name}:{key.scope}:{key.digest}\n" for key in keys)
-    os.replace(file.name, path)
+    write_whole(path, "".join(f"{key.name}:{key.scope}:{key.digest}\n" for key in keys), 0o600)

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator import __version__
 from orchestrator.doctor import examine
 from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.files import write_whole
 from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import runs_folder
 from orchestrator.redact import REMOVED, is_secret, known_secrets, redact
@@ -68,12 +69,12 @@ def bundle(
     entries: dict[str, str] = {}
     for name, text in _texts(store, config, ray_logs or RAY_LOGS):
         entries[name] = redact(text, secrets)
-    part = target.with_name(f"{target.name}.part")
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w:gz") as archive:
+        for name, text in entries.items():
+            _add(archive, f"support/{name}", text.encode())
     try:
-        with tarfile.open(part, "w:gz") as archive:
-            for name, text in entries.items():
-                _add(archive, f"support/{name}", text.encode())
-        part.replace(target)
+        write_whole(target, written.getvalue())
     except OSError as error:
         raise ConfigError("the archive cannot be written", target, str(error)) from error
     return {"file": str(target), "bytes": target.stat().st_size, "entries": list(entries)}

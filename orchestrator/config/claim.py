@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.config.base import canonical
 from orchestrator.errors import ConfigError
+from orchestrator.files import write_whole
 
 
 def claim(file: Path, settings: dict[str, Any], complaint: str, fix: str, *, fresh: bool) -> None:
@@ -30,9 +31,7 @@ def claim(file: Path, settings: dict[str, Any], complaint: str, fix: str, *, fre
             raise ConfigError(complaint, changed, fix)
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".tmp")
-    part.write_bytes(canonical(plain))
-    part.replace(file)
+    write_whole(file, canonical(plain))
 
 
 def holds(file: Path, settings: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from orchestrator.ensemble.goals import Choice, Honest, choose, honest
 from orchestrator.ensemble.planner import STUDENT, Point, Survey, survey
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import ConfigError
+from orchestrator.files import write_whole
 from orchestrator.measure.corrupt import shifts
 from orchestrator.measure.quality import quality, score
 from orchestrator.pipeline.assembling import Assembly
@@ -310,9 +311,6 @@ def _keep(run: Run, document: dict[str, Any], models: dict[str, str], found: Fou
     """Write `choose.json`, and the run's page with its section, where the run has a page or a search."""
     document["models"] = models
     run.folder.mkdir(parents=True, exist_ok=True)
-    target = run.folder / CHOICE
-    part = target.with_suffix(".tmp")
-    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    part.replace(target)
+    write_whole(run.folder / CHOICE, json.dumps(document, indent=2) + "\n")
     if report_again(run.folder) is None and found is not None:
         report(run, searched_summary(run, found), models, found)

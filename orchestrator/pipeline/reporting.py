@@ -16,6 +16,7 @@ from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.ensemble.explain import label
 from orchestrator.errors import NotFoundError, OrchestratorError
+from orchestrator.files import write_whole
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
@@ -119,10 +120,7 @@ def report_tuning(
 
 def _write(folder: Path, summary: dict[str, Any], details: Details) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / SOURCE
-    part = source.with_suffix(".tmp")
-    part.write_text(json.dumps({"summary": summary, "details": details}), encoding="utf-8")
-    part.replace(source)
+    write_whole(folder / SOURCE, json.dumps({"summary": summary, "details": details}))
     write_report(summary, _with_choice(folder, summary, details), folder / PAGE)
 
 

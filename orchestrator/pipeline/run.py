@@ -17,6 +17,7 @@ from orchestrator.config.run import RunConfig
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.data.cache import CACHE_VARIABLE
 from orchestrator.errors import ConfigError, NotFoundError
+from orchestrator.files import write_whole
 from orchestrator.live import consumer_for
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
@@ -261,9 +262,6 @@ def _served_before(run: Run, evaluation: Evaluation) -> dict[str, dict[str, Any]
 
 
 def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    target = run.folder / "summary.json"
-    part = target.with_suffix(".tmp")
-    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    part.replace(target)
+    write_whole(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     run.progress("done", f"in {run.progress.seconds:.0f} s")
     return summary

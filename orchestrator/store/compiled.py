@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from orchestrator.config.base import Settings, canonical
 from orchestrator.errors import CorruptArtifactError, NotFoundError, StoreError
+from orchestrator.files import write_whole
 from orchestrator.store import holds, signing
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import Digest, check_digest, check_segment
@@ -209,9 +208,7 @@ def _copy(path: Path, data: bytes) -> None:
     """Write a file of this user's, whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, path)
+        write_whole(path, data, 0o600)
     except OSError as error:
         raise StoreError(
             f"cannot copy a compiled form to this machine ({error.strerror})", path, "free space there"

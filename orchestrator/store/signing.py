@@ -48,14 +48,13 @@ def make_key(path: Path) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".key-", delete=False) as file:
-        file.write(data)
     try:
-        os.link(file.name, path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".key-") as file:
+            file.write(data)
+            file.flush()
+            os.link(file.name, path)
     except FileExistsError as error:
         raise ConfigError("the file exists", path, "a key is never overwritten: name another file") from error
-    finally:
-        os.unlink(file.name)
     return public_of(private)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from orchestrator.files import write_whole
 from orchestrator.search.report import choosing, elsewhere, members, plots, search, sections
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
@@ -33,12 +32,7 @@ def write_report(summary: Mapping[str, Any], details: Details, path: Path) -> No
     """
     text = render(summary, details)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".report-", encoding="utf-8", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    write_whole(path, text)
 
 
 def render(summary: Mapping[str, Any], details: Details) -> str:
