@@ -88,6 +88,7 @@ def choose_file(
         variants = {variant: members[variant] for variant in settings.variants}
         gathered = gather(run, models, variants, found, priced)
         document = choose_for(run, gathered, goal, priced, name)
+        document["variants"] = {variant: member.digest for variant, member in variants.items()}
         _keep(run, document, models, found)
     return document
 

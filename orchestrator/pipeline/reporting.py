@@ -128,9 +128,15 @@ def _with_choice(folder: Path, summary: Mapping[str, Any], details: Details) -> 
     """The details with what was chosen among just these models, if anything was."""
     try:
         choice = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
-        same = choice["data"] == summary["data"]["digest"] and all(
-            found["digest"] == choice["models"].get(name, found["digest"])
-            for name, found in summary["models"].items()
+        models = choice["models"]
+        known = {**choice.get("variants", {}), **models}
+        same = (
+            choice["data"] == summary["data"]["digest"]
+            and models == details.get("models", models)
+            and all(
+                found["digest"] == known.get(name, found["digest"])
+                for name, found in summary["models"].items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return details
@@ -205,6 +211,7 @@ def _details(
     """What the report shows beyond the summary."""
     trees = {name: spec.tree for name, spec in specs.items()}
     more: Details = {
+        "models": models,
         "curves": curves(run, models),  # type: ignore[typeddict-item]  # plain records of that shape
         "larger_is_better": larger_is_better(run.config.metric),
         "exits": evaluation.exits if evaluation else {},

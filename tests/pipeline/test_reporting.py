@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.pipeline.reporting import _with_choice
 from orchestrator.pipeline.run import _served_before
 from tests.pipeline.command import command
 from tests.search import fake
@@ -57,6 +58,30 @@ def test_a_run_that_ended_after_its_search(folder: Path) -> None:
     assert "The promise holds" in page
     shown = command("report", "digits", "--store", folder.parent / "store", "--json")
     assert shown.document == summary
+
+
+@pytest.mark.parametrize(
+    ("models", "variants", "shown"),
+    [
+        ({"teacher": "1" * 64}, {}, True),
+        ({"teacher": "2" * 64}, {}, False),
+        ({"teacher": "1" * 64, "other": "3" * 64}, {}, False),
+        ({"teacher": "1" * 64}, {"small": "4" * 64}, True),
+        ({"teacher": "1" * 64}, {"small": "5" * 64}, False),
+    ],
+    ids=["same", "trained anew", "one less", "with a variant", "a variant made anew"],
+)
+def test_a_choice_is_shown_beside_the_models_that_it_was_made_among(
+    folder: Path, models: dict[str, str], variants: dict[str, str], shown: bool
+) -> None:
+    choice = {"data": "D", "models": models, "variants": variants}
+    (folder / "choose.json").write_text(json.dumps(choice), encoding="utf-8")
+    searched = {"data": {"digest": "D"}, "models": {}}
+    known: Any = {"models": {"teacher": "1" * 64}}
+    if not variants:
+        assert ("choosing" in _with_choice(folder, searched, known)) == shown
+    whole = {"data": {"digest": "D"}, "models": {"small": {"digest": "4" * 64}}}
+    assert ("choosing" in _with_choice(folder, whole, known)) == shown
 
 
 def test_a_run_of_an_earlier_version_keeps_its_page(folder: Path) -> None:

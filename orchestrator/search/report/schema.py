@@ -64,6 +64,8 @@ class Searched(TypedDict, total=False):
 class Details(TypedDict, total=False):
     """Companion of `summary.json`."""
 
+    models: dict[str, str]
+    """Digests of the run's models by name, also where the summary has no figures of them."""
     curves: dict[str, list[Epoch]]
     """By model."""
     targets: dict[str, Searched]
