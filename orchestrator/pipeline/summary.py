@@ -13,7 +13,8 @@ from orchestrator.measure.machine import machine
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
-from orchestrator.search.objectives import PARENT, TrialRow, front_of
+from orchestrator.search.arms import EAGER, MEMBER
+from orchestrator.search.objectives import TrialRow, front_of
 from orchestrator.search.pareto import Point, hypervolume
 
 SCHEMA = 1
@@ -63,14 +64,18 @@ def _beside(found: Found) -> dict[str, Any]:
 
 
 def _target(found: Found, rows: tuple[TrialRow, ...]) -> dict[str, Any]:
-    """A further target's front, its own best, and how much slower the chosen variant is there than that."""
-    feasible = [row for row in rows if row.feasible and row.number != PARENT]
+    """A further target's front, its own best, and how much slower the chosen variant is there than that.
+
+    As in the search itself, the parent and the best other model are no variants.
+    """
+    variants = [row for row in rows if row.arm not in (EAGER, MEMBER)]
+    feasible = [row for row in variants if row.feasible]
     best = min(feasible, key=lambda row: (row.latency_ms, row.drop), default=None)
     chosen = next(
         (row for row in rows if row.ok and found.chosen and row.number == found.chosen.number), None
     )
     return {
-        "front": [row.name for row in front_of([row for row in rows if row.ok])],
+        "front": [row.name for row in front_of([row for row in variants if row.ok])],
         "best": best.name if best else None,
         "chosen_loss": chosen.latency_ms / best.latency_ms - 1 if chosen and best else None,
         "failed": {row.name: row.reason for row in rows if row.status == "failed"},
