@@ -87,9 +87,10 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
-    latency = next(iter(summary["models"].values()))["latency_ms"]
+    entries = list(_entries(summary))
+    measured_at = {_setting(figures["latency_ms"]) for _, _, figures in entries}
     table = Table(
-        title=_title(summary["run"], latency),
+        title=_title(summary["run"], measured_at),
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -98,7 +99,9 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
     table.add_column("name", overflow="fold")
     for column in (summary_metric(summary), "95 % interval", "latency ms", "p95 ms", "bytes"):
         table.add_column(column, justify="right")
-    for kind, name, figures in _entries(summary):
+    if len(measured_at) > 1:
+        table.add_column("rows on threads", justify="right")
+    for kind, name, figures in entries:
         value, (low, high) = figures["metric"]["value"], figures["metric"]["ci"]
         time = figures["latency_ms"]
         table.add_row(
@@ -109,6 +112,7 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
             f"{time['median']:.3f} ({time['ci'][0]:.3f} to {time['ci'][1]:.3f})",
             "" if time.get("p95") is None else f"{time['p95']:.3f}",
             f"{figures['bytes']:,}",
+            *([" on ".join(map(str, _setting(time)))] if len(measured_at) > 1 else []),
         )
     console.print(table)
     members = _members(summary)
@@ -174,5 +178,13 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             yield f"as one: {name}", student, summary["models"][student]
 
 
-def _title(run: str, latency: dict[str, Any]) -> str:
-    return f"{run}: test figures; latency of {latency['batch']} rows on {latency['threads']} thread(s)"
+def _setting(latency: dict[str, Any]) -> tuple[int, int]:
+    return latency.get("batch", 1), latency.get("threads", 1)
+
+
+def _title(run: str, measured_at: set[tuple[int, int]]) -> str:
+    """With rows and threads where they are those of every latency: a search may have its own."""
+    if len(measured_at) > 1:
+        return f"{run}: test figures"
+    ((batch, threads),) = measured_at
+    return f"{run}: test figures; latency of {batch} rows on {threads} thread(s)"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from orchestrator.pipeline.searching import Found
-from orchestrator.pipeline.summary import _target
+from orchestrator.pipeline.summary import _target, print_table
 from orchestrator.search.arms import EAGER, MEMBER
+from tests.search import fake
 from tests.search.rows import measured, parent
 
 
@@ -21,3 +25,19 @@ def test_on_another_target_only_variants_are_on_the_front() -> None:
         "chosen_loss": 0.0,
         "failed": {},
     }
+
+
+def test_the_table_tells_rows_and_threads_of_each_latency(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = fake.summary()
+    print_table(summary, Path("digits"))
+    said = capsys.readouterr().out
+    assert "latency of 32 rows on 1 thread(s)" in said
+    assert "32 on 1" not in said
+    summary["search"]["chosen"]["latency_ms"]["batch"] = 1
+    for point in summary["search"]["front"]:
+        point["latency_ms"]["batch"] = 1
+    print_table(summary, Path("digits"))
+    said = capsys.readouterr().out
+    assert "latency of" not in said
+    assert " 32 on 1" in said
+    assert " 1 on 1" in said

@@ -138,6 +138,16 @@ def test_a_95th_percentile_stands_beside_each_median() -> None:
     assert f"p95 {report_text.number(1.5 * median)}" not in Page(render(summary, details)).text
 
 
+def test_latencies_of_unlike_batches_say_theirs() -> None:
+    summary, details = fake.summary(), fake.details()
+    assert "at batch 32 on 1 thread, p95" in Page(render(summary, details)).text
+    summary["search"]["chosen"]["latency_ms"]["batch"] = 1
+    told = Page(render(summary, details)).text
+    assert "Latency is the median, p95" in told
+    assert told.count("batch 1 on 1 thread") == 1
+    assert told.count("batch 32 on 1 thread") > 1
+
+
 def test_nothing_is_fetched(page: Page) -> None:
     for tag, attributes in page.tags:
         assert not {"src", "srcset", "action"} & attributes.keys(), (tag, attributes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from orchestrator.search.report import text
@@ -85,12 +85,13 @@ def models(summary: Mapping[str, Any], details: Details) -> str:
     best = better(item["metric"]["value"] for _, _, item in rows)
     classify = any(item.get("nll") is not None for _, _, item in rows)
     head = ["", text.metric_label(name), "latency", "bytes"] + (["NLL", "ECE"] if classify else []) + ["cost"]
+    settings = {_setting(latency) for _, _, item in rows if (latency := item.get("latency_ms"))}
     body = "".join(
-        _model_row(key, kind, item, name, classify, item["metric"]["value"] == best)
+        _model_row(key, kind, item, name, classify, item["metric"]["value"] == best, len(settings) > 1)
         for key, kind, item in rows
     )
     caption = (
-        f"Measured on the test part, with 95&nbsp;% intervals. {_latency_caption(rows)} "
+        f"Measured on the test part, with 95&nbsp;% intervals. {_latency_caption(settings)} "
         "Cost is the expected share of all members&rsquo; operations that one row needs. "
         f"The row with the best {text.metric_label(name)} is bold."
     )
@@ -214,11 +215,13 @@ def _chosen_tile(summary: Mapping[str, Any], details: Details) -> list[tuple[str
     return [("Chosen variant", value, ", ".join([safe(chosen["name"]), *said]))]
 
 
-def _model_row(key: str, kind: str, item: Mapping[str, Any], name: str, classify: bool, best: bool) -> str:
+def _model_row(
+    key: str, kind: str, item: Mapping[str, Any], name: str, classify: bool, best: bool, settings_differ: bool
+) -> str:
     quality, latency = item["metric"], item.get("latency_ms") or {}
     cells = [
         _stacked(text.metric(quality["value"], name), text.metric_interval(quality.get("ci"), name)),
-        _stacked(text.milliseconds(latency.get("median")), _span(latency)),
+        _stacked(text.milliseconds(latency.get("median")), _span(latency, settings_differ)),
         text.size(item.get("bytes")),
     ]
     if classify:
@@ -232,24 +235,24 @@ def _model_row(key: str, kind: str, item: Mapping[str, Any], name: str, classify
     )
 
 
-def _latency_caption(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """Batch and threads, when all rows share them."""
-    settings = {
-        (latency.get("batch"), latency.get("threads"))
-        for _, _, item in rows
-        if (latency := item.get("latency_ms"))
-    }
-    if len(settings) != 1:
+def _setting(latency: Mapping[str, Any]) -> str:
+    """Batch and threads in words."""
+    return f"batch {latency.get('batch')} on {_count(int(latency.get('threads') or 1), 'thread')}"
+
+
+def _latency_caption(settings: Collection[str]) -> str:
+    """With batch and threads when all rows share them; else each says its own."""
+    if not settings:
         return ""
-    batch, threads = settings.pop()
-    threads_told = _count(int(threads or 1), "thread")
-    return f"Latency is the median at batch {batch} on {threads_told}, p95 the 95th percentile of calls."
+    at = f" at {next(iter(settings))}" if len(settings) == 1 else ""
+    return f"Latency is the median{at}, p95 the 95th percentile of calls."
 
 
-def _span(latency: Mapping[str, Any]) -> str:
-    """The interval of a median, and the 95th percentile where it is known."""
+def _span(latency: Mapping[str, Any], settings_differ: bool) -> str:
+    """The interval of a median, the 95th percentile where it is known, and at what batch if rows differ."""
     p95 = latency.get("p95")
     told = [text.interval(latency.get("ci")), "" if p95 is None else f"p95 {text.number(p95)}"]
+    told += [_setting(latency)] if latency and settings_differ else []
     return ", ".join(filter(None, told))
 
 
