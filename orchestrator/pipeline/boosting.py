@@ -10,8 +10,8 @@ from orchestrator.config.ensemble import Boosting, Member, Node
 from orchestrator.config.groups import stage_names
 from orchestrator.ensemble.boost import DIGITS, Progress, next_factor
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.training import finished, job_of, trained
-from orchestrator.training.ray_train import TrainJob
+from orchestrator.pipeline.folding import done_or_trained
+from orchestrator.pipeline.training import job_of
 
 PARTS: tuple[PartName, PartName] = ("train", "validation")
 
@@ -44,7 +44,8 @@ def train_stages(
     for label in stage_names(name, node.base, node.rounds)[1:]:
         before = tuple((stage.digest, factor) for stage, factor in zip(stages, factors, strict=True))
         job = replace(job_of(run, label, run.config.models[node.base], {}), before=before)
-        stage = Member(name=label, digest=_digest(run, job, fresh))
+        digest = done_or_trained(run, [job], fresh=fresh)[job.name]
+        stage = Member(name=label, digest=digest)
         outputs = {part: run.outputs(stage, part) for part in PARTS}
         factor = next_factor(outputs, so_far, node.shrinkage)
         if factor == 0:
@@ -65,8 +66,3 @@ def train_stages(
             "quorum": None if node.quorum is None else min(node.quorum, len(stages)),
         }
     )
-
-
-def _digest(run: Run, job: TrainJob, fresh: bool) -> str:
-    done = {} if fresh else finished(run, [job])
-    return (done or trained(run, [job], fresh=fresh))[job.name]

@@ -204,7 +204,7 @@ class Store:
             NotFoundError: none of them.
             InputError: several artifacts begin so.
         """
-        if is_digest(name) or not is_prefix(name) or refs.history(self.blobs, name):
+        if is_digest(name) or not is_prefix(name) or self.ref_entry(name) is not None:
             return self.resolve(name)
         found = [digest for digest in self.digests() if digest.startswith(name)]
         if len(found) > 1:
