@@ -52,6 +52,9 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
     of, and of a boosting those that were summed. Class weights are those of the row's top class. Where a
     node's rule has no weights (votes, a median, a stack's meta-learner, a sum), its members count alike.
     """
+    answered = np.stack(list(prediction.members.values()), axis=1)
+    if answered.any(axis=0).sum() == 1:  # perhaps below the quorum, where the best alone is the whole answer
+        return answered.astype(np.float32)
     weights = _weights(tree, _Said.of(prediction, task))
     keys = [identity(member) for member in prediction.members]
     found = np.zeros((len(prediction.outputs), len(keys)))

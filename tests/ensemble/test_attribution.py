@@ -91,6 +91,26 @@ def test_without_a_member_the_others_weights_are_those_that_they_answer_with(tre
     assert (member_weights(tree, prediction, "classification")[:, position] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Parallel(members=(A, B, C, D), quorum=3, fallback="best"),
+        Parallel(members=(Parallel(members=(A, B)), Parallel(members=(C, D))), quorum=1, fallback="best"),
+        Cascade(stages=(Parallel(members=(A, B)), D), thresholds=(0.8,), quorum=2, fallback="best"),
+    ],
+    ids=["mean", "nested", "cascade"],
+)
+def test_the_best_alone_counts_for_the_whole_answer_and_agrees_with_it(tree: Any) -> None:
+    known = fitted(tree)
+    prediction = answered(known, (A, D))
+    (best,) = used(known, prediction)
+    weights = member_weights(known, prediction, "classification")
+    names = [member.name for member in prediction.members]
+    np.testing.assert_array_equal(weights, np.tile([name == best.name for name in names], (len(LABELS), 1)))
+    answers = member_answers(known, prediction, "classification")
+    assert not disagreement(answers, weights, prediction, "classification").any()
+
+
 def test_weights_of_classes_are_those_of_the_rows_top_class() -> None:
     tree = fitted(WeightedMix(members=(A, B, C), method="per_class", strength=0.1))
     assert isinstance(tree, WeightedMix)
