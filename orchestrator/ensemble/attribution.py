@@ -143,12 +143,14 @@ def _counted(node: Node, missing: Collection[Member]) -> set[tuple[str, str]]:
 
 def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str], Floats]:
     """For each later stage of a boosting in the tree the scores [N, K] of the sum up to it."""
-    said = _Said.of(prediction, task)
+    said, asked = _Said.of(prediction, task), set(map(identity, prediction.said))
     found: dict[tuple[str, str], Floats] = {}
     for node in walk_nodes(tree):
         if not isinstance(node, Boosting):
             continue
         for place in said.alive(node)[1:]:
+            if identity(node.members[place]) not in asked:  # a cascade whose rows all left before it
+                continue
             first = first_stages(node, place + 1)
             found[identity(node.members[place])] = replay(first, said.outputs, task).scores
     return found
