@@ -36,7 +36,8 @@ def fit_expectations(
     task: Task,
     allowed: Collection[str],
 ) -> Expectations:
-    """The metric of every set of missing members that leaves an answer (of many members: by a rule).
+    """The metric of every set of missing members that leaves an answer; of many members by a rule, and in a
+    nested tree of many without each one alone.
 
     Args:
         tree: Fitted.
@@ -59,16 +60,18 @@ def fit_expectations(
 
     complete = without(())
     assert complete is not None
-    if len(members) > MOST:
-        most = min(_most_missing(tree), len(members) - 1)
+    many, below = len(members) > MOST, children(tree)
+    if many and tree.quorum and all(isinstance(child, Member) and not child.sees for child in below):
 
         def change(missing: Missing) -> float | None:
             found = without(missing)
             return None if found is None else found.value - complete.value
 
-        trend = fit_trend(len(members), most, change)
+        trend = fit_trend(len(members), min(len(below) - tree.quorum, len(members) - 1), change)
         return Expectations(metric=metric.name, complete=complete, trend=trend, alone=alone)
-    found = [(missing, without(missing)) for missing in sets_of(len(members))]
+    # Effects do not add up in a nested tree: a child that needs all of its members is lost by one as by five.
+    known = [(position,) for position in range(len(members))] if many else sets_of(len(members))
+    found = [(missing, without(missing)) for missing in known]
     sets = tuple(
         ExpectedWithout(without=missing, **expected.plain()) for missing, expected in found if expected
     )
@@ -98,12 +101,6 @@ def _alone(
         others = tuple(number for number in range(len(members)) if number != position)
         found.append(ExpectedWithout(without=others, **expected.plain()))
     return tuple(sorted(found, key=lambda one: one.value, reverse=larger_is_better(metric)))
-
-
-def _most_missing(tree: Ensemble) -> int:
-    """How many members may be missing at most, if all nodes' quorums hold by themselves."""
-    nodes = [node for node in walk_nodes(tree) if isinstance(node, Combined) and node.quorum is not None]
-    return sum(len(children(node)) - (node.quorum or 0) for node in nodes)
 
 
 def _measured(
