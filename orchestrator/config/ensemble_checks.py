@@ -52,6 +52,8 @@ def _task_complaint(node: AnyNode, task: Task) -> str | None:
         return f"policy {node.policy} is not for task {task}: use parallel, weighted_mix or a cascade"
     if task == "multilabel" and isinstance(node, Cascade) and node.guarantee is not None:
         return f"a guarantee is not for task {task}: use tolerance or max_cost"
+    if task == "regression" and isinstance(node, Member) and node.temperature is not None:
+        return f"a temperature ({node.temperature:g}, of member {node.name}) needs a classifier: leave it out"
     if task == "regression" and isinstance(node, Cascade):
         return "a cascade needs a classifier: a regression's values are not sure or unsure"
     if task == "regression" and isinstance(node, Combined) and node.calibration is not None:
