@@ -12,7 +12,7 @@ from orchestrator.config.calibration import Expectations, Expected, ExpectedWith
 from orchestrator.config.ensemble import Boosting, Combined, Ensemble, Member, Node, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
+from orchestrator.ensemble.missing import MOST, Missing, fit_trend, rounded, sets_of
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import QuorumError
@@ -20,7 +20,6 @@ from orchestrator.measure.intervals import percentile_interval, resamples, wilso
 from orchestrator.measure.metrics import larger_is_better, statistic
 
 RESAMPLES = 200
-DIGITS = 6
 
 
 def has_quorum(tree: Node) -> bool:
@@ -112,4 +111,4 @@ def _measured(
         low, high = wilson(value * rows, rows)
     else:
         low, high = percentile_interval([at(weights) for weights in resamples(rows, 0, RESAMPLES)])
-    return Expected(value=round(value, DIGITS), low=round(low, DIGITS), high=round(high, DIGITS))
+    return Expected(value=rounded(value), low=rounded(low), high=rounded(high))
