@@ -201,9 +201,21 @@ def _shares(node: PooledNode, alive: list[int], said: _Said) -> Floats:
         missing = tuple(place for place in range(len(node.members)) if place not in alive)
         shares = shares_without(node, missing).weights
         return np.array(shares or (1 / len(alive),) * len(alive))[:, None]
+    return shares_in(node, said.outputs, said.task)
+
+
+def shares_in(node: PooledNode, outputs: Mapping[Member, Output], task: Task) -> Floats:
+    """[M, n or 1] what each member of a fitted node counts in each row, with all of them; class weights are
+    those of the node's top class.
+
+    Args:
+        node: Whose members.
+        outputs: Raw outputs [n, K] of every distinct member below.
+        task: Which outputs these are.
+    """
     if isinstance(node, WeightedMix) and node.gate is not None:
-        stacked = np.stack([replay(child, said.outputs, said.task).scores for child in node.members])
-        return gate_shares(stacked, np.array(node.gate), said.task)
-    if isinstance(node, WeightedMix) and node.class_weights is not None and said.task == "classification":
-        return np.array(node.class_weights)[:, replay(node, said.outputs, said.task).scores.argmax(axis=1)]
+        stacked = np.stack([replay(child, outputs, task).scores for child in node.members])
+        return gate_shares(stacked, np.array(node.gate), task)
+    if isinstance(node, WeightedMix) and node.class_weights is not None and task == "classification":
+        return np.array(node.class_weights)[:, replay(node, outputs, task).scores.argmax(axis=1)]
     return np.array(shares_of(node))[:, None]
