@@ -116,9 +116,9 @@ class Expectations(Settings):
     """None: not measured, since weights or thresholds were set by hand or learned; then there are no `sets`
     and no `trend` either."""
     sets: tuple[ExpectedWithout, ...] = ()
-    """Every set that leaves an answer, of a tree of few members."""
+    """Every set that leaves an answer, of a tree of few members; of a nested tree of many each one alone."""
     trend: Trend | None = None
-    """Of a tree of many."""
+    """Of a tree of many that stand side by side."""
     alone: tuple[ExpectedWithout, ...] = Field((), exclude_if=lambda value: not value)
     """With a fallback: each distinct member without all others, the best first."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import (
     TASK_METHODS,
     TASK_RULES,
@@ -13,12 +14,20 @@ from orchestrator.config.ensemble import (
     Chain,
     Combined,
     Member,
+    Method,
     Parallel,
     PooledNode,
     Stacking,
     WeightedMix,
 )
 from orchestrator.config.signature import Task
+
+_OF_METHODS: dict[str, tuple[Method, ...]] = {
+    "strength": ("per_class", "gate"),
+    "rounds": ("greedy",),
+    "bags": ("greedy",),
+}
+"""Settings of a mix that are some methods' alone."""
 
 
 def complaint_of(node: AnyNode, task: Task, ensembles: Mapping[str, AnyNode], *, root: bool) -> str | None:
@@ -30,7 +39,7 @@ def complaint_of(node: AnyNode, task: Task, ensembles: Mapping[str, AnyNode], *,
         ensembles: Of the run file, by name.
         root: Whether it is the whole ensemble.
     """
-    complaint = _task_complaint(node, task) or _sets_complaint(node, task, root=root)
+    complaint = _task_complaint(node, task) or _sets_complaint(node, task, root=root) or _idle(node)
     if isinstance(node, Member) and node.name in ensembles:
         idle = sorted(node.model_fields_set & {"execution", "temperature"})
         if idle:
@@ -52,6 +61,8 @@ def _task_complaint(node: AnyNode, task: Task) -> str | None:
         return f"policy {node.policy} is not for task {task}: use parallel, weighted_mix or a cascade"
     if task == "multilabel" and isinstance(node, Cascade) and node.guarantee is not None:
         return f"a guarantee is not for task {task}: use tolerance or max_cost"
+    if task == "regression" and isinstance(node, Member) and node.temperature is not None:
+        return f"a temperature ({node.temperature:g}, of member {node.name}) needs a classifier: leave it out"
     if task == "regression" and isinstance(node, Cascade):
         return "a cascade needs a classifier: a regression's values are not sure or unsure"
     if task == "regression" and isinstance(node, Combined) and node.calibration is not None:
@@ -79,6 +90,30 @@ def _sets_complaint(node: AnyNode, task: Task, *, root: bool) -> str | None:
         if found.fitted:
             return f"{key} are fitted on the calibration part: leave out its fitted number"
     return None
+
+
+def _idle(node: AnyNode) -> str | None:
+    """A setting of another method or rule than the node's, whose fit would pass it by."""
+    if not isinstance(node, Combined):
+        return None
+    reject = node.reject
+    if reject is not None and reject.recall is not None and _given(reject, "keep"):
+        return (
+            f"reject: keep {reject.keep:g} would do nothing beside recall {reject.recall:g}; leave out either"
+        )
+    if isinstance(node, Parallel) and node.rule != "trimmed_mean" and _given(node, "trim"):
+        return f"trim {node.trim:g} belongs to rule trimmed_mean, not {node.rule}: leave out either"
+    if isinstance(node, WeightedMix):
+        for key, methods in _OF_METHODS.items():
+            if node.method not in methods and _given(node, key):
+                taken = f"method {' or '.join(methods)}"
+                return f"{key} {getattr(node, key):g} belongs to {taken}, not {node.method}: leave out either"
+    return None
+
+
+def _given(settings: Settings, key: str) -> bool:
+    """Whether it is another value than the default: who saves settings writes all of them."""
+    return bool(getattr(settings, key) != type(settings).model_fields[key].default)
 
 
 def _cascade_complaint(node: Cascade, ensembles: Mapping[str, AnyNode]) -> str | None:

@@ -52,6 +52,9 @@ def member_weights(tree: Node, prediction: Prediction, task: Task) -> npt.NDArra
     of, and of a boosting those that were summed. Class weights are those of the row's top class. Where a
     node's rule has no weights (votes, a median, a stack's meta-learner, a sum), its members count alike.
     """
+    answered = np.stack(list(prediction.members.values()), axis=1)
+    if answered.any(axis=0).sum() == 1:  # perhaps below the quorum, where the best alone is the whole answer
+        return answered.astype(np.float32)
     weights = _weights(tree, _Said.of(prediction, task))
     keys = [identity(member) for member in prediction.members]
     found = np.zeros((len(prediction.outputs), len(keys)))
@@ -140,12 +143,14 @@ def _counted(node: Node, missing: Collection[Member]) -> set[tuple[str, str]]:
 
 def _sums(tree: Node, prediction: Prediction, task: Task) -> dict[tuple[str, str], Floats]:
     """For each later stage of a boosting in the tree the scores [N, K] of the sum up to it."""
-    said = _Said.of(prediction, task)
+    said, asked = _Said.of(prediction, task), set(map(identity, prediction.said))
     found: dict[tuple[str, str], Floats] = {}
     for node in walk_nodes(tree):
         if not isinstance(node, Boosting):
             continue
         for place in said.alive(node)[1:]:
+            if identity(node.members[place]) not in asked:  # a cascade whose rows all left before it
+                continue
             first = first_stages(node, place + 1)
             found[identity(node.members[place])] = replay(first, said.outputs, task).scores
     return found
@@ -196,9 +201,21 @@ def _shares(node: PooledNode, alive: list[int], said: _Said) -> Floats:
         missing = tuple(place for place in range(len(node.members)) if place not in alive)
         shares = shares_without(node, missing).weights
         return np.array(shares or (1 / len(alive),) * len(alive))[:, None]
+    return shares_in(node, said.outputs, said.task)
+
+
+def shares_in(node: PooledNode, outputs: Mapping[Member, Output], task: Task) -> Floats:
+    """[M, n or 1] what each member of a fitted node counts in each row, with all of them; class weights are
+    those of the node's top class.
+
+    Args:
+        node: Whose members.
+        outputs: Raw outputs [n, K] of every distinct member below.
+        task: Which outputs these are.
+    """
     if isinstance(node, WeightedMix) and node.gate is not None:
-        stacked = np.stack([replay(child, said.outputs, said.task).scores for child in node.members])
-        return gate_shares(stacked, np.array(node.gate), said.task)
-    if isinstance(node, WeightedMix) and node.class_weights is not None and said.task == "classification":
-        return np.array(node.class_weights)[:, replay(node, said.outputs, said.task).scores.argmax(axis=1)]
+        stacked = np.stack([replay(child, outputs, task).scores for child in node.members])
+        return gate_shares(stacked, np.array(node.gate), task)
+    if isinstance(node, WeightedMix) and node.class_weights is not None and task == "classification":
+        return np.array(node.class_weights)[:, replay(node, outputs, task).scores.argmax(axis=1)]
     return np.array(shares_of(node))[:, None]

@@ -33,6 +33,7 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.calibrate import fit_temperature, left_out_steps
 from orchestrator.ensemble.certainty import certainty
 from orchestrator.ensemble.chances import TINY, chances_of, in_logs, of_truth, surest
+from orchestrator.ensemble.combine import deviations
 from orchestrator.ensemble.node import identity
 from orchestrator.ensemble.refit import Refits, choices_of, has_own_arithmetic
 from orchestrator.ensemble.thresholds import ALL_LEAVE, NONE_LEAVES
@@ -257,8 +258,7 @@ class Evidence:
         if self.task != "regression":
             return of_truth(whole, self.targets, self.task)
         truth = self.targets.reshape(len(self.targets), -1)
-        spread = truth.std(axis=0)
-        return np.asarray((whole - truth) / np.where(spread > 0, spread, 1.0), dtype=np.float32)
+        return np.asarray((whole - truth) / deviations(truth), dtype=np.float32)
 
     def _gain(self, value: float) -> float:
         return value if self.larger else -value

@@ -12,7 +12,7 @@ from orchestrator.config.calibration import Expectations, Expected, ExpectedWith
 from orchestrator.config.ensemble import Boosting, Combined, Ensemble, Member, Node, children, walk_nodes
 from orchestrator.config.measure import Metric
 from orchestrator.config.signature import Task
-from orchestrator.ensemble.missing import MOST, Missing, fit_trend, sets_of
+from orchestrator.ensemble.missing import MOST, Missing, fit_trend, rounded, sets_of
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import QuorumError
@@ -20,7 +20,6 @@ from orchestrator.measure.intervals import percentile_interval, resamples, wilso
 from orchestrator.measure.metrics import larger_is_better, statistic
 
 RESAMPLES = 200
-DIGITS = 6
 
 
 def has_quorum(tree: Node) -> bool:
@@ -36,7 +35,8 @@ def fit_expectations(
     task: Task,
     allowed: Collection[str],
 ) -> Expectations:
-    """The metric of every set of missing members that leaves an answer (of many members: by a rule).
+    """The metric of every set of missing members that leaves an answer; of many members by a rule, and in a
+    nested tree of many without each one alone.
 
     Args:
         tree: Fitted.
@@ -59,16 +59,18 @@ def fit_expectations(
 
     complete = without(())
     assert complete is not None
-    if len(members) > MOST:
-        most = min(_most_missing(tree), len(members) - 1)
+    many, below = len(members) > MOST, children(tree)
+    if many and tree.quorum and all(isinstance(child, Member) and not child.sees for child in below):
 
         def change(missing: Missing) -> float | None:
             found = without(missing)
             return None if found is None else found.value - complete.value
 
-        trend = fit_trend(len(members), most, change)
+        trend = fit_trend(len(members), min(len(below) - tree.quorum, len(members) - 1), change)
         return Expectations(metric=metric.name, complete=complete, trend=trend, alone=alone)
-    found = [(missing, without(missing)) for missing in sets_of(len(members))]
+    # Effects do not add up in a nested tree: a child that needs all of its members is lost by one as by five.
+    known = [(position,) for position in range(len(members))] if many else sets_of(len(members))
+    found = [(missing, without(missing)) for missing in known]
     sets = tuple(
         ExpectedWithout(without=missing, **expected.plain()) for missing, expected in found if expected
     )
@@ -100,12 +102,6 @@ def _alone(
     return tuple(sorted(found, key=lambda one: one.value, reverse=larger_is_better(metric)))
 
 
-def _most_missing(tree: Ensemble) -> int:
-    """How many members may be missing at most, if all nodes' quorums hold by themselves."""
-    nodes = [node for node in walk_nodes(tree) if isinstance(node, Combined) and node.quorum is not None]
-    return sum(len(children(node)) - (node.quorum or 0) for node in nodes)
-
-
 def _measured(
     metric: Metric, outputs: Output, targets: npt.NDArray[Any], allowed: Collection[str]
 ) -> Expected:
@@ -115,4 +111,4 @@ def _measured(
         low, high = wilson(value * rows, rows)
     else:
         low, high = percentile_interval([at(weights) for weights in resamples(rows, 0, RESAMPLES)])
-    return Expected(value=round(value, DIGITS), low=round(low, DIGITS), high=round(high, DIGITS))
+    return Expected(value=rounded(value), low=rounded(low), high=rounded(high))

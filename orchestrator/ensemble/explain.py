@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, WeightedMix, children
+from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parallel, WeightedMix, children
 from orchestrator.config.signature import Signature, Task
+from orchestrator.ensemble.attribution import shares_in
 from orchestrator.ensemble.combine import Floats
 from orchestrator.ensemble.contributions import (
     MOST,
@@ -17,9 +17,7 @@ from orchestrator.ensemble.contributions import (
     all_coalitions,
     first_stages,
     restricted,
-    shares_of,
 )
-from orchestrator.ensemble.gate import gate_shares
 from orchestrator.ensemble.node import Output, identity
 from orchestrator.ensemble.tree import Prediction, replay
 from orchestrator.measure.tasks import class_rules, rules
@@ -96,7 +94,7 @@ def _said(
         raw = next(output for member, output in outputs.items() if identity(member) == identity(node))
         return found | {"outputs": raw[0].tolist()}
     stage = _stage(node, prediction)
-    weights = _weights(node, outputs, int(prediction.scores[0].argmax()), signature.task)
+    weights = _weights(node, outputs, signature.task)
     found["members"] = [
         _said(
             child,
@@ -111,18 +109,14 @@ def _said(
     return found
 
 
-def _weights(node: Node, outputs: Mapping[Member, Output], top: int, task: Task) -> Sequence[float | None]:
-    """What the node's members count in this row, of class weights those of its class."""
+def _weights(node: Node, outputs: Mapping[Member, Output], task: Task) -> Sequence[float | None]:
+    """What the node's members count in this row."""
     if isinstance(node, Boosting):
         return node.factors or ()
-    if node.kind == "sequential":
-        return [None] * len(children(node))
-    if isinstance(node, WeightedMix) and node.gate is not None:
-        stacked = np.stack([replay(child, outputs, task).scores for child in node.members])
-        return [float(share) for share in gate_shares(stacked, np.array(node.gate), task)[:, 0]]
-    if isinstance(node, WeightedMix) and node.class_weights is not None and task == "classification":
-        return [of_classes[top] for of_classes in node.class_weights]
-    return shares_of(node)
+    if isinstance(node, Parallel | WeightedMix):
+        found: list[float] = shares_in(node, outputs, task)[:, 0].tolist()
+        return found
+    return [None] * len(children(node))
 
 
 def _answer(prediction: Prediction, signature: Signature) -> Plain:

@@ -93,7 +93,7 @@ def fit(
     if isinstance(fitted, Combined) and has_quorum(fitted):
         found = {member: ground.outputs[identity(member)] for member in distinct(fitted)}
         expected = fit_expectations(fitted, found, ground.targets, metric, task, allowed)
-        known = records(replay(fitted, found, task), task)
+        known = records(replay(fitted, found, task), found, task)
         fitted = with_records(fitted, {identity(member): record for member, record in known.items()})
         fitted = fitted.model_copy(update={"expected": expected})
     return _with_sets(_with_reject(fitted, ground, outside), unseen)

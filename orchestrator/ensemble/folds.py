@@ -8,6 +8,7 @@ import numpy as np
 
 from orchestrator.data.split import fold_of
 from orchestrator.ensemble.combine import Floats, Rows
+from orchestrator.errors import EnsembleError
 
 FOLDS = 5
 
@@ -18,7 +19,12 @@ def cross_validated(count: int, held_out: Callable[[Rows, Rows], Floats]) -> Flo
     Args:
         count: Rows, at least 2.
         held_out: (rows to fit on, other rows) -> scores [n, K] of the other rows.
+
+    Raises:
+        EnsembleError: there is one row, and so none to fit on.
     """
+    if count < 2:
+        raise EnsembleError("cross-validation needs two rows at least", count, "use more rows")
     fold = fold_of(count, min(FOLDS, count))
     parts = [
         (others, held_out(np.flatnonzero(fold != number), others))

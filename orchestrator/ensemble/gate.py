@@ -119,9 +119,14 @@ def _gate(stacked: Floats, objective: Objective, shared: Floats, strength: float
     found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
     factors = np.asarray(found.x).reshape(shape)
     # Back from standardised features to those that a row comes with.
-    slopes = factors[:, 1:] / spread[:, 0]
+    slopes = _of_digits(factors[:, 1:] / spread[:, 0])
     constants = start + factors[:, 0] - (slopes * middle[:, 0]).sum(axis=1)
-    return np.round(np.concatenate([constants[:, None], slopes], axis=1), DECIMALS)
+    return np.concatenate([np.round(constants, DECIMALS)[:, None], slopes], axis=1)
+
+
+def _of_digits(slopes: Floats) -> Floats:
+    """To `DECIMALS` digits, not decimals: a slope is per unit of its feature, and units may be large."""
+    return np.array([float(f"{slope:.{DECIMALS}g}") for slope in slopes.flat]).reshape(slopes.shape)
 
 
 RowLoss = Callable[[Floats], tuple[float, Floats]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,20 +54,23 @@ def choose(survey: Survey, goal: Goal, *, robustness: Robustness | None = None) 
 
 def honest(survey: Survey, goal: Goal) -> Honest | None:
     """The choice made anew without each fold, judged on that fold; None when the goal is not reached there.
+    Folds without whose rows, or on whose rows, the metric is undefined (too few positives) are passed over.
 
     This is what the procedure is worth, without the winner's luck (nested cross-validation; Varma and Simon
     2006, "Bias in error estimation when using cross-validation for model selection"), but for that of the
     candidates' members: who is in a mix, how models rank and which stages a cascade has were picked once, on
     all rows. A bound on the robustness is left out.
     """
-    gains, drops = [], []
-    for fold in range(len(survey.reference.inside)):
+    gains, drops, reference = [], [], survey.reference
+    for fold, (with_fold, without) in enumerate(zip(reference.inside, reference.outside, strict=True)):
+        if math.isnan(with_fold) or math.isnan(without):
+            continue
         found = _choose(survey, survey.points, goal, partial(_without, fold))
         if found.beyond:
             return None
         gains.append(found.point.judged.inside[fold])
-        drops.append(survey.reference.inside[fold] - gains[-1])
-    return Honest(sum(gains) / len(gains), sum(drops) / len(drops))
+        drops.append(with_fold - gains[-1])
+    return Honest(sum(gains) / len(gains), sum(drops) / len(drops)) if gains else None
 
 
 def beyond(

@@ -129,29 +129,31 @@ def _joined(predictions: Sequence[Prediction]) -> Prediction:
     )
 
 
-def records(prediction: Prediction, task: Task) -> dict[Member, Record]:
-    """The record of each distinct member that answered, from the tree's prediction on the rows that it was
-    fitted on."""
-    scales = [_scales(prediction, member) if task == "regression" else () for member in prediction.members]
+def records(prediction: Prediction, outputs: Mapping[Member, Output], task: Task) -> dict[Member, Record]:
+    """The record of each distinct member, where the tree was fitted.
+
+    Args:
+        prediction: The tree's: whom it asked for a row decides who met whom.
+        outputs: Raw outputs [N, K] of every member on all rows, also those that it was not asked for: a
+            cascade asks its later stages for hard rows, and an audit, or other thresholds, for easy ones.
+        task: Which outputs these are.
+    """
+    scales = [
+        tuple(deviations(outputs[member].astype(np.float64)).tolist()) if task == "regression" else ()
+        for member in prediction.members
+    ]
     found = {}
     for member, own, (shares, met) in zip(
         prediction.members, scales, _opposed(prediction, task, scales), strict=True
     ):
-        if member not in prediction.said:
-            continue
-        values = prediction.said[member][prediction.members[member]]
         found[member] = Record(
-            outputs=values.shape[1],
-            low=float(values.min()),
-            high=float(values.max()),
+            outputs=outputs[member].shape[1],
+            low=float(outputs[member].min()),
+            high=float(outputs[member].max()),
             scales=own,
             opposed=tuple(_bound(line[mask]) for line, mask in zip(shares, met, strict=True)),
         )
     return found
-
-
-def _scales(prediction: Prediction, member: Member) -> tuple[float, ...]:
-    return tuple(deviations(prediction.said[member].astype(np.float64)).tolist())
 
 
 def _bound(shares: Floats) -> float:

@@ -24,6 +24,11 @@ DIGITS = 6
 Missing = tuple[int, ...]
 
 
+def rounded(value: float) -> float:
+    """To six decimals, or six digits where that is more: errors of small targets are small."""
+    return round(value, DIGITS) if abs(value) >= 0.1 else float(f"{value:.{DIGITS}g}")
+
+
 def sets_of(count: int) -> list[Missing]:
     """Every set of missing ones that leaves one of `count`, small ones first."""
     return [missing for size in range(1, count) for missing in combinations(range(count), size)]
@@ -48,8 +53,7 @@ def fit_trend(count: int, most: int, change: Callable[[Missing], float | None]) 
     totals, values = pairs.T
     factor = float(totals @ values / (totals @ totals)) if totals @ totals > 0 else 1.0
     spread = math.sqrt(np.square(values - factor * totals).mean()) if len(pairs) else 0.0
-    rounded = tuple(round(effect, DIGITS) for effect in effects)
-    return Trend(effects=rounded, factor=round(factor, DIGITS), spread=round(spread, DIGITS))
+    return Trend(effects=tuple(map(rounded, effects)), factor=rounded(factor), spread=rounded(spread))
 
 
 def by_trend(trend: Trend, missing: Collection[int]) -> float:

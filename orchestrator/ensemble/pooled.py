@@ -8,7 +8,7 @@ from functools import singledispatch
 
 import numpy as np
 
-from orchestrator.config.calibration import Survivors, TemperatureScaling
+from orchestrator.config.calibration import Survivors, TemperatureScaling, VectorScaling
 from orchestrator.config.ensemble import Combined, Node, PooledNode
 from orchestrator.config.signature import Task
 from orchestrator.ensemble import quorum
@@ -68,7 +68,10 @@ def _answer(node: PooledNode, rows: Rows, task: Task) -> Steps:
     else:
         scores = _without(node, parts, task)
     shares = weights or (1 / len(node.members),) * len(node.members)
-    return at_once(scores, agreement_of(found, scores, [shares[place] for place in parts], task))
+    # What it says is what its own calibration makes of that; only this kind may change the class.
+    kind = node.calibration
+    said = calibrated(kind, scores, task) if isinstance(kind, VectorScaling) else scores
+    return at_once(scores, agreement_of(found, said, [shares[place] for place in parts], task))
 
 
 def _without(node: PooledNode, parts: Mapping[int, Floats], task: Task) -> Floats:

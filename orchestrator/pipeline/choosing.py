@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.config.ensemble import Member, Node, Spec, leaves
 from orchestrator.config.goal import Costs, Goal
 from orchestrator.config.load import validate
+from orchestrator.config.measure import Metric
 from orchestrator.config.run import FRONT_NAMES, Name, RunConfig
 from orchestrator.ensemble.crossfit import Evidence, Judged, Measured
 from orchestrator.ensemble.goals import Choice, Honest, choose, honest
@@ -21,7 +24,8 @@ from orchestrator.ensemble.tree import distinct, replay
 from orchestrator.errors import ConfigError
 from orchestrator.files import write_whole
 from orchestrator.measure.corrupt import shifts
-from orchestrator.measure.quality import quality, score
+from orchestrator.measure.metrics import score, statistic
+from orchestrator.measure.quality import quality
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import Run
@@ -39,7 +43,7 @@ SCHEMA = 1
 MOST_SHOWN = 24
 """Points of the front that are looked at closely: test figures, shifted rows."""
 SHIFTED_ROWS = 512
-"""Validation rows that are shifted."""
+"""Validation rows that are shifted; more where the metric is undefined on these."""
 SEVERITIES = (1, 3, 5)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
@@ -193,6 +197,9 @@ def _robustness(run: Run, trees: Mapping[Judged, Node], larger: bool) -> dict[Ju
     """Gain on shifted validation rows: the mean over kinds and severities."""
     kinds = [(shift, severity) for shift in shifts(run.dataset.signature) for severity in SEVERITIES]
     members = {(leaf.digest, leaf.execution): leaf for tree in trees.values() for leaf in distinct(tree)}
+    part = run.dataset.part("validation")
+    leaf = next(iter(members.values()))
+    rows = rows_to_shift(run.config.metric, run.outputs(leaf, "validation"), part.targets, run.allowed)
     run.progress("choose", f"running {len(members)} models on {len(kinds)} kinds of shifted rows")
     said = {
         key: shifted_outputs(
@@ -203,14 +210,13 @@ def _robustness(run: Run, trees: Mapping[Judged, Node], larger: bool) -> dict[Ju
             "validation",
             run.config.latency,
             shifts=kinds,
-            rows=SHIFTED_ROWS,
+            rows=rows,
             seed=run.config.seed,
             allowed=run.allowed,
         )
         for key, member in members.items()
     }
-    targets = run.dataset.part("validation").targets[:SHIFTED_ROWS]
-    found = {}
+    targets, found = part.targets[:rows], {}
     for judged, tree in trees.items():
         values = []
         for place in range(len(kinds)):
@@ -219,6 +225,19 @@ def _robustness(run: Run, trees: Mapping[Judged, Node], larger: bool) -> dict[Ju
             values.append(score(run.config.metric, answer, targets, allowed=run.allowed))
         found[judged] = float(np.mean(values)) * (1 if larger else -1)
     return found
+
+
+def rows_to_shift(
+    metric: Metric, outputs: npt.NDArray[Any], targets: npt.NDArray[Any], allowed: Collection[str]
+) -> int:
+    """How many of the first rows [N] are shifted: more where the metric is undefined on so few."""
+    rows = min(SHIFTED_ROWS, len(targets))
+    while rows < len(targets):
+        at = statistic(metric, outputs[:rows], targets[:rows], allowed=allowed)
+        if not math.isnan(at(np.ones(rows))):
+            break
+        rows = min(2 * rows, len(targets))
+    return rows
 
 
 def _point(run: Run, surveyed: Survey, table: _Table, point: Point) -> dict[str, Any]:

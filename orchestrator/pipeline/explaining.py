@@ -17,12 +17,13 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.data import PartName
 from orchestrator.config.ensemble import Member, Node, Spec, children
 from orchestrator.ensemble import diversity
-from orchestrator.ensemble.combine import Floats
+from orchestrator.ensemble.combine import Floats, deviations
 from orchestrator.ensemble.contributions import MOST, contributions, member_scores, shares_of
 from orchestrator.ensemble.explain import label, named, why
 from orchestrator.ensemble.occlusion import occlusion_map
 from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
+from orchestrator.ensemble.weights import errors_of
 from orchestrator.errors import ConfigError
 from orchestrator.measure.quality import brier_score, score
 from orchestrator.measure.tasks import class_rules
@@ -88,9 +89,7 @@ def _diversity(
         }
     }
     if spec.signature.task == "regression":
-        truth = targets.reshape(len(targets), -1)
-        scale = np.where(truth.std(axis=0) > 0, truth.std(axis=0), 1.0)
-        errors = np.stack([((member - truth) / scale).ravel() for member in scores])
+        errors = errors_of(scores, targets, "regression")
         return found | {"error_correlation": _finite(diversity.error_correlation(errors))}
     kind = class_rules(spec.signature.task)
     labels = kind.as_classes(np.stack(scores)).argmax(axis=2)
@@ -156,7 +155,7 @@ def example_rows(run: Run, spec: Spec) -> list[int]:
         doubt = uncertainty(scores, shares, task).epistemic
     else:
         values = spread(scores, shares)
-        doubt = (values / np.where(values.std(axis=0) > 0, values.std(axis=0), 1.0)).sum(axis=1)
+        doubt = (values / deviations(values)).sum(axis=1)
     return [int(row) for row in np.argsort(-doubt, kind="stable")[:EXAMPLES]]
 
 

@@ -293,6 +293,10 @@ def test_a_regression_has_no_ensembles_of_classifiers(tree: dict[str, Any], said
     task = ("data.name=gapminder", "data.task=regression")
     assert f"ensembles.x: {said}" in refused(*task, ensembles={"x": tree})
     assert f"ensembles.x: {said}" in refused(*task, ensembles={"x": pair() | {"members": [tree, "big"]}})
+    scaled = pair("big") | {"members": ["big", {"kind": "member", "name": "small", "temperature": 2.0}]}
+    assert run(ensembles={"x": scaled})
+    said = "a temperature (2, of member small) needs a classifier: leave it out"
+    assert f"ensembles.x: {said}" in refused(*task, ensembles={"x": scaled})
     stack = {"kind": "sequential", "policy": "stacking", "members": ["big", "small"]}
     assert run(*task, ensembles={"x": stack, "y": pair("x", "big")})
 

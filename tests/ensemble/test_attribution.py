@@ -11,8 +11,8 @@ from orchestrator.config.ensemble import Boosting, Cascade, Member, Node, Parall
 from orchestrator.config.measure import Metric
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights, used
 from orchestrator.ensemble.fit import fit
-from orchestrator.ensemble.tree import Prediction, distinct, replay
-from tests.ensemble.toys import A, B, C, D, outputs, values
+from orchestrator.ensemble.tree import Prediction, distinct, predict, replay
+from tests.ensemble.toys import A, B, C, D, lookup, outputs, values
 
 TABLE, LABELS = outputs()
 MIX = WeightedMix(members=(B, C), weights=(0.25, 0.75))
@@ -91,6 +91,26 @@ def test_without_a_member_the_others_weights_are_those_that_they_answer_with(tre
     assert (member_weights(tree, prediction, "classification")[:, position] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        Parallel(members=(A, B, C, D), quorum=3, fallback="best"),
+        Parallel(members=(Parallel(members=(A, B)), Parallel(members=(C, D))), quorum=1, fallback="best"),
+        Cascade(stages=(Parallel(members=(A, B)), D), thresholds=(0.8,), quorum=2, fallback="best"),
+    ],
+    ids=["mean", "nested", "cascade"],
+)
+def test_the_best_alone_counts_for_the_whole_answer_and_agrees_with_it(tree: Any) -> None:
+    known = fitted(tree)
+    prediction = answered(known, (A, D))
+    (best,) = used(known, prediction)
+    weights = member_weights(known, prediction, "classification")
+    names = [member.name for member in prediction.members]
+    np.testing.assert_array_equal(weights, np.tile([name == best.name for name in names], (len(LABELS), 1)))
+    answers = member_answers(known, prediction, "classification")
+    assert not disagreement(answers, weights, prediction, "classification").any()
+
+
 def test_weights_of_classes_are_those_of_the_rows_top_class() -> None:
     tree = fitted(WeightedMix(members=(A, B, C), method="per_class", strength=0.1))
     assert isinstance(tree, WeightedMix)
@@ -160,6 +180,15 @@ def test_a_stage_of_a_regressions_sum_says_what_the_sum_up_to_it_is() -> None:
         sums = np.stack([table[A], table[A] + 0.5 * table[B], table[A] + 0.5 * table[B]], axis=1)
         np.testing.assert_allclose(answers[:, :counted], sums[:, :counted], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(answers[:, 3], truth)
+
+
+def test_a_sum_that_no_row_was_asked_of_says_nothing() -> None:
+    later = Boosting(policy="boosting", base="b", members=(B, C), factors=(1.0, 0.5))
+    tree = Cascade(stages=(A, later), thresholds=(0.0,))
+    rows = np.arange(5)[:, None]
+    found = member_answers(tree, predict(tree, lookup(TABLE), rows, "classification"), "classification")
+    assert found[:, 0].any()
+    assert not found[:, 1:].any()
 
 
 @pytest.mark.parametrize(

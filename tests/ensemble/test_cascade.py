@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.config.calibration import VectorScaling
 from orchestrator.config.ensemble import Cascade, Ensemble, Node, Parallel
 from orchestrator.config.guarantee import Guarantee
 from orchestrator.config.measure import Metric
@@ -172,3 +173,13 @@ def test_a_guarantee_needs_rows_of_its_own() -> None:
     outer = fitted(cascade(inner, D), calibration=UNSEEN)
     assert isinstance(outer.stages[0], Cascade)
     assert outer.stages[0].certificate is not None
+
+
+def test_members_agree_with_what_their_stage_says_once_it_is_calibrated() -> None:
+    """A vector scaling may say a class that no member said: such a row is as unsure as can be."""
+    shifted = VectorScaling(factors=(1.0, 1.0), shifts=(0.0, 2.0))
+    stage = Parallel(members=(A, B), calibration=shifted)
+    tree = cascade(stage, C, thresholds=(0.5,), criterion="agreement")
+    logits = np.array([[1.0, 0.0], [9.0, 0.0], [0.0, 1.0]], np.float32)
+    found = replay(tree, dict.fromkeys((A, B, C), logits), "classification")
+    np.testing.assert_array_equal(found.stages, [1, 0, 0])

@@ -98,6 +98,18 @@ def test_the_best_of_an_error_metric_has_the_least() -> None:
     np.testing.assert_array_equal(found.outputs, table[B])
 
 
+def test_small_targets_have_a_best_member_too() -> None:
+    table, truth = values()
+    scaled = {member: (1e-9 * output).astype(np.float32) for member, output in table.items()}
+    asked = Parallel(members=(A, B, D), quorum=3, fallback="best")
+    tree = fit(asked, scaled, (1e-9 * truth).astype(np.float32), Metric(name="rmse"), "regression")
+    first, second, _ = distinct(tree)
+    found = replay(tree, {first: scaled[A], second: scaled[B]}, "regression")
+    np.testing.assert_array_equal(found.outputs, scaled[B])
+    assert found.expected is not None
+    assert 0 < found.expected.low < found.expected.value < found.expected.high
+
+
 def test_a_later_stage_of_a_boosting_never_answers_alone() -> None:
     boosted = Boosting(policy="boosting", base="a", members=(A, B), factors=(1.0, 0.5), quorum=2)
     tree = fit(

@@ -159,11 +159,15 @@ def test_a_cascade_s_later_stages_are_compared_on_the_rows_that_they_see() -> No
     assert any(None in row for row in requests(found, table))
 
 
-def test_a_stage_that_no_row_reached_has_no_record() -> None:
-    tree = Cascade(stages=MEMBERS[:2], thresholds=(0.0,), quorum=1)
-    found = distinct(fit(tree, FITTED, LABELS, Metric(), "classification"))
-    assert found[0].record is not None
-    assert found[1].record is None
+def test_a_later_stage_s_range_is_that_of_all_rows_also_of_those_that_never_reach_it() -> None:
+    """An audit of early exits asks it for those, too: there it is surer than on any hard row."""
+    hard = Parallel(members=MEMBERS[1:], quorum=2)
+    for threshold in (0.5, 0.0):  # some rows reach it, none does
+        tree = Cascade(stages=(MEMBERS[0], hard), thresholds=(threshold,))
+        found = fit(tree, FITTED, LABELS, Metric(), "classification")
+        for member, output in zip(distinct(found), FITTED.values(), strict=True):
+            assert member.record is not None
+            assert (member.record.low, member.record.high) == (output.min(), output.max())
 
 
 def test_regression_members_are_held_against_the_others_span() -> None:

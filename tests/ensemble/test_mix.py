@@ -176,6 +176,19 @@ def test_a_gate_of_a_regression_knows_where_each_member_is_good() -> None:
     assert found.strength < 1
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e11])
+def test_a_gate_of_a_regression_is_the_same_in_any_unit(unit: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(600, 1))
+    low, high = (truth + rng.normal(size=truth.shape) * there for there in (truth > 0, truth <= 0))
+    answers = []
+    for scale in (1.0, unit):
+        scores = [scale * low, scale * high]
+        found = fit_gate(scores, Objective(scale * truth, "regression"), strength=0.001)
+        answers.append(gated(np.stack(scores), np.array(found.fitted), "regression") / scale)
+    assert np.abs(answers[1] - answers[0]).max() < 1e-3
+
+
 def test_gate_features_by_hand() -> None:
     scores = np.log(np.array([[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3]]))
     entropy = -sum(p * np.log(p) for p in (0.5, 0.3, 0.2))

@@ -131,6 +131,19 @@ def test_a_bound_on_robustness_leaves_out_what_is_not_known() -> None:
     assert missed.beyond == {"min_robustness": pytest.approx(0.1)}
 
 
+@pytest.mark.parametrize("positives", [1, 3])
+def test_folds_without_a_positive_say_nothing(positives: int) -> None:
+    outputs, _ = toys.skilled({"a": 1.0, "b": 1.5}, classes=2)
+    targets = (np.arange(len(next(iter(outputs.values())))) < positives).astype(np.int64)
+    survey, _ = toys.planned(outputs, targets, SPEEDS, metric=Metric(name="auroc"))
+    assert np.isnan(survey.reference.inside).any()
+    found = honest(survey, Goal(max_drop=1.0))
+    # The only positive's fold leaves none to choose by, and the other folds have none to judge on.
+    assert (
+        found is None if positives == 1 else found is not None and np.isfinite([found.gain, found.drop]).all()
+    )
+
+
 def test_pure_noise_is_not_flattered() -> None:
     """The best of hundreds over members that know nothing: its own figure is luck, the honest one is not."""
     lucky, fair = [], []

@@ -189,3 +189,9 @@ def test_explained_as_the_walk_answers(
         left = {members[place]: table[members[place]] for place in kept}
         walked = replay(lenient, left, task).scores
         np.testing.assert_allclose(replay(part, table, task).scores, walked, rtol=1e-12, atol=1e-12)
+
+
+def test_one_row_is_too_few_to_fit_on() -> None:
+    table, labels = outputs(rows=1)
+    with pytest.raises(EnsembleError, match="cross-validation needs two rows at least: 1"):
+        fit(Stacking(policy="stacking", members=(A, B)), table, labels, Metric(), "classification")

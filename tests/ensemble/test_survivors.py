@@ -259,6 +259,19 @@ def test_many_members_follow_a_rule_that_is_near_the_truth() -> None:
     assert np.mean(ruled) < 0.5 * np.mean(unruled)
 
 
+def test_a_nested_tree_of_many_members_knows_what_it_is_worth_without_each_one_alone() -> None:
+    """By the rule, five members of one child cost five times what they cost: the child is lost by any."""
+    table, labels = likely(300, 3, members=10)
+    all_of_them = tuple(table)
+    halves = (Parallel(members=all_of_them[:5]), Parallel(members=all_of_them[5:]))
+    tree = fit(Parallel(members=halves, quorum=1), table, labels, Metric(), "classification")
+    for member in all_of_them:
+        answer = replay(tree, without(table, member), "classification")
+        assert answer.expected is not None
+        assert answer.expected.value == pytest.approx(score(Metric(), answer.outputs, labels), abs=1e-6)
+    assert replay(tree, without(table, *all_of_them[:5]), "classification").expected is None
+
+
 def test_the_rule_is_exact_where_losses_add_up() -> None:
     effects = np.array([0.1, 0.0, -0.2, 0.4, 0.3, 0.05, 0.0, 0.1, 0.2])
 

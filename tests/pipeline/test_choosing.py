@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from orchestrator.config.data import EmbeddedData
+from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import load
 from orchestrator.ensemble.tree import distinct, predict
 from orchestrator.models.build import build
+from orchestrator.pipeline.choosing import rows_to_shift
 from orchestrator.runtime.execute import load as load_executable
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -212,3 +215,12 @@ def test_damaged_shifted_predictions_are_one_sentence(place: Place) -> None:
         assert "stored predictions are damaged" in place.choose().sentence(1)
     finally:
         kept.write_bytes(before)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(3, 512), (700, 1024), (2_900, 3_000)])
+def test_as_many_rows_are_shifted_as_the_metric_needs(first: int, rows: int) -> None:
+    targets = np.zeros(3_000, np.int64)
+    targets[first] = 1
+    assert rows_to_shift(Metric(name="auroc"), np.zeros((3_000, 2)), targets, ()) == rows
+    assert rows_to_shift(Metric(), np.zeros((3_000, 2)), targets, ()) == 512
+    assert rows_to_shift(Metric(), np.zeros((9, 2)), targets[:9], ()) == 9
