@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.model import ModelSettings, SideBySide
-from orchestrator.config.training import DistillationLoss, StepTraining, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
+
+_STUDENT = Training(loss=DistillationLoss())
 
 
 class Distill(Settings):
@@ -27,7 +29,7 @@ class Distill(Settings):
     """Of the teachers, the parent first, as in a weighted mix; equal when not given."""
     temperatures: tuple[float, ...] | None = None
     """That each teacher's logits are divided by before they are mixed; 1 when not given."""
-    training: StepTraining = Training(loss=DistillationLoss())
+    training: Annotated[StepTraining, over(_STUDENT)] = _STUDENT
 
     @model_validator(mode="after")
     def _lengths(self) -> Distill:
