@@ -28,7 +28,8 @@ class Child(Settings):
 
 def member_of_name(value: Any) -> Any:
     """A plain name, as a run file may write it, as a member; anything else as it is."""
-    return Member(name=value) if isinstance(value, str) else value
+    # With its kind as if it were written, so that a file that is made of what was set can be read.
+    return Member(kind="member", name=value) if isinstance(value, str) else value
 
 
 class Combined(Child):
