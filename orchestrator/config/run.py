@@ -32,7 +32,6 @@ from orchestrator.config.groups import name_of, nth_seed, stage_names, with_grou
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import (
     TASK_METRICS,
-    Execution,
     LatencySettings,
     Metric,
 )
@@ -40,11 +39,11 @@ from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.search_checks import search_complaint
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.streaming import run_complaint
 from orchestrator.config.tracking import MlflowTracking
 from orchestrator.config.training import JOINT_LOSSES, TASK_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
+from orchestrator.config.variant import VariantEntry, plan_complaint
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 """Becomes part of refs, file names and URLs."""
@@ -142,25 +141,6 @@ class ModelEntry(Settings):
             )
         if self.number is not None and self.number > self.yields:
             raise ValueError(f"'number' is at most {self.yields} here")
-
-
-class VariantEntry(Settings):
-    """A variant that the file itself describes, beside those of the search."""
-
-    parent: str
-    """A model, or a variant above this one."""
-    plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
-    `ensemble` is an ensemble of this file, a ref or a digest."""
-    execution: Execution | None = None
-    """lowered after int8, else eager, when not given."""
-    cpus: int = Field(1, ge=1)
-    """Cores, and so threads, of its steps."""
-    gpus: float = Field(0, ge=0)
-
-    def needs(self) -> tuple[str, ...]:
-        """Names and refs of all that it is made of."""
-        return (self.parent, *(other for step in self.plan for other in others_of(step)))
 
 
 class RunConfig(Settings):
@@ -273,6 +253,8 @@ class RunConfig(Settings):
                 above = ", ".join(other for other in known if other not in FRONT_NAMES)
                 raise ValueError(f"variants.{name}.parent: '{entry.parent}' is none of {above}")
             known.append(name)
+        if (complaint := plan_complaint(self.variants)) is not None:
+            raise ValueError(f"variants.{complaint}")
 
     def _ensemble_names(self) -> None:
         known = [*self.models, *self.variants, *(FRONT_NAMES if self.search else ())]

@@ -58,7 +58,7 @@ def test_a_promise_about_classes_needs_them(key: str) -> None:
 
 
 def variant(parent: str) -> dict[str, Any]:
-    return {"parent": parent, "plan": [{"kind": "bf16"}]}
+    return {"parent": parent, "plan": [{"kind": "recover"}]}
 
 
 def test_sets_belong_to_the_top_of_an_ensemble_and_to_its_task() -> None:
@@ -106,6 +106,38 @@ def test_variants_name_what_is_above_them() -> None:
     backwards = {"b": variant("a"), "a": variant("big")}
     assert "variants.b.parent: 'a' is none of big, small" in refused(variants=backwards)
     assert "variants.a.parent: 'chosen' is none of" in refused(variants={"a": variant("chosen")})
+
+
+BF16, INT8 = {"kind": "bf16"}, {"kind": "int8_static"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ({"a": [BF16, {"kind": "recover"}]}, "variants.a.plan: 'recover' cannot follow 'bf16'"),
+        (
+            {"a": [BF16], "b": [INT8]},
+            "variants.b.plan: 'int8_static' cannot follow 'bf16' in bf16, int8_static",
+        ),
+        (
+            {"a": [INT8]},
+            "variants.a.execution: int8_static does not run eager: use lowered or aoti or openvino",
+        ),
+    ],
+)
+def test_plans_of_variants_are_checked_with_the_file(variants: dict[str, Any], said: str) -> None:
+    parents = ["big", *variants]
+    entries = {
+        name: {"parent": parent, "plan": plan, "execution": "eager"}
+        for (name, plan), parent in zip(variants.items(), parents, strict=False)
+    }
+    assert said in refused(variants=entries)
+
+
+def test_a_student_of_a_quantized_parent_is_a_fresh_model() -> None:
+    student = [{"kind": "distill", "model": {"factory": "mlp"}}, INT8]
+    entries = {"a": {"parent": "big", "plan": [BF16]}, "b": {"parent": "a", "plan": student}}
+    assert run(variants=entries)
 
 
 @pytest.mark.parametrize("name", ["big", "chosen"])
