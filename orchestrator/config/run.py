@@ -30,6 +30,7 @@ from orchestrator.config.ensemble_checks import complaint_of
 from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.groups import name_of, nth_seed, stage_names, with_groups
 from orchestrator.config.imports import ImportPath
+from orchestrator.config.losses import loss_complaint, losses_complaint
 from orchestrator.config.measure import (
     TASK_METRICS,
     LatencySettings,
@@ -41,7 +42,7 @@ from orchestrator.config.search_checks import search_complaint
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.streaming import run_complaint
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import JOINT_LOSSES, TASK_LOSSES, DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
 from orchestrator.config.variant import VariantEntry, plan_complaint
 
@@ -208,12 +209,6 @@ class RunConfig(Settings):
                 raise ValueError(f"model name '{name}' is reserved for the search's front")
             if entry.teacher is not None and (entry.teacher not in self.models or entry.teacher == name):
                 raise ValueError(f"models.{name}.teacher: no other model is named '{entry.teacher}'")
-            loss, losses = entry.training.loss, TASK_LOSSES[self.data.task]
-            if loss is not None and loss.kind not in losses:
-                raise ValueError(
-                    f"models.{name}.training.loss: {loss.kind} is not for task {self.data.task}: use "
-                    f"{', '.join(losses)}"
-                )
         self._no_teacher_cycle()
         self._variant_names()
         complaint = search_complaint(self.search, self.models, self.data.task)
@@ -223,7 +218,9 @@ class RunConfig(Settings):
         self._no_student_circle()
         self._tuned_models()
         trainings = {name: entry.training for name, entry in self.models.items()}
-        complaint = run_complaint(self.data, trainings, self.ensembles)
+        complaint = losses_complaint(
+            self.data.task, trainings, self.variants, self.search, self.ensembles
+        ) or run_complaint(self.data, trainings, self.ensembles)
         if complaint is not None:
             raise ValueError(complaint)
         if self.elsewhere is not None and self.data.task != "classification":
@@ -355,6 +352,8 @@ class RunConfig(Settings):
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
+            if (complaint := loss_complaint(entry.training, self.data.task)) is not None:
+                raise ValueError(f"training_search.space: training.loss: {complaint}")
 
     def seed_of(self, entry: ModelEntry) -> int:
         """The seed that a model of this run is trained with."""

@@ -420,3 +420,39 @@ def test_a_regression_has_no_votes() -> None:
     nested = {**pair("big", "small"), "members": ["big", {**pair("big", "small"), "rule": "vote"}]}
     text = refused(data=data, search=None, ensembles={"x": nested})
     assert "ensembles.x: rule vote is not for task regression: use mean, median, trimmed_mean" in text
+
+
+LABELS = {"loss": {"kind": "cross_entropy"}}
+RECOVER = {"kind": "recover", "training": LABELS}
+ROUNDS = {"kind": "prune_channels", "amount": 0.5, "rounds": 2, "recovery": LABELS}
+CHAIN = {"policy": "chain", "kind": "sequential", "members": ["big"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"models": {"big": model(training=LABELS)}}, "models.big.training.loss"),
+        ({"variants": {"v": {"parent": "big", "plan": [RECOVER]}}}, "variants.v.plan.recover.training.loss"),
+        (
+            {"variants": {"v": {"parent": "big", "plan": [ROUNDS]}}},
+            "variants.v.plan.prune_channels.recovery.loss",
+        ),
+        (
+            {"search": {"parent": "big", "space": {"plan": [{"choice": [None, RECOVER]}]}}},
+            "search.space.plan.recover.training.loss",
+        ),
+        (
+            {"training_search": {"model": "big", "space": {"training": {"choice": [{}, LABELS]}}}},
+            "training_search.space: training.loss",
+        ),
+        (
+            {"ensembles": {"c": {**CHAIN, "later": [model(training=LABELS)]}}},
+            "ensembles.c.later.loss",
+        ),
+    ],
+)
+def test_a_loss_of_another_task_is_refused_wherever_it_stands(changed: dict[str, Any], place: str) -> None:
+    sections = {"models": {"big": model(), "small": model()}, **changed}
+    assert run(**sections)
+    said = refused("data.name=gapminder", "data.task=regression", **sections)
+    assert f"{place}: cross_entropy is not for task regression: use mse," in said
