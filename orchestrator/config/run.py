@@ -217,6 +217,7 @@ class RunConfig(Settings):
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()
+        self._served_members()
         trainings = {name: entry.training for name, entry in self.models.items()}
         complaint = losses_complaint(
             self.data.task, trainings, self.variants, self.search, self.ensembles
@@ -273,6 +274,19 @@ class RunConfig(Settings):
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    def _served_members(self) -> None:
+        known = {*self.models, *self.variants, *(FRONT_NAMES if self.search else ())}
+        for ensemble, tree in self.ensembles.items():
+            for node in walk_nodes(tree):
+                if isinstance(node, Boosting):
+                    known.update(stage_names(ensemble, node.base, node.rounds))
+                if isinstance(node, Chain):
+                    known.update(name_of(ensemble, 1 + number) for number in range(len(node.later)))
+        unknown = [name for name in (self.serving.members if self.serving else ()) if name not in known]
+        if unknown:
+            here = ", ".join(sorted(known))
+            raise ValueError(f"serving.members: no member is named '{unknown[0]}'; known: {here}")
 
     def taught(self) -> tuple[str, ...]:
         """Variants that cannot be made before an ensemble of this file is fitted, in its order."""

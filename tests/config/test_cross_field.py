@@ -456,3 +456,14 @@ def test_a_loss_of_another_task_is_refused_wherever_it_stands(changed: dict[str,
     assert run(**sections)
     said = refused("data.name=gapminder", "data.task=regression", **sections)
     assert f"{place}: cross_entropy is not for task regression: use mse," in said
+
+
+def test_options_of_served_members_are_of_members_that_there_are() -> None:
+    trees = {"b": BOOSTING, "c": {**CHAIN, "later": [model()]}}
+    names = ["small", "b-2", "c-1", "chosen", "v"]
+    variants = {"v": {"parent": "big", "plan": [BF16]}}
+    members: dict[str, Any] = {name: {"replicas": 2} for name in names}
+    assert run(variants=variants, ensembles=trees, serving={"members": members})
+    said = refused(variants=variants, ensembles=trees, serving={"members": {**members, "smal": {"gpus": 1}}})
+    assert "serving.members: no member is named 'smal'; known: b-2," in said
+    assert "no member is named 'chosen'" in refused(search=None, serving={"members": {"chosen": {}}})
