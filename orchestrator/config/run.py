@@ -377,15 +377,15 @@ class RunConfig(Settings):
         """Every import path that this file names: the only code of the user's that may run."""
         found = set(self.allow)
 
-        def visit(value: Any) -> None:
+        def visit(value: Any, key: str = "") -> None:
             if isinstance(value, dict):
-                for key, item in value.items():
-                    if key in _PATH_KEYS and isinstance(item, str) and ":" in item:
-                        found.add(item)
-                    visit(item)
+                for own, item in value.items():
+                    visit(item, key if own == "choice" else own)  # options of a free value stand for the key
             elif isinstance(value, list):
                 for item in value:
-                    visit(item)
+                    visit(item, key)
+            elif isinstance(value, str) and key in _PATH_KEYS and ":" in value:
+                found.add(value)
 
         visit(self.plain())
         return frozenset(found)

@@ -413,6 +413,14 @@ def test_allowed_is_what_the_file_names() -> None:
     }
 
 
+def test_options_of_free_values_are_named_by_the_file() -> None:
+    model_ = {"factory": {"choice": ["mine.nets:wide", "mine.nets:deep"]}}
+    training = {"loss": {"kind": "custom", "loss": {"choice": ["mine.losses:own"]}}}
+    section = {"model": "big", "space": {"model": model_, "training": training}}
+    found = run(training_search=section, models={"big": model()}, search=None)
+    assert found.allowed() == {"mine.nets:wide", "mine.nets:deep", "mine.losses:own"}
+
+
 def test_a_regression_has_no_votes() -> None:
     data = {"kind": "parquet", "train": "rows.parquet", "target": ["y"], "task": "regression"}
     for rule in ("median", "trimmed_mean"):
