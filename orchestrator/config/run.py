@@ -364,6 +364,10 @@ class RunConfig(Settings):
                 entry = ModelEntry.model_validate(tuned(base.plain(), settings, config))
             except ValidationError as error:
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
+            if entry.yields > 1:
+                raise ValueError(
+                    "training_search.space: snapshots make several models of one: leave them out"
+                )
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
             if (complaint := loss_complaint(entry.training, self.data.task)) is not None:

@@ -101,6 +101,10 @@ def test_a_trial_has_its_own_resources_and_a_teacher_only_if_its_loss_has_one() 
             {"model": "big", "space": {"training": {"transfer": {"choice": [None, {"kind": "embedded"}]}}}},
             "a transfer set needs",
         ),
+        (
+            {"model": "big", "space": {"training": {"snapshots": {"choice": [None, 2]}}}},
+            "training_search.space: snapshots make several models of one",
+        ),
     ],
 )
 def test_what_is_refused(section: dict[str, Any], said: str) -> None:
