@@ -185,3 +185,9 @@ def test_keys_of_a_merged_mapping_may_be_overridden() -> None:
         "d": {"x": 1, "y": 4},
         "e": {"x": 2, "y": 1},
     }
+
+
+def test_a_bare_off_is_off() -> None:
+    found = run("serving.request_log=off").serving
+    assert found is not None
+    assert found.request_log == "off"
