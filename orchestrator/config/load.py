@@ -166,7 +166,7 @@ def json_schema() -> dict[str, Any]:
 def _keys(loc: tuple[str | int, ...], tags: set[object], *, unknown_key: bool) -> Iterator[str]:
     """A location as the user wrote it: pydantic adds the tag of each union that it went through."""
     for position, part in enumerate(loc):
-        named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "ensembles"))
+        named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "variants", "ensembles"))
         is_last = unknown_key and position == len(loc) - 1
         is_tag = part in tags or _TYPE.match(str(part)) is not None
         if named_by_user or is_last or not is_tag:

@@ -369,6 +369,25 @@ def test_the_metric_fits_the_task() -> None:
             "search.space: prune_channels.amount: Input should be less than 1",
         ),
         (
+            "search.space.plan=[{kind: prune_channels, amount: {range: [0.5]}}]",
+            "search.space: prune_channels.amount: range: Field required",
+        ),
+        (
+            "search.space.plan=[{kind: prune_channels, amount: {choice: [0.5], nmae: x}}]",
+            "search.space: prune_channels.amount: unknown key 'nmae'",
+        ),
+        ("search.space.plan=[{choice: [null], nmae: x}]", "search.space: step 1: unknown key 'nmae'"),
+        ("search.space.plan=[{kind: prune}]", "search.space: Input tag 'prune' found"),
+        (
+            "variants={clip: {parent: big, plan: [{kind: clip, bits: 0}]}}",
+            "variants.clip.plan.0.bits: Input should be greater than",
+        ),
+        ("models.big.model={factory: mlp, kwargs: {widths: [0]}}", "models.big.model.kwargs.widths.0: Input"),
+        (
+            "models.big.model={factory: cnn, kwargs: {channels: [-4, 4]}}",
+            "models.big.model.kwargs.channels.0",
+        ),
+        (
             "models.big.training={patience: 3, sparsify: {amount: 0.9}}",
             "'patience' and 'sparsify' exclude each other",
         ),
