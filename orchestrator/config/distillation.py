@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
 
@@ -22,7 +22,7 @@ class Distill(Settings):
     """The student."""
     others: tuple[str, ...] = ()
     """More teachers: refs or digests, in a run file also names of its models."""
-    ensemble: str | None = Field(None, exclude_if=lambda value: value is None)
+    ensemble: str | None = Field(None, exclude_if=absent)
     """The only teacher, the parent left out: ref or digest of a fitted ensemble of any kind, in a run file
     also the name of one of its ensembles."""
     weights: tuple[float, ...] | None = None

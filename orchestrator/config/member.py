@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.calibration import Band, Calibration, Expectations, PredictionSets, Record, Reject
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import ImportedModel, Mlp, ModelSettings
@@ -37,15 +37,15 @@ class Combined(Child):
 
     quorum: int | None = Field(None, ge=1)
     """How many of them must answer, or of a cascade's stages must work; all when not given."""
-    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
+    fallback: Literal["best"] | None = Field(None, exclude_if=absent)
     """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
-    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
+    prediction_sets: PredictionSets | None = Field(None, exclude_if=absent)
     """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
-    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
+    intervals: Band | None = Field(None, exclude_if=absent)
     """Of the root: intervals around its values, fitted on the calibration part. Regression."""
-    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
+    reject: Reject | None = Field(None, exclude_if=absent)
     """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
@@ -309,21 +309,8 @@ def _tag(value: Any) -> str:
     return factory if factory in BUILT_IN else "imported"
 
 
-BUILT_IN = (
-    "mlp",
-    "cnn",
-    "resnet",
-    "resnet9",
-    "airbench",
-    "vit",
-    "text_ngrams",
-    "text_cnn",
-    "text_transformer",
-    "audio_cnn",
-    "audio_transformer",
-    "wave_cnn",
-    "ft_transformer",
-    "side_by_side",
+BUILT_IN: tuple[str, ...] = tuple(
+    cls.model_fields["factory"].default for cls in (*get_args(get_args(BuiltIn)[0]), SideBySide)
 )
 
 ModelSettings = Annotated[

@@ -152,7 +152,7 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
-    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    elsewhere: DataSettings | None = Field(None, exclude_if=absent)
     """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
