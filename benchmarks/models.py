@@ -23,8 +23,9 @@ from pathlib import Path
 
 from orchestrator.compression.plan import Context, apply_plan
 from orchestrator.config.load import load_run
-from orchestrator.config.run import ModelEntry, RunConfig, VariantEntry
+from orchestrator.config.run import ModelEntry, RunConfig
 from orchestrator.config.steps import DynamicInt8, StaticInt8, epochs_of, others_of, with_others
+from orchestrator.config.variant import VariantEntry
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import NotFoundError

@@ -91,6 +91,10 @@ def build_app(settings: AppSettings, *, direct_on: str | None = None) -> Applica
             raise ConfigError("two served ensembles have the same name", name)
     for spec in specs:
         _check(spec, store)
+    known = {member.name for spec in specs for member in tree.leaves(spec.tree)}
+    for name in settings.serving.members:
+        if name not in known:  # no error: other ensembles of these settings, or later releases, may have it
+            logger.warning("serving.members: no served ensemble has a member '%s'", name)
     members = Members(settings)
     where = [placement.places(spec, settings, store) for spec in specs]
     places = [_place(*one, members, settings) for one in zip(specs, where, refs, strict=True)]

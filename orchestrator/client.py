@@ -214,6 +214,11 @@ class Client:
             except TimeoutError as late:
                 self._connection.close()
                 raise DeadlineError("no answer in time", f"{self._deadline_s:g} s") from late
+            except UnicodeError:  # of a host's name, the path or a header; its text could show a key
+                self._connection.close()
+                raise InputError(
+                    "the server's URL or a header has letters that HTTP cannot send", self._url
+                ) from None
             except (OSError, http.client.HTTPException) as broken:
                 self._connection.close()
                 reason, fix = f"{self._url} ({broken})", "check the URL, and that the server runs"

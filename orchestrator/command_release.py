@@ -128,8 +128,8 @@ def status(
         for model in document["models"]:
             ready = "ready" if model["ready"] else f"not ready: {model['problem']}"
             typer.echo(f"{model['name']} {model['version']} ({model['kind']}): {ready}")
-            epoch = "-" if model["weight_epoch"] is None else f"{model['weight_epoch']:g}"
-            answered = f"answers {model['answers']:g}, degraded {model['degraded']:g}"
+            epoch = "-" if model["weight_epoch"] is None else f"{model['weight_epoch']:.0f}"
+            answered = f"answers {model['answers']:,.0f}, degraded {model['degraded']:,.0f}"
             typer.echo(f"  weight epoch {epoch}, {answered}, members {', '.join(model['members'])}")
             for replica in (model["releases"] or {}).get("replicas", ()):
                 running = f"  {replica['replica']}: release {replica['live'][:SHORT]}"

@@ -13,6 +13,7 @@ import pytest
 from orchestrator import __version__
 from orchestrator.config.load import load_run
 from orchestrator.errors import ClusterError
+from orchestrator.pipeline import releasing
 from orchestrator.pipeline import run as pipeline
 from orchestrator.store.store import Store
 from tests.data import toy
@@ -208,3 +209,11 @@ def test_submit_without_a_cluster(tmp_path: Path) -> None:
     ).sentence(2)
     found = command("submit", "digits", "--address", "http://127.0.0.1:9", "--store", tmp_path)
     assert "no Ray dashboard answers: http://127.0.0.1:9" in found.sentence(1)
+
+
+def test_status_shows_large_counts_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"name": "mix", "version": "1", "kind": "mix", "ready": True, "releases": None, "members": ["a"]}
+    counts = {"weight_epoch": 1234567.0, "answers": 1234567.0, "degraded": 1000001.0}
+    monkeypatch.setattr(releasing, "status", lambda _: {"models": [{**model, **counts}]})
+    said = command("status").out
+    assert "weight epoch 1234567, answers 1,234,567, degraded 1,000,001" in said

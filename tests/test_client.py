@@ -72,6 +72,10 @@ def test_errors_are_ours(url: str) -> None:
     for wrong in ("http://127.0.0.1:80000", "http://127.0.0.1:80a0", "http://[::1", "http://two words"):
         with pytest.raises(InputError, match="URL is not valid"):
             Client(wrong)
+    key = {"Authorization": "Bearer \u20ac"}
+    for made in (Client("http://a..b:8000"), Client(f"{url}/\u20ac"), Client(url, headers=key)):
+        with made, pytest.raises(InputError, match="letters that HTTP cannot send"):
+            made.models()
 
 
 @contextmanager

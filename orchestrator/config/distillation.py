@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.model import ModelSettings, SideBySide
-from orchestrator.config.training import DistillationLoss, StepTraining, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
+
+_STUDENT = Training(loss=DistillationLoss())
 
 
 class Distill(Settings):
@@ -20,14 +22,14 @@ class Distill(Settings):
     """The student."""
     others: tuple[str, ...] = ()
     """More teachers: refs or digests, in a run file also names of its models."""
-    ensemble: str | None = Field(None, exclude_if=lambda value: value is None)
+    ensemble: str | None = Field(None, exclude_if=absent)
     """The only teacher, the parent left out: ref or digest of a fitted ensemble of any kind, in a run file
     also the name of one of its ensembles."""
     weights: tuple[float, ...] | None = None
     """Of the teachers, the parent first, as in a weighted mix; equal when not given."""
     temperatures: tuple[float, ...] | None = None
     """That each teacher's logits are divided by before they are mixed; 1 when not given."""
-    training: StepTraining = Training(loss=DistillationLoss())
+    training: Annotated[StepTraining, over(_STUDENT)] = _STUDENT
 
     @model_validator(mode="after")
     def _lengths(self) -> Distill:

@@ -139,7 +139,7 @@ class Stacking(Pooled):
 
     kind: Literal["sequential"] = "sequential"
     policy: Literal["stacking"]
-    folds: int | None = Field(None, ge=2, le=20, exclude_if=lambda value: value is None)
+    folds: int | None = Field(None, ge=2, le=20, exclude_if=absent)
     """Fit the meta-learner on train rows: each member is trained so many times more, without the rows of one
     fold, and says of these what the meta-learner sees. On validation rows when not given."""
     strength: float | None = Field(None, gt=0)

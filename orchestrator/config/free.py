@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
@@ -93,6 +94,7 @@ class Parameter:
         return tuple(dict.fromkeys(rounded(end) for end in self.numbers.range))
 
 
+F = TypeVar("F", Choice, Range)
 Pick = Callable[[Parameter], Scalar]
 
 
@@ -225,7 +227,7 @@ def value_of(value: JsonValue, path: str, pick: Pick) -> JsonValue:
     if not isinstance(value, dict):
         return value
     if "choice" in value:
-        free = Choice.model_validate(value)
+        free = read(Choice, value, path)
         labels = distinct(tuple(map(_label, free.choice)))
         label = pick(Parameter(free.name or path, labels))
         option = free.choice[option_at(labels, label, free.name or path)]
@@ -233,9 +235,21 @@ def value_of(value: JsonValue, path: str, pick: Pick) -> JsonValue:
         inside = isinstance(option, dict) and isinstance(option.get("factory"), str)
         return value_of(option, f"{path}.{label}" if inside else path, pick)
     if "range" in value:
-        numbers = Range.model_validate(value)
+        numbers = read(Range, value, path)
         return pick(Parameter(numbers.name or path, None, numbers))
     return {key: value_of(one, f"{path}.{key}", pick) for key, one in value.items()}
+
+
+def read(kind: type[F], value: JsonValue, path: str) -> F:
+    """A free value from plain values.
+
+    Raises:
+        ValueError: says what is wrong at this place, which pydantic's own error would not name.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_problem(error)}") from error
 
 
 def option_at(labels: tuple[Scalar, ...], label: Scalar, name: str) -> int:
@@ -272,12 +286,16 @@ def distinct(labels: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
 
 def first_complaint(error: ValidationError, config: Config) -> str:
     """What pydantic found wrong first, as the writer of the file would say it."""
+    return f"{_problem(error)} (with {shown(config)})"
+
+
+def _problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{'.'.join(str(part) for part in first['loc'] if not isinstance(part, int))}'"
-    # The union's tags are of no use to the reader.
     place = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    return f"{place}: {first['msg'].removeprefix('Value error, ')} (with {shown(config)})"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{place}'"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 def shown(config: Config) -> str:

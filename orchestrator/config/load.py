@@ -22,6 +22,27 @@ LONGEST_SHOWN = 200
 """Characters of a place or a value in an error."""
 _TYPE = re.compile(r"(?:literal|list|tuple|dict)\[|(?:int|float|str|bool)$")
 """What pydantic adds to a location for a union of plain types."""
+_MERGE = "tag:yaml.org,2002:merge"
+"""Of the key `<<`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here a mapping is as it was written: what `<<` brings in comes later, and may be overridden.
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            first = lines.get((key.tag, key.value))
+            if first is not None:
+                shown = key.value[:LONGEST_SHOWN]
+                raise yaml.YAMLError(f"line {line}: the key '{shown}' stands in line {first} already")
+            lines[key.tag, key.value] = line
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -46,7 +67,7 @@ def yaml_value(text: str) -> Any:
         yaml.YAMLError: it is none; also for a date or a number that does not exist, like 2024-02-30.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except ValueError as error:
         raise yaml.YAMLError(str(error)) from error
 
@@ -145,7 +166,7 @@ def json_schema() -> dict[str, Any]:
 def _keys(loc: tuple[str | int, ...], tags: set[object], *, unknown_key: bool) -> Iterator[str]:
     """A location as the user wrote it: pydantic adds the tag of each union that it went through."""
     for position, part in enumerate(loc):
-        named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "ensembles"))
+        named_by_user = position == 0 or (position == 1 and loc[0] in ("models", "variants", "ensembles"))
         is_last = unknown_key and position == len(loc) - 1
         is_tag = part in tags or _TYPE.match(str(part)) is not None
         if named_by_user or is_last or not is_tag:

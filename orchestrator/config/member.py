@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.calibration import Band, Calibration, Expectations, PredictionSets, Record, Reject
 from orchestrator.config.measure import Execution
 from orchestrator.config.model import ImportedModel, Mlp, ModelSettings
@@ -28,7 +28,8 @@ class Child(Settings):
 
 def member_of_name(value: Any) -> Any:
     """A plain name, as a run file may write it, as a member; anything else as it is."""
-    return Member(name=value) if isinstance(value, str) else value
+    # With its kind as if it were written, so that a file that is made of what was set can be read.
+    return Member(kind="member", name=value) if isinstance(value, str) else value
 
 
 class Combined(Child):
@@ -36,15 +37,15 @@ class Combined(Child):
 
     quorum: int | None = Field(None, ge=1)
     """How many of them must answer, or of a cascade's stages must work; all when not given."""
-    fallback: Literal["best"] | None = Field(None, exclude_if=lambda value: value is None)
+    fallback: Literal["best"] | None = Field(None, exclude_if=absent)
     """Of the root: below the quorum, the best of the members that answered every row answers alone."""
     calibration: Calibration | None = None
     """Of the combined answer; none when not given. Classification only."""
-    prediction_sets: PredictionSets | None = Field(None, exclude_if=lambda value: value is None)
+    prediction_sets: PredictionSets | None = Field(None, exclude_if=absent)
     """Of the root: sets of classes beside its answers, fitted on the calibration part. Classification."""
-    intervals: Band | None = Field(None, exclude_if=lambda value: value is None)
+    intervals: Band | None = Field(None, exclude_if=absent)
     """Of the root: intervals around its values, fitted on the calibration part. Regression."""
-    reject: Reject | None = Field(None, exclude_if=lambda value: value is None)
+    reject: Reject | None = Field(None, exclude_if=absent)
     """Of the root: which rows it would rather not answer, fitted on the validation part. Classification."""
     expected: Expectations | None = None
     """Filled in when the tree that this is the root of is fitted and has a quorum."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
-from orchestrator.config.training import Training
+from orchestrator.config.training import StepTraining, Training, over
+
+_HEAD = Training(epochs=2, lr=0.01)
 
 
 class Merge(Settings):
@@ -24,7 +26,7 @@ class Merge(Settings):
     """Mean of all; mean of those that help on validation rows; a point on the arc between two; mean after
     the others' channels were put in the parent's order, for models that were not trained from one start; or
     all of them as they are in one large model, of any architectures, with a trained head."""
-    training: Training = Training(epochs=2, lr=0.01)
+    training: Annotated[StepTraining, over(_HEAD)] = _HEAD
     """Of the head of side_by_side."""
     share: float = Field(0.5, gt=0, lt=1)
     """Of the other model, on the arc of slerp."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.imports import ImportPath
 
 
 class MlpKwargs(Settings):
-    widths: tuple[int, ...] = (128, 64)
+    widths: tuple[PositiveInt, ...] = (128, 64)
     """Hidden widths."""
     dropout: float = Field(0.0, ge=0, lt=1)
     features: float | None = Field(None, gt=0, lt=1, exclude_if=absent)
@@ -19,7 +19,7 @@ class MlpKwargs(Settings):
 
 
 class CnnKwargs(Settings):
-    channels: tuple[int, int] = (32, 64)
+    channels: tuple[PositiveInt, PositiveInt] = (32, 64)
     hidden: int = Field(128, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -52,7 +52,7 @@ class ResNet9Kwargs(Settings):
 
 
 class AirbenchKwargs(Settings):
-    widths: tuple[int, ...] = Field((64, 256, 256), min_length=1)
+    widths: tuple[PositiveInt, ...] = Field((64, 256, 256), min_length=1)
     """Channels of each block; a block halves height and width."""
 
 
@@ -97,7 +97,7 @@ class TextCnnKwargs(Settings):
     """Name of the text segment to read; the first one of tokens when not given."""
     dim: int = Field(128, ge=1)
     """Width of a token's embedding."""
-    widths: tuple[int, ...] = Field((2, 3, 4), min_length=1)
+    widths: tuple[PositiveInt, ...] = Field((2, 3, 4), min_length=1)
     """Tokens that each group of convolutions sees."""
     channels: int = Field(128, ge=1)
     """Convolutions of each width."""
@@ -147,7 +147,7 @@ class LogMelKwargs(Settings):
 
 
 class AudioCnnKwargs(LogMelKwargs):
-    widths: tuple[int, ...] = Field((24, 48, 96), min_length=1)
+    widths: tuple[PositiveInt, ...] = Field((24, 48, 96), min_length=1)
     """Channels of each block; a block halves bands and time."""
     dropout: float = Field(0.2, ge=0, lt=1)
 
@@ -158,7 +158,7 @@ class AudioTransformerKwargs(LogMelKwargs, EncoderKwargs):
 
 
 class WaveCnnKwargs(Settings):
-    widths: tuple[int, ...] = Field((32, 32, 64, 96), min_length=1)
+    widths: tuple[PositiveInt, ...] = Field((32, 32, 64, 96), min_length=1)
     """Channels of each convolution; the sound gets four times shorter after each."""
     window_ms: float = Field(10.0, gt=0)
     """What the first convolution sees."""
@@ -309,21 +309,8 @@ def _tag(value: Any) -> str:
     return factory if factory in BUILT_IN else "imported"
 
 
-BUILT_IN = (
-    "mlp",
-    "cnn",
-    "resnet",
-    "resnet9",
-    "airbench",
-    "vit",
-    "text_ngrams",
-    "text_cnn",
-    "text_transformer",
-    "audio_cnn",
-    "audio_transformer",
-    "wave_cnn",
-    "ft_transformer",
-    "side_by_side",
+BUILT_IN: tuple[str, ...] = tuple(
+    cls.model_fields["factory"].default for cls in (*get_args(get_args(BuiltIn)[0]), SideBySide)
 )
 
 ModelSettings = Annotated[

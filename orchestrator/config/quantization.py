@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
 from orchestrator.config.measure import Execution
-from orchestrator.config.training import DistillationLoss, StepTraining, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
 
 Precision = Literal[
     "fp32", "bf16", "fp8", "int8_static", "int8_dynamic", "int8_weight_only", "int4_weight_only"
@@ -47,6 +47,9 @@ class Fp8(Settings):
     """Names of layers that stay float."""
 
 
+_QAT = Training(epochs=2, lr=0.005, loss=DistillationLoss())
+
+
 class Qat(Settings):
     """Train on with the rounding of a number type in the forward pass; the step of that type follows.
 
@@ -59,7 +62,7 @@ class Qat(Settings):
     """The number type."""
     group: int | None = Field(None, ge=2)
     """Weight-only types: that of the step that follows; its default when not given."""
-    training: StepTraining = Training(epochs=2, lr=0.005, loss=DistillationLoss())
+    training: Annotated[StepTraining, over(_QAT)] = _QAT
     rows: int = Field(256, ge=1)
     """Calibration rows that activations take their first ranges from."""
     keep_float: tuple[str, ...] = ()

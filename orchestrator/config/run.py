@@ -30,9 +30,9 @@ from orchestrator.config.ensemble_checks import complaint_of
 from orchestrator.config.free import first_complaint, probes
 from orchestrator.config.groups import name_of, nth_seed, stage_names, with_groups
 from orchestrator.config.imports import ImportPath
+from orchestrator.config.losses import loss_complaint, losses_complaint
 from orchestrator.config.measure import (
     TASK_METRICS,
-    Execution,
     LatencySettings,
     Metric,
 )
@@ -40,11 +40,11 @@ from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.search_checks import search_complaint
 from orchestrator.config.serving import ServingSettings
-from orchestrator.config.steps import Plan, others_of
 from orchestrator.config.streaming import run_complaint
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.config.training import JOINT_LOSSES, TASK_LOSSES, DistillationLoss, Resources, Training
+from orchestrator.config.training import JOINT_LOSSES, DistillationLoss, Resources, Training
 from orchestrator.config.tuning import TrainingSearch, tuned
+from orchestrator.config.variant import VariantEntry, plan_complaint
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 """Becomes part of refs, file names and URLs."""
@@ -144,25 +144,6 @@ class ModelEntry(Settings):
             raise ValueError(f"'number' is at most {self.yields} here")
 
 
-class VariantEntry(Settings):
-    """A variant that the file itself describes, beside those of the search."""
-
-    parent: str
-    """A model, or a variant above this one."""
-    plan: Plan = Field(min_length=1)
-    """Steps in rising order; `others` in a step are models or variants of this file, refs or digests, and
-    `ensemble` is an ensemble of this file, a ref or a digest."""
-    execution: Execution | None = None
-    """lowered after int8, else eager, when not given."""
-    cpus: int = Field(1, ge=1)
-    """Cores, and so threads, of its steps."""
-    gpus: float = Field(0, ge=0)
-
-    def needs(self) -> tuple[str, ...]:
-        """Names and refs of all that it is made of."""
-        return (self.parent, *(other for step in self.plan for other in others_of(step)))
-
-
 class RunConfig(Settings):
     """Train, compress, ensemble, evaluate and serve: everything one run does."""
 
@@ -171,7 +152,7 @@ class RunConfig(Settings):
     allow: tuple[ImportPath, ...] = ()
     """Import paths that imported models may be built from, besides those that this file names itself."""
     data: DataSettings
-    elsewhere: DataSettings | None = Field(None, exclude_if=lambda value: value is None)
+    elsewhere: DataSettings | None = Field(None, exclude_if=absent)
     """Rows of another source, whose test part nobody should be sure of; classification."""
     metric: Metric = Metric()
     models: dict[Name, ModelEntry] = Field(min_length=1)
@@ -228,12 +209,6 @@ class RunConfig(Settings):
                 raise ValueError(f"model name '{name}' is reserved for the search's front")
             if entry.teacher is not None and (entry.teacher not in self.models or entry.teacher == name):
                 raise ValueError(f"models.{name}.teacher: no other model is named '{entry.teacher}'")
-            loss, losses = entry.training.loss, TASK_LOSSES[self.data.task]
-            if loss is not None and loss.kind not in losses:
-                raise ValueError(
-                    f"models.{name}.training.loss: {loss.kind} is not for task {self.data.task}: use "
-                    f"{', '.join(losses)}"
-                )
         self._no_teacher_cycle()
         self._variant_names()
         complaint = search_complaint(self.search, self.models, self.data.task)
@@ -242,8 +217,11 @@ class RunConfig(Settings):
         self._ensemble_names()
         self._no_student_circle()
         self._tuned_models()
+        self._served_members()
         trainings = {name: entry.training for name, entry in self.models.items()}
-        complaint = run_complaint(self.data, trainings, self.ensembles)
+        complaint = losses_complaint(
+            self.data.task, trainings, self.variants, self.search, self.ensembles
+        ) or run_complaint(self.data, trainings, self.ensembles)
         if complaint is not None:
             raise ValueError(complaint)
         if self.elsewhere is not None and self.data.task != "classification":
@@ -273,6 +251,8 @@ class RunConfig(Settings):
                 above = ", ".join(other for other in known if other not in FRONT_NAMES)
                 raise ValueError(f"variants.{name}.parent: '{entry.parent}' is none of {above}")
             known.append(name)
+        if (complaint := plan_complaint(self.variants)) is not None:
+            raise ValueError(f"variants.{complaint}")
 
     def _ensemble_names(self) -> None:
         known = [*self.models, *self.variants, *(FRONT_NAMES if self.search else ())]
@@ -294,6 +274,19 @@ class RunConfig(Settings):
                 if complaint is not None:
                     raise ValueError(f"ensembles.{ensemble}: {complaint}")
             known.append(ensemble)
+
+    def _served_members(self) -> None:
+        known = {*self.models, *self.variants, *(FRONT_NAMES if self.search else ())}
+        for ensemble, tree in self.ensembles.items():
+            for node in walk_nodes(tree):
+                if isinstance(node, Boosting):
+                    known.update(stage_names(ensemble, node.base, node.rounds))
+                if isinstance(node, Chain):
+                    known.update(name_of(ensemble, 1 + number) for number in range(len(node.later)))
+        unknown = [name for name in (self.serving.members if self.serving else ()) if name not in known]
+        if unknown:
+            here = ", ".join(sorted(known))
+            raise ValueError(f"serving.members: no member is named '{unknown[0]}'; known: {here}")
 
     def taught(self) -> tuple[str, ...]:
         """Variants that cannot be made before an ensemble of this file is fitted, in its order."""
@@ -371,8 +364,14 @@ class RunConfig(Settings):
                 entry = ModelEntry.model_validate(tuned(base.plain(), settings, config))
             except ValidationError as error:
                 raise ValueError(f"training_search.space: {first_complaint(error, config)}") from error
+            if entry.yields > 1:
+                raise ValueError(
+                    "training_search.space: snapshots make several models of one: leave them out"
+                )
             if entry.training.transfer != base.training.transfer:
                 raise ValueError("training_search.space: the rows of a transfer set cannot be free")
+            if (complaint := loss_complaint(entry.training, self.data.task)) is not None:
+                raise ValueError(f"training_search.space: training.loss: {complaint}")
 
     def seed_of(self, entry: ModelEntry) -> int:
         """The seed that a model of this run is trained with."""
@@ -382,15 +381,15 @@ class RunConfig(Settings):
         """Every import path that this file names: the only code of the user's that may run."""
         found = set(self.allow)
 
-        def visit(value: Any) -> None:
+        def visit(value: Any, key: str = "") -> None:
             if isinstance(value, dict):
-                for key, item in value.items():
-                    if key in _PATH_KEYS and isinstance(item, str) and ":" in item:
-                        found.add(item)
-                    visit(item)
+                for own, item in value.items():
+                    visit(item, key if own == "choice" else own)  # options of a free value stand for the key
             elif isinstance(value, list):
                 for item in value:
-                    visit(item)
+                    visit(item, key)
+            elif isinstance(value, str) and key in _PATH_KEYS and ":" in value:
+                found.add(value)
 
         visit(self.plain())
         return frozenset(found)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.config.access import AccessSettings, TlsSettings, is_loopback
 from orchestrator.config.base import Settings
@@ -94,6 +94,11 @@ class MemberOptions(Settings):
 _DEFAULTS = MemberOptions()
 
 
+def _off(value: Any) -> Any:
+    """A bare `off` is false in YAML."""
+    return "off" if value is False else value
+
+
 class ServingSettings(Settings):
     host: str = "127.0.0.1"
     """Loopback unless asked."""
@@ -132,7 +137,7 @@ class ServingSettings(Settings):
     access: AccessSettings = AccessSettings()
     tls: TlsSettings | None = None
     """HTTPS instead of HTTP."""
-    request_log: Literal["off", "text", "json"] = "off"
+    request_log: Annotated[Literal["off", "text", "json"], BeforeValidator(_off)] = "off"
     """A line for each request, with its id, on the replica's standard error."""
 
     def options(self, member: str) -> MemberOptions:

@@ -36,6 +36,7 @@ from orchestrator.config.free import (
     option_at,
     parameters,
     probes,
+    read,
     rounded,
     shown,
     value_of,
@@ -139,7 +140,7 @@ def _step(item: JsonValue, place: str, pick: Pick) -> JsonValue:
     if isinstance(item, list):
         return list(itertools.chain(*(_listed(_step(one, place, pick)) for one in item)))
     if isinstance(item, dict) and "choice" in item:
-        free = Choice.model_validate(item)
+        free = read(Choice, item, place)
         name = free.name or _name_of_steps(free.choice)
         labels = distinct(tuple(_label_of_steps(option, name) for option in free.choice))
         label = pick(Parameter(name, labels, of_steps=True))

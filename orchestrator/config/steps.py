@@ -35,7 +35,7 @@ from orchestrator.config.quantization import (
     WeightOnlyInt4,
     WeightOnlyInt8,
 )
-from orchestrator.config.training import DistillationLoss, StepTraining, Training
+from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
 
 __all__ = [
     "EXECUTIONS",
@@ -65,6 +65,9 @@ __all__ = [
 ]
 
 
+_RECOVERY = Training(epochs=3, lr=0.02, loss=DistillationLoss())
+
+
 class Recovery(Settings):
     """Fine-tune after a lossy step, by distillation from the parent unless `training.loss` says otherwise.
 
@@ -75,7 +78,7 @@ class Recovery(Settings):
 
     kind: Literal["recover"] = "recover"
     stage: ClassVar[int] = 20
-    training: StepTraining = Training(epochs=3, lr=0.02, loss=DistillationLoss())
+    training: Annotated[StepTraining, over(_RECOVERY)] = _RECOVERY
 
 
 Step = Annotated[

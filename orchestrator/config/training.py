@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from orchestrator.config.base import Settings, absent
 from orchestrator.config.clipping import Clipping
@@ -240,6 +240,12 @@ def _fits_a_step(training: Training) -> Training:
 
 StepTraining = Annotated[Training, AfterValidator(_fits_a_step)]
 """A training inside a step: one model goes in and one comes out, on the rows of the train part."""
+
+
+def over(own: Training) -> BeforeValidator:
+    """Of a step's `training`: what a file leaves open is as in the step's `own`."""
+    said = {name: value for name, value in own.plain().items() if name in own.model_fields_set}
+    return BeforeValidator(lambda value: {**said, **value} if isinstance(value, dict) else value)
 
 
 class Resources(Settings):

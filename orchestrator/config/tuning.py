@@ -77,8 +77,9 @@ def tuned(entry: Mapping[str, Any], settings: TrainingSearch, config: Mapping[st
     found: dict[str, Any] = merged(dict(entry), chosen)
     resources = {"cpus": settings.cpus, "gpus": settings.gpus}
     found["resources"] = {name: value for name, value in resources.items() if value}
-    loss = (found.get("training") or {}).get("loss") or {}
-    if loss.get("kind") != "distillation":
+    training = found.get("training")  # not validated yet: anything may stand in these places
+    loss = training.get("loss") if isinstance(training, dict) else None
+    if not (isinstance(loss, dict) and loss.get("kind") == "distillation"):
         found.pop("teacher", None)
     return found
 

@@ -16,8 +16,8 @@ from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import Member
 from orchestrator.config.imports import ImportPath
 from orchestrator.config.measure import Execution, Metric
-from orchestrator.config.run import VariantEntry
 from orchestrator.config.steps import Plan, with_others
+from orchestrator.config.variant import VariantEntry
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, OrchestratorError, first_line, last_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox, send

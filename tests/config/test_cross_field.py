@@ -58,7 +58,7 @@ def test_a_promise_about_classes_needs_them(key: str) -> None:
 
 
 def variant(parent: str) -> dict[str, Any]:
-    return {"parent": parent, "plan": [{"kind": "bf16"}]}
+    return {"parent": parent, "plan": [{"kind": "recover"}]}
 
 
 def test_sets_belong_to_the_top_of_an_ensemble_and_to_its_task() -> None:
@@ -106,6 +106,38 @@ def test_variants_name_what_is_above_them() -> None:
     backwards = {"b": variant("a"), "a": variant("big")}
     assert "variants.b.parent: 'a' is none of big, small" in refused(variants=backwards)
     assert "variants.a.parent: 'chosen' is none of" in refused(variants={"a": variant("chosen")})
+
+
+BF16, INT8 = {"kind": "bf16"}, {"kind": "int8_static"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ({"a": [BF16, {"kind": "recover"}]}, "variants.a.plan: 'recover' cannot follow 'bf16'"),
+        (
+            {"a": [BF16], "b": [INT8]},
+            "variants.b.plan: 'int8_static' cannot follow 'bf16' in bf16, int8_static",
+        ),
+        (
+            {"a": [INT8]},
+            "variants.a.execution: int8_static does not run eager: use lowered or aoti or openvino",
+        ),
+    ],
+)
+def test_plans_of_variants_are_checked_with_the_file(variants: dict[str, Any], said: str) -> None:
+    parents = ["big", *variants]
+    entries = {
+        name: {"parent": parent, "plan": plan, "execution": "eager"}
+        for (name, plan), parent in zip(variants.items(), parents, strict=False)
+    }
+    assert said in refused(variants=entries)
+
+
+def test_a_student_of_a_quantized_parent_is_a_fresh_model() -> None:
+    student = [{"kind": "distill", "model": {"factory": "mlp"}}, INT8]
+    entries = {"a": {"parent": "big", "plan": [BF16]}, "b": {"parent": "a", "plan": student}}
+    assert run(variants=entries)
 
 
 @pytest.mark.parametrize("name", ["big", "chosen"])
@@ -341,6 +373,25 @@ def test_the_metric_fits_the_task() -> None:
             "search.space: prune_channels.amount: Input should be less than 1",
         ),
         (
+            "search.space.plan=[{kind: prune_channels, amount: {range: [0.5]}}]",
+            "search.space: prune_channels.amount: range: Field required",
+        ),
+        (
+            "search.space.plan=[{kind: prune_channels, amount: {choice: [0.5], nmae: x}}]",
+            "search.space: prune_channels.amount: unknown key 'nmae'",
+        ),
+        ("search.space.plan=[{choice: [null], nmae: x}]", "search.space: step 1: unknown key 'nmae'"),
+        ("search.space.plan=[{kind: prune}]", "search.space: Input tag 'prune' found"),
+        (
+            "variants={clip: {parent: big, plan: [{kind: clip, bits: 0}]}}",
+            "variants.clip.plan.0.bits: Input should be greater than",
+        ),
+        ("models.big.model={factory: mlp, kwargs: {widths: [0]}}", "models.big.model.kwargs.widths.0: Input"),
+        (
+            "models.big.model={factory: cnn, kwargs: {channels: [-4, 4]}}",
+            "models.big.model.kwargs.channels.0",
+        ),
+        (
             "models.big.training={patience: 3, sparsify: {amount: 0.9}}",
             "'patience' and 'sparsify' exclude each other",
         ),
@@ -385,6 +436,14 @@ def test_allowed_is_what_the_file_names() -> None:
     }
 
 
+def test_options_of_free_values_are_named_by_the_file() -> None:
+    model_ = {"factory": {"choice": ["mine.nets:wide", "mine.nets:deep"]}}
+    training = {"loss": {"kind": "custom", "loss": {"choice": ["mine.losses:own"]}}}
+    section = {"model": "big", "space": {"model": model_, "training": training}}
+    found = run(training_search=section, models={"big": model()}, search=None)
+    assert found.allowed() == {"mine.nets:wide", "mine.nets:deep", "mine.losses:own"}
+
+
 def test_a_regression_has_no_votes() -> None:
     data = {"kind": "parquet", "train": "rows.parquet", "target": ["y"], "task": "regression"}
     for rule in ("median", "trimmed_mean"):
@@ -392,3 +451,50 @@ def test_a_regression_has_no_votes() -> None:
     nested = {**pair("big", "small"), "members": ["big", {**pair("big", "small"), "rule": "vote"}]}
     text = refused(data=data, search=None, ensembles={"x": nested})
     assert "ensembles.x: rule vote is not for task regression: use mean, median, trimmed_mean" in text
+
+
+LABELS = {"loss": {"kind": "cross_entropy"}}
+RECOVER = {"kind": "recover", "training": LABELS}
+ROUNDS = {"kind": "prune_channels", "amount": 0.5, "rounds": 2, "recovery": LABELS}
+CHAIN = {"policy": "chain", "kind": "sequential", "members": ["big"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"models": {"big": model(training=LABELS)}}, "models.big.training.loss"),
+        ({"variants": {"v": {"parent": "big", "plan": [RECOVER]}}}, "variants.v.plan.recover.training.loss"),
+        (
+            {"variants": {"v": {"parent": "big", "plan": [ROUNDS]}}},
+            "variants.v.plan.prune_channels.recovery.loss",
+        ),
+        (
+            {"search": {"parent": "big", "space": {"plan": [{"choice": [None, RECOVER]}]}}},
+            "search.space.plan.recover.training.loss",
+        ),
+        (
+            {"training_search": {"model": "big", "space": {"training": {"choice": [{}, LABELS]}}}},
+            "training_search.space: training.loss",
+        ),
+        (
+            {"ensembles": {"c": {**CHAIN, "later": [model(training=LABELS)]}}},
+            "ensembles.c.later.loss",
+        ),
+    ],
+)
+def test_a_loss_of_another_task_is_refused_wherever_it_stands(changed: dict[str, Any], place: str) -> None:
+    sections = {"models": {"big": model(), "small": model()}, **changed}
+    assert run(**sections)
+    said = refused("data.name=gapminder", "data.task=regression", **sections)
+    assert f"{place}: cross_entropy is not for task regression: use mse," in said
+
+
+def test_options_of_served_members_are_of_members_that_there_are() -> None:
+    trees = {"b": BOOSTING, "c": {**CHAIN, "later": [model()]}}
+    names = ["small", "b-2", "c-1", "chosen", "v"]
+    variants = {"v": {"parent": "big", "plan": [BF16]}}
+    members: dict[str, Any] = {name: {"replicas": 2} for name in names}
+    assert run(variants=variants, ensembles=trees, serving={"members": members})
+    said = refused(variants=variants, ensembles=trees, serving={"members": {**members, "smal": {"gpus": 1}}})
+    assert "serving.members: no member is named 'smal'; known: b-2," in said
+    assert "no member is named 'chosen'" in refused(search=None, serving={"members": {"chosen": {}}})

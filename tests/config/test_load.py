@@ -50,6 +50,8 @@ def test_a_file_with_overrides(tmp_path: Path) -> None:
         (b"\xff\xfe", "cannot read the run file"),
         (b"a: [1", "not valid YAML"),
         (b"a: 2024-02-30", "not valid YAML"),
+        (b"seed: 1\nmodels:\n  t: {}\n  t: {}\n", "line 4: the key 't' stands in line 3 already"),
+        (b"{seed: 1, 'seed': 2}", "line 1: the key 'seed' stands in line 1 already"),
         (b"- 1\n- 2\n", "must be a mapping"),
         (b"", "must be a mapping"),
     ],
@@ -172,3 +174,20 @@ def test_text_that_is_no_json_is_not_repeated() -> None:
     told = str(explained(found.value, Reweight, "the body"))
     assert told.startswith("the body: Invalid JSON")
     assert "secret" not in told
+
+
+def test_keys_of_a_merged_mapping_may_be_overridden() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\nd: {<<: [*a, *b], y: 4}\ne: *b"
+    assert parse_yaml(text, "text") == {
+        "a": {"x": 1, "y": 1},
+        "b": {"x": 2, "y": 1},
+        "c": {"x": 3, "y": 1},
+        "d": {"x": 1, "y": 4},
+        "e": {"x": 2, "y": 1},
+    }
+
+
+def test_a_bare_off_is_off() -> None:
+    found = run("serving.request_log=off").serving
+    assert found is not None
+    assert found.request_log == "off"

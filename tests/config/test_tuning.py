@@ -101,6 +101,10 @@ def test_a_trial_has_its_own_resources_and_a_teacher_only_if_its_loss_has_one() 
             {"model": "big", "space": {"training": {"transfer": {"choice": [None, {"kind": "embedded"}]}}}},
             "a transfer set needs",
         ),
+        (
+            {"model": "big", "space": {"training": {"snapshots": {"choice": [None, 2]}}}},
+            "training_search.space: snapshots make several models of one",
+        ),
     ],
 )
 def test_what_is_refused(section: dict[str, Any], said: str) -> None:
@@ -122,3 +126,16 @@ def test_names_and_sources() -> None:
 def test_a_factory_of_ones_own_in_the_space_may_run() -> None:
     factories = {"choice": [{"factory": "cnn"}, {"factory": "my.module:net"}]}
     assert "my.module:net" in run(training_search={"model": "big", "space": {"model": factories}}).allowed()
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"loss": {"choice": ["cross_entropy", "mse"]}}, "training.loss"),
+        ({"loss": "mse", "lr": {"choice": [0.1]}}, "training.loss"),
+        ({"choice": ["abc", [1]]}, "training"),
+    ],
+)
+def test_a_training_that_is_no_mapping_is_told(training: Any, said: str) -> None:
+    section = {"model": "big", "space": {"training": training}}
+    assert f"training_search.space: {said}: " in refused(training_search=section)

@@ -63,6 +63,13 @@ def test_options_belong_to_the_member(tmp_path: Path) -> None:
     assert (mlp.num_replicas, mlp.ray_actor_options["num_cpus"]) == (2, 0.1)
 
 
+def test_options_of_nobody_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, specs = open_store(tmp_path)
+    serving = ServingSettings(members={"cnn": MemberOptions(), "cn": MemberOptions(gpus=1)})
+    build_app(AppSettings(store=str(store.root), specs=specs[:1], serving=serving))
+    assert [record.args for record in caplog.records if "no served ensemble" in record.msg] == [("cn",)]
+
+
 def test_a_fused_ensemble_is_held_by_the_ingress(tmp_path: Path) -> None:
     store, specs = open_store(tmp_path)
     members = {"cnn": MemberOptions(placement="distributed", cpus=0.5), "mlp0": MemberOptions(cpus=0.25)}

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from orchestrator.config.measure import Metric
-from orchestrator.config.run import VariantEntry
+from orchestrator.config.variant import VariantEntry
 from orchestrator.errors import CompressionError
 from orchestrator.pipeline import compressing
 from orchestrator.pipeline.compressing import VariantJob

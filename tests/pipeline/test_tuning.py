@@ -12,7 +12,9 @@ import pytest
 import ray
 import yaml
 
-from orchestrator.config.load import load_run
+from orchestrator.config.load import load_run, parse_yaml, read_yaml, validate
+from orchestrator.config.run import RunConfig
+from orchestrator.pipeline.tuning import given, tuned_run
 from orchestrator.store.store import Store
 from orchestrator.tracking.tensorboard import FILE
 from tests.pipeline import toys
@@ -36,6 +38,20 @@ SECTION = {
         "training": {"epochs": {"choice": [2, 3]}, "lr": {"choice": [0.1]}},
     },
 }
+
+
+EXAMPLES = sorted(path.name for path in Path("examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_written_run_file_can_be_read(name: str) -> None:
+    values = read_yaml(Path("examples", name))
+    model = next(own for own, entry in values["models"].items() if not {"copies", "ref"} & set(entry))
+    free = {"model": model, "space": {"training": {"epochs": {"choice": [2, 3]}}}}
+    config = validate(RunConfig, {**values, "training_search": free}, name)
+    written = parse_yaml(tuned_run(config, given(config.models[model])), name)
+    found = validate(RunConfig, written, name)
+    assert found.plain() == {**config.plain(), "name": found.name, "training_search": None}
 
 
 @pytest.fixture
