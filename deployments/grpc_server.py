@@ -238,7 +238,7 @@ class _Service:
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
         wanted = frozenset(name for name, _binary in request.outputs)
         question = Question(request.rows, left, wanted, request.id or "", request.encoded_by)
-        answer = await self._front.ask(entry, question)
+        answer = await entry.served.predict(question)
         check_given(answer, wanted)
         known = perf_counter_ns()
         encoded = messages.encode(entry.model_of(answer), request, answer.outputs, answer.facts())

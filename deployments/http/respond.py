@@ -52,21 +52,21 @@ async def respond(
                 if request.timeout_s is not None:
                     deadline = min(deadline, loop.time() + request.timeout_s)
                     limit.reschedule(deadline)
-                decoded = perf_counter_ns()
-                question = _question(request, headers, deadline - loop.time())
-                if told is not None:
-                    question = replace(question, told=told)
-                answer = await entry.served.predict(question)
-                check_given(answer, question.outputs)
-                known = perf_counter_ns()
-                reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
+            decoded = perf_counter_ns()
+            question = _question(request, headers, deadline - loop.time())
+            if told is not None:
+                question = replace(question, told=told)
+            answer = await entry.served.predict(question)
+            check_given(answer, question.outputs)
+            known = perf_counter_ns()
+            reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
         except TimeoutError as error:
             entry.statistics.fail(start)
             if body is None:
                 raise SlowBodyError(
                     "the body did not arrive in time", f"{front.serving.deadline_s:g} s"
                 ) from error
-            raise DeadlineError("no answer in time", entry.model.name) from error
+            raise DeadlineError("the body was not decoded in time", entry.model.name) from error
         except BaseException:
             entry.statistics.fail(start)
             raise
