@@ -306,14 +306,15 @@ class Follower(InStages):
         if settings is None or settings.stopped or settings.release == self._live.digest:
             await self._try(None, None)
             return
+        trial = Trial(settings, sequence)
         try:
             candidate = await self._stage(settings.release)
         except OrchestratorError as error:
             await self._try(None, None)
-            await self._say_stopped(settings, f"it cannot run: {error}"[:300])
+            await self._say_stopped(trial, f"it cannot run: {error}"[:300])
         else:
             self._stopped = ""
-            await self._try(candidate, Trial(settings))
+            await self._try(candidate, trial)
 
     async def _take_over(self, found: Running) -> None:
         old, self._live = self._live, found
@@ -368,19 +369,19 @@ class Follower(InStages):
     def _judge(self, trial: Trial) -> None:
         if self._trial is trial and (why := trial.verdict):
             self._trial = None  # the live one answers from now on
-            task = asyncio.create_task(self._stop(trial.settings, why))
+            task = asyncio.create_task(self._stop(trial, why))
             self._comparing.add(task)
             task.add_done_callback(self._comparing.discard)
 
-    async def _stop(self, settings: Canary, why: str) -> None:
-        await self._say_stopped(settings, why)
+    async def _stop(self, trial: Trial, why: str) -> None:
+        await self._say_stopped(trial, why)
         with suppress(OrchestratorError):
             await self.follow()
 
-    async def _say_stopped(self, settings: Canary, why: str) -> None:
+    async def _say_stopped(self, trial: Trial, why: str) -> None:
         """Say in the store that a canary is over, for the other processes and the next start."""
         self._stopped = why
-        await say_stopped(self._store, self._name, settings, why, expect=self._canary_seen)
+        await say_stopped(self._store, self._name, trial.settings, why, expect=trial.entry)
 
     def _look(self) -> None:
         """Keep a task that follows the store; it needs the loop that requests are answered in."""

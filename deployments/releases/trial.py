@@ -86,10 +86,15 @@ def agreement(live: Answer, candidate: Answer) -> float:
 
 
 class Trial:
-    """The comparison so far; a bet against "at most 1 - `min_agreement` of the rows differ" (`betting`)."""
+    """The comparison so far; a bet against "at most 1 - `min_agreement` of the rows differ" (`betting`).
 
-    def __init__(self, settings: Canary) -> None:
-        self.settings = settings
+    Args:
+        settings: of the canary.
+        entry: the number of its entry in the store: while another is loaded, this one still may be ended.
+    """
+
+    def __init__(self, settings: Canary, entry: int) -> None:
+        self.settings, self.entry = settings, entry
         self._evidence = NOTHING
         self._compared = 0
         self._agreed = 0.0

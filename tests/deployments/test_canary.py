@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question
+from deployments.releases.running import Engine
 from deployments.releases.trial import agreement, drawn
+from orchestrator.config.ensemble import Spec
+from orchestrator.config.release import Canary
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError
 from orchestrator.store import releases
@@ -121,6 +125,42 @@ def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.M
         state = await running.state()
         assert state["canary"] is None
         assert "failed" in state["canary_stopped"]
+
+    serving(store, test)
+
+
+def test_the_end_of_a_canary_is_not_that_of_the_one_that_is_loaded_meanwhile(store: Store) -> None:
+    first = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": first, "share": 1})).status == 200
+        second = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.501, 0.499)))
+        follower = running.follower
+        old, open_engine = follower._trial, follower._open
+        assert old is not None
+        go_on = threading.Event()
+
+        def slow(spec: Spec) -> Engine:
+            go_on.wait(20)
+            return open_engine(spec)
+
+        follower._open = slow
+        releases.set_canary(store, NAME, Canary(release=second))
+        following = asyncio.create_task(follower.follow())
+
+        async def loading() -> bool:
+            return follower._canary_seen > old.entry
+
+        await until(loading)
+        while not old.verdict:
+            old.saw(0.0)
+        follower._judge(old)
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await following
+        await asyncio.gather(*follower._comparing)
+        state = await running.state()
+        assert (state["canary"]["release"], state["canary_stopped"]) == (second, "")
 
     serving(store, test)
 
