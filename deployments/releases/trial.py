@@ -16,7 +16,15 @@ from deployments.exchange import Answer, Question
 from deployments.releases.running import Running
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.betting import NOTHING, grown, log_capital
-from orchestrator.errors import CorruptArtifactError, DeadlineError, OrchestratorError, RefConflictError
+from orchestrator.errors import (
+    CorruptArtifactError,
+    DeadlineError,
+    MemberFailedError,
+    OrchestratorError,
+    OverloadedError,
+    QuorumError,
+    RefConflictError,
+)
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -24,6 +32,8 @@ EVERY = 10_000.0
 """Compared requests between wrong ends of a candidate that agrees enough, on average at least."""
 TOLERANCE = 1e-3
 """Largest difference of two values that agree, absolute or as a share."""
+
+OTHERWISE = "it encodes what clients send otherwise than the live release, so that they cannot be compared"
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +82,14 @@ async def say_stopped(store: Store, name: str, settings: Canary, why: str, *, ex
         pass  # another process was first, or another canary was set meanwhile
     except OrchestratorError as error:
         logger.error("%s: %s", name, error)
+
+
+def is_fault(error: OrchestratorError, question: Question, fair_s: float) -> bool:
+    """Whether a candidate's failure is its own: not of a client in a hurry, nor of too much work."""
+    # A tree with a quorum has no members left when the time is over, but no deadline of its own.
+    slow = isinstance(error, DeadlineError | QuorumError | MemberFailedError)
+    hurried = slow and question.timeout_s < fair_s
+    return not hurried and not isinstance(error, OverloadedError)
 
 
 def agreement(live: Answer, candidate: Answer) -> float:

@@ -12,12 +12,15 @@ import pytest
 from deployments.exchange import Answer, Question
 from deployments.releases.running import Engine
 from deployments.releases.trial import agreement, drawn
+from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Spec
+from orchestrator.config.model import TextNgrams
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.epochs import reweighted
 from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
+from tests.deployments.raws import signature
 from tests.deployments.released import (
     NAME,
     Running,
@@ -28,7 +31,7 @@ from tests.deployments.released import (
     serving,
     until,
 )
-from tests.deployments.toys import IMAGES
+from tests.deployments.toys import IMAGES, put
 
 
 @pytest.fixture
@@ -239,6 +242,37 @@ def test_a_canary_that_cannot_be_read_keeps_no_promotion_back(store: Store) -> N
         releases.promote(store, NAME, digest)
         await running.follower.follow()
         assert (await running.state())["live"] == digest
+
+    serving(store, test)
+
+
+def test_a_canary_encodes_as_the_live_release_does(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def grams(seed: int, *, lowercase: bool) -> Spec:
+        encoding = TextEncoding(segments=(NgramHashes(name="grams", length=6, size=64, lowercase=lowercase),))
+        member = put(store, f"grams{seed}", TextNgrams(), signature(encoding), seed)
+        return Spec(name="mix", tree=member, signature=signature(encoding))
+
+    store.set_ref(NAME, store.put_spec(grams(1, lowercase=True)))
+
+    async def test(running: Running) -> None:
+        other = releases.put(store, NAME, grams(2, lowercase=False))
+        got = await running.admin("canary", {"release": other})
+        assert (got.status, "must encode what clients send" in got.json()["error"]) == (400, True)
+        alike = releases.put(store, NAME, grams(3, lowercase=True))
+        assert (await running.admin("canary", {"release": alike})).status == 200
+        await running.follower.follow()
+        assert (await running.state())["canary"]["release"] == alike
+        assert (
+            await running.admin("promote", {"spec": store.put_spec(grams(4, lowercase=False))})
+        ).status == 200
+        await asyncio.gather(*running.follower._comparing)
+        state = await running.state()
+        assert (state["canary"], "encodes" in state["canary_stopped"]) == (None, True)
+        _, settings = releases.canary(store, NAME)
+        assert settings is not None
+        assert "encodes" in settings.stopped
 
     serving(store, test)
 
