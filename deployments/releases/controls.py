@@ -99,9 +99,14 @@ class Controls:
         return {"stopped": True} | await self._followed()
 
     async def learn(self, body: Labels) -> dict[str, Any]:
-        """Labels of recent answers."""
-        (found,) = await self._tell("learn", body)
-        return dict(found)
+        """Labels of recent answers.
+
+        One replica learns; while it is replaced there are two, and labels count where the answers are kept.
+        """
+        told = await self._tell("learn", body)
+        most = max(told, key=lambda one: one["accepted"])
+        unknown = [key for key in most["unknown"] if all(key in one["unknown"] for one in told)]
+        return {**most, "accepted": sum(one["accepted"] for one in told), "unknown": unknown}
 
     async def _commit(self, choose: Callable[[], str]) -> dict[str, Any]:
         def chosen() -> tuple[int, str, int]:
