@@ -237,7 +237,9 @@ class _Service:
         decoded = perf_counter_ns()
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
         wanted = frozenset(name for name, _binary in request.outputs)
-        question = Question(request.rows, left, wanted, request.id or "", request.encoded_by)
+        question = Question(
+            request.rows, left, wanted, request.id or "", request.encoded_by, asked.model_version
+        )
         answer = await entry.served.predict(question)
         check_given(answer, wanted)
         known = perf_counter_ns()

@@ -29,11 +29,12 @@ async def respond(
     encode: Encode,
     *,
     large_bytes: int,
+    version: str = "",
     told: Callable[[Answer], None] | None = None,
 ) -> Reply:
     """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
 
-    `told` is called with what the stages of a cascade say.
+    Where a `version` is given no other answers. `told` is called with what the stages of a cascade say.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -54,8 +55,8 @@ async def respond(
                     limit.reschedule(deadline)
             decoded = perf_counter_ns()
             question = _question(request, headers, deadline - loop.time())
-            if told is not None:
-                question = replace(question, told=told)
+            if version or told is not None:
+                question = replace(question, version=version, told=told)
             answer = await entry.served.predict(question)
             check_given(answer, question.outputs)
             known = perf_counter_ns()

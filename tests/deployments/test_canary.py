@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from orchestrator.config.ensemble import Spec
 from orchestrator.config.model import TextNgrams
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError
+from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError, ReleaseChangedError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
+from tests.deployments.calling import send
 from tests.deployments.raws import signature
 from tests.deployments.released import (
     NAME,
@@ -273,6 +275,26 @@ def test_a_canary_encodes_as_the_live_release_does(tmp_path: Path) -> None:
         _, settings = releases.canary(store, NAME)
         assert settings is not None
         assert "encodes" in settings.stopped
+
+    serving(store, test)
+
+
+def test_who_names_a_version_is_answered_by_no_other(store: Store) -> None:
+    digest = candidate(store)
+    data = IMAGES[:1].ravel().tolist()
+    tensor = {"name": "input", "shape": IMAGES[:1].shape, "datatype": "UINT8", "data": data}
+
+    async def test(running: Running) -> None:
+        version = running.front.find("mix").model.version
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        assert (await running.infer(IMAGES[:1]))["model_version"] != version
+        for route, body in (("infer", {"inputs": [tensor]}), ("predict", data)):
+            path = f"/v2/models/mix/versions/{version}/{route}"
+            got = await send(running.app, "POST", path, json.dumps(body).encode())
+            assert got.status == 200, got.body
+            assert version in (got.json().get("model_version"), got.json().get("version"))
+        with pytest.raises(ReleaseChangedError):
+            await running.follower.predict(Question(IMAGES[:1], 10.0, version="another"))
 
     serving(store, test)
 
