@@ -215,6 +215,8 @@ class _Service:
             except ProtocolError as error:
                 yield answer(error_message=str(error))
                 continue
+            finally:
+                del data  # what it became is what counts among the bodies in work
             # The interceptor let the stream in, which is the first request.
             if not first and (refused := self._refused(context)) is not None:
                 yield answer(error_message=refused.sentence, infer_response={"id": asked.id})
