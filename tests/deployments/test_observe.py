@@ -110,7 +110,7 @@ def test_of_a_client_that_is_gone_nothing_is_counted() -> None:
             await asyncio.Event().wait()
             raise AssertionError("unreachable")
 
-        task = asyncio.create_task(observed.watched("mix", never, meter)(Question(np.zeros((1, 2)), 60.0)))
+        task = asyncio.ensure_future(observed.watched("mix", never, meter)(Question(np.zeros((1, 2)), 60.0)))
         await asyncio.wait([task], timeout=0.05)
         task.cancel()
         await asyncio.wait([task])

@@ -94,8 +94,8 @@ def test_a_members_own_placement_comes_first(tmp_path: Path) -> None:
 
 def test_rows_that_wait_for_members_with_a_quorum_are_told(tmp_path: Path) -> None:
     store, specs = open_store(tmp_path)
-    tree = Parallel(members=tuple(distinct(specs[0].tree)), quorum=1)
-    spec = specs[0].model_copy(update={"tree": tree})
+    members = tuple(distinct(specs[0].tree))
+    spec = specs[0].model_copy(update={"tree": Parallel(members=members, quorum=1)})
     settings = AppSettings(store=str(store.root), specs=(spec,), serving=ServingSettings(compile=False))
 
     async def test() -> None:
@@ -106,7 +106,7 @@ def test_rows_that_wait_for_members_with_a_quorum_are_told(tmp_path: Path) -> No
             row = example_inputs(spec.signature, 1)
             asked = []
             for place in range(2):
-                asked.append(asyncio.create_task(group.ask(tree.members[0], row + place)))
+                asked.append(asyncio.create_task(group.ask(members[0], row + place)))
                 await asyncio.sleep(0.05)
             found = numbers(await mixed.snapshots(), families.QUEUED_ROWS)
         await asyncio.gather(*asked)

@@ -79,7 +79,7 @@ def test_an_ejected_member_comes_back_with_a_clean_sheet_and_after_a_probation_t
     calls[LEAVES[1]].fault = WRONG["permuted"]
     assert run(ask_each(one, 0, 100))[-1].ejected == ("m1",)
     assert one._watchman is not None
-    one._watchman.readmit(one._watchman.ejected[0])
+    one._watchman.readmit(next(iter(one._watchman.ejected)))
     assert not run(one.answer(question(0))).degraded
     assert run(ask_each(one, 0, 100))[-1].ejected == ("m1",)
     calls[LEAVES[1]].fault = None
