@@ -107,10 +107,6 @@ class Composed(InStages):
         """See `Contract.health`."""
         return self._contract.health()
 
-    def readmit(self, name: str) -> None:
-        """See `Contract.readmit`."""
-        self._contract.readmit(name)
-
     def check_health(self) -> None:
         """Called by Serve; the members' deployments answer for themselves."""
 

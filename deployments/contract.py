@@ -27,7 +27,7 @@ from orchestrator.ensemble import exit_audit, quorum
 from orchestrator.ensemble.exit_audit import ExitAudit
 from orchestrator.ensemble.sight import beside, nothing_told
 from orchestrator.ensemble.tree import Prediction, distinct
-from orchestrator.errors import NotFoundError, OrchestratorError
+from orchestrator.errors import OrchestratorError
 
 AUDITS = 4
 """Most audits at once; beyond that, rows are not drawn."""
@@ -127,18 +127,6 @@ class Contract:
             "audited_rows": self._audit.rows,
             "audited_loss": self._audit.loss / max(self._audit.rows, 1),
         }
-
-    def readmit(self, name: str) -> None:
-        """Let an ejected member answer again.
-
-        Raises:
-            NotFoundError: no member of that name is ejected.
-        """
-        if self._watchman is None or name not in self._ejected():
-            raise NotFoundError("no such member is ejected", name)
-        positions = [position for position, member in enumerate(self._members) if member.name == name]
-        for position in positions:
-            self._watchman.readmit(position)
 
     async def close(self) -> None:
         """Stop what runs in the background."""

@@ -42,6 +42,8 @@ class Question:
     """The client's or the ingress's, for logs and traces."""
     encoded_by: str = ""
     """`Model.encoded_by` of the encoding that made the rows, where the ingress made them."""
+    version: str = ""
+    """The only one that may answer; any where it is empty."""
     told: Callable[[Answer], None] | None = None
     """Called with what each stage of a cascade says while later ones are asked; stays in this process."""
 

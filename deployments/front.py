@@ -1,4 +1,4 @@
-"""What HTTP and gRPC share: the models by name, admission, deadlines, and what is counted."""
+"""What HTTP and gRPC share: the models by name, admission, and what is counted."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from deployments.drive import everyone
-from deployments.exchange import Answer, Question, Served
+from deployments.exchange import Answer, Served
 from deployments.protocol.errors import ProtocolError, UnknownModelError
 from deployments.protocol.model import Model
 from deployments.protocol.rest import Codec, codec_of
 from orchestrator.config.serving import ServingSettings
-from orchestrator.errors import DeadlineError, OrchestratorError, OverloadedError
+from orchestrator.errors import OrchestratorError, OverloadedError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -254,19 +254,6 @@ class Front:
             }
             for one, state in zip(entries, states, strict=True)
         ]
-
-    async def ask(self, entry: Entry, question: Question) -> Answer:
-        """The ensemble's answer.
-
-        Raises:
-            DeadlineError: it took longer than the question allows.
-            OrchestratorError: the ensemble's.
-        """
-        try:
-            async with asyncio.timeout(question.timeout_s):
-                return await entry.served.predict(question)
-        except TimeoutError as error:
-            raise DeadlineError("no answer in time", entry.model.name) from error
 
 
 def check_given(answer: Answer, wanted: frozenset[str]) -> None:

@@ -99,6 +99,11 @@ class Group:
         """One for each member."""
         return {member: Handle(self, member) for member in self._members}
 
+    @property
+    def queued(self) -> int:
+        """Rows that wait."""
+        return self._batcher.queued
+
     async def ask(self, member: Member, rows: np.ndarray) -> np.ndarray:
         """Outputs [n, K] of one member for rows [n, ...].
 

@@ -155,6 +155,7 @@ class Mixed(Composed):
             )
             for place in range(len(self._pool.loaded()[0]))
         ]
+        meter.watch(families.QUEUED_ROWS, spec.name, value=lambda: sum(one.queued for one in self._groups))
         here: dict[Member, Any] = {}
         for group in self._groups:
             here |= group.handles()

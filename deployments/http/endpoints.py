@@ -94,7 +94,8 @@ class Endpoints:
         return self._openapi
 
     async def infer(self, call: Call) -> Reply:
-        return await infer(self._front, self._find(call), call.headers, call.receive)
+        version = call.path.get("version", "")
+        return await infer(self._front, self._find(call), call.headers, call.receive, version)
 
     async def predict(self, call: Call) -> Reply | EventStream:
         return await predict(self._front, call)

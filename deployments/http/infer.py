@@ -13,8 +13,8 @@ _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
 _BINARY = (b"content-type", b"application/octet-stream")
 
 
-async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive) -> Reply:
-    """Answer an inference request.
+async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive, version: str = "") -> Reply:
+    """Answer an inference request; by that version alone, if one is given.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -31,4 +31,6 @@ async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive) 
             return Reply(encoded.body, headers=(JSON,))
         return Reply(encoded.body, headers=(_BINARY, (_HEADER_LENGTH, b"%d" % encoded.header_length)))
 
-    return await respond(front, entry, headers, receive, decode, encode, large_bytes=entry.large_bytes)
+    return await respond(
+        front, entry, headers, receive, decode, encode, large_bytes=entry.large_bytes, version=version
+    )

@@ -55,7 +55,15 @@ async def predict(front: Front, call: Call) -> Reply | EventStream:
     async def reply(told: stream.Told | None) -> Reply:
         # Always in a thread: a small file may hold a large image.
         return await respond(
-            front, entry, call.headers, call.receive, decode, encode, large_bytes=0, told=told
+            front,
+            entry,
+            call.headers,
+            call.receive,
+            decode,
+            encode,
+            large_bytes=0,
+            version=call.path.get("version", ""),
+            told=told,
         )
 
     return await (stream.events(reply, encode_stage) if streaming else reply(None))

@@ -29,11 +29,12 @@ async def respond(
     encode: Encode,
     *,
     large_bytes: int,
+    version: str = "",
     told: Callable[[Answer], None] | None = None,
 ) -> Reply:
     """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
 
-    `told` is called with what the stages of a cascade say.
+    Where a `version` is given no other answers. `told` is called with what the stages of a cascade say.
 
     Raises:
         OrchestratorError: the request, or what became of it.
@@ -52,21 +53,21 @@ async def respond(
                 if request.timeout_s is not None:
                     deadline = min(deadline, loop.time() + request.timeout_s)
                     limit.reschedule(deadline)
-                decoded = perf_counter_ns()
-                question = _question(request, headers, deadline - loop.time())
-                if told is not None:
-                    question = replace(question, told=told)
-                answer = await entry.served.predict(question)
-                check_given(answer, question.outputs)
-                known = perf_counter_ns()
-                reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
+            decoded = perf_counter_ns()
+            question = _question(request, headers, deadline - loop.time())
+            if version or told is not None:
+                question = replace(question, version=version, told=told)
+            answer = await entry.served.predict(question)
+            check_given(answer, question.outputs)
+            known = perf_counter_ns()
+            reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
         except TimeoutError as error:
             entry.statistics.fail(start)
             if body is None:
                 raise SlowBodyError(
                     "the body did not arrive in time", f"{front.serving.deadline_s:g} s"
                 ) from error
-            raise DeadlineError("no answer in time", entry.model.name) from error
+            raise DeadlineError("the body was not decoded in time", entry.model.name) from error
         except BaseException:
             entry.statistics.fail(start)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from deployments.exchange import Answer, Question
 from deployments.http.asgi import header_text, headers_of, path_of
 from deployments.observe import families
 from deployments.observe.meter import Meter
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import DeadlineError, OrchestratorError
 
 REQUEST_ID = b"x-request-id"
 NO_REPLY = 499
@@ -152,7 +153,11 @@ class Observed:
 
 
 def watched(model: str, predict: Predict, meter: Meter) -> Predict:
-    """The same call with its outcome counted, and noted for the request's log line."""
+    """The same call, ended when its time is over, with its outcome counted and noted for the log line.
+
+    What is counted holds the timer: one around it would cancel the count together with the call, and of a
+    client that is gone nothing is to be counted.
+    """
 
     async def asked(question: Question) -> Answer:
         record = CURRENT.get()
@@ -161,7 +166,7 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
             if not question.request_id:
                 question = replace(question, request_id=record.id)
         try:
-            answer = await predict(question)
+            answer = await _in_time(model, predict, question)
         except OrchestratorError as error:
             meter.add(families.FAILURES, model, type(error).__name__)
             raise
@@ -176,6 +181,14 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
         return answer
 
     return asked
+
+
+async def _in_time(model: str, predict: Predict, question: Question) -> Answer:
+    try:
+        async with asyncio.timeout(question.timeout_s):
+            return await predict(question)
+    except TimeoutError as error:
+        raise DeadlineError("no answer in time", model) from error
 
 
 def request_log(form: Literal["text", "json"]) -> logging.Logger:

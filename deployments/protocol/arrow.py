@@ -144,14 +144,27 @@ def _check_schema(schema: pa.Schema, expected: Tensor) -> None:
     if kind in (pa.binary(), pa.large_binary()) and images.takes_images(expected):
         return
     if pa.types.is_fixed_size_list(kind) and kind.value_type in NUMBERS and kind.list_size == math.prod(row):
+        _check_tensor(schema.types[0], row)
         return
     raise ProtocolError(
         f"the Arrow column must be lists of {math.prod(row)} numbers", str(schema.types[0])[:80]
     )
 
 
+def _check_tensor(kind: pa.DataType, row: tuple[int, ...]) -> None:
+    """A tensor has a shape of its own, which its values stand in; a list has none."""
+    if not isinstance(kind, pa.FixedShapeTensorType):
+        return
+    if tuple(kind.shape) != row:
+        raise ProtocolError(f"the Arrow column's tensors must have the shape {list(row)}", list(kind.shape))
+    if kind.permutation not in (None, list(range(len(row)))):
+        raise ProtocolError(
+            "the Arrow column's tensors must not be permuted", list(kind.permutation), "send them row-major"
+        )
+
+
 def _storage(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    return kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
 
 
 def _rows(batch: pa.RecordBatch, expected: Tensor) -> Array:

@@ -179,9 +179,14 @@ def _whole(values: Array, datatype: str, wanted: str) -> Array:
 
 
 def _between(values: Array, datatype: str, low: int, high: int, why: str) -> None:
-    if values.size and (values.min() < low or values.max() > high):
-        worst = values.min() if values.min() < low else values.max()
-        raise ProtocolError(f"{datatype} data must be {low}..{high} {why}", short(worst.item()))
+    if not values.size:
+        return
+    # Python compares exactly, where numpy rounds a bound to the values' own type first.
+    least, most = values.min().item(), values.max().item()
+    if least < low or most > high:
+        raise ProtocolError(
+            f"{datatype} data must be {low}..{high} {why}", short(least if least < low else most)
+        )
 
 
 def _floats(datatype: str, flat: list[Any]) -> Array:

@@ -36,6 +36,7 @@ class Controls:
 
     def __init__(self, store: Store, name: str, tell: Tell) -> None:
         self._store, self._name, self._tell = store, name, tell
+        self._changes = set[asyncio.Task[dict[str, Any]]]()
 
     async def state(self) -> dict[str, Any]:
         """What the store says, and what each replica runs."""
@@ -86,8 +87,7 @@ class Controls:
         def begin() -> None:
             releases.set_canary(self._store, self._name, settings)
 
-        await self._prepared(settings.release, begin)
-        return settings.plain() | await self._followed()
+        return settings.plain() | await self._made(settings.release, begin)
 
     async def stop_trying(self) -> dict[str, Any]:
         """End the canary.
@@ -99,9 +99,14 @@ class Controls:
         return {"stopped": True} | await self._followed()
 
     async def learn(self, body: Labels) -> dict[str, Any]:
-        """Labels of recent answers."""
-        (found,) = await self._tell("learn", body)
-        return dict(found)
+        """Labels of recent answers.
+
+        One replica learns; while it is replaced there are two, and labels count where the answers are kept.
+        """
+        told = await self._tell("learn", body)
+        most = max(told, key=lambda one: one["accepted"])
+        unknown = [key for key in most["unknown"] if all(key in one["unknown"] for one in told)]
+        return {**most, "accepted": sum(one["accepted"] for one in told), "unknown": unknown}
 
     async def _commit(self, choose: Callable[[], str]) -> dict[str, Any]:
         def chosen() -> tuple[int, str, int]:
@@ -114,8 +119,20 @@ class Controls:
         def promote() -> None:
             releases.promote(self._store, self._name, digest, expect=position)
 
-        await self._prepared(digest, promote)
-        return {"release": digest, "weight_epoch": epoch} | await self._followed()
+        return {"release": digest, "weight_epoch": epoch} | await self._made(digest, promote)
+
+    async def _made(self, digest: str, change: Callable[[], None]) -> dict[str, Any]:
+        """Make a change of the store, which goes on to its end also where the client has gone: all replicas
+        load the release whoever waits, and none would be told to close it."""
+
+        async def whole() -> dict[str, Any]:
+            await self._prepared(digest, change)
+            return await self._followed()
+
+        task = asyncio.create_task(whole())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
     async def _prepared(self, digest: str, change: Callable[[], None]) -> None:
         """Change the store once all replicas have loaded a release; where it fails, none keeps it."""

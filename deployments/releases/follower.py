@@ -21,20 +21,17 @@ from deployments.bundle import answer_each
 from deployments.exchange import FAIR_S, Answer, Question
 from deployments.observe.meter import Snapshot
 from deployments.observe.replicas import this_replica
+from deployments.releases import trial as trials
 from deployments.releases.learner import Learner, learner_of, new_epoch
 from deployments.releases.running import Engine, Running
-from deployments.releases.trial import Trial, agreement, drawn, newest, say_stopped, tried
+from deployments.releases.trial import Trial
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
 from orchestrator.errors import (
     ConfigError,
-    DeadlineError,
-    MemberFailedError,
     NotFoundError,
     OrchestratorError,
-    OverloadedError,
-    QuorumError,
     ServingError,
 )
 from orchestrator.store import releases
@@ -104,10 +101,10 @@ class Follower(InStages):
         """
         self._look()
         trial, candidate, live = self._trial, self._candidate, self._live
-        # What a stage said must be of the release that answers in the end.
-        if question.told is not None:
+        # What a stage said must be of the release that answers in the end, and who names a version wants it.
+        if question.told is not None or question.version:
             return await self._ask_live(question)
-        if trial is None or candidate is None or not drawn(question.request_id, trial.settings.share):
+        if trial is None or candidate is None or not trials.drawn(question.request_id, trial.settings.share):
             return await self._ask_live(question)
         if trial.settings.shadow:
             answer = await self._ask_live(question)
@@ -115,7 +112,7 @@ class Follower(InStages):
             return answer
         started = time.monotonic()
         try:
-            answer = await tried(candidate, question)
+            answer = await trials.tried(candidate, question)
         except OrchestratorError as error:
             self._failed(trial, question, error)
             left_s = question.timeout_s - (time.monotonic() - started)
@@ -283,7 +280,7 @@ class Follower(InStages):
         But a canary that was promoted takes over before its end, which would close it. A promotion moves the
         live ref first, so that this reads it last.
         """
-        position, settings, unread = await newest(self._store, self._name)
+        position, settings, unread = await trials.newest(self._store, self._name)
         wanted = (await asyncio.to_thread(releases.live, self._store, self._name)).value
         if self._candidate is not None and self._candidate.digest == wanted:
             await self._take_over(self._candidate)
@@ -300,20 +297,24 @@ class Follower(InStages):
         if unread not in ("", self._problem):
             logger.error("%s: %s", self._name, unread)
         self._problem = unread
+        trial, candidate = self._trial, self._candidate
+        if trial and candidate and candidate.model.encoded_by != self._live.model.encoded_by:
+            self._judge(trial, trials.OTHERWISE)
 
     async def _follow_canary(self, sequence: int, settings: Canary | None) -> None:
         self._canary_seen = sequence
         if settings is None or settings.stopped or settings.release == self._live.digest:
             await self._try(None, None)
             return
+        trial = Trial(settings, sequence)
         try:
             candidate = await self._stage(settings.release)
         except OrchestratorError as error:
             await self._try(None, None)
-            await self._say_stopped(settings, f"it cannot run: {error}"[:300])
+            await self._say_stopped(trial, f"it cannot run: {error}"[:300])
         else:
             self._stopped = ""
-            await self._try(candidate, Trial(settings))
+            await self._try(candidate, trial)
 
     async def _take_over(self, found: Running) -> None:
         old, self._live = self._live, found
@@ -348,7 +349,7 @@ class Follower(InStages):
                 if is_live:
                     self._failed(trial, question, error)
             else:
-                trial.saw(agreement(answer, second))
+                trial.saw(trials.agreement(answer, second))
                 self._judge(trial)
 
         task = asyncio.create_task(compare())
@@ -356,31 +357,29 @@ class Follower(InStages):
         task.add_done_callback(self._comparing.discard)
 
     def _failed(self, trial: Trial, question: Question, error: OrchestratorError) -> None:
-        # A tree with a quorum has no members left when the time is over, but no deadline of its own.
-        slow = isinstance(error, DeadlineError | QuorumError | MemberFailedError)
-        hurried = slow and question.timeout_s < self._fair_s
-        if hurried or isinstance(error, OverloadedError):
-            return  # no fault of the candidate
+        if not trials.is_fault(error, question, self._fair_s):
+            return
         logger.warning("the canary of %s failed: %s", self._name, error)
         trial.failed()
         self._judge(trial)
 
-    def _judge(self, trial: Trial) -> None:
-        if self._trial is trial and (why := trial.verdict):
+    def _judge(self, trial: Trial, why: str = "") -> None:
+        why = why or trial.verdict
+        if self._trial is trial and why:
             self._trial = None  # the live one answers from now on
-            task = asyncio.create_task(self._stop(trial.settings, why))
+            task = asyncio.create_task(self._stop(trial, why))
             self._comparing.add(task)
             task.add_done_callback(self._comparing.discard)
 
-    async def _stop(self, settings: Canary, why: str) -> None:
-        await self._say_stopped(settings, why)
+    async def _stop(self, trial: Trial, why: str) -> None:
+        await self._say_stopped(trial, why)
         with suppress(OrchestratorError):
             await self.follow()
 
-    async def _say_stopped(self, settings: Canary, why: str) -> None:
+    async def _say_stopped(self, trial: Trial, why: str) -> None:
         """Say in the store that a canary is over, for the other processes and the next start."""
         self._stopped = why
-        await say_stopped(self._store, self._name, settings, why, expect=self._canary_seen)
+        await trials.say_stopped(self._store, self._name, trial.settings, why, expect=trial.entry)
 
     def _look(self) -> None:
         """Keep a task that follows the store; it needs the loop that requests are answered in."""

@@ -60,12 +60,14 @@ class Running:
 
         Raises:
             MemberFailedError: it is closed.
-            ReleaseChangedError: the rows were made by the encoding of another release.
+            ReleaseChangedError: the rows were made by the encoding of another release, or another version is
+                asked for.
             OrchestratorError: the engine's.
         """
         if self._retired:
             raise MemberFailedError("a release that is closed was asked", self.digest[:12])
-        if question.encoded_by not in ("", self.model.encoded_by):
+        model = self.model
+        if question.encoded_by not in ("", model.encoded_by) or question.version not in ("", model.version):
             raise ReleaseChangedError("another release took over", self.spec.name, "ask again")
         self._asked += 1
         if (told := question.told) is not None:

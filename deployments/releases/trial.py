@@ -16,7 +16,15 @@ from deployments.exchange import Answer, Question
 from deployments.releases.running import Running
 from orchestrator.config.release import Canary
 from orchestrator.ensemble.betting import NOTHING, grown, log_capital
-from orchestrator.errors import CorruptArtifactError, DeadlineError, OrchestratorError, RefConflictError
+from orchestrator.errors import (
+    CorruptArtifactError,
+    DeadlineError,
+    MemberFailedError,
+    OrchestratorError,
+    OverloadedError,
+    QuorumError,
+    RefConflictError,
+)
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -24,6 +32,8 @@ EVERY = 10_000.0
 """Compared requests between wrong ends of a candidate that agrees enough, on average at least."""
 TOLERANCE = 1e-3
 """Largest difference of two values that agree, absolute or as a share."""
+
+OTHERWISE = "it encodes what clients send otherwise than the live release, so that they cannot be compared"
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +84,14 @@ async def say_stopped(store: Store, name: str, settings: Canary, why: str, *, ex
         logger.error("%s: %s", name, error)
 
 
+def is_fault(error: OrchestratorError, question: Question, fair_s: float) -> bool:
+    """Whether a candidate's failure is its own: not of a client in a hurry, nor of too much work."""
+    # A tree with a quorum has no members left when the time is over, but no deadline of its own.
+    slow = isinstance(error, DeadlineError | QuorumError | MemberFailedError)
+    hurried = slow and question.timeout_s < fair_s
+    return not hurried and not isinstance(error, OverloadedError)
+
+
 def agreement(live: Answer, candidate: Answer) -> float:
     """Share of the rows on which two answers agree: the same label or labels, or values within
     `TOLERANCE`."""
@@ -86,10 +104,15 @@ def agreement(live: Answer, candidate: Answer) -> float:
 
 
 class Trial:
-    """The comparison so far; a bet against "at most 1 - `min_agreement` of the rows differ" (`betting`)."""
+    """The comparison so far; a bet against "at most 1 - `min_agreement` of the rows differ" (`betting`).
 
-    def __init__(self, settings: Canary) -> None:
-        self.settings = settings
+    Args:
+        settings: of the canary.
+        entry: the number of its entry in the store: while another is loaded, this one still may be ended.
+    """
+
+    def __init__(self, settings: Canary, entry: int) -> None:
+        self.settings, self.entry = settings, entry
         self._evidence = NOTHING
         self._compared = 0
         self._agreed = 0.0

@@ -53,7 +53,8 @@ class GuardSettings(Settings):
     every: float = Field(100_000.0, ge=100)
     """Requests between wrong ejections from one ensemble, on average at least."""
     probation_s: float | None = Field(600.0, gt=0)
-    """Time after which an ejected member is asked again; each ejection doubles it. None: when told to."""
+    """Time after which an ejected member is asked again; each ejection doubles it. None: not before the
+    ensemble is loaded anew, with its next release or start."""
 
 
 class MemberOptions(Settings):

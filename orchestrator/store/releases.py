@@ -224,11 +224,12 @@ def set_canary(store: Store, name: str, settings: Canary, *, expect: int | None 
 
     Raises:
         NotFoundError: no such release, or it lacks a member.
-        ConfigError: it is another model than the name serves.
+        ConfigError: it is another model than the name serves, or encodes otherwise than the live release.
         RefConflictError: another one was set meanwhile.
     """
     if not settings.stopped:
         _check_answers(store, name, settings.release)
+        _check_encodes(store, name, settings.release)
     store.set_ref(f"{name}/{CANARY}", canonical(settings.plain()).decode(), expect=expect)
 
 
@@ -244,6 +245,18 @@ def _check_answers(store: Store, name: str, digest: str) -> None:
             )
     for member in leaves(spec.tree):
         store.manifest(member.digest)
+
+
+def _check_encodes(store: Store, name: str, digest: str) -> None:
+    """A canary is asked with the rows that the live release is asked with."""
+    mine = read(store, digest).spec.signature.encoding
+    with suppress(CorruptArtifactError, NotFoundError):  # without a live one there is nothing to compare with
+        if mine != read(store, live(store, name).value).spec.signature.encoding:
+            raise ConfigError(
+                "a canary must encode what clients send as the live release does",
+                digest,
+                "promote it instead",
+            )
 
 
 @dataclass(frozen=True)

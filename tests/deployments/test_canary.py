@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question
+from deployments.releases.running import Engine
 from deployments.releases.trial import agreement, drawn
+from orchestrator.config.encoding import NgramHashes, TextEncoding
+from orchestrator.config.ensemble import Spec
+from orchestrator.config.model import TextNgrams
+from orchestrator.config.release import Canary
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError
+from orchestrator.errors import MemberFailedError, OrchestratorError, QuorumError, ReleaseChangedError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
+from tests.deployments.calling import send
+from tests.deployments.raws import signature
 from tests.deployments.released import (
     NAME,
     Running,
@@ -24,7 +33,7 @@ from tests.deployments.released import (
     serving,
     until,
 )
-from tests.deployments.toys import IMAGES
+from tests.deployments.toys import IMAGES, put
 
 
 @pytest.fixture
@@ -125,6 +134,42 @@ def test_a_canary_that_fails_costs_no_answer(store: Store, monkeypatch: pytest.M
     serving(store, test)
 
 
+def test_the_end_of_a_canary_is_not_that_of_the_one_that_is_loaded_meanwhile(store: Store) -> None:
+    first = candidate(store)
+
+    async def test(running: Running) -> None:
+        assert (await running.admin("canary", {"release": first, "share": 1})).status == 200
+        second = releases.put(store, NAME, reweighted(store.spec(NAME), weights=(0.501, 0.499)))
+        follower = running.follower
+        old, open_engine = follower._trial, follower._open
+        assert old is not None
+        go_on = threading.Event()
+
+        def slow(spec: Spec) -> Engine:
+            go_on.wait(20)
+            return open_engine(spec)
+
+        follower._open = slow
+        releases.set_canary(store, NAME, Canary(release=second))
+        following = asyncio.create_task(follower.follow())
+
+        async def loading() -> bool:
+            return follower._canary_seen > old.entry
+
+        await until(loading)
+        while not old.verdict:
+            old.saw(0.0)
+        follower._judge(old)
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await following
+        await asyncio.gather(*follower._comparing)
+        state = await running.state()
+        assert (state["canary"]["release"], state["canary_stopped"]) == (second, "")
+
+    serving(store, test)
+
+
 async def hang(_question: Question) -> Answer:
     await asyncio.sleep(60)
     raise AssertionError("unreachable")
@@ -199,6 +244,57 @@ def test_a_canary_that_cannot_be_read_keeps_no_promotion_back(store: Store) -> N
         releases.promote(store, NAME, digest)
         await running.follower.follow()
         assert (await running.state())["live"] == digest
+
+    serving(store, test)
+
+
+def test_a_canary_encodes_as_the_live_release_does(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def grams(seed: int, *, lowercase: bool) -> Spec:
+        encoding = TextEncoding(segments=(NgramHashes(name="grams", length=6, size=64, lowercase=lowercase),))
+        member = put(store, f"grams{seed}", TextNgrams(), signature(encoding), seed)
+        return Spec(name="mix", tree=member, signature=signature(encoding))
+
+    store.set_ref(NAME, store.put_spec(grams(1, lowercase=True)))
+
+    async def test(running: Running) -> None:
+        other = releases.put(store, NAME, grams(2, lowercase=False))
+        got = await running.admin("canary", {"release": other})
+        assert (got.status, "must encode what clients send" in got.json()["error"]) == (400, True)
+        alike = releases.put(store, NAME, grams(3, lowercase=True))
+        assert (await running.admin("canary", {"release": alike})).status == 200
+        await running.follower.follow()
+        assert (await running.state())["canary"]["release"] == alike
+        assert (
+            await running.admin("promote", {"spec": store.put_spec(grams(4, lowercase=False))})
+        ).status == 200
+        await asyncio.gather(*running.follower._comparing)
+        state = await running.state()
+        assert (state["canary"], "encodes" in state["canary_stopped"]) == (None, True)
+        _, settings = releases.canary(store, NAME)
+        assert settings is not None
+        assert "encodes" in settings.stopped
+
+    serving(store, test)
+
+
+def test_who_names_a_version_is_answered_by_no_other(store: Store) -> None:
+    digest = candidate(store)
+    data = IMAGES[:1].ravel().tolist()
+    tensor = {"name": "input", "shape": IMAGES[:1].shape, "datatype": "UINT8", "data": data}
+
+    async def test(running: Running) -> None:
+        version = running.front.find("mix").model.version
+        assert (await running.admin("canary", {"release": digest, "share": 1})).status == 200
+        assert (await running.infer(IMAGES[:1]))["model_version"] != version
+        for route, body in (("infer", {"inputs": [tensor]}), ("predict", data)):
+            path = f"/v2/models/mix/versions/{version}/{route}"
+            got = await send(running.app, "POST", path, json.dumps(body).encode())
+            assert got.status == 200, got.body
+            assert version in (got.json().get("model_version"), got.json().get("version"))
+        with pytest.raises(ReleaseChangedError):
+            await running.follower.predict(Question(IMAGES[:1], 10.0, version="another"))
 
     serving(store, test)
 

@@ -103,6 +103,13 @@ def test_bad_strings(data: Any) -> None:
         ("FP64", np.nan, "UINT8", "whole numbers"),
         ("FP64", np.inf, "UINT8", "0..255"),
         ("FP16", -1.0, "UINT8", "0..255"),
+        (
+            "FP32",
+            2.0**31,
+            "INT32",
+            "-2147483648..2147483647 for a INT32 model: 2147483648.0",
+        ),
+        ("FP16", 2.0**15, "INT16", "-32768..32767 for a INT16 model: 32768.0"),
         ("INT32", 2**24 + 1, "FP32", "to be the same as FP32: 16777217"),
         ("INT64", -(2**63), "FP32", "to be the same"),
         ("UINT64", 2**64 - 1, "FP32", "to be the same"),
@@ -120,6 +127,7 @@ def test_values_at_the_edge_are_the_same() -> None:
     edge = np.array([-(2**24), 2**24], np.int64)
     assert datatypes.fit(edge, "INT64", "FP32").tolist() == edge.tolist()
     assert datatypes.fit(np.array([0.0, 255.0]), "FP64", "UINT8").tolist() == [0, 255]
+    assert datatypes.fit(np.array([-(2.0**31)], np.float32), "FP32", "INT32").tolist() == [-(2**31)]
     assert datatypes.fit(np.array([0.1]), "FP64", "FP32").dtype == np.float32
 
 

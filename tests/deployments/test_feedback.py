@@ -13,8 +13,9 @@ import pytest
 
 from deployments.http import admin
 from deployments.releases import learner
+from deployments.releases.controls import Controls
 from orchestrator.config.ensemble import Member, WeightedMix
-from orchestrator.config.release import FeedbackSettings
+from orchestrator.config.release import FeedbackSettings, Labels
 from orchestrator.ensemble import online
 from orchestrator.ensemble.tree import distinct
 from orchestrator.store import releases
@@ -140,6 +141,15 @@ def test_what_is_learned_does_not_undo_a_promotion(store: Store, monkeypatch: py
         assert running.follower.spec == releases.read(store, other).spec
 
     serving(store, test, feedback={"every_s": 0})
+
+
+def test_labels_count_where_the_answers_are_while_a_replica_is_replaced(store: Store) -> None:
+    async def tell(_method: str, _body: Labels) -> list[Any]:
+        old = {"accepted": 5, "unknown": ["new", "no"], "rows": 90}
+        return [{"accepted": 1, "unknown": ["old", "no"], "rows": 1}, old]
+
+    found = asyncio.run(Controls(store, NAME, tell).learn(Labels(labels={"old": 1, "new": 2, "no": 3})))
+    assert found == {"accepted": 6, "unknown": ["no"], "rows": 90}
 
 
 def test_without_the_setting_nothing_is_learned(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from deployments.exchange import Answer, Question
 from deployments.front import SERVER_NAME, Front
-from deployments.grpc_server import GrpcServer
+from deployments.grpc_server import GrpcServer, _Service
 from deployments.http.access import Access
 from deployments.http.app import HttpApp
 from deployments.http.listener import Listener
@@ -234,6 +234,30 @@ def test_the_clients_deadline_is_that_of_the_question() -> None:
         found.infer("images", [tensor(PIXELS)], client_timeout=6.0)
     assert 7 < asked[0] <= 10
     assert 0 < asked[1] < 7  # two clocks
+
+
+def test_a_stream_holds_a_message_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = list[int]()
+
+    class Body(bytes):
+        def __del__(self) -> None:
+            gone.append(len(self))
+
+    wire = messages.message("ModelInferRequest")(model_name="images").SerializeToString()
+    service = _Service(Front([], ServingSettings()), None)
+
+    async def arrives() -> AsyncIterator[bytes]:
+        for _ in range(2):
+            yield Body(wire)
+
+    async def infer(_asked: Any, _context: Any) -> Any:
+        return messages.message("ModelInferResponse")(id=f"{len(gone)} gone")
+
+    async def test() -> list[Any]:
+        return [found async for found in service.ModelStreamInfer(arrives(), None)]
+
+    monkeypatch.setattr(service, "ModelInfer", infer)
+    assert [one.infer_response.id for one in asyncio.run(test())] == ["1 gone", "2 gone"]
 
 
 def test_a_stream_goes_on_after_an_error(client: Any) -> None:

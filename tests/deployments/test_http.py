@@ -13,6 +13,8 @@ import pytest
 from deployments.exchange import Answer, Question, Served
 from deployments.http.app import http_app
 from deployments.http.respond import _question
+from deployments.http.server import counted
+from deployments.observe.meter import Meter
 from deployments.protocol.model import describe
 from deployments.protocol.request import Request
 from orchestrator import __version__
@@ -51,7 +53,7 @@ async def is_not_ready() -> None:
 
 
 def client(predict: Predict = answers, ready: Any = is_ready) -> httpx.AsyncClient:
-    app = http_app([Served(MODEL, predict, ready)], LIMITS)
+    app = http_app(counted([Served(MODEL, predict, ready)], Meter("test")), LIMITS)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

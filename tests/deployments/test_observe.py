@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -16,7 +17,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+from deployments.exchange import Answer, Question
 from deployments.observe import requests as observed
+from deployments.observe.meter import Meter
 from deployments.observe.requests import LOGGER, JsonLines, TextLines
 from orchestrator.config.serving import ServingSettings
 from tests.deployments.served import CASCADE, MIX, application
@@ -90,6 +93,31 @@ def test_requests_members_and_exits_are_counted() -> None:
     assert degraded == sum(reply.json()["parameters"]["degraded"] for reply in replies[:2])
     assert degraded > 0
     assert found["orchestrator_working_requests",] == 1  # this one
+
+
+def test_questions_that_are_not_answered_in_time_are_failures() -> None:
+    app = application(ServingSettings(deadline_s=0.2), (MIX,), deep={"delay_s": 1e6})
+    *replies, told = ask(app, infer("mix"), infer("mix"), METRICS)
+    assert [reply.status_code for reply in replies] == [504, 504]
+    assert figures(told)["orchestrator_failures_total", "DeadlineError", "mix"] == 2
+
+
+def test_of_a_client_that_is_gone_nothing_is_counted() -> None:
+    async def test() -> Any:
+        meter = Meter("test")
+
+        async def never(_question: Question) -> Answer:
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+
+        task = asyncio.ensure_future(observed.watched("mix", never, meter)(Question(np.zeros((1, 2)), 60.0)))
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        return meter.snapshot().numbers
+
+    assert not asyncio.run(test())
 
 
 def test_no_text_of_a_client_becomes_a_label() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 
 from deployments import placement
-from deployments.placement import choose, decide, places
+from deployments.observe import families
+from deployments.observe.meter import numbers
+from deployments.placement import Here, Mixed, choose, decide, places
 from orchestrator.config.base import fingerprint
+from orchestrator.config.ensemble import Parallel
 from orchestrator.config.serving import AppSettings, Autoscaling, MemberOptions, ServingSettings
 from orchestrator.ensemble.tree import distinct
 from orchestrator.errors import StoreError
+from orchestrator.models.build import example_inputs
 from tests.deployments.toys import open_store
 
 GIB = 2**30
@@ -85,3 +90,27 @@ def test_a_members_own_placement_comes_first(tmp_path: Path) -> None:
     found = places(specs[2], settings, store)
     assert [found[member] for member in distinct(specs[2].tree)] == ["fused", "fused", "distributed"]
     assert np.unique(list(places(specs[3], settings, store).values())).tolist() == ["fused"]
+
+
+def test_rows_that_wait_for_members_with_a_quorum_are_told(tmp_path: Path) -> None:
+    store, specs = open_store(tmp_path)
+    members = tuple(distinct(specs[0].tree))
+    spec = specs[0].model_copy(update={"tree": Parallel(members=members, quorum=1)})
+    settings = AppSettings(store=str(store.root), specs=(spec,), serving=ServingSettings(compile=False))
+
+    async def test() -> None:
+        mixed = Here(settings, {}).open(spec)
+        assert isinstance(mixed, Mixed)
+        group = mixed._groups[0]
+        async with mixed._pool.lent():  # all are in work: who asks now waits
+            row = example_inputs(spec.signature, 1)
+            asked = []
+            for place in range(2):
+                asked.append(asyncio.create_task(group.ask(members[0], row + place)))
+                await asyncio.sleep(0.05)
+            found = numbers(await mixed.snapshots(), families.QUEUED_ROWS)
+        await asyncio.gather(*asked)
+        await mixed.close()
+        assert found == {(spec.name,): 1}  # the other one is a batch already
+
+    asyncio.run(test())

@@ -69,6 +69,12 @@ def lists(rows: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows[0].size)
 
 
+def tensors(rows: np.ndarray, **options: Any) -> pa.Array:
+    return pa.ExtensionArray.from_storage(
+        pa.fixed_shape_tensor(pa.uint8(), rows.shape[1:], **options), lists(rows)
+    )
+
+
 def test_the_whole_answer_for_an_image() -> None:
     got = post(png(PIXELS[0]), "image/png")
     probs = expected(IMAGE_MODEL, PIXELS[:1])["probabilities"][0].tolist()
@@ -100,6 +106,7 @@ FLAT = PIXELS.reshape(3, -1).tolist()
         (stream(lists(PIXELS.astype(np.int64))), None),
         (stream(pa.array([png(row) for row in PIXELS])), ARROW),
         (stream(pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS)), ARROW),
+        (stream(tensors(PIXELS, permutation=[0, 1, 2])), ARROW),
     ],
 )
 def test_rows_in_every_format(body: bytes, kind: str | None) -> None:
@@ -210,6 +217,10 @@ def nulls(kind: pa.DataType) -> pa.Array:
         (stream(pa.array(["a"]).dictionary_encode()), ARROW, 400),
         (stream(pa.nulls(2)), ARROW, 400),
         (stream(pa.array([b"x"])), ARROW, 400),
+        (stream(tensors(PIXELS.transpose(0, 2, 3, 1))), ARROW, 400),
+        (stream(tensors(PIXELS, permutation=[0, 2, 1])), ARROW, 400),
+        (stream(tensors(PIXELS.transpose(0, 2, 3, 1), permutation=[2, 0, 1])), ARROW, 400),
+        (stream(pa.array([[0] * 6], pa.opaque(pa.list_(pa.uint8(), 6), "odd", "us"))), ARROW, 400),
         (stream(lists(np.zeros((90, 1, 2, 3), np.uint8)), compression="zstd"), ARROW, 415),
         (stream(lists(np.zeros((90, 1, 2, 3), np.uint8)), compression="lz4"), ARROW, 415),
     ],

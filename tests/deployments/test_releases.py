@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,34 @@ def test_what_was_staged_for_a_change_that_failed_is_closed(
                 patch.setattr(releases, change, refuse)
                 assert (await running.admin(what, {"release": digest})).status == 409
             assert (await running.state())["staged"] is None
+
+    serving(store, test)
+
+
+def test_a_change_whose_client_goes_away_is_made_all_the_same(store: Store) -> None:
+    digest = candidate(store)
+
+    async def test(running: Running) -> None:
+        opened, asked, go_on = running.follower._open, threading.Event(), threading.Event()
+
+        def slow(spec: Spec) -> Any:
+            asked.set()
+            go_on.wait(20)
+            return opened(spec)
+
+        running.follower._open = slow
+        client = asyncio.create_task(running.admin("promote", {"release": digest}))
+        await asyncio.to_thread(asked.wait, 20)
+        client.cancel()
+        await asyncio.wait([client])
+        assert client.cancelled()
+        go_on.set()
+
+        async def followed() -> bool:
+            state = await running.state()
+            return (state["live"], state["staged"]) == (digest, None)
+
+        await until(followed)
 
     serving(store, test)
 
