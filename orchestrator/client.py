@@ -217,7 +217,8 @@ class Client:
             except UnicodeError:  # of a host's name, the path or a header; its text could show a key
                 self._connection.close()
                 raise InputError(
-                    "the server's URL or a header has letters that HTTP cannot send", self._url
+                    "the server's URL has no host name, or it or a header has letters that HTTP cannot send",
+                    self._url,
                 ) from None
             except (OSError, http.client.HTTPException) as broken:
                 self._connection.close()

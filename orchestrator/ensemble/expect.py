@@ -66,7 +66,8 @@ def fit_expectations(
             found = without(missing)
             return None if found is None else found.value - complete.value
 
-        trend = fit_trend(len(members), min(len(below) - tree.quorum, len(members) - 1), change)
+        most = min(len(below) - tree.quorum, len(members) - 1)
+        trend = fit_trend(len(members), most, change, complete.value)
         return Expectations(metric=metric.name, complete=complete, trend=trend, alone=alone)
     # Effects do not add up in a nested tree: a child that needs all of its members is lost by one as by five.
     known = [(position,) for position in range(len(members))] if many else sets_of(len(members))
@@ -111,4 +112,4 @@ def _measured(
         low, high = wilson(value * rows, rows)
     else:
         low, high = percentile_interval([at(weights) for weights in resamples(rows, 0, RESAMPLES)])
-    return Expected(value=rounded(value), low=rounded(low), high=rounded(high))
+    return Expected(value=rounded(value, value), low=rounded(low, value), high=rounded(high, value))

@@ -25,6 +25,8 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, SIMPLE)
 LEAST_SHARE = 1e-3
 """Weight from which a member starts that the shared weights leave out."""
 STEPS = 200
+SMALL = 1e-4
+"""Slopes below this keep digits instead of decimals."""
 
 
 def features(scores: Floats, task: Task) -> Floats:
@@ -125,8 +127,9 @@ def _gate(stacked: Floats, objective: Objective, shared: Floats, strength: float
 
 
 def _of_digits(slopes: Floats) -> Floats:
-    """To `DECIMALS` digits, not decimals: a slope is per unit of its feature, and units may be large."""
-    return np.array([float(f"{slope:.{DECIMALS}g}") for slope in slopes.flat]).reshape(slopes.shape)
+    """To `DECIMALS` decimals, small ones to as many digits: a slope is per unit of its feature."""
+    digits = np.array([float(f"{slope:.{DECIMALS}g}") for slope in slopes.flat]).reshape(slopes.shape)
+    return np.where(np.abs(slopes) < SMALL, digits, np.round(slopes, DECIMALS))
 
 
 RowLoss = Callable[[Floats], tuple[float, Floats]]

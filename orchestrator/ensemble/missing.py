@@ -24,9 +24,10 @@ DIGITS = 6
 Missing = tuple[int, ...]
 
 
-def rounded(value: float) -> float:
-    """To six decimals, or six digits where that is more: errors of small targets are small."""
-    return round(value, DIGITS) if abs(value) >= 0.1 else float(f"{value:.{DIGITS}g}")
+def rounded(value: float, scale: float = 1.0) -> float:
+    """To six decimals, more where what it is measured by is below 0.1: errors of small targets are small."""
+    more = -math.ceil(math.log10(abs(scale))) if 0 < abs(scale) < 0.1 else 0
+    return round(value, DIGITS + more)
 
 
 def sets_of(count: int) -> list[Missing]:
@@ -34,13 +35,14 @@ def sets_of(count: int) -> list[Missing]:
     return [missing for size in range(1, count) for missing in combinations(range(count), size)]
 
 
-def fit_trend(count: int, most: int, change: Callable[[Missing], float | None]) -> Trend:
+def fit_trend(count: int, most: int, change: Callable[[Missing], float | None], scale: float = 1.0) -> Trend:
     """The rule for many members.
 
     Args:
         count: Of members.
         most: How many of them may be missing together.
         change: What a set of missing members changes; None where no answer is left.
+        scale: Of what is changed; effects far below it are rounded away.
     """
     effects = [change((position,)) or 0.0 for position in range(count)]
     rng = np.random.default_rng(0)
@@ -53,7 +55,11 @@ def fit_trend(count: int, most: int, change: Callable[[Missing], float | None]) 
     totals, values = pairs.T
     factor = float(totals @ values / (totals @ totals)) if totals @ totals > 0 else 1.0
     spread = math.sqrt(np.square(values - factor * totals).mean()) if len(pairs) else 0.0
-    return Trend(effects=tuple(map(rounded, effects)), factor=rounded(factor), spread=rounded(spread))
+    return Trend(
+        effects=tuple(rounded(effect, scale) for effect in effects),
+        factor=rounded(factor),
+        spread=rounded(spread, scale),
+    )
 
 
 def by_trend(trend: Trend, missing: Collection[int]) -> float:

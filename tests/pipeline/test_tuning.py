@@ -40,12 +40,12 @@ SECTION = {
 }
 
 
-EXAMPLES = sorted(path.name for path in Path("examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_a_written_run_file_can_be_read(name: str) -> None:
-    values = read_yaml(Path("examples", name))
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_written_run_file_can_be_read(path: Path) -> None:
+    values, name = read_yaml(path), path.name
     model = next(own for own, entry in values["models"].items() if not {"copies", "ref"} & set(entry))
     free = {"model": model, "space": {"training": {"epochs": {"choice": [2, 3]}}}}
     config = validate(RunConfig, {**values, "training_search": free}, name)
