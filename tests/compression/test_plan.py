@@ -105,7 +105,7 @@ def test_a_step_that_would_fail_again_leaves_no_epochs(
 
     def on_epoch(report: EpochReport) -> None:
         told.append(report)
-        if len(told) == 2:  # the first one is saved
+        if len(told) == 2:  # by then there are saved ones
             raise error
 
     with pytest.raises(type(error)):
