@@ -10,6 +10,8 @@ from uuid import uuid4
 def write_whole(path: Path, data: bytes | str, mode: int = 0o666) -> None:
     """Write a file into a folder that is there; where that fails, an earlier one stays and no part of this.
 
+    A process that is killed meanwhile leaves a part under a hidden name of its own.
+
     Args:
         path: the file.
         data: all of it; a text as UTF-8.

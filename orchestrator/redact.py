@@ -21,6 +21,7 @@ _HARMLESS_NAME = re.compile(r"(?:_path|_file|_mode|tokens|tokenizer)$", re.IGNOR
 # Amazon's secrets hold slashes, so it is all up to the word's last @; the bound keeps long words cheap.
 _PASSWORD = re.compile(r"""(?<=://)[^\s/@:]*:(?:[^\s"']{1,1024}|[^\s/@]+)(?=@)""")
 """A user and a password in an address; a port and a path with an @ are taken for them, too."""
+_SURE_PASSWORD = re.compile(rf"(?<=://)(?![^\s/@:]*:\d{{1,5}}/){_PASSWORD.pattern}")
 _PATTERNS = (
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     _PASSWORD,
@@ -42,8 +43,8 @@ def is_secret(name: str) -> bool:
 
 
 def has_password(address: str) -> bool:
-    """Whether an address like `s3://user:password@host` holds a password."""
-    return bool(_PASSWORD.search(address))
+    """Whether an address like `s3://user:password@host` holds a password; not where a port may be meant."""
+    return bool(_SURE_PASSWORD.search(address))
 
 
 def known_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.redact import REMOVED, is_secret, known_secrets, redact
+from orchestrator.redact import REMOVED, has_password, is_secret, known_secrets, redact
 
 SECRET = "s3cr3t-V4lue"
 
@@ -86,3 +86,17 @@ def test_a_long_word_of_many_parts_takes_no_longer_than_other_text() -> None:
     text = "1." * 20_000
     assert redact(text) == text
     assert redact(f"{text}token={SECRET}") == f"{text}token={REMOVED}"
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("https://files:8443/data@2024/rows.parquet", False),
+        ("http://files:8443/a,s3://me:word@storage/b", True),
+        ("http://:8443/a@b", False),
+        ("s3://me:8443@storage/b", True),
+        ("s3://me:word/8443@storage/b", True),
+    ],
+)
+def test_a_port_before_a_path_is_no_password(address: str, found: bool) -> None:
+    assert has_password(address) == found

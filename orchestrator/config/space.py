@@ -19,6 +19,7 @@ from typing import get_args
 
 from pydantic import JsonValue, ValidationError, field_validator, model_validator
 
+from orchestrator.config.distillation import Distill
 from orchestrator.config.free import (
     Choice,
     Config,
@@ -41,8 +42,9 @@ from orchestrator.config.free import (
     shown,
     value_of,
 )
-from orchestrator.config.quantization import Precision
-from orchestrator.config.steps import PLAN, Plan, first_out_of_order, precision_of
+from orchestrator.config.merging import Merge
+from orchestrator.config.quantization import Precision, Qat
+from orchestrator.config.steps import PLAN, Plan, Recovery, first_out_of_order, precision_of
 
 __all__ = [
     "Choice",
@@ -55,6 +57,7 @@ __all__ = [
     "complete",
     "every_precision",
     "grid",
+    "leaves_open",
     "named",
     "parameters",
     "plan_of",
@@ -63,6 +66,11 @@ __all__ = [
 ]
 
 _PRECISIONS = frozenset(get_args(Precision))
+_OWN = {
+    step.model_fields["kind"].default: step.model_fields["training"].default.model_fields_set
+    for step in (Distill, Merge, Qat, Recovery)
+}
+"""What the own training of each kind of step says."""
 
 
 class Space(Template):
@@ -173,3 +181,17 @@ def _label_of_steps(option: JsonValue, name: str) -> str:
     if option is None or option == []:
         return "fp32" if name == "precision" else "none"
     return "+".join(_kinds(option)) or "steps"
+
+
+def leaves_open(value: JsonValue) -> bool:
+    """Whether the `training` of some step in it does not say all that the step's own says."""
+    if isinstance(value, list):
+        return any(leaves_open(inner) for inner in value)
+    if not isinstance(value, dict):
+        return False
+    own, training = _OWN.get(str(value.get("kind")), set()), value.get("training")
+    choice = training.get("choice") if isinstance(training, dict) else None
+    given = choice if isinstance(choice, list) else [training]
+    if any(isinstance(one, dict) and not own <= set(one) for one in given):
+        return True
+    return any(leaves_open(inner) for inner in value.values())

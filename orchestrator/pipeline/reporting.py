@@ -125,14 +125,14 @@ def _write(folder: Path, summary: dict[str, Any], details: Details) -> None:
 
 
 def _with_choice(folder: Path, summary: Mapping[str, Any], details: Details) -> Details:
-    """The details with what was chosen among just these models, if anything was."""
+    """The details with what was chosen among these models, and maybe further ones, if anything was."""
     try:
         choice = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
         models = choice["models"]
         known = {**choice.get("variants", {}), **models}
         same = (
             choice["data"] == summary["data"]["digest"]
-            and models == details.get("models", models)
+            and details.get("models", {}).items() <= models.items()
             and all(
                 found["digest"] == known.get(name, found["digest"])
                 for name, found in summary["models"].items()

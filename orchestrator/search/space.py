@@ -28,6 +28,7 @@ __all__ = [
     "drawn",
     "executions_of",
     "going_on",
+    "meaning_of",
     "name_of",
     "plan_of",
     "suggest",
@@ -104,6 +105,14 @@ def _wanted(config: Config, settings: Searching) -> tuple[Execution, ...]:
         return arms(settings)[arm].executions
     precision = precision_of(plan_of(config, settings))
     return tuple(one for one in settings.executions if one in EXECUTIONS[precision])
+
+
+def meaning_of(settings: Searching) -> dict[str, int]:
+    """What tells a study from one of before whose settings read alike and meant other trials; mostly nothing.
+
+    A step's `training` took the place of the step's own once, and is laid over it now.
+    """
+    return {"trainings": 2} if space.leaves_open(settings.space.plain()) else {}
 
 
 def variant_key(config: Config, settings: Searching) -> str:

@@ -50,7 +50,7 @@ from orchestrator.search.early_stop import Report
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
-from orchestrator.search.space import Config, executions_of, name_of, plan_of, variant_key
+from orchestrator.search.space import Config, executions_of, meaning_of, name_of, plan_of, variant_key
 from orchestrator.store.store import Store
 from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.device import device_of
@@ -211,8 +211,8 @@ def study_settings(job: Job) -> dict[str, Any]:
         search.pop(name, None)
     what = job.plain()
     names = ("parent", "data_digest", "metric", "seed", "what", "entry", "teacher")
-    bench = {"bench": job.bench} if job.bench else {}
-    return {name: what[name] for name in names if name in what} | bench | {"search": search}
+    more = ({"bench": job.bench} if job.bench else {}) | meaning_of(job.search)
+    return {name: what[name] for name in names if name in what} | more | {"search": search}
 
 
 def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:

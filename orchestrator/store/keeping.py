@@ -244,12 +244,23 @@ def _remove_old_checkpoints(blobs: Blobs, older_s: float, done: Collected) -> No
     for folder, lease in found.items():
         if lease.settled_holder() is not None:
             continue
-        # Only files that were seen to be old: a training that begins now writes others.
-        keys = sorted(key for key in ages if key.startswith(f"{folder}/"))
-        done.bytes += sum(sizes.get(key, 0) for key in keys)
+        if not done.dry_run and not _remove_held(blobs, folder, lease, older_s):
+            continue
+        done.bytes += sum(size for key, size in sizes.items() if key.startswith(f"{folder}/"))
         done.removed.append(folder)
-        for key in () if done.dry_run else keys:
-            blobs.delete(key)
+
+
+def _remove_held(blobs: Blobs, folder: str, lease: leases.Lease, older_s: float) -> bool:
+    """Remove a folder that is still as old, and that nobody can write into meanwhile; False if it stays."""
+    if not lease.acquire():
+        return False
+    try:
+        if any(age <= older_s for age in blobs.ages_s(folder).values()):
+            return False
+        blobs.delete_folder(folder)
+        return True
+    finally:
+        lease.release(forget=True)
 
 
 def _remove_old_leases(blobs: Blobs, grace_s: float, done: Collected) -> None:

@@ -25,7 +25,7 @@ from orchestrator.config.steps import (
     Step,
 )
 from orchestrator.config.training import Augment, DistillationLoss, Training
-from orchestrator.errors import CompressionError
+from orchestrator.errors import CompressionError, TrainingError
 from orchestrator.models.base import weights_of
 from orchestrator.runtime.execute import load
 from orchestrator.runtime.rebuild import rebuild, tensors_of
@@ -91,6 +91,26 @@ def test_plans_share_their_common_beginning(store: Store, parent: str) -> None:
     assert store.manifest(recovered).plan == start
     assert store.manifest(cast).parents == (parent,)
     assert store.manifest(cast).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [(TrainingError("diverged"), False), (CompressionError("too bad"), False), (OSError("disk"), True)],
+    ids=["training", "compression", "other"],
+)
+def test_a_step_that_would_fail_again_leaves_no_epochs(
+    store: Store, parent: str, error: Exception, kept: bool
+) -> None:
+    told: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport) -> None:
+        told.append(report)
+        if len(told) == 2:  # by then there are saved ones
+            raise error
+
+    with pytest.raises(type(error)):
+        apply_plan(store, parent, (RECOVERY,), toys.context(SHAPE, on_epoch=on_epoch))
+    assert bool(store.blobs.list("checkpoints")) == kept
 
 
 def test_a_lost_artifact_is_computed_again(store: Store, parent: str) -> None:

@@ -65,11 +65,12 @@ def test_a_run_that_ended_after_its_search(folder: Path) -> None:
     [
         ({"teacher": "1" * 64}, {}, True),
         ({"teacher": "2" * 64}, {}, False),
-        ({"teacher": "1" * 64, "other": "3" * 64}, {}, False),
+        ({"other": "3" * 64}, {}, False),
+        ({"teacher": "1" * 64, "other": "3" * 64}, {}, True),
         ({"teacher": "1" * 64}, {"small": "4" * 64}, True),
         ({"teacher": "1" * 64}, {"small": "5" * 64}, False),
     ],
-    ids=["same", "trained anew", "one less", "with a variant", "a variant made anew"],
+    ids=["same", "trained anew", "not among them", "one more", "with a variant", "a variant made anew"],
 )
 def test_a_choice_is_shown_beside_the_models_that_it_was_made_among(
     folder: Path, models: dict[str, str], variants: dict[str, str], shown: bool

@@ -54,6 +54,20 @@ def test_a_job_crosses_processes_as_plain_values(job: TrialJob) -> None:
     assert TrialJob.model_validate(job.plain()) == job
 
 
+def test_only_a_study_whose_trainings_mean_something_else_now_is_another(job: TrialJob) -> None:
+    for training, other in (
+        (None, False),
+        (TRAINING, False),
+        ({**TRAINING, "epochs": {"choice": [1, 2]}}, False),
+        ({"choice": [TRAINING, {**TRAINING, "epochs": 1}]}, False),
+        ({"epochs": 3}, True),
+        ({"choice": [TRAINING, {"epochs": 1}]}, True),
+    ):
+        search = SearchSettings(space=small((0.5,), training=training))
+        found = trial.study_settings(job.model_copy(update={"search": search}))
+        assert ("trainings" in found) == other, training
+
+
 def test_the_unchanged_variant_is_the_parent_without_a_drop(job: TrialJob) -> None:
     outcome = trial.evaluate(job, WHOLE)
     parent = trial.parent_row(job, "teacher")

@@ -16,6 +16,7 @@ from orchestrator.errors import ForeignStoreError, InputError, NotFoundError, St
 from orchestrator.store import keeping, releases, schema, signing
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Draft
 from orchestrator.store.blobs import Blobs
+from orchestrator.store.leases import Lease
 from orchestrator.store.store import Store
 from tests.store.toys import SIGNATURE, draft, in_processes, tensors
 
@@ -143,8 +144,23 @@ def test_gc_takes_states_that_nobody_went_on_with_for_a_month(store: Store) -> N
         return "done"
 
     store.stage("running", running)
-    left = {key.split("/")[1] for key in store.blobs.list("checkpoints")}
+    left = {path.name for path in store.root.glob("checkpoints/*")}
     assert left == {"running", "stopped", "younger"}
+    assert not store.blobs.list("leases/stages/failed")
+
+
+def test_gc_leaves_states_of_a_training_that_began_anew_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.blobs.put("checkpoints/work/000001-state.json", b"x")
+    _aged(store, hours=31 * 24)
+
+    def ended(_: Lease) -> None:
+        store.blobs.put("checkpoints/work/000001-state.json", b"y")
+
+    monkeypatch.setattr(Lease, "settled_holder", ended)
+    assert "checkpoints/work" not in _collect(store).removed
+    assert store.blobs.get("checkpoints/work/000001-state.json") == b"y"
 
 
 def test_to_verify_a_compiled_form_is_not_to_use_it(store: Store, tmp_path: Path) -> None:
