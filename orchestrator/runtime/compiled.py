@@ -23,6 +23,7 @@ from orchestrator.errors import ExecutionError, UnavailableError
 from orchestrator.models.build import example_inputs, example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.forms import INT8_TOLERANCE, distance, tolerance
+from orchestrator.runtime.int8_passes import expect_example
 from orchestrator.runtime.package import PACKAGE, has_compiler, open_package
 from orchestrator.runtime.quiet import quiet
 from orchestrator.runtime.rebuild import rebuild
@@ -71,6 +72,8 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
     settings: dict[str, Any] = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
     if isinstance(module, fx.GraphModule):
         settings["pre_grad_custom_pass"] = quant_lift_up
+        # Before freezing, which packs the weights.
+        settings["joint_custom_post_pass"] = expect_example
     try:
         with quiet(), torch.no_grad(), inductor_config.patch(settings):
             rows = Dim("rows", min=1, max=_MOST_ROWS)

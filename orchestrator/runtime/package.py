@@ -23,7 +23,7 @@ from orchestrator.errors import ExecutionError
 from orchestrator.runtime.forms import mixed
 
 PACKAGE = "model.pt2"
-_VERSION = 1
+_VERSION = 2
 """Raise when the way of compiling changes: older compiled forms are then left alone."""
 
 _pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(

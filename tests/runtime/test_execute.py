@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
+from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError, UnavailableError
@@ -185,6 +189,29 @@ def test_static_int8_compiles_to_int8_kernels(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(compiled, "INT8_TOLERANCE", 0.0)
     with pytest.raises(ExecutionError, match="answers otherwise"):
         compiled._check_int8(found, graph, example, signature)
+
+
+@pytest.mark.slow
+def test_compiled_int8_weights_are_packed_once_for_all_calls(store: Store) -> None:
+    """oneDNN packs 96 channels by the input's shape; packed otherwise, each call packs again."""
+    signature = toys.signature((3, 8, 8))
+    settings = Cnn(kwargs=CnnKwargs(channels=(96, 96), hidden=16))
+    parent = toys.put(store, toys.model(settings, signature), signature, settings)
+    digest = apply_plan(store, parent, (StaticInt8(),), toys.context(signature.input_shape))
+    load(store, digest, "aoti", batch=8)
+    code = (
+        "from orchestrator.runtime.execute import load; from orchestrator.store.store import Store;"
+        "from tests.compression import toys; rows = toys.rows((3, 8, 8)).inputs[:3];"
+        f"run = load(Store({str(store.root)!r}), {digest!r}, 'aoti', batch=8);"
+        "run(rows); print('second', flush=True); run(rows)"
+    )
+    environment = {**os.environ, "ONEDNN_VERBOSE": "1", "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    calls = said.split("second")[1].splitlines()
+    assert sum(",convolution," in call for call in calls) == 2
+    assert not [call for call in calls if ",reorder," in call and "src:s8" in call]
 
 
 @pytest.mark.slow
