@@ -14,7 +14,7 @@ from orchestrator.ensemble.node import Ground, fit_all, fit_uncalibrated
 from orchestrator.ensemble.pooled import pooled
 from orchestrator.ensemble.weights import Weights
 from orchestrator.errors import EnsembleError
-from orchestrator.measure.metrics import score
+from orchestrator.measure.metrics import statistic
 
 
 @pooled.register
@@ -42,10 +42,12 @@ def _fit(node: Stacking, ground: Ground) -> Node:
     strength = node.strength or best_strength(parts, seen.targets, seen.task)
     unseen = out_of_fold(parts, seen.targets, seen.task, strength)
     found = fit_meta(parts, seen.targets, seen.task, strength)
+    worth = statistic(seen.metric, unseen, seen.targets, allowed=seen.allowed)(np.ones(len(seen.targets)))
     return fitted.model_copy(
         update={
             "strength": strength,
             "coefficients": tuple(tuple(row) for row in found.tolist()),
-            "out_of_fold": score(seen.metric, unseen, seen.targets, allowed=seen.allowed),
+            # Not told where it is undefined: of rows without a positive.
+            "out_of_fold": worth if np.isfinite(worth) else None,
         }
     )

@@ -15,7 +15,6 @@ STAMPS = {
     "deployments/placement.py": "when a record was made",
     "orchestrator/measure/artifacts.py": "when a record was made",
     "orchestrator/pipeline/evaluation.py": "when a record was made",
-    "orchestrator/pipeline/gathering.py": "when a record was made",
     "orchestrator/pipeline/recording.py": "when a record was made",
     "orchestrator/search/ledger.py": "when a search began",
     "orchestrator/store/refs.py": "when an entry was made",

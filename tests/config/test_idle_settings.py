@@ -28,4 +28,5 @@ def test_settings_of_another_method_are_not_passed_by(more: dict[str, Any], said
 def test_defaults_that_a_saved_run_writes_out_are_no_settings_of_another_method() -> None:
     mix = MIX | {"strength": None, "rounds": 100, "bags": 1}
     mean = {"trim": 0.1, "reject": {"keep": 0.95, "recall": 0.8}}
-    assert run(ensembles={"x": pair("big", "small") | mix, "y": pair("big", "small") | mean})
+    both = {"x": pair("big", "small") | mix, "y": pair("big", "small") | mean}
+    assert run(ensembles=both, elsewhere={"kind": "embedded"})

@@ -160,7 +160,7 @@ def flipped(prediction: Prediction, member: Member) -> Prediction:
 def test_a_member_that_says_the_opposite_is_opposed() -> None:
     tree = Parallel(members=(B, C, D))
     plain = replay(tree, TABLE, "multilabel")
-    known = {identity(member): record for member, record in records(plain, "multilabel").items()}
+    known = {identity(member): record for member, record in records(plain, TABLE, "multilabel").items()}
     watched = replay(with_records(tree, known), TABLE, "multilabel")
     sound = excess(watched, "multilabel")
     member = next(one for one in watched.said if one.name == "d")
