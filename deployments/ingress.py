@@ -90,7 +90,7 @@ class Ingress:
         live = [self._live(spec) for spec in specs]
         served = [self._served(spec) for spec in live]
         self._meter = meter = Meter(this_replica())
-        self._front = front = Front(counted(served, meter), serving)
+        self._front = front = Front(counted(served, meter, serving.deadline_s), serving)
         access = Access(serving.access)
         self._site = Site(live, served, meter, self._snapshots)
         controls = {

@@ -13,7 +13,7 @@ from deployments.http.asgi import Reply, json_reply
 from deployments.http.limits import read_in_time
 from deployments.http.routes import Call, Handler
 from deployments.protocol.errors import ProtocolError, UnknownModelError
-from deployments.releases.controls import Controls
+from deployments.releases.controls import MOST_CHANGES, Controls
 from orchestrator.config.base import Settings
 from orchestrator.config.load import explained
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
@@ -33,8 +33,6 @@ CHANGE_BYTES = 64 * 2**10
 """Longest body of a change."""
 LABELS_BYTES = 4 * 2**20
 """And of labels."""
-MOST_CHANGES = 8
-"""In work at once; counted apart from requests, so that a server with too many of them can be rolled back."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +58,7 @@ class Admin:
     def __init__(self, controls: Mapping[str, Controls], front: Front) -> None:
         self._controls = controls
         self._front = front
+        # Apart from requests, so that a server with too many of them can be rolled back.
         self._changes = Gate(MOST_CHANGES)
 
     def routes(self) -> dict[str, dict[str, Handler]]:

@@ -60,14 +60,17 @@ async def respond(
             answer = await entry.served.predict(question)
             check_given(answer, question.outputs)
             known = perf_counter_ns()
-            reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
+            async with asyncio.timeout_at(deadline):
+                reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
         except TimeoutError as error:
             entry.statistics.fail(start)
             if body is None:
                 raise SlowBodyError(
                     "the body did not arrive in time", f"{front.serving.deadline_s:g} s"
                 ) from error
-            raise DeadlineError("the body was not decoded in time", entry.model.name) from error
+            raise DeadlineError(
+                "the body was not decoded, or the answer not encoded, in time", entry.model.name
+            ) from error
         except BaseException:
             entry.statistics.fail(start)
             raise

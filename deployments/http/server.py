@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from starlette.types import ASGIApp
 
-from deployments.exchange import Served
+from deployments.exchange import Served, fair_s
 from deployments.http.access import Access, Guarded
 from deployments.http.app import HttpApp
 from deployments.observe.meter import Meter
@@ -15,9 +15,10 @@ from deployments.observe.requests import Observed, watched
 from orchestrator.config.serving import ServingSettings
 
 
-def counted(served: Sequence[Served], meter: Meter) -> list[Served]:
+def counted(served: Sequence[Served], meter: Meter, deadline_s: float) -> list[Served]:
     """The same models, with their answers and failures counted."""
-    return [replace(one, predict=watched(one.model.name, one.predict, meter)) for one in served]
+    fair = fair_s(deadline_s)
+    return [replace(one, predict=watched(one.model.name, one.predict, meter, fair)) for one in served]
 
 
 def server_app(

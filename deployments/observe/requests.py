@@ -152,11 +152,12 @@ class Observed:
         return model if model in self._models else "", rest if rest in OF_A_MODEL else "other"
 
 
-def watched(model: str, predict: Predict, meter: Meter) -> Predict:
+def watched(model: str, predict: Predict, meter: Meter, fair_s: float = 0.0) -> Predict:
     """The same call, ended when its time is over, with its outcome counted and noted for the log line.
 
     What is counted holds the timer: one around it would cancel the count together with the call, and of a
-    client that is gone nothing is to be counted.
+    client that is gone nothing is to be counted. Nor is it a failure not to answer a client that waits for
+    less than `fair_s`.
     """
 
     async def asked(question: Question) -> Answer:
@@ -168,7 +169,8 @@ def watched(model: str, predict: Predict, meter: Meter) -> Predict:
         try:
             answer = await _in_time(model, predict, question)
         except OrchestratorError as error:
-            meter.add(families.FAILURES, model, type(error).__name__)
+            if not isinstance(error, DeadlineError) or question.timeout_s >= fair_s:
+                meter.add(families.FAILURES, model, type(error).__name__)
             raise
         meter.add(families.ANSWERS, model)
         meter.add(families.DEGRADED, model, amount=float(answer.degraded))

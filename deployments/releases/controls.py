@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
 from orchestrator.ensemble.epochs import reweighted
-from orchestrator.errors import CorruptArtifactError, NotFoundError, OrchestratorError
+from orchestrator.errors import CorruptArtifactError, NotFoundError, OrchestratorError, OverloadedError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -23,6 +24,9 @@ Tell = Callable[..., Awaitable[list[Any]]]
 """Calls a method of `Follower` on all replicas, by name and arguments; raises the first failure."""
 
 logger = logging.getLogger(__name__)
+
+MOST_CHANGES = 8
+"""In work at once, of one name."""
 
 
 class Controls:
@@ -126,13 +130,25 @@ class Controls:
         load the release whoever waits, and none would be told to close it."""
 
         async def whole() -> dict[str, Any]:
-            await self._prepared(digest, change)
+            try:
+                await self._prepared(digest, change)
+            except OrchestratorError as error:
+                logger.warning("%s: a change was refused: %s", self._name, error)
+                raise
             return await self._followed()
 
-        task = asyncio.create_task(whole())
+        if len(self._changes) >= MOST_CHANGES:
+            raise OverloadedError("too many changes are in work", len(self._changes), "try again later")
+        # Serve cancels what is called on behalf of a request with that request.
+        task = asyncio.create_task(whole(), context=Context())
         self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[dict[str, Any]]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at: whoever asked may be gone
 
     async def _prepared(self, digest: str, change: Callable[[], None]) -> None:
         """Change the store once all replicas have loaded a release; where it fails, none keeps it."""

@@ -101,14 +101,14 @@ class Follower(InStages):
         """
         self._look()
         trial, candidate, live = self._trial, self._candidate, self._live
-        # What a stage said must be of the release that answers in the end, and who names a version wants it.
-        if question.told is not None or question.version:
+        # What a stage said must be of the release that answers in the end.
+        if question.told is not None:
             return await self._ask_live(question)
         if trial is None or candidate is None or not trials.drawn(question.request_id, trial.settings.share):
             return await self._ask_live(question)
-        if trial.settings.shadow:
+        if trial.settings.shadow or question.version:
             answer = await self._ask_live(question)
-            self._compare(trial, candidate, question, answer, is_live=True)
+            self._compare(trial, candidate, replace(question, version=""), answer, is_live=True)
             return answer
         started = time.monotonic()
         try:

@@ -130,7 +130,10 @@ def application(serving: ServingSettings, specs: Sequence[Spec] = SPECS, **calls
         )
         for spec in specs
     ]
-    protocol = HttpApp(Front(counted(found, meter), serving), more=Site(specs, found, meter, nobody).routes())
+    protocol = HttpApp(
+        Front(counted(found, meter, serving.deadline_s), serving),
+        more=Site(specs, found, meter, nobody).routes(),
+    )
     return server_app(protocol, [spec.name for spec in specs], Access(serving.access), serving, meter)
 
 

@@ -99,9 +99,12 @@ def test_a_shadow_that_agrees_stays(store: Store) -> None:
         assert (await running.admin("canary", body)).status == 200
         for _ in range(50):
             await running.infer(IMAGES)
+        # Who names a version is answered by it, and compared like others.
+        version = running.front.find("mix").model.version
+        await running.follower.predict(Question(IMAGES, 10.0, request_id="named", version=version))
         await asyncio.gather(*running.follower._comparing)
         trial = (await running.state())["canary"]
-        assert (trial["compared"], trial["agreement"], trial["failed"]) == (50, 1.0, 0)
+        assert (trial["compared"], trial["agreement"], trial["failed"]) == (51, 1.0, 0)
         # Promoted, it is no canary any more, and what was loaded of it goes on.
         loaded = running.follower._candidate
         assert (await running.admin("promote", {"release": digest})).status == 200

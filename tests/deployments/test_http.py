@@ -53,7 +53,7 @@ async def is_not_ready() -> None:
 
 
 def client(predict: Predict = answers, ready: Any = is_ready) -> httpx.AsyncClient:
-    app = http_app(counted([Served(MODEL, predict, ready)], Meter("test")), LIMITS)
+    app = http_app(counted([Served(MODEL, predict, ready)], Meter("test"), LIMITS.deadline_s), LIMITS)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
 

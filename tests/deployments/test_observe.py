@@ -22,6 +22,7 @@ from deployments.observe import requests as observed
 from deployments.observe.meter import Meter
 from deployments.observe.requests import LOGGER, JsonLines, TextLines
 from orchestrator.config.serving import ServingSettings
+from orchestrator.errors import DeadlineError
 from tests.deployments.served import CASCADE, MIX, application
 
 Figures = dict[tuple[str, ...], float]
@@ -118,6 +119,23 @@ def test_of_a_client_that_is_gone_nothing_is_counted() -> None:
         return meter.snapshot().numbers
 
     assert not asyncio.run(test())
+
+
+@pytest.mark.parametrize(("timeout_s", "counted"), [(0.01, 0), (0.2, 1)])
+def test_a_client_in_a_hurry_is_no_failure_of_the_server(timeout_s: float, counted: int) -> None:
+    async def test() -> Any:
+        meter = Meter("test")
+
+        async def never(_question: Question) -> Answer:
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+
+        call = observed.watched("mix", never, meter, fair_s=0.1)
+        with pytest.raises(DeadlineError):
+            await call(Question(np.zeros((1, 2)), timeout_s))
+        return meter.snapshot().numbers
+
+    assert len(asyncio.run(test())) == counted
 
 
 def test_no_text_of_a_client_becomes_a_label() -> None:

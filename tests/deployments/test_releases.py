@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question
-from deployments.http.admin import CHANGE_BYTES, MOST_CHANGES
+from deployments.http.admin import CHANGE_BYTES
 from deployments.protocol.model import describe
+from deployments.releases.controls import MOST_CHANGES
 from orchestrator.config.encoding import NgramHashes, TextEncoding
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.model import TextNgrams
@@ -259,8 +261,11 @@ def test_a_change_whose_client_goes_away_is_made_all_the_same(store: Store) -> N
 
     async def test(running: Running) -> None:
         opened, asked, go_on = running.follower._open, threading.Event(), threading.Event()
+        request: ContextVar[str] = ContextVar("request", default="none")
+        request.set("the client's")
 
         def slow(spec: Spec) -> Any:
+            assert request.get() == "none"  # Serve cancels what runs in a request's context
             asked.set()
             go_on.wait(20)
             return opened(spec)
