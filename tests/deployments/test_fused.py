@@ -387,6 +387,7 @@ def test_compiled_answers_are_the_eager_ones(
     # A compiled form that answers otherwise is not used: looked at again at every start.
     monkeypatch.setattr(joint, "FP32_TOLERANCE", -1.0)
     again = opened(store, spec, compile_too=True)
-    assert len(again.fallbacks) == 2
+    # Each reason stands once in `fallbacks`, and both may be the same.
+    assert all(group.fallback in again.fallbacks for group in again._pool.loaded()[0])
     assert "mlp1, cnn run eagerly: the compiled graph answers otherwise" in caplog.text
     same(ask(again, rows[:1])[0], store, spec, rows[:1])
