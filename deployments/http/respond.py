@@ -60,8 +60,11 @@ async def respond(
             answer = await entry.served.predict(question)
             check_given(answer, question.outputs)
             known = perf_counter_ns()
-            async with asyncio.timeout_at(deadline):
-                reply = await in_thread(encode, request, answer) if threaded else encode(request, answer)
+            if threaded:
+                async with asyncio.timeout_at(deadline):
+                    reply = await in_thread(encode, request, answer)
+            else:
+                reply = encode(request, answer)
         except TimeoutError as error:
             entry.statistics.fail(start)
             if body is None:

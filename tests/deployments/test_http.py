@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from deployments.exchange import Answer, Question, Served
+from deployments.front import Front
 from deployments.http.app import http_app
-from deployments.http.respond import _question
+from deployments.http.respond import _question, respond
 from deployments.http.server import counted
 from deployments.observe.meter import Meter
 from deployments.protocol.model import describe
@@ -249,6 +251,26 @@ def test_the_clients_timeout_shortens_the_deadline() -> None:
     reply = ask("POST", INFER, json=BODY | {"parameters": {"timeout": 50_000}}, predict=slow)
     assert reply.status_code == 504
     assert "no answer in time" in reply.json()["error"]
+
+
+def test_an_answer_that_is_not_encoded_in_time_is_not_given() -> None:
+    front = Front([Served(MODEL, answers, is_ready)], LIMITS)
+    entry, body = front.find("small"), json.dumps(BODY | {"parameters": {"timeout": 100_000}}).encode()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    def decode(data: bytes) -> Request:
+        return entry.codec.decode(data, None)
+
+    def encode(_request: Request, _answer: Answer) -> Any:
+        time.sleep(0.5)
+
+    async def test() -> None:
+        await respond(front, entry, {}, receive, decode, encode, large_bytes=0)
+
+    with pytest.raises(DeadlineError, match="not encoded, in time"):
+        asyncio.run(test())
 
 
 def test_too_many_requests_are_refused_and_the_rest_answered() -> None:
