@@ -138,6 +138,9 @@ class Augment(Settings):
     """Pad by this many pixels (reflected) and cut at a random place."""
     cutout: int = Field(0, ge=0)
     """Paint a square of this many pixels a side, at a random place, in the image's mean color."""
+    cutmix: float | None = Field(None, gt=0, le=1, exclude_if=absent)
+    """Share of the rows that get a patch of another row (Yun et al. 2019, https://arxiv.org/abs/1905.04899).
+    Distillation only: the teacher says what the mixture shows, and the row's label no longer counts."""
     views: int = Field(4, ge=1)
 
 
@@ -208,6 +211,12 @@ class Training(Settings):
     """Stop after this many epochs without a better validation metric; the best epoch's weights are kept."""
     transfer: DataSettings | None = None
     """Distillation only: train on the train part of these rows (labels ignored) instead of the data's."""
+
+    @model_validator(mode="after")
+    def _someone_says_what_a_mixture_shows(self) -> Training:
+        if self.augment.cutmix is not None and not isinstance(self.loss, DistillationLoss):
+            raise ValueError("augment.cutmix needs a distillation loss: no label is known of a mixture")
+        return self
 
     @model_validator(mode="after")
     def _cycles(self) -> Training:

@@ -20,7 +20,7 @@ from orchestrator.errors import ConfigError
 
 def active(settings: Augment) -> bool:
     """Whether any view differs from the plain rows."""
-    return settings.flip or settings.crop > 0 or settings.cutout > 0
+    return settings.flip or settings.crop > 0 or settings.cutout > 0 or settings.cutmix is not None
 
 
 def views(settings: Augment) -> int:
@@ -38,7 +38,9 @@ def check_augment(settings: Augment, signature: Signature) -> None:
         return
     if len(signature.input_shape) != 3:
         raise ConfigError(
-            "flip, crop and cutout need images", f"rows of shape {signature.input_shape}", "remove them"
+            "flip, crop, cutout and cutmix need images",
+            f"rows of shape {signature.input_shape}",
+            "remove them",
         )
     smallest = min(signature.input_shape[1:])
     for name, pixels in (("crop", settings.crop), ("cutout", settings.cutout)):
@@ -84,6 +86,55 @@ def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment
     return _cut_out(cropped, _mix(bits), settings.cutout) if settings.cutout else cropped
 
 
+def partners(
+    ids: NDArray[np.int64], view: int, share: float, seed: int, rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which rows of a batch get a patch in a view, and of whom.
+
+    Args:
+        ids: stable sample ids [B].
+        view: number of the view.
+        share: of the rows that get one, on average.
+        seed: of the run.
+        rows: that there are to choose from.
+
+    Returns:
+        Places in the batch [M], and for each the position of the other row among the `rows` [M].
+    """
+    bits = _patch_bits(ids, view, seed)
+    places = np.flatnonzero(_below(bits, _LARGEST).numpy() < share * _LARGEST)
+    return places, (_mix(bits[places]) % np.uint64(rows)).astype(np.int64)
+
+
+def cutmix(images: Tensor, others: Tensor, ids: NDArray[np.int64], view: int, seed: int) -> Tensor:
+    """Images with a patch of others, at the place where those have it.
+
+    As in Yun et al. 2019 (https://arxiv.org/abs/1905.04899): the patch's area is uniform between nothing and
+    all, its center lies anywhere, so part of it may fall outside.
+
+    Args:
+        images: [M, C, H, W], augmented.
+        others: [M, C, H, W], what patches are cut from, augmented.
+        ids: stable sample ids [M] of `images`.
+        view: number of the view.
+        seed: of the run.
+    """
+    bits = _mix(_patch_bits(ids, view, seed) + np.uint64(1))
+    side = (_below(_mix(bits), _LARGEST).double() / _LARGEST).sqrt()
+    height, width = images.shape[2:]
+    patch = _boxes(bits, (height, width), (side * height).long(), (side * width).long())
+    return torch.where(patch.to(images.device), others, images)
+
+
+_LARGEST = 1 << 24
+"""One more than what `_below` takes of a row's bits."""
+
+
+def _patch_bits(ids: NDArray[np.int64], view: int, seed: int) -> NDArray[np.uint64]:
+    """Others than those that flip, crop and cut out."""
+    return _mix(hash_rows(seed, ids, view) ^ np.uint64(0xC07))
+
+
 def hash_rows(seed: int, ids: NDArray[np.int64], view: int) -> NDArray[np.uint64]:
     """64 well-mixed bits a row from (seed, id, view), by SplitMix64 (Steele et al. 2014)."""
     start = _mix(np.array([seed], dtype=np.uint64))
@@ -93,17 +144,23 @@ def hash_rows(seed: int, ids: NDArray[np.int64], view: int) -> NDArray[np.uint64
 def _cut_out(images: Tensor, bits: NDArray[np.uint64], size: int) -> Tensor:
     """Images [B, C, H, W] with a square of `size` pixels a side in each image's mean color."""
     height, width = images.shape[2:]
-    inside = [
-        (place >= corner[:, None]) & (place < corner[:, None] + size)
-        for place, corner in (
-            (torch.arange(height), _below(bits >> np.uint64(8), height) - size // 2),
-            (torch.arange(width), _below(bits >> np.uint64(40), width) - size // 2),
-        )
-    ]
-    hole = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    hole = _boxes(bits, (height, width), size, size).to(images.device)
     mean = images.float().mean((2, 3), keepdim=True)
     color = mean if images.is_floating_point() else mean.round()
     return torch.where(hole, color.to(images.dtype), images)
+
+
+def _boxes(
+    bits: NDArray[np.uint64], image: tuple[int, int], height: int | Tensor, width: int | Tensor
+) -> Tensor:
+    """Whether a pixel lies in its image's box [B, 1, H, W]: of one size or one a row, around any pixel."""
+    inside = []
+    for shift, length, size in ((8, image[0], height), (40, image[1], width)):
+        corner = (_below(bits >> np.uint64(shift), length) - size // 2)[:, None]
+        end = corner + (size[:, None] if isinstance(size, Tensor) else size)
+        place = torch.arange(length)
+        inside.append((place >= corner) & (place < end))
+    return inside[0][:, None, :, None] & inside[1][:, None, None, :]
 
 
 def _below(bits: NDArray[np.uint64], span: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from orchestrator.config.training import Augment
 from orchestrator.data.dataset import Part
 from orchestrator.errors import TrainingError
-from orchestrator.training.augment import augment, views
+from orchestrator.training.augment import augment, cutmix, partners, views
 
 TEACHER_BATCH = 256
 RESIDENT_SHARE = 0.25
@@ -121,14 +121,31 @@ class Rows:
         for step in np.array_split(shuffled, self.steps)[first:]:
             mine = step[rank::world]
             index = torch.from_numpy(mine)
-            inputs = everything.index_select(0, index.to(everything.device))
-            inputs = augment(inputs, self.ids[mine], view, self.settings, self.seed)
+            inputs, mixed = self._seen(everything, mine, view)
+            targets = self.targets.index_select(0, index)
+            targets[mixed] = torch.nan if targets.is_floating_point() else -1  # nobody labelled a mixture
             yield Batch(
                 inputs=spread(inputs, device, channels_last),
-                targets=self.targets.index_select(0, index).to(device),
+                targets=targets.to(device),
                 teacher=None if teacher is None else teacher.index_select(0, index).to(device),
                 share=len(mine) * world / len(step),
             )
+
+    def _seen(self, everything: Tensor, index: NDArray[np.int64], view: int) -> tuple[Tensor, Tensor]:
+        """Rows as a view shows them, and which places of the batch hold a mixture of two."""
+
+        def augmented(index: NDArray[np.int64]) -> Tensor:
+            inputs = everything.index_select(0, torch.from_numpy(index).to(everything.device))
+            return augment(inputs, self.ids[index], view, self.settings, self.seed)
+
+        inputs, share, ids = augmented(index), self.settings.cutmix, self.ids[index]
+        if share is None:
+            return inputs, torch.empty(0, dtype=torch.int64)
+        places, others = partners(ids, view, share, self.seed, len(self.ids))
+        mixed = torch.from_numpy(places)
+        near = mixed.to(inputs.device)
+        inputs[near] = cutmix(inputs[near], augmented(others), ids[places], view, self.seed)
+        return inputs, mixed
 
     def _inputs_near(self, device: torch.device) -> Tensor:
         """All rows; on a card if most of its memory stays free: batches are cut and augmented there."""
@@ -179,7 +196,7 @@ class Rows:
         everything = self._inputs_near(device)
         with torch.no_grad():
             for start in range(0, len(self.ids), TEACHER_BATCH):
-                piece = slice(start, start + TEACHER_BATCH)
-                inputs = augment(everything[piece], self.ids[piece], view, self.settings, self.seed)
+                piece = np.arange(start, min(start + TEACHER_BATCH, len(self.ids)))
+                inputs, _ = self._seen(everything, piece, view)
                 parts.append(teacher(spread(inputs, device, channels_last)).float().cpu())
         return torch.cat(parts)

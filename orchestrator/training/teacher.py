@@ -115,7 +115,8 @@ class TeacherCache:
         """Names the rows, their view, and all that a teacher's last bits depend on."""
         facts = {
             "rows": self.data,
-            "augment": self.training.augment.plain(),
+            # Without their number: a training that looks at more views finds those that there are.
+            "augment": {**self.training.augment.plain(), "views": None},
             "seed": self.seed,
             "threads": self.threads,
             "device": self._device.type,

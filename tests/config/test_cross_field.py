@@ -392,6 +392,10 @@ def test_the_metric_fits_the_task() -> None:
             "models.big.model.kwargs.channels.0",
         ),
         (
+            "models.big.training={augment: {flip: true, cutmix: 0.5}}",
+            "augment.cutmix needs a distillation loss",
+        ),
+        (
             "models.big.training={patience: 3, sparsify: {amount: 0.9}}",
             "'patience' and 'sparsify' exclude each other",
         ),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.config.training import Augment
 from orchestrator.errors import ConfigError
-from orchestrator.training.augment import augment, check_augment, hash_rows, views
+from orchestrator.training.augment import augment, check_augment, cutmix, hash_rows, partners, views
 from tests.training.toy import FEATURES, IMAGES
 
 IDS = np.arange(64, dtype=np.int64) * 7919
@@ -79,6 +79,32 @@ def test_cutout_keeps_real_values() -> None:
     changed = (holed != rows).flatten(1).any(1)
     assert changed.all()
     assert holed.dtype == rows.dtype
+
+
+def test_a_patch_is_a_rectangle_of_the_other_row() -> None:
+    others = 255 - IMAGE_ROWS
+    mixed = cutmix(IMAGE_ROWS, others, IDS, 1, 3)
+    areas = []
+    for image, before, other in zip(mixed, IMAGE_ROWS, others, strict=True):
+        inside = (image != before).any(0)
+        assert torch.equal(image, torch.where(inside, other, before))
+        rows, columns = inside.any(1), inside.any(0)
+        assert torch.equal(inside, rows[:, None] & columns)
+        areas.append(inside.float().mean().item())
+    assert min(areas) < 0.1
+    assert max(areas) > 0.5
+    assert not torch.equal(mixed, cutmix(IMAGE_ROWS, others, IDS, 2, 3))
+    assert torch.equal(mixed[[9, 4]], cutmix(IMAGE_ROWS[[9, 4]], others[[9, 4]], IDS[[9, 4]], 1, 3))
+
+
+def test_the_share_of_rows_gets_patches_of_any_row() -> None:
+    ids = np.arange(20_000, dtype=np.int64)
+    places, others = partners(ids, 2, 0.3, 5, 10)
+    assert abs(len(places) / len(ids) - 0.3) < 0.02
+    assert np.bincount(others, minlength=10).min() > len(places) / 10 * 0.8
+    np.testing.assert_array_equal(places[places < 100], partners(ids[:100], 2, 0.3, 5, 10)[0])
+    assert len(partners(ids, 2, 1.0, 5, 10)[0]) == len(ids)
+    assert set(places) != set(partners(ids, 3, 0.3, 5, 10)[0])
 
 
 def test_flips_are_half_and_offsets_uniform() -> None:

@@ -212,6 +212,10 @@ def test_a_loss_that_explodes_is_named_with_its_epoch() -> None:
         run(module_of(VALUES), VALUES, settings)
 
 
+HERE = (torch.device("cpu"), False, 0, 1)
+"""Device, memory format, rank and world of an epoch."""
+
+
 class TestDistillation:
     settings = QUICK.model_copy(update={"loss": DistillationLoss(temperature=2.0, weight=1.0), "epochs": 12})
 
@@ -234,6 +238,24 @@ class TestDistillation:
         by_function = run(module_of(IMAGES), IMAGES, settings, teacher=teacher)[1]
         by_table = run(module_of(IMAGES), IMAGES, settings, teacher=stored)[1]
         assert digest(by_function.weights) == digest(by_table.weights)
+
+    def test_a_teacher_says_what_mixtures_show(self) -> None:
+        teacher = module_of(IMAGES, seed=1).eval()
+        mixed = Augment(flip=True, cutmix=0.5, views=2)
+        rows = Rows(part(IMAGES), mixed, 3, 16, teacher)
+        found = list(rows.epoch(1, *HERE))
+        struck = sum(int((batch.targets < 0).sum()) for batch in found)
+        assert 0.3 * rows.count < struck < 0.7 * rows.count
+        for batch in found:
+            assert batch.teacher is not None
+            torch.testing.assert_close(batch.teacher, teacher(batch.inputs), rtol=1e-4, atol=1e-4)
+        plain = list(Rows(part(IMAGES), Augment(flip=True, views=2), 3, 16, None).epoch(1, *HERE))
+        for batch, before in zip(found, plain, strict=True):
+            changed = (batch.inputs != before.inputs).flatten(1).any(1)
+            assert torch.equal(batch.targets[batch.targets >= 0], before.targets[batch.targets >= 0])
+            assert not changed[batch.targets >= 0].any()
+        settings = self.settings.model_copy(update={"augment": mixed, "epochs": 2})
+        assert np.isfinite(run(module_of(IMAGES), IMAGES, settings, teacher=teacher)[0][-1].loss)
 
     def test_outputs_of_too_few_views_are_refused(self) -> None:
         settings = self.settings.model_copy(update={"augment": Augment(flip=True, views=2)})

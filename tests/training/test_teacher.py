@@ -47,6 +47,14 @@ def test_logits_are_kept_as_float16_by_sample_id(tmp_path: Path) -> None:
         assert table.column("id").to_pylist() == list(part(IMAGES).ids)
 
 
+def test_more_views_find_those_that_there_are(tmp_path: Path) -> None:
+    filled(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in files(tmp_path)}
+    filled(tmp_path, training=TRAINING.model_copy(update={"augment": Augment(flip=True, crop=2, views=5)}))
+    assert len(files(tmp_path)) == 5
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in files(tmp_path)}.items()
+
+
 def test_values_of_a_regression_are_kept_as_float32(tmp_path: Path) -> None:
     filled(tmp_path, VALUES, TRAINING.model_copy(update={"augment": Augment()}))
     (path,) = files(tmp_path)
