@@ -294,23 +294,26 @@ def _row(entry: Entry, parent: Entry) -> dict[str, Any]:
     return row
 
 
+FOUR = ("small-a", "small-b", "small-c", "small-d")
+"""Nets of one kind that learned from labels alone, and whose mixed outputs a student of that kind learns."""
+
+
 def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
-    """Share of the gap between a small net and an ensemble of four that one student of them keeps."""
+    """Share of the gap from four small nets, on average, to their ensemble that one student of them keeps."""
     part = bench.data.part("test")
     logits = {
         name: Here(_loader(bench.store, bench.digest(name), "eager")).predict(part.inputs, bench.folder)
-        for name in ("small-a", "small-b", "small-c", "small-d", "student")
+        for name in (*FOUR, "student")
     }
-    chances = [torch.from_numpy(logits[f"small-{letter}"]).softmax(1).numpy() for letter in "abcd"]
-    found = {
-        "four": np.mean(chances, axis=0),
-        "small-b": logits["small-b"],
-        "student": logits["student"],
+    together = np.mean([torch.from_numpy(logits[name]).softmax(1).numpy() for name in FOUR], axis=0)
+    accuracy = {
+        name: float((outputs.argmax(1) == part.targets).mean())
+        for name, outputs in {"four": together, **logits}.items()
     }
-    accuracy = {name: float((outputs.argmax(1) == part.targets).mean()) for name, outputs in found.items()}
     rows = [{"name": name, "own": True, "accuracy": value} for name, value in accuracy.items()]
-    gap = accuracy["four"] - accuracy["small-b"]
-    return rows, (accuracy["student"] - accuracy["small-b"]) / gap if gap > 0 else 0.0
+    alone = float(np.mean([accuracy[name] for name in FOUR]))
+    gap = accuracy["four"] - alone
+    return rows, (accuracy["student"] - alone) / gap if gap > 0 else 0.0
 
 
 def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:
