@@ -182,7 +182,7 @@ def _prepare(bench: Bench) -> None:
 
 def _own(bench: Bench) -> Iterator[Entry]:
     """Every model and variant of the run file in every execution that it has; a peer among them."""
-    for name in (PARENT, "small-b", *(name for name in bench.config.variants if name != "student")):
+    for name in (PARENT, ALONE, *(name for name in bench.config.variants if name != "student")):
         try:
             digest = bench.digest(name)
         except NotFoundError as error:
@@ -295,15 +295,17 @@ def _row(entry: Entry, parent: Entry) -> dict[str, Any]:
 
 
 FOUR = ("small-a", "small-b", "small-c", "small-d")
-"""Nets of one kind that learned from labels alone, and whose mixed outputs a student of that kind learns."""
+"""Nets of one kind that learned from labels alone."""
+ALONE = "alone"
+"""The same net trained as long as the student of the four, from labels alone."""
 
 
 def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
-    """Share of the gap from four small nets, on average, to their ensemble that one student of them keeps."""
+    """Share of the gap from a net taught by labels to an ensemble of four that their student keeps."""
     part = bench.data.part("test")
     logits = {
         name: Here(_loader(bench.store, bench.digest(name), "eager")).predict(part.inputs, bench.folder)
-        for name in (*FOUR, "student")
+        for name in (*FOUR, ALONE, "student")
     }
     together = np.mean([torch.from_numpy(logits[name]).softmax(1).numpy() for name in FOUR], axis=0)
     accuracy = {
@@ -311,9 +313,8 @@ def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
         for name, outputs in {"four": together, **logits}.items()
     }
     rows = [{"name": name, "own": True, "accuracy": value} for name, value in accuracy.items()]
-    alone = float(np.mean([accuracy[name] for name in FOUR]))
-    gap = accuracy["four"] - alone
-    return rows, (accuracy["student"] - alone) / gap if gap > 0 else 0.0
+    gap = accuracy["four"] - accuracy[ALONE]
+    return rows, (accuracy["student"] - accuracy[ALONE]) / gap if gap > 0 else 0.0
 
 
 def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:
