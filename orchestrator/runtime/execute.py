@@ -36,6 +36,7 @@ class Executable:
         self.signature = signature
         self.threads = threads
         self._forward = forward
+        self._dtype = np.dtype(signature.input_dtype)
 
     def __call__(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         """Outputs float32 [B, K] of raw rows [B, *input_shape] of the signature's type, B >= 1.
@@ -46,7 +47,7 @@ class Executable:
             DataError: the rows are not of the signature's shape and type.
         """
         signature = self.signature
-        if inputs.shape[1:] != signature.input_shape or str(inputs.dtype) != signature.input_dtype:
+        if inputs.shape[1:] != signature.input_shape or inputs.dtype != self._dtype:
             raise DataError(
                 "the rows do not fit the model",
                 f"{inputs.dtype} {list(inputs.shape)}",
