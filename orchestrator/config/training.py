@@ -214,7 +214,11 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _someone_says_what_a_mixture_shows(self) -> Training:
-        if self.augment.cutmix is not None and not isinstance(self.loss, DistillationLoss):
+        if self.augment.cutmix is None:
+            return self
+        if self.sample is not None:
+            raise ValueError("augment.cutmix and 'sample' exclude each other: patches come from all rows")
+        if not isinstance(self.loss, DistillationLoss):
             raise ValueError("augment.cutmix needs a distillation loss: no label is known of a mixture")
         return self
 

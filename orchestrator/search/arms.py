@@ -38,10 +38,15 @@ def arms(settings: SearchSettings) -> dict[str, Arm]:
     found = {COMPILED: Arm((), compiled), BF16: Arm((Bf16(),), compiled)}
     if settings.small is None:
         return found
-    # Without the teacher's term the loss is that of the labels.
-    loss = settings.small.training.loss
-    assert isinstance(loss, DistillationLoss)  # as Distill demands
-    labels = settings.small.training.model_copy(update={"loss": loss.model_copy(update={"weight": 0.0})})
+    training = settings.small.training
+    assert isinstance(training.loss, DistillationLoss)  # as Distill demands
+    # Nothing of the teacher is left: neither its outputs nor its layers, and no row without its label.
+    labels = training.model_copy(
+        update={
+            "loss": training.loss.model_copy(update={"weight": 0.0, "features": ()}),
+            "augment": training.augment.model_copy(update={"cutmix": None}),
+        }
+    )
     scratch = settings.small.model_copy(update={"training": labels})
     return found | {SCRATCH: Arm((scratch,), compiled), DISTILLED: Arm((settings.small,), compiled)}
 

@@ -1,4 +1,4 @@
-"""Image augmentation as a pure function of (seed, sample id, view).
+"""Image augmentation as a pure function of (seed, sample id, view); of patches, also of the rows that there are.
 
 Nothing is drawn from a random stream, so a row looks the same in view v in every epoch, worker, restart
 and arm of a comparison, and a teacher's outputs on the V views can be computed once.
@@ -20,7 +20,11 @@ from orchestrator.errors import ConfigError
 
 def active(settings: Augment) -> bool:
     """Whether any view differs from the plain rows."""
-    return settings.flip or settings.crop > 0 or settings.cutout > 0 or settings.cutmix is not None
+    return _changes_single_rows(settings) or settings.cutmix is not None
+
+
+def _changes_single_rows(settings: Augment) -> bool:
+    return settings.flip or settings.crop > 0 or settings.cutout > 0
 
 
 def views(settings: Augment) -> int:
@@ -67,7 +71,7 @@ def augment(images: Tensor, ids: NDArray[np.int64], view: int, settings: Augment
     Returns:
         [B, C, H, W] of the same type, contiguous; `images` itself when there is nothing to do.
     """
-    if not active(settings):
+    if not _changes_single_rows(settings):
         return images
     batch, channels, height, width = images.shape
     bits = hash_rows(seed, ids, view)

@@ -396,6 +396,10 @@ def test_the_metric_fits_the_task() -> None:
             "augment.cutmix needs a distillation loss",
         ),
         (
+            "models.big.training={augment: {cutmix: 0.5}, sample: {share: 0.5}, loss: {kind: distillation}}",
+            "augment.cutmix and 'sample' exclude each other",
+        ),
+        (
             "models.big.training={patience: 3, sparsify: {amount: 0.9}}",
             "'patience' and 'sparsify' exclude each other",
         ),

@@ -10,7 +10,7 @@ from orchestrator.config.free import RESERVED, Range
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config, Space, grid, parameters, plan_of, probes
 from orchestrator.config.steps import Bf16, ChannelPruning, Clipping, Recovery, StaticInt8
-from orchestrator.config.training import DistillationLoss
+from orchestrator.config.training import Augment, DistillationLoss
 from orchestrator.search import arms, space
 from orchestrator.search.ray_search import _SHARED
 from tests.search.spaces import small
@@ -268,7 +268,12 @@ def test_a_space_that_no_plan_could_hold_is_refused(plan: object, words: str) ->
 
 
 def test_arms_stand_beside_the_space() -> None:
-    distill = {"kind": "distill", "model": {"factory": "mlp", "kwargs": {"widths": [8]}}}
+    loss = {"kind": "distillation", "features": [{"student": "body.1"}]}
+    distill = {
+        "kind": "distill",
+        "model": {"factory": "mlp", "kwargs": {"widths": [8]}},
+        "training": {"loss": loss, "augment": {"flip": True, "cutmix": 0.5}},
+    }
     settings = SearchSettings.model_validate({"small": distill})
     found = arms.arms(settings)
     assert list(found) == [arms.COMPILED, arms.BF16, arms.SCRATCH, arms.DISTILLED]
@@ -277,6 +282,8 @@ def test_arms_stand_beside_the_space() -> None:
     assert space.executions_of(config, settings) == ("aoti", "eager")
     assert space.name_of(config, settings) == "bf16 compiled"
     (scratch,) = found[arms.SCRATCH].plan
-    assert scratch.training.loss.weight == 0  # type: ignore[union-attr]
+    # Nothing of the teacher: mixed rows, too, would be its alone.
+    assert (scratch.training.loss.weight, scratch.training.loss.features) == (0, ())  # type: ignore[union-attr]
+    assert scratch.training.augment == Augment(flip=True)  # type: ignore[union-attr]
     assert arms.arm_of({"precision": "bf16"}) is None
     assert len(arms.arms(SearchSettings())) == 2

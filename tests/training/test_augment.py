@@ -118,9 +118,11 @@ def test_flips_are_half_and_offsets_uniform() -> None:
 
 
 def test_nothing_to_do_gives_the_images_back() -> None:
-    assert augment(IMAGE_ROWS, IDS, 1, Augment(views=4), 0) is IMAGE_ROWS
+    for settings in (Augment(views=4), Augment(cutmix=0.5)):  # patches come later
+        assert augment(IMAGE_ROWS, IDS, 1, settings, 0) is IMAGE_ROWS
     assert views(Augment(views=4)) == 1
     assert views(BOTH) == 4
+    assert views(Augment(cutmix=0.5, views=3)) == 3
 
 
 def test_what_cannot_be_augmented_is_refused() -> None:
