@@ -1,4 +1,4 @@
-"""Image augmentation as a pure function of (seed, sample id, view); of patches, also of the rows that there are.
+"""Image augmentation as a pure function of (seed, sample id, view); patches also of the rows that there are.
 
 Nothing is drawn from a random stream, so a row looks the same in view v in every epoch, worker, restart
 and arm of a comparison, and a teacher's outputs on the V views can be computed once.
