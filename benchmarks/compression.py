@@ -4,7 +4,8 @@
 latency of all in one interleaved run, bytes. Peers (`benchmarks/peers`) start from the same ResNet-20; those
 with packages of their own need `make peers`. The fastest and the smallest variant are chosen by validation
 and contract rows together: of those that lose at most 0.01 there, with a standard error to spare; of those
-with few operations it is the best one there.
+with few operations it is the best one there that was made from the ResNet-20. A small vision transformer
+has a table of its own.
 
 `--untrained` needs neither data nor a store: weights are random and nothing is trained, so only latencies,
 bytes and the cost of the cache are measured, which do not depend on weights. Its ratios end in `_untrained`.
@@ -15,48 +16,36 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.compression_cache import cache_overhead
-from benchmarks.interleaved import Here, Peer, Subject, interleave
+from benchmarks.compression_table import ALLOWED_DROP, Bench, Entry, accuracy, descends, loader, stored, timed
+from benchmarks.compression_transformer import transformer
+from benchmarks.interleaved import Here, Peer
 from benchmarks.output import Ratio, Result, main
 from orchestrator.compression.export import export
 from orchestrator.compression.plan import Context, apply_plan
-from orchestrator.config.data import PartName
 from orchestrator.config.load import load_run
-from orchestrator.config.measure import Execution
 from orchestrator.config.model import ModelSettings
-from orchestrator.config.run import RunConfig
-from orchestrator.config.steps import Bf16, Distill, Qat, Recovery
+from orchestrator.config.steps import Distill, Qat, Recovery
 from orchestrator.data.arrays import from_arrays
-from orchestrator.data.dataset import Dataset, Part
 from orchestrator.data.load import default_cache, load
-from orchestrator.errors import ExecutionError, NotFoundError
-from orchestrator.measure.cost import count
-from orchestrator.measure.latency import ratio
 from orchestrator.models.build import build, example_rows
 from orchestrator.models.served import Served
-from orchestrator.runtime import execute, int8
+from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import has_bf16_kernels
-from orchestrator.runtime.execute import Executable, executions
 from orchestrator.runtime.rebuild import rebuild, tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
 
 RUN_FILE = Path(__file__).with_name("compression.yaml")
 PARENT = "resnet20"
-ALLOWED_DROP = 0.01
-BATCHES = (32, 1)
-HELD_OUT: tuple[PartName, ...] = ("validation", "contract")
-ROUNDS, BLOCK_MS = 9, 60.0
 PEER_PYTHON = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
 PEERS = {
     "AOTInductor bf16": ("aoti_bf16", False),
@@ -70,38 +59,6 @@ TORCH_PRUNING = "torch-pruning"
 """The variant that stands for that peer; it leaves an eager model."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the table before it is timed."""
-
-    name: str
-    subject: Subject
-    own: bool
-    """Of this project, not a peer's."""
-    execution: str = ""
-    bytes: int = 0
-    flops: float = 0.0
-    """Of a row, two a multiply-accumulate, as ModelOpt counts."""
-    held_out: NDArray[np.bool_] | None = None
-    """Whether each validation and contract row is answered rightly; peers are asked for test rows alone."""
-    test: float = 0.0
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What everything is made from."""
-
-    config: RunConfig
-    store: Store
-    data: Dataset
-    folder: Path
-    """Of the peers."""
-
-    def digest(self, name: str) -> str:
-        """Of a model or variant of the run file."""
-        return self.store.ref(f"{self.config.name}/{name}")
-
-
 def measure(arguments: argparse.Namespace) -> Result:
     """All figures of the page."""
     torch.set_num_threads(1)
@@ -109,17 +66,26 @@ def measure(arguments: argparse.Namespace) -> Result:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = _untrained(folder) if arguments.untrained else _trained(arguments, folder)
         _prepare(bench)
-        rows = _timed([*_own(bench), *_peers(bench, stack)])
+        rows = timed([*stored(bench, _names(bench), TORCH_PRUNING), *_peers(bench, stack)], PARENT)
         overhead = cache_overhead(bench.store, bench.digest(PARENT), bench.data, bench.config.metric)
         ratios = _speed_ratios(rows)
+        small, beside = transformer(bench, stack)
+        ratios |= beside
         ratios["cache_overhead"] = Ratio(overhead["ratio"], 1.1, at_most=True)
         if arguments.untrained:
-            for row in rows:
+            for row in (*rows, *small):
                 for key in ("accuracy", "drop", "held_out_drop", "held_out_error"):
                     row.pop(key, None)
-            return [*rows, overhead], {f"{name}_untrained": found for name, found in ratios.items()}
+            return [*rows, *small, overhead], {f"{name}_untrained": found for name, found in ratios.items()}
         more, gap = _student(bench)
-        return [*rows, *more, overhead], ratios | _accuracy_ratios(rows, gap)
+        return [*rows, *more, *small, overhead], ratios | _accuracy_ratios(bench, rows, gap)
+
+
+def _names(bench: Bench) -> list[str]:
+    """Of the models and variants in the table of the ResNet-20."""
+    variants = bench.config.variants
+    others = [name for name in variants if name != "student" and not descends(bench.config, name, "vit")]
+    return [PARENT, ALONE, *others]
 
 
 def _trained(arguments: argparse.Namespace, folder: Path) -> Bench:
@@ -180,54 +146,6 @@ def _prepare(bench: Bench) -> None:
     np.save(bench.folder / "test.npy", bench.data.part("test").inputs)
 
 
-def _own(bench: Bench) -> Iterator[Entry]:
-    """Every model and variant of the run file in every execution that it has; a peer among them."""
-    for name in (PARENT, ALONE, *(name for name in bench.config.variants if name != "student")):
-        try:
-            digest = bench.digest(name)
-        except NotFoundError as error:
-            print(f"left out: {name}: {error}", file=sys.stderr)
-            continue
-        manifest = bench.store.manifest(digest)
-        if any(isinstance(step, Bf16) for step in manifest.plan) and not has_bf16_kernels():
-            print(f"left out: {name}: this CPU has no bfloat16 kernels", file=sys.stderr)
-            continue
-        own = name != TORCH_PRUNING
-        for execution in executions(manifest) if own else ("eager",):
-            print(f"loading {name} ({execution})", file=sys.stderr)
-            subject = Here(_loader(bench.store, digest, execution))
-            try:
-                held_out = [_right(subject, bench.data.part(part), bench.folder) for part in HELD_OUT]
-            except ExecutionError as error:
-                print(f"left out: {name} ({execution}): {error}", file=sys.stderr)
-                continue
-            yield Entry(
-                name=name,
-                subject=subject,
-                own=own,
-                execution=execution,
-                bytes=bench.store.artifact_bytes(digest),
-                flops=2 * float(_macs(bench, name)),
-                held_out=np.concatenate(held_out),
-                test=_accuracy(subject, bench.data.part("test"), bench.folder),
-            )
-
-
-def _loader(store: Store, digest: str, execution: Execution) -> Callable[[int], Executable]:
-    return lambda batch: execute.load(store, digest, execution, threads=1, batch=batch)
-
-
-def _macs(bench: Bench, name: str) -> int:
-    """Multiply-accumulates of a row; those of an int8 variant are its parent's."""
-    while name in bench.config.variants:
-        rebuilt = rebuild(bench.store, bench.digest(name))
-        if not isinstance(rebuilt.module, torch.fx.GraphModule):
-            break
-        name = bench.config.variants[name].parent
-    rebuilt = rebuild(bench.store, bench.digest(name))
-    return count(rebuilt.module, rebuilt.manifest.signature).macs
-
-
 def _peers(bench: Bench, stack: ExitStack) -> Iterator[Entry]:
     for name, (module, own_environment) in PEERS.items():
         python = PEER_PYTHON if own_environment else Path(sys.executable)
@@ -244,54 +162,8 @@ def _peers(bench: Bench, stack: ExitStack) -> Iterator[Entry]:
             name=name,
             subject=peer,
             own=False,
-            test=_accuracy(peer, bench.data.part("test"), bench.folder),
+            test=accuracy(peer, bench.data.part("test"), bench.folder),
         )
-
-
-def _accuracy(subject: Subject, part: Part, folder: Path) -> float:
-    return float(_right(subject, part, folder).mean())
-
-
-def _right(subject: Subject, part: Part, folder: Path) -> NDArray[np.bool_]:
-    outputs = subject.predict(part.inputs, folder / "outputs.npy")
-    return np.asarray(outputs.argmax(1) == part.targets)
-
-
-def _timed(entries: list[Entry]) -> list[dict[str, Any]]:
-    """The table: every entry's figures, its latencies and how many times as fast as the parent it is."""
-    parent = next(entry for entry in entries if entry.name == PARENT and entry.execution == "eager")
-    rows = {id(entry): _row(entry, parent) for entry in entries}
-    for batch in BATCHES:
-        named = {str(id(entry)): entry.subject for entry in entries}
-        samples = interleave(named, batch, rounds=ROUNDS, block_ms=BLOCK_MS)
-        baseline = samples[str(id(parent))].blocks
-        for entry in entries:
-            blocks = samples[str(id(entry))].blocks
-            speedup, interval = ratio(baseline, blocks)
-            rows[id(entry)] |= {
-                f"b{batch}_ms": float(np.median(blocks)),
-                f"b{batch}_speedup": speedup,
-                f"b{batch}_ci": list(interval),
-            }
-    return list(rows.values())
-
-
-def _row(entry: Entry, parent: Entry) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": entry.name, "own": entry.own, "accuracy": entry.test}
-    row["drop"] = parent.test - entry.test
-    if entry.own:
-        assert parent.held_out is not None
-        assert entry.held_out is not None
-        lost = parent.held_out.astype(float) - entry.held_out
-        row |= {
-            "execution": entry.execution,
-            "held_out_drop": float(lost.mean()),
-            "held_out_error": float(lost.std() / np.sqrt(len(lost))),
-            "bytes": entry.bytes,
-            "bytes_ratio": parent.bytes / entry.bytes,
-            "mflops": entry.flops / 1e6,
-        }
-    return row
 
 
 FOUR = ("small-a", "small-b", "small-c", "small-d")
@@ -304,7 +176,7 @@ def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
     """Share of the gap from a net taught by labels to an ensemble of four that their student keeps."""
     part = bench.data.part("test")
     logits = {
-        name: Here(_loader(bench.store, bench.digest(name), "eager")).predict(part.inputs, bench.folder)
+        name: Here(loader(bench.store, bench.digest(name), "eager")).predict(part.inputs, bench.folder)
         for name in (*FOUR, ALONE, "student")
     }
     together = np.mean([torch.from_numpy(logits[name]).softmax(1).numpy() for name in FOUR], axis=0)
@@ -317,10 +189,12 @@ def _student(bench: Bench) -> tuple[list[dict[str, Any]], float]:
     return rows, (accuracy["student"] - accuracy[ALONE]) / gap if gap > 0 else 0.0
 
 
-def _accuracy_ratios(rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:
+def _accuracy_ratios(bench: Bench, rows: list[dict[str, Any]], gap: float) -> dict[str, Ratio]:
+    """Of the FLOPs goals the best made from the ResNet-20 itself: other nets are in the table."""
     found = {"student_gap_kept": Ratio(gap, 0.5)}
+    pruned = [row for row in rows if row["own"] and descends(bench.config, row["name"], PARENT)]
     for flops, allowed in ((59, 0.003), (41, 0.01)):
-        few = [row for row in rows if row.get("mflops", np.inf) <= flops]
+        few = [row for row in pruned if row["mflops"] <= flops]
         best = min(few, key=lambda row: float(row["held_out_drop"]))
         name = f"{best['name']} ({best['execution']}), {best['mflops']:.1f} M"
         found[f"flops_{flops}m_drop"] = Ratio(best["drop"], allowed, at_most=True, of=name)
