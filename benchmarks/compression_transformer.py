@@ -31,9 +31,11 @@ def transformer(bench: Bench, stack: ExitStack) -> tuple[list[dict[str, Any]], d
     entries = list(stored(bench, names))
     for name, module in PEERS.items():
         print(f"starting {name}", file=sys.stderr)
-        peer = Peer(module, sys.executable, folder)
-        stack.callback(peer.close)
-        entries.append(Entry(name, peer, own=False, test=accuracy(peer, bench.data.part("test"), folder)))
+        process = Peer(module, sys.executable, folder)
+        stack.callback(process.close)
+        entries.append(
+            Entry(name, process, own=False, test=accuracy(process, bench.data.part("test"), folder))
+        )
     rows = [{**row, "of": PARENT} for row in timed(entries, PARENT)]
     kept = [row for row in rows if row["drop"] <= ALLOWED_DROP]
     peers = [row for row in kept if not row["own"]]
