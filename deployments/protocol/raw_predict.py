@@ -192,7 +192,8 @@ def _value(value: object, column: object, row: int) -> object:
             raise ProtocolError(f"row {row} has too large a number in column '{name}'") from error
     if isinstance(value, bytes):
         value = text_of(name, value, row)
-    if value is not None and not isinstance(value, str | bool | int):
+    whole = isinstance(value, float) and value.is_integer()  # as pandas has a column with gaps
+    if value is not None and not whole and not isinstance(value, str | bool | int):
         raise ProtocolError(f"row {row} has no category in column '{name}'", short(value))
     return None if value == "" else value
 

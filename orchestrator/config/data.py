@@ -133,6 +133,8 @@ class ParquetData(DataBase):
             raise ValueError("give either 'input' (one column) or 'features' (numeric columns), not both")
         if len(set(self.features)) < len(self.features):
             raise ValueError("'features' name a column twice")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("'classes' hold a name twice")
         if self.cut_from == "validation" and self.validation is None:
             raise ValueError("cut_from: validation needs a validation file: name it, or leave 'cut_from' out")
         if self.task != "regression" and not isinstance(self.target, str):

@@ -44,7 +44,7 @@ def from_arrays(
         task: what targets are; without it integers [N] are classes and all else values.
 
     Raises:
-        DataError: the arrays do not fit together, hold too few rows to cut, or an input is not finite.
+        DataError: the arrays do not fit together, hold too few rows to cut, or a value is not finite.
     """
     if encoding is None:
         rows = np.ascontiguousarray(inputs)
@@ -61,22 +61,26 @@ def from_arrays(
     channels = 0 if rows.dtype in (np.int32, np.int16) else rows.shape[1]
     plain = {"input_shape": rows.shape[1:], "input_dtype": str(rows.dtype), "encoding": encoding}
     scale = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    if rows.dtype == np.float32:
-        _require_finite(rows)
+    _require_finite(rows, "value")
     signature, truth = _read(truth, classes, task, {**plain, **scale})
+    _require_finite(truth, "target")
     labels = None if signature.task == "regression" else truth
     wanted = free_shares(shares or Shares(), ())
     cuts = cut(len(rows), labels, wanted, seed=seed, origin="the arrays", classes=signature.classes)
     parts = {name: _part(rows, truth, cuts[name]) for name in (*PARTS,) if name in cuts}
-    cutting = canonical([list(rows.shape), seed, wanted, signature.task])
-    digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + cutting).hexdigest()
+    cutting: list[Any] = [list(rows.shape), seed, wanted, signature.task]
+    if classes:
+        cutting.append(signature.classes)
+    digest = hashlib.sha256(rows.tobytes() + truth.tobytes() + canonical(cutting)).hexdigest()
     return Dataset(parts, signature, digest, {"source": "arrays"}, Path())
 
 
-def _require_finite(rows: npt.NDArray[np.float32]) -> None:
+def _require_finite(rows: Array, what: str) -> None:
+    if rows.dtype.kind != "f":
+        return
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
     if len(wrong):
-        what = f"row {wrong[0]} of the arrays has a missing or not finite value"
+        what = f"row {wrong[0]} of the arrays has a missing or not finite {what}"
         raise DataError(what, fix="fill or remove it (rows are counted from 0)")
 
 

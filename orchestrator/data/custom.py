@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class CustomSource(DecodedSource):
             raise DataError(
                 f"the dataset function failed ({type(error).__name__}: {error})", settings.dataset
             ) from error
-        if not isinstance(returned, tuple) or len(returned) not in (2, 3):
+        if not _is_data_set(returned):
             raise DataError(
                 "the dataset function must return (inputs, targets) or (inputs, targets, classes)",
                 settings.dataset,
@@ -71,6 +71,10 @@ class CustomSource(DecodedSource):
         """See `Source`."""
         targets = self._targets[: self.rows]
         if targets.dtype.kind in "OU" and targets.ndim == 1:
+            missing = next((row for row, label in enumerate(targets) if _is_missing(label)), None)
+            if missing is not None:
+                what = f"row {missing} of {self.name} has no label"
+                raise DataError(what, fix="fill or remove it (rows are counted from 0)")
             return np.asarray([str(label) for label in targets], dtype=object)
         if targets.dtype.kind not in "iu" or targets.ndim != 1:
             raise DataError(
@@ -122,6 +126,22 @@ class CustomSource(DecodedSource):
             f"{inputs.dtype} {list(inputs.shape)}",
             "return uint8 [N, C, H, W] or numbers [N, F]",
         )
+
+
+def _is_data_set(returned: Any) -> bool:
+    """Whether it is two arrays of rows, and names of classes if anything more."""
+    if not isinstance(returned, tuple) or len(returned) not in (2, 3):
+        return False
+    names = returned[2] if len(returned) == 3 else ()
+    named = isinstance(names, Iterable) and not isinstance(names, str)
+    return named and all(array.ndim > 0 for array in returned[:2])
+
+
+def _is_missing(label: Any) -> bool:
+    """None, NaN, and what pandas has in their place."""
+    if isinstance(label, float | np.floating):
+        return bool(np.isnan(label))
+    return label is None or type(label).__name__ in ("NAType", "NaTType")
 
 
 def transformer(path: str | None, allowed: Collection[str]) -> Any:

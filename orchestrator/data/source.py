@@ -137,22 +137,22 @@ def class_names(raw: Array, given: Sequence[str], origin: str) -> tuple[str, ...
     return tuple(str(label) for label in distinct)
 
 
-def encode(raw: Array, classes: tuple[str, ...], origin: str) -> Array:
+def encode(raw: Array, classes: tuple[str, ...], origin: str, first_row: int = 0) -> Array:
     """`int64` [N] labels.
 
     Raises:
-        DataError: the first label that is none of `classes`, with its row.
+        DataError: the first label that is none of `classes`, with its row, counted from `first_row`.
     """
     found, wrong = number_of(raw, classes)
     if wrong is not None and raw.dtype == object:
         raise DataError(
-            f"row {wrong} of {origin} has an unknown label",
+            f"row {first_row + wrong} of {origin} has an unknown label",
             raw[wrong],
             f"{nearest(raw[wrong], classes)} (rows are counted from 0)",
         )
     if wrong is not None:
         raise DataError(
-            f"row {wrong} of {origin} has a label out of range",
+            f"row {first_row + wrong} of {origin} has a label out of range",
             raw[wrong],
             f"with {len(classes)} classes labels are 0 to {len(classes) - 1} (rows are counted from 0)",
         )

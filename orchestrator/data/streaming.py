@@ -163,7 +163,7 @@ def read(stream: Stream, pieces: Iterable[Piece], signature: Signature) -> Itera
             labels = label_rows(pa.chunked_array([used.column(1)]), stream.target, name, row)
             yield Part(
                 encode_rows(signature.encoding, texts, first_row=row, origin=name),
-                encode(labels, signature.classes, name),
+                encode(labels, signature.classes, name, row),
                 np.arange(number, number + len(used), dtype=np.int64),
             )
 

@@ -97,8 +97,8 @@ def _category(column: Category, values: Sequence[object], place: _Place) -> Arra
 def category_names(
     values: Sequence[object], column: str, origin: str, rows: Sequence[int] | None = None
 ) -> list[str | None]:
-    """Categories as text: whole numbers and booleans as JSON writes them; None of a missing one. `rows` are
-    their numbers, for errors.
+    """Categories as text: whole numbers (of floats, too: pandas writes a column with gaps so) and booleans as
+    JSON writes them; None of a missing one. `rows` are their numbers, for errors.
 
     Raises:
         DataError: a value is of another type.
@@ -112,8 +112,8 @@ def _name(value: object, row: int, place: _Place) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     raise place.error(row, "no category", repr(value)[:60])

@@ -67,10 +67,11 @@ def score(
     """
     value = statistic(metric, outputs, targets, allowed=allowed)(np.ones(len(np.asarray(targets))))
     if not np.isfinite(value):
+        of_classes = TASK_METRICS["classification"] + TASK_METRICS["multilabel"]
         raise DataError(
             f"{metric.name} is undefined on these {len(np.asarray(targets))} rows",
             value,
-            "it needs rows of at least two classes" if metric.name not in TASK_METRICS["regression"] else "",
+            "it needs rows of at least two classes" if metric.name in of_classes else "",
         )
     return value
 

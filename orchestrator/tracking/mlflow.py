@@ -56,7 +56,15 @@ class Mlflow:
             ClusterError: the server does not answer, or refuses.
         """
         self._api = _Api(settings)
-        self._run = self._api.begin(name, fingerprint([name, params]), _flat(params), parent=None)
+        try:
+            self._run = self._api.begin(name, fingerprint([name, params]), _flat(params), parent=None)
+        except Exception as error:
+            # Whatever the client raises; a deleted experiment is found by its name, and takes no runs.
+            raise ClusterError(
+                f"the MLflow server takes no run in experiment '{settings.experiment}'",
+                f"{settings.uri}: {first_line(error)}",
+                "if it was deleted, restore it, or name another by tracking.experiment",
+            ) from error
         self._trials: dict[str, str] = {}
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._broken = False

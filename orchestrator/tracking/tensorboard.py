@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from tensorboardX.proto.event_pb2 import Event as Record
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
@@ -119,24 +120,17 @@ class _Log:
         self._file = file
         self._waiting: list[bytes] = []
         self._known: dict[Point, float] = {}
-        self._before = 0
-        """Epochs of earlier steps of a plan."""
-        self._last = 0
-        """The last epoch that came in this process."""
         if file.exists():
             self._read()
 
     def epoch(self, figures: Mapping[str, float], number: int) -> None:
-        """An epoch; numbers that begin again are those of another step of a plan."""
-        if self._last and number <= self._last:
-            self._before += self._last
-        begins = number == 1 and not self._last
-        self._last = number
-        self.add(figures, self._before + number, anew=begins)
+        """An epoch, counted on over the steps of a plan; the first one begins the training anew."""
+        self.add(figures, number, anew=number == 1)
 
     def add(self, figures: Mapping[str, float], step: int, *, anew: bool) -> None:
         """Keep what is not there yet; where figures differ the known ones stay, unless this is `anew`."""
-        figures = {tag: _single(value) for tag, value in figures.items() if math.isfinite(value)}
+        kept = {tag: _single(value) for tag, value in figures.items()}
+        figures = {tag: value for tag, value in kept.items() if math.isfinite(value)}
         if anew and any(self._known.get((tag, step), value) != value for tag, value in figures.items()):
             self._remove(set(figures), step)
         new = {tag: value for tag, value in figures.items() if (tag, step) not in self._known}
@@ -224,8 +218,9 @@ def _sum(part: bytes) -> bytes:
 
 
 def _single(value: float) -> float:
-    """As the records keep it."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    """As the records keep it; infinite where they cannot."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _file_name(name: str) -> str:

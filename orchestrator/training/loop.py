@@ -93,7 +93,7 @@ def train(
         watch: told of each step; may ask for the state within an epoch.
 
     Raises:
-        TrainingError, ConfigError: the loss is not finite, or something does not fit the rows.
+        TrainingError, ConfigError: loss or outputs are not finite, or something does not fit the rows.
     """
     drawn = seed if sample_seed is None else sample_seed
     place = _Place(torch.device(device), threads, seed, drawn, rank, world, strategy, first_epoch)
@@ -241,6 +241,8 @@ class _Run:
         outputs = self._evaluate()
         if self.offset is not None:
             outputs = outputs + self.offset.validation.read(0)
+        # The last step may have ended what its loss, taken before it, does not show.
+        self._check_finite(float(np.abs(outputs).max()), number, "the largest output is")
         value = score(self.metric, outputs, self.validation.targets, allowed=self.allowed)
         report = EpochReport(number, loss, float(value), lr, time.perf_counter() - started)
         self._advance(report)
@@ -306,11 +308,11 @@ class _Run:
             loss = loss if more is None else loss + more
         return loss
 
-    def _check_finite(self, loss: float, epoch: int) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, value: float, epoch: int, what: str = "the loss is") -> None:
+        if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is not finite in epoch {epoch + 1} of {self.settings.epochs}",
-                loss,
+                f"{what} not finite in epoch {epoch + 1} of {self.settings.epochs}",
+                value,
                 "lower lr, set grad_clip (1.0), lengthen warmup, or train with precision fp32",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -71,21 +72,33 @@ def train_models(
 
 @dataclass(frozen=True)
 class _Totals:
-    """What the cluster has, and the most that one node has."""
+    """What the cluster has: cores and accelerators of each node."""
 
-    cpus: float
-    gpus: float
-    node_cpus: float
-    node_gpus: float
+    nodes: tuple[tuple[float, float], ...]
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes together."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes together."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    def places(self, resources: Resources) -> int:
+        """Workers that the nodes hold: none is spread over two of them."""
+        return sum(
+            int(min(cpus / resources.cpus, gpus / resources.gpus if resources.gpus else math.inf))
+            for cpus, gpus in self.nodes
+        )
 
 
 def _totals(labels: Mapping[str, str] | None = None) -> _Totals:
     """Of the nodes with these labels."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive if offers(node["Labels"], labels or {})]
-    cpus = [float(node.get("CPU", 0)) for node in nodes]
-    gpus = [float(node.get("GPU", 0)) for node in nodes]
-    return _Totals(sum(cpus), sum(gpus), max(cpus, default=0), max(gpus, default=0))
+    return _Totals(tuple((float(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes))
 
 
 def _check_resources(job: TrainJob, totals: _Totals) -> int:
@@ -103,21 +116,18 @@ def _check_resources(job: TrainJob, totals: _Totals) -> int:
             wanted,
             f"change models.{job.name}.resources.labels, or start such a node with 'ray start --labels'",
         )
-    fix = f"set models.{job.name}.resources lower, or join a larger cluster"
-    for kind, each, node, total in (
-        ("CPUs", resources.cpus, totals.node_cpus, totals.cpus),
-        ("GPUs", resources.gpus, totals.node_gpus, totals.gpus),
-    ):
-        if each > node or least * each > total:
-            raise ResourceError(
-                f"model '{job.name}' can never be placed: it needs {least} x {each:g} {kind}; "
-                f"the cluster has {total:g} {kind} and its largest node",
-                f"{node:g}",
-                fix,
-            )
-        if each:
-            most = min(most, int(total // each))
-    return most
+    places = totals.places(resources)
+    if places < least:
+        each, total = f"{resources.cpus} CPUs", f"{totals.cpus:g} CPUs"
+        if resources.gpus:
+            each, total = f"{resources.gpus:g} GPUs with {each}", f"{totals.gpus:g} GPUs and {total}"
+        raise ResourceError(
+            f"model '{job.name}' can never be placed: it needs {least} x {each}; "
+            f"the cluster has {total}, and its nodes hold",
+            f"{places} such workers",
+            f"set models.{job.name}.resources lower, or join a larger cluster",
+        )
+    return min(most, places)
 
 
 class _Schedule:

@@ -274,8 +274,9 @@ def test_rows_of_one_label_load_when_labels_are_not_looked_at(tmp_path: Path) ->
         ({"decode": "text", "transform": "tests.data.toy:halved"}, "transform"),
         ({"elsewhere": {"a": "b"}, "task": "regression"}, "regression"),
         ({"features": ["x", "y", "x"]}, "a column twice"),
+        ({"classes": ["cat", "cat"]}, "a name twice"),
     ],
-    ids=["kind", "no_views", "name", "range", "features", "transform", "elsewhere", "twice"],
+    ids=["kind", "no_views", "name", "range", "features", "transform", "elsewhere", "twice", "classes"],
 )
 def test_settings_that_cannot_be_meant(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):

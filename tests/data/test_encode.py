@@ -228,6 +228,7 @@ def test_a_table_fills_numbers_and_knows_unknown_categories() -> None:
 def test_whole_numbers_and_booleans_are_categories_by_their_json() -> None:
     mixed = TableEncoding(columns=(Category(name="c", values=("3", "true")),))
     assert encode(mixed, {"c": [3, True, "3", 4]}).tolist() == [[1], [2], [1], [0]]
+    assert encode(mixed, {"c": np.array([3.0, np.nan, 4.0])}).tolist() == [[1], [0], [0]]
 
 
 @pytest.mark.parametrize(

@@ -247,12 +247,23 @@ def test_folders(tmp_path: Path) -> None:
 
 def test_custom_arrays_of_a_wrong_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CustomData(dataset="tests.data.toy:circles")
+    gaps = (None, float("nan"), np.float32("nan"))
+
+    def rows_of_text(gap: object) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.asarray(["a", "b"] * 15, object)
+        labels[7] = gap
+        return np.zeros((30, 2)), labels
+
     for returned, said in [
         (np.zeros((30, 2)), "must return (inputs, targets)"),
         ((np.zeros((30, 2)), np.zeros(29, int)), "different numbers of inputs and targets: 30 and 29"),
         ((np.zeros((30, 2, 2)), np.zeros(30, int)), "unsupported shape or type: float64 [30, 2, 2]"),
         ((np.zeros((30, 2)), np.zeros(30)), "cannot be labels"),
         (([np.zeros((1, 2, 2)), np.zeros((1, 3, 3))], np.zeros(2, int)), "the dataset function failed"),
+        ((5, 6), "must return (inputs, targets)"),
+        ((np.zeros((30, 2)), toy.labels(30), 3), "must return (inputs, targets)"),
+        ((np.zeros((30, 2)), toy.labels(30), "abc"), "must return (inputs, targets)"),
+        *((rows_of_text(gap), "row 7 of tests.data.toy:circles has no label. fill") for gap in gaps),
     ]:
         monkeypatch.setattr(toy, "circles", lambda returned=returned: returned)
         refused(settings, tmp_path, said, allowed=["tests.data.toy:circles"])

@@ -193,6 +193,15 @@ def test_a_row_that_cannot_be_read_in_training_is_named_by_its_place_in_its_file
         list(read(streamed(found), streamed(found).groups, found.signature))
 
 
+def test_a_label_that_changed_is_named_by_its_place_in_its_file(folder: Path) -> None:
+    found = opened(folder)
+    rows = texts.table(100, texts.FILE_ROWS)
+    labels = ["c9" if row == 27 else label for row, label in enumerate(rows["label"].to_pylist())]
+    pq.write_table(rows.set_column(1, "label", pa.array(labels)), folder / "train" / "part-2.parquet", 20)
+    with pytest.raises(DataError, match=r"row 27 of part-2.parquet has an unknown label: c9"):
+        list(read(streamed(found), streamed(found).groups, found.signature))
+
+
 def test_a_pattern_is_below_the_root_whatever_its_name_is(folder: Path) -> None:
     odd = folder.parent / "texts[v1]"
     shutil.copytree(folder, odd)

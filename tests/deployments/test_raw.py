@@ -308,6 +308,12 @@ def test_arrow_columns_by_name(color: pa.DataType) -> None:
 ROW = ROWS[0]
 
 
+def test_a_whole_float_is_the_category_of_its_integer() -> None:
+    whole, plain = (json.dumps([{**ROW, "color": value}]).encode() for value in (2.0, 2))
+    found = raw_predict.read(whole, "", ENCODERS["table"])
+    np.testing.assert_array_equal(found, raw_predict.read(plain, "", ENCODERS["table"]))
+
+
 def arrow_ages(ages: pa.Array) -> bytes:
     return stream(ages, pa.nulls(len(ages)), pa.nulls(len(ages)), names=["age", "color", "hours per week"])
 
@@ -356,6 +362,7 @@ def test_a_short_stream_with_values_without_end_is_refused_before_any_is_made(
         ("table", json.dumps([{**ROW, "age": "x"}]).encode(), "", 400, "row 0 has no number in column 'age'"),
         ("table", json.dumps([{**ROW, "age": 10**400}]).encode(), "", 400, "too large a number"),
         ("table", json.dumps([{**ROW, "color": [1]}]).encode(), "", 400, "no category in column 'color'"),
+        ("table", json.dumps([{**ROW, "color": 1.5}]).encode(), "", 400, "no category in column 'color'"),
         ("table", b"[]", "", 400, "something in it"),
         ("table", b'{"rows": {}}', "", 400, "must be a list"),
         ("table", b"a,b", "text/csv", 415, "not supported for this model"),

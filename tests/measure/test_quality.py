@@ -35,6 +35,10 @@ def failing(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> flo
     raise ZeroDivisionError(f"{outputs.shape} {targets.shape}")
 
 
+def undefined(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:
+    return float("nan") * len(outputs) * len(targets)
+
+
 def rows(count: int = 300, classes: int = 4, seed: int = 0) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
     targets = rng.integers(classes, size=count)
@@ -209,6 +213,9 @@ def test_own_metric_by_import_path() -> None:
     broken = f"{__name__}:failing"
     with pytest.raises(ModelError, match="the metric failed"):
         score(Metric(name=broken), outputs, targets, allowed=(broken,))
+    unknown = f"{__name__}:undefined"
+    with pytest.raises(DataError, match=r"undefined on these 300 rows: nan$"):
+        score(Metric(name=unknown), outputs, targets, allowed=(unknown,))
 
 
 def test_directions() -> None:

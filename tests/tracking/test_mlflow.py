@@ -15,12 +15,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestrator.config.tracking import MlflowTracking
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.tracking import mlflow as tracked
 from orchestrator.tracking.mlflow import Mlflow
 from tests.architecture.modules import ROOT
@@ -46,6 +47,15 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r"ensemble-orchestrator\[mlflow\]"):
         Mlflow(MlflowTracking(uri="http://127.0.0.1:1"), "toy", {})
+
+
+def test_a_server_that_refuses_the_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: object, **__: object) -> str:
+        raise RuntimeError("The experiment 1 must be in the 'active' state. Current state is deleted.")
+
+    monkeypatch.setattr(tracked, "_Api", lambda _: SimpleNamespace(begin=begin))
+    with pytest.raises(ClusterError, match=r"experiment 'mine'.*state is deleted.*restore it"):
+        Mlflow(MlflowTracking(uri="http://127.0.0.1:1", experiment="mine"), "toy", {})
 
 
 @pytest.fixture(scope="module")

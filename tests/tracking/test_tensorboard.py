@@ -98,9 +98,17 @@ def test_other_figures_take_the_place_of_old_ones(tmp_path: Path) -> None:
     assert len(other["_hparams_/session_start_info"]) == 1
 
 
-def test_a_plan_with_two_trainings_has_one_curve(tmp_path: Path) -> None:
-    tell(tmp_path, epoch(1), epoch(2, 0.25), epoch(1, 0.3), epoch(2, 0.2))
-    assert figures(tmp_path / "train" / "teacher")["loss"] == [(1, 0.5), (2, 0.25), (3, 0.3), (4, 0.2)]
+@pytest.mark.parametrize("first", [1, 2])
+def test_epochs_that_are_told_twice_in_one_process_are_the_same_points(tmp_path: Path, first: int) -> None:
+    """A worker that died between telling an epoch and saving it, or a trial that another process repeats."""
+    again = [epoch(number, 1 / number) for number in range(first, 4)]
+    tell(tmp_path, epoch(1, 1.0), epoch(2), *again)
+    assert figures(tmp_path / "train" / "teacher")["loss"] == [(1, 1.0), (2, 0.5), (3, 0.333333)]
+
+
+def test_figures_that_a_record_cannot_hold_are_left_out(tmp_path: Path) -> None:
+    tell(tmp_path, epoch(1), epoch(2, 1e50), epoch(3))
+    assert figures(tmp_path / "train" / "teacher")["loss"] == [(1, 0.5), (3, 0.5)]
 
 
 def test_epochs_wait_and_results_do_not(tmp_path: Path) -> None:

@@ -212,6 +212,12 @@ def test_a_loss_that_explodes_is_named_with_its_epoch() -> None:
         run(module_of(VALUES), VALUES, settings)
 
 
+def test_weights_that_explode_in_the_last_step_of_an_epoch_are_named_with_it() -> None:
+    settings = Training(epochs=3, lr=1e20, warmup=0.0, batch_size=128, schedule="constant")
+    with pytest.raises(TrainingError, match=r"output is not finite in epoch 1 of 3.*lower lr"):
+        run(module_of(VALUES), VALUES, settings)
+
+
 HERE = (torch.device("cpu"), False, 0, 1)
 """Device, memory format, rank and world of an epoch."""
 

@@ -12,18 +12,21 @@ from ray.exceptions import ActorDiedError
 from orchestrator.config.measure import Metric
 from orchestrator.config.model import Mlp
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.training import Resources
+from orchestrator.errors import ResourceError
 from orchestrator.training import fit_actor, ray_train
 from orchestrator.training.job import TrainJob
-from orchestrator.training.ray_train import _Schedule, _Totals
+from orchestrator.training.ray_train import _check_resources, _Schedule, _Totals
 
 
-def job(name: str) -> TrainJob:
-    return TrainJob(name, ModelEntry(model=Mlp()), "rows", "store", 0, Metric())
+def job(name: str, **resources: Any) -> TrainJob:
+    entry = ModelEntry(model=Mlp(), resources=Resources(**resources))
+    return TrainJob(name, entry, "rows", "store", 0, Metric())
 
 
 def schedule(*jobs: TrainJob, cpus: int = 1) -> _Schedule:
     workers = {job.name: 1 for job in jobs}
-    return _Schedule(jobs, workers, _Totals(cpus, 0, cpus, 0), Path("runs"), lambda *_: None)
+    return _Schedule(jobs, workers, _Totals(((cpus, 0),)), Path("runs"), lambda *_: None)
 
 
 class Actor:
@@ -45,6 +48,17 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(ray, "kill", found.append)
     monkeypatch.setattr(ray_train, "deliver", lambda *_: None)
     return found
+
+
+def test_a_worker_is_placed_on_one_node() -> None:
+    cores = _Totals(((3, 0), (3, 0)))
+    assert _check_resources(job("a", workers=(1, 8), cpus=2), cores) == 2
+    with pytest.raises(ResourceError, match=r"3 x 2 CPUs; the cluster has 6 CPUs.* hold: 2 such workers"):
+        _check_resources(job("a", workers=3, cpus=2), cores)
+    mixed = _Totals(((8, 0), (2, 4)))
+    assert _check_resources(job("a", workers=4, gpus=0.5), _Totals(((8, 2),))) == 4
+    with pytest.raises(ResourceError, match="4 x 1 GPUs with 1 CPUs; the cluster has 4 GPUs and 10 CPUs"):
+        _check_resources(job("a", workers=4, gpus=1), mixed)
 
 
 def test_a_job_that_does_not_fit_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
