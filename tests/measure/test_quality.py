@@ -35,6 +35,10 @@ def failing(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> flo
     raise ZeroDivisionError(f"{outputs.shape} {targets.shape}")
 
 
+def without_value(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:
+    return float("nan") * len(outputs) * len(targets)
+
+
 def rows(count: int = 300, classes: int = 4, seed: int = 0) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
     targets = rng.integers(classes, size=count)
@@ -207,8 +211,11 @@ def test_own_metric_by_import_path() -> None:
     with pytest.raises(ModelError, match="not allowed"):
         score(metric, outputs, targets)
     broken = f"{__name__}:failing"
-    with pytest.raises(ModelError, match="the metric failed"):
+    with pytest.raises(ModelError, match=r"the metric failed.*also of resampled rows: return float\('nan'\)"):
         score(Metric(name=broken), outputs, targets, allowed=(broken,))
+    unknown = f"{__name__}:without_value"
+    with pytest.raises(DataError, match=r"without_value is undefined on these 300 rows: nan$"):
+        score(Metric(name=unknown), outputs, targets, allowed=(unknown,))
 
 
 def test_directions() -> None:
@@ -316,5 +323,5 @@ def test_labels_that_are_neither_0_nor_1_and_metrics_of_another_task_are_refused
         score(Metric(name="macro_f1"), odds[:, :3], truth)
     with pytest.raises(DataError, match="integer labels"):
         score(Metric(name="accuracy"), odds, truth)
-    with pytest.raises(DataError, match="undefined"):
+    with pytest.raises(DataError, match=r"undefined.*rows that have a label"):
         score(Metric(name="mean_average_precision"), odds, np.zeros_like(truth))
