@@ -39,7 +39,8 @@ from orchestrator.errors import (
     UnavailableError,
 )
 from orchestrator.measure.cost import count
-from orchestrator.measure.quality import larger_is_better, non_inferior, score
+from orchestrator.measure.metrics import larger_is_better, score
+from orchestrator.measure.promise import non_inferior
 from orchestrator.models.build import build
 from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.execute import lacking

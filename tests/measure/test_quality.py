@@ -11,16 +11,8 @@ import pytest
 from orchestrator.config.measure import Metric
 from orchestrator.errors import DataError, ExecutionError, ModelError
 from orchestrator.measure.intervals import median_interval, percentile_interval, resamples, wilson
-from orchestrator.measure.metrics import statistic
-from orchestrator.measure.quality import (
-    brier_score,
-    expected_calibration_error,
-    larger_is_better,
-    log_softmax,
-    quality,
-    score,
-    softmax,
-)
+from orchestrator.measure.metrics import larger_is_better, log_softmax, score, softmax, statistic
+from orchestrator.measure.quality import brier_score, expected_calibration_error, quality
 
 HERE = f"{__name__}:top_two"
 
