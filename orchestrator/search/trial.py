@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
@@ -361,10 +360,9 @@ def scored(
     execution, outputs = _first_outputs(store, job, dataset, digest, config)
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
-    finite = np.isfinite(outputs).all()
-    value = score(job.metric, outputs, targets, allowed=job.allowed) if finite else math.nan
-    if not math.isfinite(value):
+    if not np.isfinite(outputs).all():
         raise job.failures[0]("the variant's outputs are not finite", name_of(config, job.search))
+    value = score(job.metric, outputs, targets, allowed=job.allowed)
     before = score(job.metric, reference, targets, allowed=job.allowed)
     verdict = non_inferior(job.metric, outputs, reference, targets, promise, allowed=job.allowed)
     return Outcome(

@@ -279,7 +279,8 @@ def test_rows_that_another_class_than_the_worst_needs_count() -> None:
     assert found.needed_rows is not None
     assert f"about {found.needed_rows} rows of all classes" in found.reason
     times = math.ceil(found.needed_rows / 420)
-    assert non_inferior(ACCURACY, *(np.concatenate([one] * times) for one in rows), promise).holds
+    own, before, truth = (np.concatenate([one] * times) for one in rows)
+    assert non_inferior(ACCURACY, own, before, truth, promise).holds
 
 
 def test_changed_answers_count_right_and_wrong_ones() -> None:
