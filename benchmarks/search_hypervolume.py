@@ -37,7 +37,7 @@ from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load, open_cached
 from orchestrator.errors import NotFoundError
 from orchestrator.measure.latency import Call, compare
-from orchestrator.measure.quality import score
+from orchestrator.measure.metrics import score
 from orchestrator.models.build import build, example_inputs
 from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.runtime import execute

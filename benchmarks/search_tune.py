@@ -32,7 +32,7 @@ from orchestrator.config.search import SearchSettings
 from orchestrator.data.load import open_cached
 from orchestrator.errors import CompressionError, ExecutionError
 from orchestrator.measure.latency import measure, summarize
-from orchestrator.measure.quality import score
+from orchestrator.measure.metrics import score
 from orchestrator.models.build import example_inputs
 from orchestrator.runtime.execute import load, predict
 from orchestrator.search.space import Config, executions_of, plan_of, suggest

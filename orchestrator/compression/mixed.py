@@ -13,7 +13,7 @@ from orchestrator.compression.step import Context, State, metric_of
 from orchestrator.config.measure import Execution
 from orchestrator.config.steps import StaticInt8
 from orchestrator.errors import CompressionError
-from orchestrator.measure.quality import larger_is_better, score
+from orchestrator.measure.metrics import larger_is_better, score
 from orchestrator.runtime.execute import of_module, predict
 from orchestrator.runtime.int8 import is_within
 

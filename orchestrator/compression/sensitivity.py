@@ -17,7 +17,7 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.steps import ChannelPruning, Criterion
 from orchestrator.errors import CompressionError
 from orchestrator.measure.cost import count
-from orchestrator.measure.quality import score
+from orchestrator.measure.metrics import score
 from orchestrator.runtime.execute import of_module, predict
 
 AMOUNTS = (0.25, 0.5, 0.75)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from orchestrator.config.measure import Execution, LatencySettings, Target
-from orchestrator.errors import ExecutionError, OrchestratorError
+from orchestrator.errors import CompressionError, ExecutionError, OrchestratorError, first_line
 from orchestrator.measure.latency import METHOD, Call, Latency, Merits, Race, Rival, compare
 from orchestrator.measure.machine import machine, machine_fingerprint
 from orchestrator.models.build import example_inputs
@@ -22,6 +22,8 @@ from orchestrator.store.store import Store
 Subject = tuple[str, Execution]
 """(artifact digest, execution)."""
 _EAGER: Execution = "eager"
+_CANNOT_RUN = (ExecutionError, CompressionError, RuntimeError)
+"""What an artifact that cannot run here raises: its own execution's error, an int8 graph's, or torch's."""
 
 
 class Bench:
@@ -49,6 +51,7 @@ class Bench:
         self.fingerprint = fingerprint or machine_fingerprint(self.facts)
         self._store, self._allowed = store, allowed
         self._ready: dict[Subject, Call] = {}
+        self._failed: dict[Subject, str] = {}
 
     def recorded(self, subject: Subject, baseline: str | None = None) -> dict[str, Any] | None:
         """The subject's latency as first measured on this bench, against a baseline where one is given."""
@@ -70,12 +73,16 @@ class Bench:
         return min(fitting, key=lambda record: float(record["time"]), default=None)
 
     def prepare(self, baseline: str, subjects: Iterable[Subject]) -> None:
-        """Load and run what is not recorded yet, so that `measure` need not; it tells what cannot run."""
+        """Load and run what is not recorded yet, so that `measure` need not; that tells what cannot run."""
         missing = [subject for subject in subjects if self.recorded(subject, baseline) is None]
         with _threads(self.settings.threads):
             for subject in [(baseline, _EAGER), *missing] if missing else ():
-                with suppress(OrchestratorError):
-                    self._ready[subject] = self._call(subject)
+                self._failed.pop(subject, None)
+                with suppress(OrchestratorError):  # any other error: `measure` meets and raises it
+                    try:
+                        self._ready[subject] = self._call(subject)
+                    except _CANNOT_RUN as error:
+                        self._failed[subject] = _why(error)
 
     def measure(
         self,
@@ -164,10 +171,14 @@ class Bench:
         with _threads(self.settings.threads):
             calls = {reference: self._call(reference)}
             for subject in subjects:
-                try:
-                    calls[subject] = calls.get(subject) or self._call(subject)
-                except ExecutionError as error:
-                    records[subject] = {"digest": subject[0], "execution": subject[1], "error": str(error)}
+                why = self._failed.pop(subject, None)
+                if why is None:
+                    try:
+                        calls[subject] = calls.get(subject) or self._call(subject)
+                        continue
+                    except _CANNOT_RUN as error:
+                        why = _why(error)
+                records[subject] = {"digest": subject[0], "execution": subject[1], "error": why}
             latencies = self._compared(reference, calls, race)
         # The baseline stays loaded for the next subjects.
         self._ready = {reference: calls[reference]}
@@ -287,6 +298,11 @@ def keep_latency(
     """
     own = settings.model_copy(update={"batch": latency.batch, "threads": latency.threads})
     Bench(store, own).keep(baseline, digest, latency, latency.median_ms * latency.ratio)
+
+
+def _why(error: Exception) -> str:
+    """In one sentence: torch's errors go on with traces."""
+    return str(error) if isinstance(error, OrchestratorError) else first_line(error)
 
 
 def _key(subject: Subject) -> str:

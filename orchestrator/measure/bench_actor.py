@@ -56,7 +56,6 @@ def start(
     *,
     cpus: float = 1,
     allowed: Collection[str] = (),
-    name: str | None = None,
     target: Target | None = None,
 ) -> ActorHandle[BenchActor]:
     """Start the actor in a running Ray.
@@ -67,7 +66,6 @@ def start(
         store: Path or URI of the store, reachable from every node.
         cpus: Cores that it holds while it lives; at least the threads that are measured.
         allowed: Import paths that artifacts may be built from.
-        name: To find it again by.
         target: Says on which nodes, with which instructions and how; on this machine's kind with all of them
             when not given.
 
@@ -77,7 +75,7 @@ def start(
     target = target or Target()
     # Without reserved cores Ray could put it on a head that does no work.
     largest = max(ray.nodes(), key=lambda node: float(node["Alive"]) * node["Resources"].get("CPU", 0.0))
-    options: dict[str, Any] = {"num_cpus": cpus, "name": name, "max_restarts": 1}
+    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 1}
     if target.resource is None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
     else:

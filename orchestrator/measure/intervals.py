@@ -1,4 +1,5 @@
-"""Confidence intervals: Wilson's for a proportion, the percentile bootstrap for everything else."""
+"""Confidence intervals: Wilson's for a proportion, Tango's for the difference of two on the same rows, the
+percentile bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -29,6 +30,46 @@ def wilson(successes: float, rows: float, confidence: float = CONFIDENCE) -> Int
     centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
     half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def tango_upper_drop(lost: float, won: float, rows: float, confidence: float) -> float:
+    """Upper bound of p(parent right, variant wrong) - p(variant right, parent wrong).
+
+    It is the largest drop that the one-sided score test at this confidence does not reject. The
+    statistic is monotone in the drop, so bisection finds it.
+
+    Args:
+        lost: Rows that only the parent has right.
+        won: Rows that only the variant has right.
+        rows: All rows.
+        confidence: One-sided.
+    """
+    z = normal_quantile(confidence)
+    low, high = (lost - won) / rows, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _tango_statistic(lost, won, rows, middle) > -z:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _tango_statistic(lost: float, won: float, rows: float, drop: float) -> float:
+    """Score statistic of H: the drop is `drop`; 0 at the observed drop, falling as `drop` rises.
+
+    Tango's equations (2) and (3) with b = lost, c = won, lambda = drop: the probability of "only the
+    variant is right" is its maximum likelihood value under H.
+    """
+    a = 2 * rows
+    b = -lost - won + (2 * rows - lost + won) * drop
+    c = -won * drop * (1 - drop)
+    q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = rows * (2 * q + drop * (1 - drop))
+    gap = lost - won - rows * drop
+    if variance <= 0:
+        return 0.0 if gap == 0 else math.copysign(math.inf, gap)
+    return gap / math.sqrt(variance)
 
 
 def resamples(rows: int, seed: int, count: int = RESAMPLES) -> Iterator[Floats]:

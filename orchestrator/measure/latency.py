@@ -23,9 +23,6 @@ import numpy as np
 
 from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.measure.intervals import Interval, median_interval
-from orchestrator.measure.machine import machine
-
-__all__ = ["METHOD", "Latency", "Samples", "compare", "machine", "measure", "ratio", "summarize"]
 
 METHOD = 3
 """Raise when the same call would be given another figure: records of another method do not count."""

@@ -65,15 +65,21 @@ def score(
         ExecutionError: the outputs are not finite.
         ModelError: the metric's import path is not allowed or cannot be imported.
     """
-    value = statistic(metric, outputs, targets, allowed=allowed)(np.ones(len(np.asarray(targets))))
+    rows = len(np.asarray(targets))
+    value = statistic(metric, outputs, targets, allowed=allowed)(np.ones(rows))
     if not np.isfinite(value):
-        of_classes = TASK_METRICS["classification"] + TASK_METRICS["multilabel"]
-        raise DataError(
-            f"{metric.name} is undefined on these {len(np.asarray(targets))} rows",
-            value,
-            "it needs rows of at least two classes" if metric.name in of_classes else "",
-        )
+        raise undefined(metric, rows, value)
     return value
+
+
+def undefined(metric: Metric, rows: int, value: float) -> DataError:
+    """The error for a metric, or a difference of two, that is not finite on so many rows."""
+    needs = ""
+    if metric.name in ("auroc", "recall_at_precision"):
+        needs = "it needs rows of at least two classes"
+    elif metric.name in ("macro_f1", "micro_f1", "mean_average_precision"):
+        needs = "it needs rows that have a label"
+    return DataError(f"{metric.name} is undefined on these {rows} rows", value, needs)
 
 
 def statistic(
@@ -348,7 +354,8 @@ def _custom(
             raise ModelError(
                 f"the metric failed ({error.__class__.__name__}: {error})",
                 name,
-                "it gets outputs and targets",
+                "it gets outputs and targets, also of resampled rows: return float('nan') where these leave "
+                "it undefined",
             ) from error
 
     return value

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from orchestrator.config.measure import BuiltInMetric, Metric
 from orchestrator.config.search import Promise
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.measure.intervals import normal_quantile, resamples, upper_bound, wilson
+from orchestrator.measure.intervals import resamples, tango_upper_drop, upper_bound, wilson
 from orchestrator.measure.metrics import (
     ROW_METRICS,
     SMALLER_IS_BETTER,
@@ -27,6 +28,7 @@ from orchestrator.measure.metrics import (
     larger_is_better,
     statistic,
     task_of,
+    undefined,
 )
 from orchestrator.measure.tasks import kind_of
 
@@ -94,6 +96,8 @@ class _Clause:
     """Of the whole part."""
     unlimited: bool = False
     """Whether one row that was not seen could cost any amount."""
+    others: tuple[_Clause, ...] = ()
+    """The same of other classes, which cannot be told either."""
 
     @property
     def status(self) -> Status:
@@ -101,15 +105,18 @@ class _Clause:
             return "holds"
         return "fails" if self.value >= self.allowed else "cannot be told"
 
-    @property
+    @cached_property
     def needed_rows(self) -> int | None:
-        if self.status != "cannot be told" or self.bound_at(MOST_ROWS) > self.allowed:
+        if self.status != "cannot be told" or not self._told_at(MOST_ROWS):
             return None
         low, high = 1.0, float(MOST_ROWS)
         while high / low > 1.001:
             middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.bound_at(middle) <= self.allowed else (middle, high)
+            low, high = (low, middle) if self._told_at(middle) else (middle, high)
         return math.ceil(self.part_rows * high)
+
+    def _told_at(self, times: float) -> bool:
+        return all(clause.bound_at(times) <= clause.allowed for clause in (self, *self.others))
 
 
 def non_inferior(
@@ -138,6 +145,9 @@ def non_inferior(
         promise: Allowed drop and confidence.
         seed: Of the bootstrap.
         allowed: Import paths that the metric may come from.
+
+    Raises:
+        DataError: the rows have no label, or leave the metric of one of the two undefined or infinite.
     """
     truth = np.asarray(targets)
     if task_of(truth) == "multilabel" and not truth.any():
@@ -226,46 +236,6 @@ def _sentence(clause: _Clause, confidence: float) -> str:
     return f"{said}; about {needed} {rows} would be needed to tell" if needed else said
 
 
-def tango_upper_drop(lost: float, won: float, rows: float, confidence: float) -> float:
-    """Upper bound of p(parent right, variant wrong) - p(variant right, parent wrong).
-
-    It is the largest drop that the one-sided score test at this confidence does not reject. The
-    statistic is monotone in the drop, so bisection finds it.
-
-    Args:
-        lost: Rows that only the parent has right.
-        won: Rows that only the variant has right.
-        rows: All rows.
-        confidence: One-sided.
-    """
-    z = normal_quantile(confidence)
-    low, high = (lost - won) / rows, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _tango_statistic(lost, won, rows, middle) > -z:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _tango_statistic(lost: float, won: float, rows: float, drop: float) -> float:
-    """Score statistic of H: the drop is `drop`; 0 at the observed drop, falling as `drop` rises.
-
-    Tango's equations (2) and (3) with b = lost, c = won, lambda = drop: the probability of "only the
-    variant is right" is its maximum likelihood value under H.
-    """
-    a = 2 * rows
-    b = -lost - won + (2 * rows - lost + won) * drop
-    c = -won * drop * (1 - drop)
-    q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    variance = rows * (2 * q + drop * (1 - drop))
-    gap = lost - won - rows * drop
-    if variance <= 0:
-        return 0.0 if gap == 0 else math.copysign(math.inf, gap)
-    return gap / math.sqrt(variance)
-
-
 CHANGED = "changed answers"
 
 
@@ -337,7 +307,8 @@ def _worst_class(
         key=lambda found: (found[1].status == "fails", found[1].bound, found[1].value, -found[0]),
     )
     facts = {"label": label, "drop": worst.value, "bound": worst.bound, "rows": worst.rows}
-    return facts, worst
+    untold = (found for found in clauses.values() if found.status == "cannot be told" and found is not worst)
+    return facts, replace(worst, others=tuple(untold))
 
 
 def _found(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> dict[int, npt.NDArray[np.bool_]]:
@@ -369,25 +340,28 @@ def _bootstrap_drop(
     def drop(weights: npt.NDArray[np.float64]) -> float:
         return sign * (parent(weights) - variant(weights))
 
+    observed = drop(np.ones(rows))
+    if not math.isfinite(observed):
+        raise undefined(metric, rows, observed)
     bound = upper_bound([drop(weights) for weights in resamples(rows, seed, RESAMPLES)], confidence)
     if metric.name in FLOORED:
         # Resampling rows that do not differ shows no spread, however few they are.
-        seen = _rows_that_tell(metric.name, truth)
+        seen = _rows_that_tell(metric.name, truth, np.shape(variant_outputs)[-1])
         bound = max(bound, tango_upper_drop(0, 0, max(seen, 1), confidence))
-    return drop(np.ones(rows)), bound, rows
+    return observed, bound, rows
 
 
-def _rows_that_tell(name: str, truth: npt.NDArray[Any]) -> int:
+def _rows_that_tell(name: str, truth: npt.NDArray[Any], outputs: int) -> int:
     """How many rows such a metric is as sure as: Tango's bound at no differing row of them is its floor.
 
     Where each class weighs the same the rarest limits what can be seen: as if every one that occurs had its
-    rows. Two classes have one curve (AUROC), which its smaller class limits, or one recall, of class 1.
+    rows. The AUROC of two that occur is limited by the smaller; a model of two classes has one recall, of 1.
     """
     if name == "micro_f1":
         return len(truth)
+    if name == "recall_at_precision" and outputs == 2:
+        return int((truth == 1).sum())
     counts = np.bincount(truth) if truth.ndim == 1 else (truth == 1).sum(axis=0)
     occurring = counts[counts > 0]
-    two = truth.ndim == 1 and len(counts) == 2
-    if two and name == "recall_at_precision":
-        return int(counts[1])
-    return int(occurring.min() * (1 if two and name == "auroc" else len(occurring)))
+    one_curve = name == "auroc" and len(occurring) == 2
+    return int(occurring.min() * (1 if one_curve else len(occurring)))

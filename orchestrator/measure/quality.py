@@ -11,31 +11,8 @@ import numpy.typing as npt
 
 from orchestrator.config.measure import Metric
 from orchestrator.measure.intervals import Interval, percentile_interval, resamples, wilson
-from orchestrator.measure.metrics import (
-    ROW_METRICS,
-    checked,
-    larger_is_better,
-    log_softmax,
-    score,
-    softmax,
-    statistic,
-    task_of,
-)
-from orchestrator.measure.promise import Verdict, non_inferior
+from orchestrator.measure.metrics import ROW_METRICS, checked, score, softmax, statistic, task_of
 from orchestrator.measure.tasks import kind_of
-
-__all__ = [
-    "Quality",
-    "Verdict",
-    "brier_score",
-    "expected_calibration_error",
-    "larger_is_better",
-    "log_softmax",
-    "non_inferior",
-    "quality",
-    "score",
-    "softmax",
-]
 
 BINS = 15
 

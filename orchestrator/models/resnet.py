@@ -84,6 +84,8 @@ class WhiteningConv(DataInitialized):
     KERNEL = 2
     NOISE = 5e-4
     """Added to each variance: components that hardly occur are not blown up."""
+    MOST_PIXELS = 4096 * 32 * 32
+    """Of the images that it is set from: their patches as float64 are about 17 times as large as they."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,8 +94,9 @@ class WhiteningConv(DataInitialized):
         self.conv.weight.requires_grad_(False)
 
     def initialize(self, blocks: Iterable[Tensor]) -> None:
-        """Set the filters from scaled images [n, C, H, W]."""
+        """Set the filters from scaled images [n, C, H, W], of large ones from the first alone."""
         size, rows = self.KERNEL, torch.cat(list(blocks))
+        rows = rows[: max(self.MOST_PIXELS // (rows.shape[2] * rows.shape[3]), 1)]
         patches = rows.unfold(2, size, 1).unfold(3, size, 1).permute(0, 2, 3, 1, 4, 5)
         flat = patches.reshape(-1, self.outputs // 2).double()
         variances, components = torch.linalg.eigh(torch.cov(flat.T))

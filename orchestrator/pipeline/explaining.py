@@ -25,7 +25,8 @@ from orchestrator.ensemble.tree import Prediction, distinct, predict
 from orchestrator.ensemble.uncertainty import detection_auroc, dissent, spread, uncertainty
 from orchestrator.ensemble.weights import errors_of
 from orchestrator.errors import ConfigError
-from orchestrator.measure.quality import brier_score, score
+from orchestrator.measure.metrics import score
+from orchestrator.measure.quality import brier_score
 from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.elsewhere import sees_images, unsure

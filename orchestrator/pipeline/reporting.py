@@ -20,8 +20,7 @@ from orchestrator.files import write_whole
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
-from orchestrator.measure.metrics import ROW_METRICS
-from orchestrator.measure.quality import larger_is_better
+from orchestrator.measure.metrics import ROW_METRICS, larger_is_better
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found

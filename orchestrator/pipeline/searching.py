@@ -14,8 +14,8 @@ from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.measure.bench_actor import check_offered
+from orchestrator.measure.metrics import larger_is_better, score
 from orchestrator.measure.promise import Verdict, non_inferior
-from orchestrator.measure.quality import larger_is_better, score
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.measuring import Measurer, Place
 from orchestrator.pipeline.recording import record_quality

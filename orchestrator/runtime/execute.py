@@ -66,7 +66,8 @@ class Executable:
     def _run(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         # A read-only memory map must be copied: torch has no read-only tensors.
         rows = np.require(inputs, requirements=("C", "W"))
-        outputs: NDArray[np.float32] = self._forward(torch.from_numpy(rows)).numpy()
+        # A model of one's own may answer in another floating point type.
+        outputs: NDArray[np.float32] = self._forward(torch.from_numpy(rows)).float().numpy()
         return outputs
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from orchestrator.config.signature import Signature
 from orchestrator.errors import CorruptArtifactError
+from orchestrator.runtime import fp8
 from orchestrator.store.store import Store
 
 FLOAT_TOLERANCE = 1e-4
@@ -79,5 +80,6 @@ def tolerance(module: nn.Module) -> float:
     """Largest relative error of another engine's outputs for this module."""
     if isinstance(module, fx.GraphModule):
         return INT8_TOLERANCE
-    low = any(weight.dtype is torch.bfloat16 for weight in module.parameters())
+    # An fp8 layer has bfloat16 biases, or none.
+    low = any(weight.dtype in (torch.bfloat16, fp8.TYPE) for weight in module.parameters())
     return BF16_TOLERANCE if low else FLOAT_TOLERANCE

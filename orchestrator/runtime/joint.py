@@ -241,7 +241,7 @@ def _graph(store: Store, digests: Sequence[str], threads: int, batch: int, allow
             expected = torch.stack([model.eval()(rows) for model in models], dim=1)
         together = _SideBySide(models).eval()
         compiled.compile_to(folder / package.PACKAGE, together, example_rows(signature, count), threads)
-        np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.numpy())
+        np.savez(folder / SAMPLE, rows=rows.numpy(), outputs=expected.float().numpy())
         _check(package.open_package(folder / package.PACKAGE), folder / SAMPLE, tolerances, signature)
 
     noted = {**facts, MEMBERS: list(digests)}
@@ -266,7 +266,7 @@ def _check(forward: Any, sample: Path, tolerances: Sequence[float], signature: S
         with np.load(sample, allow_pickle=False) as kept:
             rows, expected = kept["rows"], kept["outputs"]
         with torch.inference_mode():
-            found = forward(torch.from_numpy(rows)).numpy()
+            found = forward(torch.from_numpy(rows)).float().numpy()
         if found.shape != expected.shape:
             raise ValueError(f"outputs {found.shape}, kept {expected.shape}")
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Promise
-from orchestrator.measure.quality import Verdict
+from orchestrator.measure.promise import Verdict
 from orchestrator.search.objectives import TrialRow
 
 Looks = Mapping[tuple[str, Execution], Verdict]

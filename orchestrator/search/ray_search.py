@@ -17,7 +17,7 @@ from orchestrator.config.free import Config
 from orchestrator.config.search import EarlyStop, Population, SearchSettings
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
-from orchestrator.measure.quality import larger_is_better
+from orchestrator.measure.metrics import larger_is_better
 from orchestrator.search import ray_pool, ray_tune
 from orchestrator.search.arms import BF16, COMPILED, arm_of, arms, config_of
 from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent

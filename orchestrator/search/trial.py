@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
@@ -39,7 +38,8 @@ from orchestrator.errors import (
     UnavailableError,
 )
 from orchestrator.measure.cost import count
-from orchestrator.measure.quality import larger_is_better, non_inferior, score
+from orchestrator.measure.metrics import larger_is_better, score
+from orchestrator.measure.promise import non_inferior
 from orchestrator.models.build import build
 from orchestrator.runtime.allocator import keep_freed_memory
 from orchestrator.runtime.execute import lacking
@@ -360,10 +360,9 @@ def scored(
     execution, outputs = _first_outputs(store, job, dataset, digest, config)
     reference = _outputs(store, job, dataset, job.parent, "eager")
     targets = dataset.part("validation").targets
-    finite = np.isfinite(outputs).all()
-    value = score(job.metric, outputs, targets, allowed=job.allowed) if finite else math.nan
-    if not math.isfinite(value):
+    if not np.isfinite(outputs).all():
         raise job.failures[0]("the variant's outputs are not finite", name_of(config, job.search))
+    value = score(job.metric, outputs, targets, allowed=job.allowed)
     before = score(job.metric, reference, targets, allowed=job.allowed)
     verdict = non_inferior(job.metric, outputs, reference, targets, promise, allowed=job.allowed)
     return Outcome(

@@ -20,7 +20,7 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import ConfigError, TrainingError
-from orchestrator.measure.quality import larger_is_better, score
+from orchestrator.measure.metrics import larger_is_better, score
 from orchestrator.models.base import DataInitialized
 from orchestrator.runtime.bf16 import without_strided_points
 from orchestrator.training import randomness, sharding

@@ -33,7 +33,7 @@ class EpochReport:
     loss: float
     """Mean over the epoch's rows."""
     metric: float
-    """Of the validation part, as `measure.quality.score` gives it (of an error metric, less is better)."""
+    """Of the validation part, as `measure.metrics.score` gives it (of an error metric, less is better)."""
     lr: float
     """Of the last step."""
     seconds: float

@@ -24,7 +24,7 @@ from orchestrator.config.run import ModelEntry
 from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
-from orchestrator.measure.quality import score
+from orchestrator.measure.metrics import score
 from orchestrator.models.build import build, example_rows
 from orchestrator.models.served import Served
 from orchestrator.models.side_by_side import Joined

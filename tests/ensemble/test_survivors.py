@@ -25,7 +25,8 @@ from orchestrator.ensemble.missing import fit_trend, sets_of
 from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import Prediction, replay
 from orchestrator.ensemble.weights import likelihood_weights
-from orchestrator.measure.quality import expected_calibration_error, score
+from orchestrator.measure.metrics import score
+from orchestrator.measure.quality import expected_calibration_error
 from tests.compression.toys import signature
 from tests.ensemble.likely import likely
 from tests.ensemble.toys import A, B, C, D, outputs, values

@@ -16,7 +16,13 @@ from orchestrator.cluster import connected
 from orchestrator.config.measure import LatencySettings, Target
 from orchestrator.config.model import Mlp, MlpKwargs
 from orchestrator.config.signature import Signature
-from orchestrator.errors import ExecutionError, NotFoundError, ResourceError
+from orchestrator.errors import (
+    CompressionError,
+    ExecutionError,
+    NotFoundError,
+    ResourceError,
+    first_line,
+)
 from orchestrator.measure import artifacts, bench_actor
 from orchestrator.measure.artifacts import Bench, Subject, keep_latency, measure_artifacts, share_of_call
 from orchestrator.measure.latency import Latency, Merits, Rival, compare
@@ -125,6 +131,31 @@ def test_other_settings_and_another_machine_are_other_latencies(
     assert Bench(store, SETTINGS).recorded((parent, "eager")) is None
     measure_artifacts(store, parent, [(parent, "eager")], SETTINGS)
     assert len(loads) == 2
+
+
+@pytest.mark.parametrize("error", [CompressionError("no such graph"), RuntimeError("no primitive\ntrace")])
+def test_what_cannot_run_ends_no_measurement_and_is_tried_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    parent, variant, bad = put(store, 4), put(store, 8), put(store, 9)
+    tried: list[str] = []
+
+    def load(_: Store, digest: str, execution: str, **options: Any) -> Any:
+        del execution, options
+        tried.append(digest)
+        if digest == bad:
+            raise error
+        return lambda inputs: inputs
+
+    monkeypatch.setattr(artifacts, "load", load)
+    bench = Bench(store, SETTINGS)
+    bench.prepare(parent, [(bad, "eager")])
+    for tries in (1, 2):  # told once: what was measured again would be tried again
+        found = bench.measure(parent, [(variant, "eager"), (bad, "eager")])
+        assert found[0]["digest"] == variant
+        assert "median_ms" in found[0]
+        assert found[1] == {"digest": bad, "execution": "eager", "error": first_line(error)}
+        assert tried.count(bad) == tries
 
 
 def test_the_oldest_record_wins(store: Store, loads: list[tuple[str, str]]) -> None:

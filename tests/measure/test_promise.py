@@ -11,8 +11,8 @@ import pytest
 from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.measure.intervals import normal_quantile
-from orchestrator.measure.promise import _tango_statistic, non_inferior, tango_upper_drop
+from orchestrator.measure.intervals import _tango_statistic, normal_quantile, tango_upper_drop
+from orchestrator.measure.promise import non_inferior
 
 ACCURACY = Metric(name="accuracy")
 
@@ -169,6 +169,31 @@ def test_an_order_without_a_fault_on_few_rows_does_not_prove_an_auroc_promise() 
     assert found.bound == pytest.approx(tango_upper_drop(0, 0, 10, promise.confidence))
 
 
+def test_two_classes_that_occur_of_three_outputs_are_no_model_of_two_classes() -> None:
+    recall, targets = Metric(name="recall_at_precision"), np.repeat([0, 1], [5, 400])
+    for classes, rows in ((3, 2 * 5), (2, 400)):
+        same = outputs_of(targets, classes)
+        found = non_inferior(recall, same, same, targets, Promise(max_drop=0.01))
+        assert found.bound == pytest.approx(tango_upper_drop(0, 0, rows, found.confidence))
+
+
+def likelihood(outputs: Any, targets: Any) -> float:
+    with np.errstate(divide="ignore"):
+        return float(np.log(outputs[np.arange(len(targets)), targets]).mean())
+
+
+def test_a_drop_that_is_not_finite_is_no_verdict() -> None:
+    path, targets = f"{__name__}:likelihood", np.arange(200) % 2
+    parent = np.full((200, 2), 0.5)
+    variant = parent.copy()
+    variant[0] = 0, 1  # most resamples that lack this row are finite
+    promise = Promise(max_drop=0.01)
+    with pytest.raises(DataError, match="likelihood is undefined on these 200 rows: inf"):
+        non_inferior(Metric(name=path), variant, parent, targets, promise, allowed=(path,))
+    with pytest.raises(DataError, match=r"auroc is undefined.*at least two classes"):
+        non_inferior(Metric(name="auroc"), parent, parent, 0 * targets, promise)
+
+
 def share_of_right_rows(outputs: Any, targets: Any) -> float:
     return float((outputs.argmax(axis=1) == targets).mean())
 
@@ -240,6 +265,22 @@ def test_rows_that_a_rare_class_needs_are_rows_of_the_whole_part() -> None:
     times = found.needed_rows / 408
     confidence = 1 - (1 - promise.confidence) / 2
     assert tango_upper_drop(0, 0, 8 * times, confidence) == pytest.approx(0.06, rel=0.01)
+
+
+def test_rows_that_another_class_than_the_worst_needs_count() -> None:
+    targets = np.repeat([0, 1], [20, 400])
+    variant = targets.copy()
+    variant[20:38] = 2  # 4.5 % of the frequent class; the rare one has the wider bound, and loses nothing
+    rows = outputs_of(variant), outputs_of(targets), targets
+    promise = Promise(max_drop=1.0, max_class_drop=0.05)
+    found = non_inferior(ACCURACY, *rows, promise)
+    assert found.worst_class is not None
+    assert found.worst_class["label"] == 0
+    assert found.needed_rows is not None
+    assert f"about {found.needed_rows} rows of all classes" in found.reason
+    times = math.ceil(found.needed_rows / 420)
+    own, before, truth = (np.concatenate([one] * times) for one in rows)
+    assert non_inferior(ACCURACY, own, before, truth, promise).holds
 
 
 def test_changed_answers_count_right_and_wrong_ones() -> None:

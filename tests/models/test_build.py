@@ -23,6 +23,7 @@ from orchestrator.config.model import (
 from orchestrator.errors import ModelError
 from orchestrator.models.airbench import NormRelu
 from orchestrator.models.build import build, example_rows
+from orchestrator.models.resnet import WhiteningConv
 from tests.models.toys import COLOUR, DIGITS, FITTING, ROWS, SMALL, rows, signature
 
 
@@ -153,6 +154,23 @@ def test_resnet9_pools_large_images_three_times_and_digits_once() -> None:
     for shape, pools in ((COLOUR, 3), (DIGITS, 1), ((1, 4, 4), 0)):
         model = build(SMALL["resnet9"], signature(shape), seed=0)
         assert sum(isinstance(part, nn.MaxPool2d) for part in model.modules()) == pools
+
+
+def test_whitening_looks_at_as_many_large_images_as_have_the_pixels_of_its_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (WhiteningConv.from_rows or 0) * 32 * 32 == WhiteningConv.MOST_PIXELS
+    monkeypatch.setattr(WhiteningConv, "MOST_PIXELS", 5 * 16 * 16)
+    images = torch.randn(8, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+
+    def filters(rows: torch.Tensor) -> torch.Tensor:
+        stem = WhiteningConv(3)
+        stem.initialize(iter(rows.split(3)))
+        return stem.conv.weight
+
+    assert torch.equal(filters(images), filters(images[:2]))
+    assert not torch.equal(filters(images), filters(images[:1]))
+    assert filters(images.repeat(1, 1, 2, 2)).isfinite().all()  # a single one has more pixels than that
 
 
 def test_example_rows_have_the_signatures_type() -> None:

@@ -11,7 +11,7 @@ from orchestrator.config.ensemble import Boosting, Member, leaves
 from orchestrator.config.load import validate
 from orchestrator.config.run import RunConfig
 from orchestrator.ensemble.tree import replay
-from orchestrator.measure.quality import score
+from orchestrator.measure.metrics import score
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import _job, make_variant
 from orchestrator.pipeline.context import Run, open_run

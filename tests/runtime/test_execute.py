@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from orchestrator.compression.plan import apply_plan
 from orchestrator.config.measure import Execution
@@ -21,9 +22,9 @@ from orchestrator.config.model import Cnn, CnnKwargs
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8
 from orchestrator.errors import CorruptArtifactError, DataError, ExecutionError, UnavailableError
-from orchestrator.runtime import compiled, execute, int8, openvino, package
-from orchestrator.runtime.execute import executions, lacking, load, predict
-from orchestrator.runtime.forms import BF16_TOLERANCE, distance, tolerance
+from orchestrator.runtime import compiled, execute, fp8, int8, openvino, package
+from orchestrator.runtime.execute import executions, lacking, load, of_module, predict
+from orchestrator.runtime.forms import BF16_TOLERANCE, FLOAT_TOLERANCE, distance, tolerance
 from orchestrator.runtime.rebuild import rebuild
 from orchestrator.store.store import Store
 from tests.compression import toys
@@ -100,6 +101,17 @@ def test_memory_maps_and_strided_rows_are_fine(store: Store, tmp_path: Path) -> 
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
     assert np.array_equal(executable(mapped), executable(inputs))
     assert np.array_equal(executable(mapped[::2]), executable(np.ascontiguousarray(inputs[::2])))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_outputs_are_float32_whatever_a_model_of_ones_own_answers_in(kind: torch.dtype) -> None:
+    module, signature, _ = toys.toy("mlp")
+    rows = toys.rows(signature.input_shape).inputs
+    module.register_forward_hook(lambda module, inputs, output: output.to(kind))  # noqa: ARG005
+    outputs = of_module(module.eval(), signature, "eager")(rows)
+    assert outputs.dtype == np.float32
+    with torch.no_grad():
+        assert np.array_equal(outputs, module(torch.from_numpy(rows)).float().numpy())
 
 
 def test_threads_are_those_asked_for(store: Store) -> None:
@@ -263,6 +275,13 @@ def test_openvino_is_checked_in_the_numbers_and_at_the_scale_that_it_will_run_at
     (wanted,) = answers
     assert wanted.std(0).mean() > 0.05 * wanted.abs().mean()
     assert tolerance(rebuild(store, digest).module) == BF16_TOLERANCE
+
+
+def test_fp8_without_biases_is_held_to_the_tolerance_of_few_bits() -> None:
+    module = nn.Sequential(nn.Linear(16, 16, bias=False))
+    assert tolerance(module) == FLOAT_TOLERANCE
+    fp8.convert(module, ["0"])
+    assert tolerance(module) == BF16_TOLERANCE
 
 
 def test_openvino_converts_once_and_again_when_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def pickled(path: Path) -> None:
 def test_a_graph_that_says_what_was_kept_is_used(tmp_path: Path) -> None:
     kept(tmp_path / SAMPLE)
     _check(lambda rows: 2 * rows, tmp_path / SAMPLE, [1e-5] * 3, LOGITS)
+    _check(lambda rows: (2 * rows).bfloat16(), tmp_path / SAMPLE, [1e-5] * 3, LOGITS)
     with pytest.raises(ExecutionError, match="answers otherwise"):
         _check(lambda rows: 2.1 * rows, tmp_path / SAMPLE, [1e-5] * 3, LOGITS)
 
