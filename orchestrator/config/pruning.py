@@ -24,7 +24,8 @@ class ChannelPruning(Settings):
     params: float | None = Field(None, gt=0, lt=1)
     """Or: of the parameters."""
     latency: float | None = Field(None, gt=0, lt=1)
-    """Or: of the latency, measured here and now (eager, 32 rows, one thread); what was found is recorded."""
+    """Or: of the latency, measured here and now in turns with the whole model (eager, 32 rows, one thread).
+    The result is measured once more and recorded, so it may lie off by what measurements differ."""
     shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
     """With `amount` and scope layer: other shares for layers whose names match a pattern, such as
     `body.1*: 0.25`; the first that matches counts, for all layers that share the channels; 0 leaves them."""
@@ -38,7 +39,8 @@ class ChannelPruning(Settings):
     rows: int = Field(256, ge=1)
     """Train rows that taylor and hessian look at."""
     rounds: int = Field(1, ge=1)
-    """Remove the channels in so many equal parts, each with fresh scores."""
+    """Remove the channels in so many parts, each with fresh scores and as far on the way to `amount`, `macs`
+    or `params` as the others. Not with `latency`: a run that goes on would measure, and so cut, anew."""
     recovery: StepTraining | None = None
     """Fine-tuning between two rounds; after the last one the plan's own recovery follows."""
 
@@ -51,8 +53,8 @@ class ChannelPruning(Settings):
             raise ValueError("'recovery' is for the pauses between rounds: set rounds to 2 or more")
         if self.shares and (self.amount is None or self.scope != "layer" or self.rounds > 1):
             raise ValueError("'shares' goes with 'amount', scope layer and one round")
-        if self.rounds > 1 and self.amount is None:
-            raise ValueError("'rounds' goes with 'amount'")
+        if self.rounds > 1 and self.latency is not None:
+            raise ValueError("'rounds' goes with 'amount', 'macs' or 'params', not with 'latency'")
         return self
 
 
