@@ -65,12 +65,13 @@ class HeadPruning(Settings):
     stage: ClassVar[int] = 12
     amount: float = Field(gt=0, lt=1)
     """Share of the heads to remove; each layer keeps one."""
-    criterion: Literal["taylor", "l2", "random"] = "taylor"
-    """taylor: how much the loss depends on a gate before the head's output; it needs labelled train rows."""
+    criterion: Literal["taylor", "l1", "l2", "hessian", "random"] = "taylor"
+    """taylor: how much the loss depends on a gate before the head's output; hessian: on the head's weights.
+    Both need labelled train rows."""
     scope: Literal["global", "layer"] = "layer"
     """Remove the same share in each layer, or rank all heads together."""
     rows: int = Field(256, ge=1)
-    """Train rows that taylor looks at."""
+    """Train rows that taylor and hessian look at."""
 
 
 class VocabularyPruning(Settings):
