@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.constraints import NofM
 from orchestrator.config.training import StepTraining
 
 Criterion = Literal["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "hessian", "random"]
@@ -97,7 +98,7 @@ class MagnitudePruning(Settings):
     """Or: this share of the convolution and linear weights, smallest first."""
     scope: Literal["global", "layer"] = "global"
     """Rank all weights together for `amount`, or remove the same share of each layer."""
-    n_of_m: tuple[int, int] | None = None
+    n_of_m: NofM | None = None
     """Or: of each M weights that lie side by side along a layer's input the N largest stay."""
 
     @model_validator(mode="after")
@@ -106,6 +107,4 @@ class MagnitudePruning(Settings):
             raise ValueError("give one of 'threshold', 'amount' and 'n_of_m'")
         if self.scope == "layer" and self.amount is None:
             raise ValueError("'scope: layer' goes with 'amount'")
-        if self.n_of_m is not None and not 1 <= self.n_of_m[0] < self.n_of_m[1]:
-            raise ValueError(f"n_of_m is [N, M] with 1 <= N < M, got {list(self.n_of_m)}")
         return self
