@@ -28,7 +28,7 @@ def prune_heads(step: HeadPruning, state: State, context: Context) -> State:
             type(module).__name__,
             "one layer for all three is not cut, nor outputs by other names: use prune_channels or factorize",
         )
-    if step.criterion == "taylor":
+    if step.criterion in ("taylor", "hessian"):
         set_gradients(module, step, state.signature, context)
     scores = {name: _scores(attention, step, context.seed) for name, attention in found.items()}
     kept = _select(scores, step)
@@ -51,16 +51,28 @@ def _scores(attention: Attention, step: HeadPruning, seed: int) -> Tensor:
     if step.criterion == "taylor":
         scores = _gate_gradients(attention)
     else:
-        rows = [_per_head(layer.weight.detach(), attention) for layer in attention.inputs]
-        columns = _per_head(attention.output.weight.detach().T, attention)
-        scores = torch.stack([*rows, columns]).sum(0).sqrt()
+        inputs = [_terms(layer.weight, attention, step) for layer in attention.inputs]
+        output = _terms(attention.output.weight, attention, step).T
+        scores = torch.stack([_per_head(terms, attention) for terms in (*inputs, output)]).sum(0)
+        scores = scores.sqrt() if step.criterion == "l2" else scores
     relative: Tensor = scores / scores.norm().clamp_min(1e-30)
     return relative
 
 
-def _per_head(weight: Tensor, attention: Attention) -> Tensor:
-    """Sums of squares [heads] of a weight [heads * width, ...]."""
-    return weight.double().reshape(attention.heads, -1).square().sum(1)
+def _terms(weight: Tensor, attention: Attention, step: HeadPruning) -> Tensor:
+    """What each weight adds to its head's score, float64 in the weight's shape."""
+    value = weight.detach().double()
+    if step.criterion == "l1":
+        return value.abs()
+    if step.criterion == "l2":
+        return value.square()
+    # What the loss would rise by without the weight, but for a factor: LeCun et al. 1989.
+    return value.square() * _gradient(weight, attention).double()
+
+
+def _per_head(terms: Tensor, attention: Attention) -> Tensor:
+    """Sums [heads] over [heads * width, ...]."""
+    return terms.reshape(attention.heads, -1).sum(1)
 
 
 def _gate_gradients(attention: Attention) -> Tensor:
@@ -70,10 +82,13 @@ def _gate_gradients(attention: Attention) -> Tensor:
     product with the columns' gradient.
     """
     weight = attention.output.weight
+    return _per_head((weight.detach() * _gradient(weight, attention)).double().T, attention).abs()
+
+
+def _gradient(weight: Tensor, attention: Attention) -> Tensor:
     if weight.grad is None:
         raise CompressionError("no gradient reaches the attention", attention.name, "choose criterion l2")
-    product = (weight.detach() * weight.grad).double().T
-    return product.reshape(attention.heads, -1).sum(1).abs()
+    return weight.grad
 
 
 def _select(scores: dict[str, Tensor], step: HeadPruning) -> dict[str, list[int]]:

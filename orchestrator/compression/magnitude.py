@@ -11,7 +11,7 @@ from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import MagnitudePruning
 from orchestrator.errors import CompressionError
 from orchestrator.models.base import weights_of
-from orchestrator.training.constraints import largest
+from orchestrator.training.constraints import largest, largest_of_each
 
 
 @apply_step.register
@@ -50,24 +50,12 @@ def alive(sizes: Mapping[str, Tensor], step: MagnitudePruning) -> dict[str, Tens
     if step.threshold is not None:
         return {name: size >= step.threshold for name, size in sizes.items()}
     if step.n_of_m is not None:
-        return _n_of_m(sizes, *step.n_of_m)
+        n, m = step.n_of_m
+        masks = largest_of_each(sizes, n, m)
+        if all(bool(mask.all()) for mask in masks.values()):
+            raise CompressionError(
+                f"no layer's input is a multiple of {m}", f"{n} of {m}", "choose a smaller M"
+            )
+        return masks
     assert step.amount is not None
     return largest(sizes, step.amount, step.scope)
-
-
-def _n_of_m(sizes: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
-    """Layers whose input is no multiple of M stay whole, as sparse kernels would leave them."""
-    masks = {}
-    for name, size in sizes.items():
-        # The input channel runs along a group, as matrix kernels walk it.
-        rows = size.movedim(1, -1)
-        if rows.shape[-1] % m:
-            masks[name] = torch.ones_like(size, dtype=torch.bool)
-            continue
-        groups = rows.reshape(-1, m)
-        order = groups.argsort(dim=1, stable=True)
-        stays = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order[:, : m - n], value=False)
-        masks[name] = stays.reshape(rows.shape).movedim(-1, 1)
-    if all(bool(mask.all()) for mask in masks.values()):
-        raise CompressionError(f"no layer's input is a multiple of {m}", f"{n} of {m}", "choose a smaller M")
-    return masks

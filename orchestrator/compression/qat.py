@@ -45,7 +45,8 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
     """
     if step.to != "int8_static":
         module = copy_of(state.module)
-        with weight_rounding(module, step.group or DEFAULT_GROUPS[step.to], BITS[step.to]):
+        group = step.group or DEFAULT_GROUPS[step.to]
+        with weight_rounding(module, group, BITS[step.to], step.keep_float):
             epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
         return state.after(step, module.eval(), {"epochs": epochs})
     if context.calibration is None or len(context.calibration) == 0:
@@ -101,19 +102,22 @@ def rounding(
 
 
 @contextmanager
-def weight_rounding(module: nn.Module, group: int | None, bits: int) -> Iterator[None]:
+def weight_rounding(
+    module: nn.Module, group: int | None, bits: int, keep_float: Collection[str] = ()
+) -> Iterator[None]:
     """Within it, the module's layers compute with the weights that a weight-only type will give them.
 
     Args:
         module: changed in place, and plain again afterwards.
         group: weights of a row that share a scale.
         bits: of a weight.
+        keep_float: names of layers, or of modules of layers, that are not rounded.
 
     Raises:
-        CompressionError: no layer would become smaller.
+        CompressionError: no layer would become smaller, or there is none of a name.
     """
     changed = []
-    for name, own in groups_of(module, group, bits).items():
+    for name, own in groups_of(module, group, bits, keep_float).items():
         layer = module.get_submodule(name)
         changed.append((layer, type(layer)))
         layer.__class__ = _SMALL_FORMS[type(layer)]

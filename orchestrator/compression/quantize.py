@@ -71,15 +71,14 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     So an answer depends, within rounding, on the rows that share its batch.
 
     Raises:
-        CompressionError: the model has no linear.
+        CompressionError: the model has no linear, or no layer to keep in float of a name.
     """
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
     narrow = step.reduce_range or int8.reduce_range()
-    form = _form(state)
-    graph = int8.quantize(
-        copy_of(state.module), "dynamic", narrow, example, lambda prepared: prepared(example), form=form
-    )
-    after = state.after(step, graph, {"reduce_range": narrow, "arguments": int8.arguments(graph)})
+    form, keep, module = _form(state), step.keep_float or (), copy_of(state.module)
+    graph = int8.quantize(module, "dynamic", narrow, example, lambda one: one(example), keep, form=form)
+    decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)}
+    after = state.after(step, graph, decision | _kept(keep))
     _check_kernels(graph, example, _form(after))
     return after
 

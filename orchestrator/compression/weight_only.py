@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +12,7 @@ from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import WeightOnlyInt4, WeightOnlyInt8
 from orchestrator.errors import CompressionError
 from orchestrator.runtime import weight_only
+from orchestrator.runtime.int8 import check_names, is_within
 from orchestrator.training.limits import least_error
 
 BITS = {"int8_weight_only": 8, "int4_weight_only": 4}
@@ -25,11 +28,12 @@ def quantize_weights(step: WeightOnlyInt8 | WeightOnlyInt4, state: State, contex
     group's scale would not make smaller stay float.
 
     Raises:
-        CompressionError: there is no convolution, linear or embedding that would become smaller.
+        CompressionError: there is no convolution, linear or embedding that would become smaller, or no layer
+            to keep in float of a name.
     """
-    bits = BITS[step.kind]
+    bits, keep = BITS[step.kind], step.keep_float or ()
     module = copy_of(state.module)
-    groups = groups_of(module, step.group, bits)
+    groups = groups_of(module, step.group, bits, keep)
     weight_only.convert(module, groups, bits)
     for name, group in groups.items():
         layer = module.get_submodule(name)
@@ -38,14 +42,19 @@ def quantize_weights(step: WeightOnlyInt8 | WeightOnlyInt4, state: State, contex
     return state.after(step, module, {"groups": groups})
 
 
-def groups_of(module: nn.Module, group: int | None, bits: int) -> dict[str, int]:
+def groups_of(
+    module: nn.Module, group: int | None, bits: int, keep_float: Collection[str] = ()
+) -> dict[str, int]:
     """Layers that become smaller, each with how many weights of a row share a scale.
 
     Raises:
-        CompressionError: there is none.
+        CompressionError: there is none, or no layer to keep in float of a name.
     """
+    check_names(module, keep_float)
     found = {}
     for name, layer in weight_only.layers(module).items():
+        if is_within(name, keep_float):
+            continue
         assert isinstance(layer.weight, Tensor)
         columns = layer.weight.flatten(1).shape[1]
         own = min(group or columns, columns)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Settings
+from orchestrator.config.constraints import NofM
 from orchestrator.config.training import StepTraining
 
 Criterion = Literal["l1", "l2", "lamp", "fpgm", "bn_scale", "taylor", "hessian", "random"]
@@ -24,7 +25,8 @@ class ChannelPruning(Settings):
     params: float | None = Field(None, gt=0, lt=1)
     """Or: of the parameters."""
     latency: float | None = Field(None, gt=0, lt=1)
-    """Or: of the latency, measured here and now (eager, 32 rows, one thread); what was found is recorded."""
+    """Or: of the latency, measured here and now in turns with the whole model (eager, 32 rows, one thread).
+    The result is measured once more and recorded, so it may lie off by what measurements differ."""
     shares: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
     """With `amount` and scope layer: other shares for layers whose names match a pattern, such as
     `body.1*: 0.25`; the first that matches counts, for all layers that share the channels; 0 leaves them."""
@@ -38,7 +40,8 @@ class ChannelPruning(Settings):
     rows: int = Field(256, ge=1)
     """Train rows that taylor and hessian look at."""
     rounds: int = Field(1, ge=1)
-    """Remove the channels in so many equal parts, each with fresh scores."""
+    """Remove the channels in so many parts, each with fresh scores and as far on the way to `amount`, `macs`
+    or `params` as the others. Not with `latency`: a run that goes on would measure, and so cut, anew."""
     recovery: StepTraining | None = None
     """Fine-tuning between two rounds; after the last one the plan's own recovery follows."""
 
@@ -51,8 +54,8 @@ class ChannelPruning(Settings):
             raise ValueError("'recovery' is for the pauses between rounds: set rounds to 2 or more")
         if self.shares and (self.amount is None or self.scope != "layer" or self.rounds > 1):
             raise ValueError("'shares' goes with 'amount', scope layer and one round")
-        if self.rounds > 1 and self.amount is None:
-            raise ValueError("'rounds' goes with 'amount'")
+        if self.rounds > 1 and self.latency is not None:
+            raise ValueError("'rounds' goes with 'amount', 'macs' or 'params', not with 'latency'")
         return self
 
 
@@ -63,12 +66,13 @@ class HeadPruning(Settings):
     stage: ClassVar[int] = 12
     amount: float = Field(gt=0, lt=1)
     """Share of the heads to remove; each layer keeps one."""
-    criterion: Literal["taylor", "l2", "random"] = "taylor"
-    """taylor: how much the loss depends on a gate before the head's output; it needs labelled train rows."""
+    criterion: Literal["taylor", "l1", "l2", "hessian", "random"] = "taylor"
+    """taylor: how much the loss depends on a gate before the head's output; hessian: on the head's weights.
+    Both need labelled train rows."""
     scope: Literal["global", "layer"] = "layer"
     """Remove the same share in each layer, or rank all heads together."""
     rows: int = Field(256, ge=1)
-    """Train rows that taylor looks at."""
+    """Train rows that taylor and hessian look at."""
 
 
 class VocabularyPruning(Settings):
@@ -94,7 +98,7 @@ class MagnitudePruning(Settings):
     """Or: this share of the convolution and linear weights, smallest first."""
     scope: Literal["global", "layer"] = "global"
     """Rank all weights together for `amount`, or remove the same share of each layer."""
-    n_of_m: tuple[int, int] | None = None
+    n_of_m: NofM | None = None
     """Or: of each M weights that lie side by side along a layer's input the N largest stay."""
 
     @model_validator(mode="after")
@@ -103,6 +107,4 @@ class MagnitudePruning(Settings):
             raise ValueError("give one of 'threshold', 'amount' and 'n_of_m'")
         if self.scope == "layer" and self.amount is None:
             raise ValueError("'scope: layer' goes with 'amount'")
-        if self.n_of_m is not None and not 1 <= self.n_of_m[0] < self.n_of_m[1]:
-            raise ValueError(f"n_of_m is [N, M] with 1 <= N < M, got {list(self.n_of_m)}")
         return self

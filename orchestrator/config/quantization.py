@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.measure import Execution
 from orchestrator.config.training import DistillationLoss, StepTraining, Training, over
 
@@ -74,8 +74,8 @@ class Qat(Settings):
     def _of_the_type(self) -> Qat:
         if self.to == "int8_static" and self.group is not None:
             raise ValueError("'group' is for weight-only types")
-        if self.to != "int8_static" and (self.keep_float or self.reduce_range):
-            raise ValueError("'keep_float' and 'reduce_range' are for int8_static")
+        if self.to != "int8_static" and self.reduce_range:
+            raise ValueError("'reduce_range' is for int8_static")
         return self
 
 
@@ -105,6 +105,16 @@ class StaticInt8(_Int8):
     max_drop: float | None = Field(None, ge=0)
     """Keep further layers in float, those that hurt most first, until the metric on validation rows is worse
     by this at most."""
+    confidence: float | None = Field(None, gt=0.5, lt=1, exclude_if=absent)
+    """With `max_drop`: until not only the drop on these rows but its upper bound at this confidence is
+    within, by the test of a promise. Each set of layers has its own test: the contract part judges the one
+    that is chosen."""
+
+    @model_validator(mode="after")
+    def _of_a_bound(self) -> StaticInt8:
+        if self.confidence is not None and self.max_drop is None:
+            raise ValueError("'confidence' goes with 'max_drop'")
+        return self
 
 
 class DynamicInt8(_Int8):
@@ -112,6 +122,8 @@ class DynamicInt8(_Int8):
 
     kind: Literal["int8_dynamic"] = "int8_dynamic"
     stage: ClassVar[int] = 40
+    keep_float: tuple[str, ...] | None = Field(None, exclude_if=absent)
+    """Names of layers that stay float."""
 
 
 class WeightOnlyInt8(Settings):
@@ -121,6 +133,8 @@ class WeightOnlyInt8(Settings):
     stage: ClassVar[int] = 40
     group: int | None = Field(None, ge=2)
     """Weights of an output channel that share a scale; all of them when not given."""
+    keep_float: tuple[str, ...] | None = Field(None, exclude_if=absent)
+    """Names of layers that stay float."""
 
 
 class WeightOnlyInt4(Settings):
@@ -130,3 +144,5 @@ class WeightOnlyInt4(Settings):
     stage: ClassVar[int] = 40
     group: int = Field(32, ge=2)
     """Weights of an output channel that share a scale."""
+    keep_float: tuple[str, ...] | None = Field(None, exclude_if=absent)
+    """Names of layers that stay float."""

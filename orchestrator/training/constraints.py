@@ -51,13 +51,20 @@ class Constraints:
                 type(module).__name__,
                 "remove them",
             )
+        chosen = settings.sparsify and settings.sparsify.n_of_m
+        if chosen and all(weight.shape[1] % chosen[1] for weight in self._weights.values()):
+            raise ConfigError(
+                f"sparsify finds no layer whose input is a multiple of {chosen[1]}",
+                "{} of {}".format(*chosen),
+                "choose a smaller M",
+            )
         self.project()
 
     def begin(self, step: int, epoch_step: int, steps: int) -> None:
         """Before step `step` of `steps` (step `epoch_step` of its epoch): choose zeros and limits anew."""
         sparsify, clip = self.settings.sparsify, self.settings.clip_weights
         if sparsify is not None and (epoch_step % sparsify.every == 0 or step == steps - 1):
-            self._choose_zeros(sparsify, share_of_zeros(sparsify, step / max(steps - 1, 1)))
+            self._choose_zeros(sparsify, step / max(steps - 1, 1))
             self.project()
         if clip is not None and epoch_step % LIMITS_EVERY == 0:
             self._limits = {name: limits(weight, clip) for name, weight in self._weights.items()}
@@ -76,9 +83,15 @@ class Constraints:
             for name, dead in self._dead.items():
                 self._parameters[name].masked_fill_(dead, 0.0)
 
-    def _choose_zeros(self, sparsify: Sparsify, amount: float) -> None:
+    def _choose_zeros(self, sparsify: Sparsify, progress: float) -> None:
         sizes = {name: weight.detach().abs() for name, weight in self._weights.items()}
-        self._dead = {name: ~mask for name, mask in largest(sizes, amount, sparsify.scope).items()}
+        share = share_of_zeros(sparsify, progress)
+        if sparsify.n_of_m is None:
+            masks = largest(sizes, share, sparsify.scope)
+        else:
+            m = sparsify.n_of_m[1]
+            masks = largest_of_each(sizes, m - round(share * m), m)
+        self._dead = {name: ~mask for name, mask in masks.items()}
         for name, dead in self._given.items():
             self._dead[name] = self._dead[name] | dead if name in self._dead else dead
 
@@ -95,7 +108,11 @@ class Constraints:
 def share_of_zeros(sparsify: Sparsify, progress: float) -> float:
     """Share of zeros when `progress`, 0 to 1, of the training is done."""
     done = (progress - sparsify.start) / (sparsify.end - sparsify.start)
-    return float(sparsify.amount * (1 - (1 - min(max(done, 0.0), 1.0)) ** 3))
+    amount = sparsify.amount
+    if sparsify.n_of_m is not None:
+        amount = 1 - sparsify.n_of_m[0] / sparsify.n_of_m[1]
+    assert amount is not None
+    return float(amount * (1 - (1 - min(max(done, 0.0), 1.0)) ** 3))
 
 
 def largest(sizes: Mapping[str, Tensor], amount: float, scope: str) -> dict[str, Tensor]:
@@ -111,6 +128,29 @@ def largest(sizes: Mapping[str, Tensor], amount: float, scope: str) -> dict[str,
     together = _largest(torch.cat([size.flatten() for size in sizes.values()]), amount)
     pieces = together.split([size.numel() for size in sizes.values()])
     return {name: piece.view_as(size) for (name, size), piece in zip(sizes.items(), pieces, strict=True)}
+
+
+def largest_of_each(sizes: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
+    """True for the `n` largest of each `m` weights that lie side by side along a layer's input.
+
+    Layers whose input is no multiple of `m` stay whole, as sparse kernels would leave them.
+
+    Args:
+        sizes: absolute weights [O, I, ...] by name; equal ones fall by position.
+        n: 0 to `m`.
+        m: size of a group.
+    """
+    masks = {}
+    for name, size in sizes.items():
+        # The input channel runs along a group, as matrix kernels walk it.
+        rows = size.movedim(1, -1)
+        stays = torch.ones_like(rows, dtype=torch.bool)
+        if rows.shape[-1] % m == 0:
+            order = rows.reshape(-1, m).argsort(dim=1, stable=True)
+            groups = stays.reshape(-1, m).scatter_(1, order[:, : m - n], value=False)
+            stays = groups.reshape(rows.shape)
+        masks[name] = stays.movedim(-1, 1)
+    return masks
 
 
 def _largest(sizes: Tensor, amount: float) -> Tensor:

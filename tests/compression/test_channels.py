@@ -12,7 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from orchestrator.compression import targets
 from orchestrator.compression.channels import Channels, select
 from orchestrator.compression.gradients import set_gradients
 from orchestrator.compression.plan import State, apply_plan, run_step
@@ -20,6 +22,7 @@ from orchestrator.config.steps import ChannelPruning, Criterion, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.cost import count
+from orchestrator.measure.latency import Latency, Samples, summarize
 from orchestrator.models.build import example_rows
 from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.rebuild import rebuild
@@ -218,13 +221,34 @@ def test_a_share_of_the_operations_or_parameters_is_reached(target: str, share: 
     assert 0 < state.decisions[0]["amount"] < 1
 
 
+def test_latency_is_a_ratio_taken_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is slower with each measurement, where time goes by operations."""
+    slowness = iter(2.0**turn for turn in range(100))
+
+    def timed(calls: dict[str, Any], settings: Any, *, baseline: str) -> dict[str, Latency]:
+        factor, found = next(slowness), {}
+        for name, call in calls.items():
+            with FlopCounterMode(display=False) as counter:
+                call()
+            found[name] = Samples([factor * counter.get_total_flops()] * 5, [1.0])
+        return {name: summarize(own, settings, "eager", found[baseline]) for name, own in found.items()}
+
+    monkeypatch.setattr(targets, "compare", timed)
+    module, signature, _ = toys.toy("resnet")
+    step = ChannelPruning(latency=0.5, round_to=1)
+    state = run_step(step, toys.state(module, signature), toys.context(signature.input_shape))
+    left = count(state.module, signature).macs / count(module, signature).macs
+    assert state.decisions[0]["reached"]["latency"] == pytest.approx(left, abs=0.01)
+    assert 0.35 < left <= 0.51
+
+
 @pytest.mark.slow
 def test_a_share_of_the_measured_latency_is_reached() -> None:
     module, signature, _ = toys.toy("resnet9")
     state = run_step(
         ChannelPruning(latency=0.8), toys.state(module, signature), toys.context(signature.input_shape)
     )
-    assert state.decisions[0]["reached"]["latency"] <= 0.8
+    assert state.decisions[0]["reached"]["latency"] <= 0.8 * 1.05
     assert count(state.module, signature).macs < count(module, signature).macs
 
 
@@ -240,6 +264,37 @@ def test_rounds_reach_the_same_amount_with_fresh_scores() -> None:
     for got, wanted in zip(widths(steps.module), widths(once.module), strict=True):
         assert abs(got - wanted) <= 1
     assert len(steps.decisions[0]["history"]) > len(once.decisions[0]["history"])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_rounds_reach_a_share_of_the_operations(scope: str) -> None:
+    module, signature, _ = toys.toy("resnet")
+    told: list[int] = []
+    context = toys.context(signature.input_shape, on_epoch=lambda report: told.append(report.epoch))
+    training = Training(epochs=1, batch_size=32, lr=0.05)
+    step = ChannelPruning.model_validate(
+        {"macs": 0.4, "rounds": 2, "round_to": 1, "scope": scope, "recovery": training}
+    )
+    state = run_step(step, toys.state(module, signature), context)
+    reached = count(state.module, signature).macs / count(module, signature).macs
+    assert 0.3 < reached <= 0.4
+    assert state.decisions[0]["reached"] == {"macs": reached}
+    assert told == [0]
+    first = [layer for layer, _, _ in state.decisions[0]["history"]]
+    assert len(first) > len(set(first))  # the second round cut layers again
+
+
+def test_rounds_refuse_a_target_out_of_reach_before_they_train() -> None:
+    training = Training(epochs=1, batch_size=32, lr=0.05)
+    module, signature, _ = toys.toy("resnet")
+    told: list[int] = []
+    context = toys.context(signature.input_shape, on_epoch=lambda report: told.append(report.epoch))
+    step = ChannelPruning.model_validate({"macs": 0.001, "rounds": 2, "recovery": training})
+    with pytest.raises(CompressionError, match=r"the least that was reached is 0\.\d+: 0\.001\. raise macs"):
+        run_step(step, toys.state(module, signature), context)
+    assert not told
+    with pytest.raises(ValidationError, match="not with 'latency'"):
+        ChannelPruning(latency=0.5, rounds=2)
 
 
 def test_rounds_recover_in_between_and_rebuild_bit_equal(tmp_path: Path) -> None:

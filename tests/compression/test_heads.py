@@ -28,7 +28,7 @@ def pruned(**settings: Any) -> tuple[nn.Module, State]:
     return module, run_step(HeadPruning(**settings), toys.state(module, signature), toys.context(SHAPE))
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "l2", "random"])
+@pytest.mark.parametrize("criterion", ["taylor", "l1", "l2", "hessian", "random"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_half_of_the_heads_go_and_operations_fall(criterion: str, scope: str) -> None:
     before, state = pruned(amount=0.5, criterion=criterion, scope=scope)
@@ -50,12 +50,28 @@ def test_what_is_cut_is_the_head_and_nothing_else() -> None:
     rows = torch.from_numpy(toys.rows(SHAPE, 8).inputs)
     with torch.no_grad():
         wanted = module(rows)
-        for criterion in ("l2", "taylor"):
+        for criterion in ("l2", "taylor", "hessian"):
             step = HeadPruning(amount=0.5, criterion=criterion)
             state = run_step(step, toys.state(module, signature), toys.context(SHAPE))
-            if criterion == "taylor":
+            if criterion != "l2":
                 assert all(kept == [0, 2] for kept in state.decisions[0]["kept"].values())
                 torch.testing.assert_close(state.module(rows), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("criterion", "stays"), [("l1", 1), ("l2", 0)])
+def test_many_small_weights_against_a_large_one(criterion: str, stays: int) -> None:
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    for attention in attentions(module).values():
+        with torch.no_grad():
+            for layer in (*attention.inputs, attention.output):
+                layer.weight.zero_()
+            query = attention.inputs[0].weight
+            query[0, 0] = 3.0  # of the first head
+            query[attention.width, :16] = 0.5  # of the second
+    step = HeadPruning.model_validate({"amount": 0.75, "criterion": criterion})
+    state = run_step(step, toys.state(module, signature), toys.context(SHAPE))
+    assert all(kept == [stays] for kept in state.decisions[0]["kept"].values())
 
 
 def test_taylor_is_the_gradient_of_a_gate() -> None:

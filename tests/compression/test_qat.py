@@ -157,7 +157,6 @@ def test_training_lowers_the_loss_of_the_int4_model() -> None:
     [
         {"group": 8},
         {"to": "int4_weight_only", "reduce_range": True},
-        {"to": "int4_weight_only", "keep_float": ["a"]},
     ],
 )
 def test_keys_of_another_type_are_refused(wrong: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import fx, nn
 
 from orchestrator.compression import mixed
@@ -15,7 +16,14 @@ from orchestrator.compression.audit import audit, coverage
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.signature import Signature
-from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, MagnitudePruning, StaticInt8
+from orchestrator.config.steps import (
+    Bf16,
+    ChannelPruning,
+    DynamicInt8,
+    MagnitudePruning,
+    StaticInt8,
+    WeightOnlyInt8,
+)
 from orchestrator.errors import CompressionError, ExecutionError
 from orchestrator.measure.cost import count
 from orchestrator.models.base import weights_of
@@ -333,10 +341,28 @@ def test_named_layers_stay_float(model: str, tmp_path: Path) -> None:
     assert np.array_equal(fresh, of_module(state.module, signature, "lowered", batch=8)(rows))
 
 
-def test_an_unknown_layer_is_refused() -> None:
+def test_named_linears_of_dynamic_int8_stay_float(tmp_path: Path) -> None:
+    module, signature, settings = toys.toy("mlp")
+    first, *others = [name.removesuffix(".weight") for name in weights_of(module)]
+    step, context = DynamicInt8(keep_float=(first,)), toys.context((12,))
+    state = run_step(step, toys.state(module, signature), context)
+    assert isinstance(state.module, fx.GraphModule)
+    found = coverage(state.module, signature, (first,))
+    assert (found["kernels"], found["left"]) == (len(others), 1)
+    store = Store(tmp_path / "store")
+    parent = toys.put(store, module, signature, settings)
+    digest = apply_plan(store, parent, (step,), context)
+    rows = toys.rows((12,)).inputs[:8]
+    fresh = load(store, digest, "lowered", batch=8)(rows)
+    assert np.array_equal(fresh, of_module(state.module, signature, "lowered", batch=8)(rows))
+    assert "keep_float" not in DynamicInt8().plain()
+
+
+@pytest.mark.parametrize("kind", [StaticInt8, DynamicInt8, WeightOnlyInt8])
+def test_an_unknown_layer_is_refused(kind: type[StaticInt8 | DynamicInt8 | WeightOnlyInt8]) -> None:
     module, signature, _ = toys.toy("mlp")
     with pytest.raises(CompressionError, match=r"no layer to keep in float of this name: body\.nine"):
-        run_step(StaticInt8(keep_float=("body.nine",)), toys.state(module, signature), toys.context((12,)))
+        run_step(kind(keep_float=("body.nine",)), toys.state(module, signature), toys.context((12,)))
 
 
 def outlying() -> tuple[nn.Module, Signature]:
@@ -367,6 +393,24 @@ def test_layers_are_kept_until_the_bound_holds() -> None:
     assert isinstance(plain.module, fx.GraphModule)
     assert isinstance(bounded.module, fx.GraphModule)
     assert coverage(bounded.module, signature)["kernels"] == coverage(plain.module, signature)["kernels"] - 1
+
+
+def test_with_a_confidence_the_upper_bound_must_hold() -> None:
+    """Labels are the model's own answers, so the drop is the share of rows that change."""
+    net, signature = outlying()
+    part = toys.rows((12,), count=256)
+    with torch.no_grad():
+        labels = net(torch.tensor(part.inputs)).argmax(1).numpy()
+    context = toys.context((12,), validation=replace(part, targets=labels), calibration=part.inputs)
+    state = toys.state(net, signature)
+    drop = run_step(StaticInt8(max_drop=0.05), state, context).decisions[-1]["drop"]
+    surer = StaticInt8(max_drop=drop + 0.03, confidence=0.95)
+    decision = run_step(surer, state, context).decisions[-1]
+    assert decision["drop"] < decision["bound"] <= drop + 0.03
+    with pytest.raises(CompressionError, match=r"at 95% confidence 0\.\d+, with 2 layers in float"):
+        run_step(StaticInt8(max_drop=0.005, confidence=0.95), state, context)
+    with pytest.raises(ValidationError, match="goes with 'max_drop'"):
+        StaticInt8(confidence=0.95)
 
 
 def test_layers_of_a_module_that_stays_float_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orchestrator.compression.plan import apply_plan, run_step
+from orchestrator.compression.qat import weight_rounding
 from orchestrator.compression.weight_only import rounded_codes
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.steps import Step, WeightOnlyInt4, WeightOnlyInt8
@@ -39,6 +40,19 @@ def test_weights_are_off_by_half_a_step_at_most_unless_cut(bits: int, group: int
     inside = weight.abs() <= step * (2 ** (bits - 1) - 1)
     assert ((back - weight).abs()[inside] <= step[inside] * 0.5001).all()
     assert (back - weight).square().sum() <= (0.02 if bits == 4 else 0.0002) * weight.square().sum()
+
+
+def test_named_layers_stay_float() -> None:
+    module, signature, _ = toys.toy("mlp")
+    first, *others = weight_only.layers(module)
+    step = WeightOnlyInt8(keep_float=(first,))
+    state = run_step(step, toys.state(module, signature), toys.context((12,)))
+    assert list(state.decisions[-1]["groups"]) == others
+    assert torch.equal(state.module.get_parameter(f"{first}.weight"), module.get_parameter(f"{first}.weight"))
+    with weight_rounding(module, None, 8, (first,)):
+        assert type(module.get_submodule(first)) is nn.Linear
+        assert all(type(module.get_submodule(name)) is not nn.Linear for name in others)
+    assert "keep_float" not in WeightOnlyInt8().plain()
 
 
 def test_a_row_of_zeros_stays_zero() -> None:

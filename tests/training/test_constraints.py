@@ -53,6 +53,23 @@ def test_the_share_follows_the_cubic_schedule() -> None:
     assert share_of_zeros(chosen, 0.6) == share_of_zeros(chosen, 1.0) == pytest.approx(0.8)
 
 
+def of_each_four(weight: Tensor) -> list[int]:
+    return sorted(set((weight.detach() == 0).movedim(1, -1).reshape(-1, 4).sum(1).tolist()))
+
+
+def test_zeros_among_each_four_rise_to_two() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3))
+    first, second = weights_of(module).values()
+    chosen = Constraints(module, settings(sparsify=Sparsify(n_of_m=(2, 4), start=0, end=1, every=1)), {})
+    found = []
+    for step in range(9):
+        chosen.begin(step, step, 9)
+        found += of_each_four(second)
+    assert found == [0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert (first != 0).all()  # three inputs are no multiple of four
+
+
 def test_few_steps_still_reach_the_share() -> None:
     """One epoch of fewer steps than lie between two choices."""
     module = module_of(FEATURES)
@@ -64,10 +81,11 @@ def test_few_steps_still_reach_the_share() -> None:
     "changes",
     [
         {"sparsify": Sparsify(amount=0.5, every=3)},
+        {"sparsify": Sparsify(n_of_m=(1, 2), every=3)},
         {"penalty": Penalty(kind="group_lasso", strength=1e-3)},
         {"clip_weights": Clipping(method="percentile", percentile=95)},
     ],
-    ids=["sparsify", "penalty", "clip"],
+    ids=["sparsify", "n_of_m", "penalty", "clip"],
 )
 def test_a_stopped_run_goes_on_bit_equal(changes: dict[str, Any]) -> None:
     chosen = settings(**changes)
@@ -151,6 +169,12 @@ def test_what_cannot_be_constrained_is_refused() -> None:
         Constraints(nn.Linear(2, 2), settings(penalty=Penalty(kind="bn_scale", strength=1.0)), {})
     with pytest.raises(ConfigError, match="convolution or linear"):
         Constraints(nn.BatchNorm1d(2), settings(sparsify=Sparsify(amount=0.5)), {})
+    with pytest.raises(ConfigError, match="multiple of 4: 2 of 4"):
+        Constraints(nn.Linear(6, 2), settings(sparsify=Sparsify(n_of_m=(2, 4))), {})
+    for wrong in ({}, {"amount": 0.5, "n_of_m": [2, 4]}, {"n_of_m": [4, 4]}):
+        with pytest.raises(ValidationError, match="n_of_m"):
+            Sparsify.model_validate(wrong)
+    assert "n_of_m" not in Sparsify(amount=0.5).plain()
     with pytest.raises(ValidationError, match="before 'end'"):
         Sparsify(amount=0.5, start=0.8, end=0.5)
 
