@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from orchestrator.runtime.rebuild import rebuild, replay
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
 
+AS_ASKED = "kept in float, as asked"
+_NONE: Mapping[str, str] = {}
+_COVERED = ("int8_static", "int8_dynamic", "fp8")
+"""Steps that `int8` or `fp8` of the facts tells all about."""
 _CONVOLUTION = "aten.convolution"
 """Of both directions."""
 _CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", _CONVOLUTION, "mkldnn._convolution_pointwise")
@@ -46,30 +50,52 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         convolutions' and linears' weights), and `int8`: None, or `share` (of the MACs of convolutions,
         linears and attention that run in int8 kernels), `kernels`, `left` (float convolutions and linears)
         and `fell_back` (`layer` and `why` of each of those and of attention's products). `fp8` says the same
-        of products of e4m3 numbers, which run in kernels on GPUs that have them.
+        of products of e4m3 numbers, which run in kernels on GPUs that have them. `left` are the layers that
+        other steps passed over (`step`, `layer` and `why` of each).
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
-    kept = manifest.decisions[-1].get("keep_float", ()) if manifest.plan else ()
-    facts = facts_of(rebuilt.module, _float_form(manifest, allowed), manifest.signature, kept)
+    float_form = _float_form(manifest, allowed)
+    facts = facts_of(rebuilt.module, float_form, manifest.signature, manifest.decisions)
     return {"bytes": store.artifact_bytes(digest), **facts}
 
 
 def facts_of(
-    module: nn.Module, float_form: nn.Module, signature: Signature, kept: Collection[str] = ()
+    module: nn.Module,
+    float_form: nn.Module,
+    signature: Signature,
+    decisions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The facts of a module in memory, all but its bytes; operations are counted on its float form.
 
-    `kept` are names of the layers that were to stay in float.
+    `decisions` are those of the plan that made it.
     """
     cost = count(float_form, signature)
+    kept = _kept(decisions[-1]) if decisions else {}
     return {
         "macs": cost.macs,
         "params": cost.params,
         "zeros": zeros(module),
         "int8": coverage(module, signature, kept) if isinstance(module, fx.GraphModule) else None,
         "fp8": fp8_coverage(module, signature, cost.macs, kept),
+        "left": [
+            {"step": decision["kind"], "layer": layer, "why": why}
+            for decision in decisions
+            if decision["kind"] not in _COVERED
+            for layer, why in decision.get("left", {}).items()
+        ],
     }
+
+
+def _kept(decision: Mapping[str, Any]) -> dict[str, str]:
+    """Layers that a step to int8 or fp8 was to leave in float, and why."""
+    asked = dict.fromkeys(decision.get("keep_float", ()), AS_ASKED)
+    return asked | decision.get("left", {}) if decision["kind"] in _COVERED else {}
+
+
+def _why_kept(layer: str, kept: Mapping[str, str]) -> str | None:
+    """Why a layer was to stay in float, by its own name or that of a module which it lies in."""
+    return next((why for name, why in kept.items() if int8.is_within(layer, (name,))), None)
 
 
 def zeros(module: nn.Module) -> float:
@@ -82,11 +108,11 @@ def zeros(module: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
 
 
-def coverage(graph: fx.GraphModule, signature: Signature, kept: Collection[str] = ()) -> dict[str, Any]:
+def coverage(graph: fx.GraphModule, signature: Signature, kept: Mapping[str, str] = _NONE) -> dict[str, Any]:
     """How much of a quantized graph becomes int8 kernels when it is lowered.
 
     Counted in the lowered graph: a pattern that lowering misses stays float there, with the same outputs,
-    so only counting shows it. `kept` are names of the layers that were to stay in float.
+    so only counting shows it. `kept` are the layers that were to stay in float, each with the reason.
     """
     rows = example_rows(signature, 2)
     with torch.no_grad():
@@ -106,11 +132,11 @@ def coverage(graph: fx.GraphModule, signature: Signature, kept: Collection[str] 
 
 
 def fp8_coverage(
-    module: nn.Module, signature: Signature, macs: int, kept: Collection[str] = ()
+    module: nn.Module, signature: Signature, macs: int, kept: Mapping[str, str] = _NONE
 ) -> dict[str, Any] | None:
     """How much of a module multiplies e4m3 numbers; None when nothing does.
 
-    `macs` are those of a row in all. `kept` are names of the layers that were to stay in float.
+    `macs` are those of a row in all. `kept` are the layers that were to stay in float, each with the reason.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, _LAYERS)}
     kernels = [name for name, part in layers.items() if isinstance(part, fp8.Fp8Linear)]
@@ -118,7 +144,7 @@ def fp8_coverage(
         return None
     own = _macs_of_layers(module, layers, signature)
     fell_back = [
-        {"layer": name, "why": "kept in float, as asked" if int8.is_within(name, kept) else fp8.why_not(part)}
+        {"layer": name, "why": _why_kept(name, kept) or fp8.why_not(part)}
         for name, part in layers.items()
         if name not in kernels
     ]
@@ -153,7 +179,7 @@ def _macs_of_layers(
     return found
 
 
-def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[str, str]]:
+def _never_rounded(graph: fx.GraphModule, kept: Mapping[str, str]) -> list[dict[str, str]]:
     """Convolutions, linears and products of the quantized graph that see float inputs."""
     found = []
     for node in graph.graph.nodes:
@@ -161,8 +187,8 @@ def _never_rounded(graph: fx.GraphModule, kept: Collection[str]) -> list[dict[st
         if not of_weight and _operator(node.target) not in _WEIGHTED:
             continue
         layer, sources = _layer_of(node), [str(source.target) for source in node.all_input_nodes[:2]]
-        if int8.is_within(layer, kept):
-            found.append({"layer": layer, "why": "kept in float, as asked"})
+        if (why := _why_kept(layer, kept)) is not None:
+            found.append({"layer": layer, "why": why})
         elif not any("dequantize" in source for source in sources):
             found.append({"layer": layer, "why": "the quantizer has no int8 form of it"})
     return found

@@ -28,11 +28,13 @@ LARGEST_SHARE = 0.9
 """Of a layer's channels that may go, whatever is asked, in all rounds together: none is ever erased."""
 
 _SCORERS: dict[Criterion, Any] = {
-    "l1": lambda: importance.GroupMagnitudeImportance(p=1),
-    "l2": lambda: importance.GroupMagnitudeImportance(p=2),
-    "lamp": importance.LAMPImportance,
+    "l1": lambda: importance.GroupMagnitudeImportance(
+        p=1
+    ),  # Li et al. 2017, https://arxiv.org/abs/1608.08710
+    "l2": lambda: importance.GroupMagnitudeImportance(p=2),  # compared with l1 there
+    "lamp": importance.LAMPImportance,  # Lee et al. 2021, https://arxiv.org/abs/2010.07611: of weights there
     "fpgm": GeometricMedian,
-    "bn_scale": importance.BNScaleImportance,
+    "bn_scale": importance.BNScaleImportance,  # Liu et al. 2017, https://arxiv.org/abs/1708.06519
     # On gradients that `set_gradients` has put into the module.
     "taylor": importance.GroupTaylorImportance,
     "hessian": importance.GroupHessianImportance,

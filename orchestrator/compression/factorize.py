@@ -11,6 +11,8 @@ from orchestrator.errors import CompressionError
 from orchestrator.models.build import example_rows
 from orchestrator.runtime.lowrank import split
 
+_Layer = nn.Linear | nn.modules.conv._ConvNd | nn.Embedding
+
 
 @apply_step.register
 def factorize(step: Factorization, state: State, context: Context) -> State:  # noqa: ARG001
@@ -30,7 +32,7 @@ def factorize(step: Factorization, state: State, context: Context) -> State:  # 
     shared = _shared(module)
     ranks, left, factors = {}, {}, {}
     for name, layer in list(module.named_modules()):
-        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        if not isinstance(layer, _Layer):
             continue
         reason = _unfit(layer, shared)
         if reason is None:
@@ -70,7 +72,7 @@ def kept_rank(values: Tensor, step: Factorization) -> int:
     return int((energy < step.energy * energy[-1]).sum()) + 1
 
 
-def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: nn.Linear | nn.Conv2d | nn.Embedding) -> None:
+def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: _Layer) -> None:
     first, second = product.get_submodule("0"), product.get_submodule("1")
     assert isinstance(first.weight, Tensor) and isinstance(second.weight, Tensor)  # noqa: PT018
     if isinstance(layer, nn.Embedding):
@@ -84,8 +86,10 @@ def _fill(product: nn.Module, out: Tensor, into: Tensor, layer: nn.Linear | nn.C
         second.bias.copy_(layer.bias)
 
 
-def _unfit(layer: nn.Linear | nn.Conv2d | nn.Embedding, shared: set[int]) -> str | None:
+def _unfit(layer: _Layer, shared: set[int]) -> str | None:
     """Why a layer has no product form here; None when it has one."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        return f"there is no product form of {type(layer).__name__}"
     if type(layer) not in (nn.Linear, nn.Conv2d, nn.Embedding):
         return f"a {type(layer).__name__} may be read by its owner in another way"
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.step import Context, State, apply_step, copy_of, stays_float
 from orchestrator.config.steps import Fp8
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import tied_to_float
 from orchestrator.runtime import fp8
 from orchestrator.runtime.int8 import check_names, is_within
 
 
 @apply_step.register
 def round_linears(step: Fp8, state: State, context: Context) -> State:  # noqa: ARG001
-    """e4m3 weights and activations of linears, a scale for each row; all else stays float.
+    """e4m3 weights and activations of linears, a scale for each row; all else stays float, and so
+    does a linear that shares its weight with such a layer.
 
     Formats by Micikevicius et al. 2022 (https://arxiv.org/abs/2209.05433), scales as in torchao's
     Float8DynamicActivationFloat8Weight with PerRow.
@@ -26,6 +28,10 @@ def round_linears(step: Fp8, state: State, context: Context) -> State:  # noqa: 
         for name, layer in module.named_modules()
         if fp8.why_not(layer) is None and not is_within(name, step.keep_float)
     ]
+    left = tied_to_float(module, names)
+    names = [name for name in names if name not in left]
+    if not names and left:
+        raise CompressionError("fp8 would round nothing", "; ".join(f"{k}: {v}" for k, v in left.items()))
     if not names:
         raise CompressionError(
             f"fp8 would round nothing: no linear's features, in and out, are multiples of {fp8.MULTIPLE}",
@@ -33,7 +39,4 @@ def round_linears(step: Fp8, state: State, context: Context) -> State:  # noqa: 
             f"use bf16, or prune channels with round_to: {fp8.MULTIPLE}",
         )
     fp8.convert(module, names)
-    decision: dict[str, list[str]] = {"layers": names}
-    if step.keep_float:
-        decision["keep_float"] = list(step.keep_float)
-    return state.after(step, module, decision)
+    return state.after(step, module, {"layers": names} | stays_float(step.keep_float, left))

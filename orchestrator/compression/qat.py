@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from orchestrator.compression.distill import fine_tune
 from orchestrator.compression.quantize import CALIBRATION_BATCH
-from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.step import Context, State, apply_step, copy_of, stays_float
 from orchestrator.compression.weight_only import BITS, DEFAULT_GROUPS, groups_of, rounded_codes
 from orchestrator.config.steps import Qat
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import tied_to_float
 from orchestrator.runtime import int8
 from orchestrator.runtime.weight_only import unpack
 
@@ -44,18 +45,33 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
         TrainingError: the training fails.
     """
     if step.to != "int8_static":
-        module = copy_of(state.module)
-        group = step.group or DEFAULT_GROUPS[step.to]
-        with weight_rounding(module, group, BITS[step.to], step.keep_float):
+        module, group, bits = copy_of(state.module), step.group or DEFAULT_GROUPS[step.to], BITS[step.to]
+        _, left = groups_of(module, group, bits, step.keep_float)
+        with weight_rounding(module, group, bits, step.keep_float):
             epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
-        return state.after(step, module.eval(), {"epochs": epochs})
+        return state.after(step, module.eval(), {"epochs": epochs} | stays_float((), left))
     if context.calibration is None or len(context.calibration) == 0:
         raise CompressionError("qat needs calibration rows", fix="give the data a calibration part")
     module = copy_of(state.module)
     rows = torch.tensor(context.calibration[: step.rows])
+    _, left = _layers(module, step.keep_float)
     with rounding(module, rows, step.reduce_range or int8.reduce_range(), step.keep_float):
         epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
-    return state.after(step, module.eval(), {"epochs": epochs})
+    return state.after(step, module.eval(), {"epochs": epochs} | stays_float((), left))
+
+
+def _layers(module: nn.Module, keep_float: Collection[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Layers that compute as int8 kernels will, and those that stay float unasked, with the reason."""
+    kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, nn.Linear, *_FORMS)
+    free = [
+        (name, part)
+        for name, part in module.named_modules()
+        if isinstance(part, kinds) and not int8.is_within(name, keep_float)
+    ]
+    found = {name: part for name, part in free if type(part) in _FORMS}
+    left = {name: f"qat has no form of {type(part).__name__}" for name, part in free if name not in found}
+    left |= tied_to_float(module, found)
+    return {name: part for name, part in found.items() if name not in left}, left
 
 
 @contextmanager
@@ -74,11 +90,7 @@ def rounding(
         CompressionError: no layer would be rounded, or there is none of a name.
     """
     int8.check_names(module, keep_float)
-    parts = [
-        part
-        for name, part in module.named_modules()
-        if type(part) in _FORMS and not int8.is_within(name, keep_float)
-    ]
+    parts = list(_layers(module, keep_float)[0].values())
     if not any(isinstance(part, nn.Conv2d | nn.Linear) for part in parts):
         raise CompressionError("qat found no convolution or linear to round", type(module).__name__)
     plain = [(part, type(part)) for part in parts]
@@ -117,7 +129,7 @@ def weight_rounding(
         CompressionError: no layer would become smaller, or there is none of a name.
     """
     changed = []
-    for name, own in groups_of(module, group, bits, keep_float).items():
+    for name, own in groups_of(module, group, bits, keep_float)[0].items():
         layer = module.get_submodule(name)
         changed.append((layer, type(layer)))
         layer.__class__ = _SMALL_FORMS[type(layer)]

@@ -10,14 +10,17 @@ from torch import Tensor, fx, nn
 
 from orchestrator.compression.mixed import keep_sensitive
 from orchestrator.compression.observers import observer_of
-from orchestrator.compression.step import Context, State, apply_step, copy_of
+from orchestrator.compression.step import Context, State, apply_step, copy_of, stays_float
 from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
 from orchestrator.errors import CompressionError
+from orchestrator.models.base import tied_to_float
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.graphs import QUANTIZED, form_of
 
+_STATIC = (nn.modules.conv._ConvNd, nn.Linear)
+"""What is rounded, so far as the quantizer has a form of it."""
 CALIBRATION_BATCH = 64
 """Rows a calibration batch: observers merge a histogram a batch."""
 
@@ -45,7 +48,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
         kept, mixed = keep_sensitive(step, state, context, quantized)
     graph = quantized(kept)
     decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
-    return state.after(step, graph, decision | _kept(kept) | mixed)
+    return state.after(step, graph, decision | stays_float(kept, _tied(state, _STATIC, kept)) | mixed)
 
 
 def _static(
@@ -58,9 +61,10 @@ def _static(
             prepared(batch)
 
     module, observer = copy_of(state.module), observer_of(step)
-    form = _form(state)
-    graph = int8.quantize(module, "static", narrow, example, calibrate, keep, observer, form)
-    _check_kernels(graph, example, _form(state.after(step, graph, {"reduce_range": narrow, **_kept(keep)})))
+    form, left = _form(state), _tied(state, _STATIC, keep)
+    graph = int8.quantize(module, "static", narrow, example, calibrate, [*keep, *left], observer, form)
+    made = {"reduce_range": narrow} | stays_float(keep, left)
+    _check_kernels(graph, example, _form(state.after(step, graph, made)))
     return graph
 
 
@@ -68,7 +72,8 @@ def _static(
 def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State:  # noqa: ARG001
     """int8 weights of linears; the range of their inputs is taken from each batch as it comes.
 
-    So an answer depends, within rounding, on the rows that share its batch.
+    So an answer depends, within rounding, on the rows that share its batch. The recipe is torchao's for x86
+    (`get_default_x86_inductor_quantization_config` with `is_dynamic`), with finer scales.
 
     Raises:
         CompressionError: the model has no linear, or no layer to keep in float of a name.
@@ -76,9 +81,12 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
     narrow = step.reduce_range or int8.reduce_range()
     form, keep, module = _form(state), step.keep_float or (), copy_of(state.module)
-    graph = int8.quantize(module, "dynamic", narrow, example, lambda one: one(example), keep, form=form)
+    left = _tied(state, (nn.Linear,), keep)
+    graph = int8.quantize(
+        module, "dynamic", narrow, example, lambda one: one(example), [*keep, *left], form=form
+    )
     decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)}
-    after = state.after(step, graph, decision | _kept(keep))
+    after = state.after(step, graph, decision | stays_float(keep, left))
     _check_kernels(graph, example, _form(after))
     return after
 
@@ -94,9 +102,10 @@ def _form(state: State) -> str | None:
     return None if state.given else form_of(state.model, state.signature, state.plan, state.decisions)
 
 
-def _kept(names: Collection[str]) -> dict[str, Any]:
-    """What a decision says of layers that stay float."""
-    return {"keep_float": list(names)} if names else {}
+def _tied(state: State, kinds: tuple[type[nn.Module], ...], keep: Collection[str] = ()) -> dict[str, str]:
+    """Layers that stay float since their weight is that of a float one."""
+    layers = [name for name, part in state.module.named_modules() if isinstance(part, kinds)]
+    return tied_to_float(state.module, [name for name in layers if not int8.is_within(name, keep)])
 
 
 def _check_kernels(graph: fx.GraphModule, example: Tensor, form: str | None) -> None:

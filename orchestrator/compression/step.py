@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -179,6 +179,11 @@ def makes_zeros(step: Step) -> bool:
 def copy_of(module: nn.Module) -> nn.Module:
     """An independent eval-mode copy to work on."""
     return copy.deepcopy(module).eval()
+
+
+def stays_float(asked: Collection[str], left: Mapping[str, str]) -> dict[str, Any]:
+    """What a decision says of layers that stay float: as asked, or for a reason; else nothing."""
+    return ({"keep_float": list(asked)} if asked else {}) | ({"left": dict(left)} if left else {})
 
 
 def _check_outputs(step: Step, state: State) -> None:

@@ -41,7 +41,7 @@ class Audit:
     """What a plan really did to a model."""
 
     facts: dict[str, Any]
-    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` and `fp8` (see
+    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8`, `fp8` and `left` (see
     `audit`), `peak_bytes` (activations of the largest batch), `masked_only`."""
     baseline: dict[str, Any]
     """The same of the model before."""
@@ -64,6 +64,7 @@ class Audit:
             if own[kind] is not None:
                 lines.append(f"{kind:>12}  {own[kind]['share']:.0%} of the products")
                 lines += [f"{'float':>12}  {row['layer']}: {row['why']}" for row in own[kind]["fell_back"]]
+        lines += [f"{'left':>12}  {row['layer']} ({row['step']}): {row['why']}" for row in own["left"]]
         verdict = "passes" if self.gate.passes else "REFUSED"
         return "\n".join([*lines, f"{'gate':>12}  {verdict}: {self.gate.reason}"])
 
@@ -126,8 +127,7 @@ class Variant:
         settings = latency or LatencySettings()
         latencies = {batch: self._latency(batch, settings) for batch in batches}
         largest = max(batches, default=1)
-        kept = self.decisions[-1].get("keep_float", ()) if self.decisions else ()
-        own = facts_of(self.module, self.float_form, self.signature, kept)
+        own = facts_of(self.module, self.float_form, self.signature, self.decisions)
         before = facts_of(self.before, self.before, self.signature)
         own |= {"bytes": self._bytes(), "peak_bytes": self._peak(self.executable(batch=largest), largest)}
         eager = of_module(self.before, self.signature, "eager")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import singledispatch
 from typing import ClassVar
 
@@ -55,6 +55,22 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     wanted = {id(part.weight) for part in module.modules() if isinstance(part, kinds)}
     return {name: weight for name, weight in module.named_parameters() if id(weight) in wanted}
+
+
+def tied_to_float(module: nn.Module, names: Collection[str]) -> dict[str, str]:
+    """Layers of `names` (to be rounded) that share their weight with one that is not among them, with that as
+    the reason to leave each: rounded, it would need a second weight beside the float one.
+    """
+    holders: dict[int, list[str]] = {}
+    for name, part in module.named_modules():
+        for parameter in part.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    found = {}
+    for name in names:
+        others = [one for one in holders.get(id(module.get_submodule(name).weight), ()) if one not in names]
+        if others:
+            found[name] = f"its weight is also that of {others[0]}, which stays float"
+    return found
 
 
 def image_shape(signature: Signature, architecture: str) -> tuple[int, int, int]:

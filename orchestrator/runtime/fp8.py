@@ -76,19 +76,22 @@ def why_not(layer: nn.Module) -> str | None:
 
 
 def convert(module: nn.Module, names: Iterable[str]) -> None:
-    """Round the named layers of a float model, in place.
+    """Round the named layers of a float model, in place; those that share a weight go on sharing it.
 
     Raises:
         AttributeError: there is no layer of a name.
         ValueError: a layer has no such form.
     """
+    shared: dict[Tensor, tuple[nn.Parameter, Tensor]] = {}
     for name in names:
         layer = module.get_submodule(name)
         if (why := why_not(layer)) is not None:
             raise ValueError(f"{name}: {why}")
         assert isinstance(layer, nn.Linear)
-        weight, scale = rounded(layer.weight.detach())
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if layer.weight not in shared:
+            weight, scale = rounded(layer.weight.detach())
+            shared[layer.weight] = nn.Parameter(weight, requires_grad=False), scale
+        layer.weight, scale = shared[layer.weight]
         layer.register_buffer("scale", scale)
         if layer.bias is not None:
             layer.bias.data = layer.bias.data.to(torch.bfloat16)

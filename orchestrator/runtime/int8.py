@@ -29,6 +29,7 @@ from orchestrator.runtime.int8_passes import (
     expect_example,
     fence_sums,
     move_integers,
+    read_once,
     transposes_to_permutes,
     views_to_reshapes,
 )
@@ -319,6 +320,7 @@ def _lowered(graph: fx.GraphModule, example: Tensor) -> fx.GraphModule:
         lowered: fx.GraphModule = make_fx(graph)(rows)
     if rows.shape[0].node.maybe_as_int() is not None:  # type: ignore[attr-defined]
         raise RuntimeError(f"one of its operators fixes the batch at {len(example)} rows")
+    read_once(lowered.graph)
     transposes_to_permutes(lowered.graph)
     expect_example(lowered.graph)
     fences = fence_sums(lowered.graph)

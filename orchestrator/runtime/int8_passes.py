@@ -41,6 +41,19 @@ def expect_example(graph: fx.Graph) -> None:
             node.meta["tensor_meta"] = meta._replace(shape=shape)
 
 
+def read_once(graph: fx.Graph) -> None:
+    """One node for each attribute that the graph reads.
+
+    Folding constants (torch 2.13) deletes the attribute of a node without users, though another node reads
+    it, too: a float weight that two layers share.
+    """
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and first.setdefault(node.target, node) is not node:
+            node.replace_all_uses_with(first[node.target])
+            graph.erase_node(node)
+
+
 def fence_sums(graph: fx.Graph) -> list[fx.Node]:
     """Put a copy between each `relu(convolution)` and a sum; the caller removes them.
 

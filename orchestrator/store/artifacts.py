@@ -2,8 +2,8 @@
 
 `artifacts/<digest>/` holds `weights.safetensors` and `manifest.json`. The manifest is canonical JSON, and its
 sha256 *is* the digest: it names the sha256 of each tensor file, so one digest vouches for every byte, also
-for readers whose settings classes have since gained fields. Tensors of many zeros are packed; the file's own
-metadata says which (`store.sparse`).
+for readers whose settings classes have since gained fields. Tensors of many zeros are packed and
+equal ones kept once; the file's own metadata says which (`store.sparse`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from orchestrator.store.names import Digest, FileName, check_digest, is_digest
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 PACKED = "orchestrator.packed"
-"""Key of the tensor file's metadata: JSON, how each packed tensor is read."""
+"""Key of the tensor file's metadata: JSON, how each packed tensor is read. One key for all: safetensors
+writes several in no fixed order."""
 MANIFEST_LIMIT_BYTES = 16 * 2**20
 """Larger manifests are not read: the decisions of a plan are a few numbers a channel."""
 
@@ -172,7 +173,7 @@ def read_manifest(blobs: Blobs, digest: str) -> Manifest:
 
 
 def read_tensors(blobs: Blobs, digest: str) -> dict[str, torch.Tensor]:
-    """All tensors by name, every file verified.
+    """All tensors by name, every file verified; equal ones may share memory.
 
     Raises:
         NotFoundError: there is no such artifact.
@@ -228,7 +229,7 @@ def _corrupt(digest: str, name: str, problem: str) -> CorruptArtifactError:
 
 
 def unpack_tensors(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, those of many zeros unpacked.
+    """The tensors of a safetensors file, packed ones unpacked; equal ones may share memory.
 
     Raises:
         SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError: the bytes are no such
@@ -257,7 +258,7 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
         # resolve_*: lazily conjugated or negated views have bytes that are not their values.
         dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
         storage = dense.untyped_storage().data_ptr()
-        # safetensors refuses tensors that share memory; tied weights are stored once for each name.
+        # safetensors refuses tensors that share memory; `sparse.pack` keeps equal ones (tied weights) once.
         plain[name] = dense.clone() if storage in storages else dense
         storages.add(storage)
     stored, packed = sparse.pack(plain)

@@ -1,11 +1,14 @@
-"""Tensors of many zeros, packed for a file: a bit for each number, and the numbers that are not zero.
+"""Tensors packed for a file: of many zeros as a bit for each number and the numbers that are not zero; of
+equal ones, such as tied weights, the first alone.
 
-Both are deflated. Han et al. 2016 ("Deep Compression", https://arxiv.org/abs/1510.00149) store pruned weights
-as gaps and Huffman codes for the same reason: a pruned weight saves nothing until the file leaves it out.
+Bits and numbers are deflated. Han et al. 2016 ("Deep Compression", https://arxiv.org/abs/1510.00149) store
+pruned weights as gaps and Huffman codes for the same reason: a pruned weight saves nothing until the file
+leaves it out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Mapping
@@ -18,7 +21,8 @@ from torch import Tensor
 LEAST_ZEROS = 0.25
 """Share of zeros from which packing is tried."""
 LEAST_SAVED_BYTES = 256
-"""What packing must save: how to read a packed tensor takes some 60 bytes of the header."""
+"""What packing must save: how to read a packed tensor takes some 60 bytes of the header. Smaller equal
+tensors are all kept, too."""
 SMALL_BYTES, MOST_TIMES = 4096, 64
 """A tensor above the first unpacks to at most so many times its packed bytes: small files fill no memory."""
 
@@ -34,19 +38,21 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Numbers of that many bytes as bits: -0.0 is not the zero that is left out."""
 
 
-def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Any] | str]]:
     """Tensors to store, and how to read those that were packed.
 
     Args:
         tensors: by name; dense, on the CPU and contiguous.
 
     Returns:
-        The tensors, those that packing makes smaller as uint8 [bytes]; and of each of these its type, shape
-        and the bytes of its packed bits.
+        The tensors but copies, those that packing makes smaller as uint8 [bytes]; and of each of these its
+        type, shape and the bytes of its packed bits, of each copy the name of the one that is kept.
     """
     stored: dict[str, Tensor] = {}
-    how: dict[str, list[Any]] = {}
+    how: dict[str, list[Any] | str] = dict(_copies(tensors))
     for name, tensor in tensors.items():
+        if name in how:
+            continue
         packed = _packed(tensor)
         if packed is None:
             stored[name] = tensor
@@ -58,16 +64,39 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
 
 
 def unpack(stored: Mapping[str, Tensor], how: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that `pack` was given, bit by bit.
+    """The tensors that `pack` was given, bit by bit; copies share their memory, so none takes more.
 
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: the two do not belong together, or a tensor claims more
             than its bytes may.
     """
     tensors = dict(stored)
-    for name, (dtype, shape, border) in how.items():
+    copies = {name: kept for name, kept in how.items() if isinstance(kept, str)}
+    for name in how.keys() - copies.keys():
+        dtype, shape, border = how[name]
         tensors[name] = _unpacked(stored[name], _DTYPES[dtype], shape, border)
-    return tensors
+    if both := copies.keys() & stored.keys():
+        raise ValueError(f"{min(both)} is stored, and a copy of another")
+    return tensors | {name: tensors[kept] for name, kept in copies.items()}
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors that equal one of an earlier name -> that name; sharing memory does not count, since a training
+    hands over copies. Constant ones (a norm's start) are equal by chance, not tied.
+    """
+    kept: dict[tuple[torch.dtype, torch.Size, bytes], str] = {}
+    found: dict[str, str] = {}
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor.nbytes < LEAST_SAVED_BYTES:
+            continue
+        numbers = tensor.reshape(-1).view(torch.uint8).reshape(tensor.numel(), -1).numpy()
+        key = (tensor.dtype, tensor.shape, hashlib.sha256(numbers.data).digest())
+        if key not in kept:
+            kept[key] = name
+        elif (numbers != numbers[0]).any():
+            found[name] = kept[key]
+    return found
 
 
 def _packed(tensor: Tensor) -> tuple[bytes, bytes] | None:

@@ -118,6 +118,7 @@ def test_grouped_and_shared_layers_stay_whole() -> None:
     assert "shared" in decision["left"]["one"]
     assert "shared" in decision["left"]["two"]
     assert "groups" in decision["left"]["depth"]
+    assert decision["left"]["grouped"] == "there is no product form of Conv1d"
 
 
 def test_a_layer_under_two_names_stays_whole() -> None:

@@ -180,6 +180,20 @@ def test_layers_that_stay_float_are_not_rounded() -> None:
     assert 0 < np.abs(first - plain).max() < 0.1 * np.abs(plain).max()
 
 
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        ("int8_static", "qat has no form of Conv1d"),
+        ("int4_weight_only", "there is no weight-only form of Conv1d"),
+    ],
+)
+def test_layers_that_cannot_be_rounded_are_named_with_the_reason(to: str, why: str) -> None:
+    module = nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 8, 3), nn.Flatten(), nn.Linear(80, 5))
+    step = Qat.model_validate({"to": to, "training": QUICK})
+    state = run_step(step, toys.state(module.eval(), toys.signature((12,))), toys.context((12,)))
+    assert state.decisions[-1]["left"] == {"1": why}
+
+
 def test_missing_rows_are_named() -> None:
     module, signature, _ = toys.toy("mlp")
     context = toys.context(signature.input_shape, calibration=None)

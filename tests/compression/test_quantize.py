@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import fx, nn
 
 from orchestrator.compression import mixed
-from orchestrator.compression.audit import audit, coverage
+from orchestrator.compression.audit import AS_ASKED, audit, coverage
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.model import ResNet9, ResNet9Kwargs
 from orchestrator.config.signature import Signature
@@ -326,7 +326,7 @@ def test_named_layers_stay_float(model: str, tmp_path: Path) -> None:
     step = StaticInt8(rows=32, keep_float=(names[0], names[-1]))
     state = run_step(step, toys.state(module, signature), context)
     assert isinstance(state.module, fx.GraphModule)
-    found = coverage(state.module, signature, step.keep_float)
+    found = coverage(state.module, signature, dict.fromkeys(step.keep_float, AS_ASKED))
     assert found["left"] == 2
     assert found["fell_back"] == [
         {"layer": name, "why": "kept in float, as asked"} for name in (names[0], names[-1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.compression.api import compress
 from orchestrator.compression.plan import apply_plan, run_step
 from orchestrator.compression.qat import weight_rounding
 from orchestrator.compression.weight_only import rounded_codes
@@ -83,6 +84,15 @@ def test_layers_that_would_not_shrink_stay_float() -> None:
     bare = nn.Sequential(nn.ReLU())
     with pytest.raises(CompressionError, match="no convolution, linear or embedding would become smaller"):
         run_step(WeightOnlyInt4(), toys.state(bare, signature), toys.context((1,)))
+
+
+def test_layers_without_a_form_are_named_with_the_reason() -> None:
+    part = toys.rows((12,))
+    module = nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 8, 3), nn.Flatten(), nn.Linear(80, 5))
+    variant = compress(module, [WeightOnlyInt8()], (part.inputs, part.targets))
+    why = "there is no weight-only form of Conv1d"
+    assert variant.decisions[-1]["left"] == {"body.1": why}
+    assert f"left  body.1 (int8_weight_only): {why}" in str(variant.audit(batches=()))
 
 
 def test_tensors_of_another_form_are_refused() -> None:

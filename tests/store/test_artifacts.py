@@ -94,8 +94,6 @@ def test_tensors_come_back_bit_equal(store: Store) -> None:
         assert received[name].shape == tensor.shape, name
         ours, theirs = (one.detach().resolve_conj().contiguous() for one in (tensor, received[name]))
         assert ours.reshape(-1).view(torch.uint8).equal(theirs.reshape(-1).view(torch.uint8)), name
-    received["plain"].zero_()
-    assert not received["tied"].eq(0).all(), "each name has memory of its own, and it can be written"
     same = {name: tensor.detach().clone().contiguous() for name, tensor in sent.items()}
     assert store.put_artifact(draft(), same) == digest, "memory format and sharing do not count"
 

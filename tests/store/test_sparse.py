@@ -1,4 +1,4 @@
-"""Tensors of many zeros: smaller in the file, bit-equal when read, never larger than their bytes allow."""
+"""Tensors of many zeros, and equal ones: smaller in the file, bit-equal when read, bounded by its bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from orchestrator.config.base import canonical
 from orchestrator.errors import CorruptArtifactError
 from orchestrator.store import sparse
-from orchestrator.store.artifacts import MANIFEST, PACKED, WEIGHTS, pack_tensors
+from orchestrator.store.artifacts import MANIFEST, PACKED, WEIGHTS, pack_tensors, unpack_tensors
 from orchestrator.store.store import Store
 from tests.store.toys import draft
 
@@ -89,6 +89,25 @@ def test_zeros_are_left_out_of_the_file(tmp_path: Path) -> None:
     store.verify(digest)
 
 
+def test_equal_tensors_are_kept_once_whether_they_share_memory_or_not() -> None:
+    tied = torch.rand(40, 50)
+    once = len(pack_tensors({"a": tied, "b": torch.rand(40, 50)})) / 2
+    for other in (tied, tied.clone(), tied.t().clone().t()):
+        assert len(pack_tensors({"b": other, "a": tied})) < once + 200
+        assert pack_tensors({"b": other, "a": tied}) == pack_tensors({"a": tied.clone(), "b": tied})
+    sent = {"b": tied, "a": tied, "c": tied.view(torch.int32), "d": _sparse(0.9), "e": _sparse(0.9)}
+    found = unpack_tensors(pack_tensors(sent))
+    assert found.keys() == sent.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in sent.items())
+    assert set(sparse.pack(sent)[0]) == {"a", "c", "d"}
+
+
+def test_what_is_equal_by_chance_is_kept_as_ever() -> None:
+    """A norm's start, and little things: files of models without ties have the bytes they always had."""
+    sent = {"a": torch.ones(500), "b": torch.ones(500), "c": torch.arange(60.0), "d": torch.arange(60.0)}
+    assert pack_tensors(sent) == save(sent)
+
+
 def _file_of(stored: dict[str, Tensor], metadata: str) -> bytes:
     return save(stored, {PACKED: metadata})
 
@@ -116,6 +135,9 @@ BORDER = GOOD[1]["x"][2]
         {"y": ["float32", [5000], BORDER]},
         ["x"],
         {"x": 1},
+        {"x": "x"},
+        {"y": "z"},
+        {"y": "z", "z": "y"},
     ],
     ids=str,
 )
