@@ -195,6 +195,7 @@ def searched_summary(run: Run, found: Found) -> dict[str, Any]:
             "front": [],
             "chosen": chosen,
             "reason": found.reason,
+            "verdict": found.verdict.plain() if found.verdict else None,
             "spent": found.spent.plain(),
         },
         "ensembles": {},

@@ -32,6 +32,7 @@ def summarize(
         "front": evaluation.front,
         "chosen": evaluation.chosen,
         "reason": found.reason if found else "the run file has no search",
+        "verdict": found.verdict.plain() if found and found.verdict else None,
         **(_beside(found) if found else {}),
     }
     return {

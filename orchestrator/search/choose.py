@@ -70,9 +70,14 @@ def choose(
         said = f"none qualifies: no look is left for {candidates[0].name}, the safest on validation"
         return Choice(None, None, f"{said}; {told}")
     verdict, of = looked[_key(asked)], "" if asked is candidates[0] else " of those looked at"
+    lacks = (
+        "the promise does not hold"
+        if verdict.status == "fails"
+        else "it cannot be told whether the promise holds"
+    )
     said = (
-        f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part "
-        f"the promise does not hold ({verdict.reason})"
+        f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part {lacks} "
+        f"({verdict.reason})"
     )
     return Choice(None, verdict, f"{said}; {told}")
 
