@@ -1,4 +1,4 @@
-"""What a plan really did: operations, bytes, zeros, and how much of the work runs in int8 or fp8."""
+"""What a plan really did: operations, bytes, memory, zeros, and how much of the work runs in int8 or fp8."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from orchestrator.compression.gate import is_masked
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import DynamicInt8, StaticInt8
 from orchestrator.measure.cost import count
+from orchestrator.measure.memory import peak_bytes
 from orchestrator.models.base import weights_of
-from orchestrator.models.build import build, example_rows
+from orchestrator.models.build import build, example_inputs, example_rows
 from orchestrator.runtime import fp8, int8
+from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.rebuild import rebuild, replay
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
@@ -46,30 +49,55 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         convolutions' and linears' weights), and `int8`: None, or `share` (of the MACs of convolutions,
         linears and attention that run in int8 kernels), `kernels`, `left` (float convolutions and linears)
         and `fell_back` (`layer` and `why` of each of those and of attention's products). `fp8` says the same
-        of products of e4m3 numbers, which run in kernels on GPUs that have them.
+        of products of e4m3 numbers, which run in kernels on GPUs that have them. `peak_bytes` are those of
+        activations of 32 rows in eager or lowered execution. `masked_only`: weights are zero in a model that
+        computes as much as its parent.
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
     kept = manifest.decisions[-1].get("keep_float", ()) if manifest.plan else ()
-    facts = facts_of(rebuilt.module, _float_form(manifest, allowed), manifest.signature, kept)
+    before = None
+    if manifest.plan and manifest.parents and store.has(manifest.parents[0]):
+        parent = store.manifest(manifest.parents[0])
+        before = count(_float_form(parent, allowed), parent.signature).macs
+    float_form = _float_form(manifest, allowed)
+    facts = facts_of(rebuilt.module, float_form, manifest.signature, kept, macs_before=before)
     return {"bytes": store.artifact_bytes(digest), **facts}
 
 
 def facts_of(
-    module: nn.Module, float_form: nn.Module, signature: Signature, kept: Collection[str] = ()
+    module: nn.Module,
+    float_form: nn.Module,
+    signature: Signature,
+    kept: Collection[str] = (),
+    *,
+    macs_before: int | None = None,
+    batch: int = 32,
 ) -> dict[str, Any]:
     """The facts of a module in memory, all but its bytes; operations are counted on its float form.
 
-    `kept` are names of the layers that were to stay in float.
+    Args:
+        module: in eval mode; after int8 its quantize/dequantize graph.
+        float_form: the same before its numbers' type was changed.
+        signature: what rows it takes.
+        kept: names of the layers that were to stay in float.
+        macs_before: operations of a row in the model that it came from; None where it came from none.
+        batch: rows of the call whose memory is looked at.
     """
     cost = count(float_form, signature)
-    return {
+    rows = example_inputs(signature, batch)
+    graph = module if isinstance(module, fx.GraphModule) else None
+    executable = of_module(module, signature, "eager" if graph is None else "lowered", batch=batch)
+    facts: dict[str, Any] = {
         "macs": cost.macs,
         "params": cost.params,
         "zeros": zeros(module),
-        "int8": coverage(module, signature, kept) if isinstance(module, fx.GraphModule) else None,
+        "int8": None if graph is None else coverage(graph, signature, kept),
         "fp8": fp8_coverage(module, signature, cost.macs, kept),
+        "peak_bytes": peak_bytes(lambda: executable(rows)),
     }
+    masked = macs_before is not None and is_masked(facts, {"macs": macs_before})
+    return {**facts, "masked_only": masked}
 
 
 def zeros(module: nn.Module) -> float:

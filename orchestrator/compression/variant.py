@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from orchestrator.compression.audit import facts_of
 from orchestrator.compression.export import Format, write
-from orchestrator.compression.gate import Gate, gate, is_masked
+from orchestrator.compression.gate import Gate, gate
 from orchestrator.compression.step import plain_metric
 from orchestrator.config.base import canonical
 from orchestrator.config.measure import Execution, LatencySettings, Metric
@@ -24,7 +24,6 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CompressionError, DataError
 from orchestrator.measure.latency import Latency, compare
-from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build, example_inputs
 from orchestrator.runtime.execute import Executable, of_module, predict
@@ -127,12 +126,11 @@ class Variant:
         latencies = {batch: self._latency(batch, settings) for batch in batches}
         largest = max(batches, default=1)
         kept = self.decisions[-1].get("keep_float", ()) if self.decisions else ()
-        own = facts_of(self.module, self.float_form, self.signature, kept)
-        before = facts_of(self.before, self.before, self.signature)
-        own |= {"bytes": self._bytes(), "peak_bytes": self._peak(self.executable(batch=largest), largest)}
-        eager = of_module(self.before, self.signature, "eager")
-        before |= {"bytes": _packed(self.before, ()), "peak_bytes": self._peak(eager, largest)}
-        own["masked_only"], before["masked_only"] = is_masked(own, before), False
+        before = facts_of(self.before, self.before, self.signature, batch=largest)
+        own = facts_of(
+            self.module, self.float_form, self.signature, kept, macs_before=before["macs"], batch=largest
+        )
+        before["bytes"], own["bytes"] = _packed(self.before, ()), self._bytes()
         return Audit(own, before, latencies, gate(own, before, latencies))
 
     def promise(
@@ -246,10 +244,6 @@ class Variant:
         before = of_module(self.before, self.signature, "eager", threads=asked.threads)
         calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
         return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
-
-    def _peak(self, executable: Executable, batch: int) -> int:
-        rows = example_inputs(self.signature, batch)
-        return peak_bytes(lambda: executable(rows))
 
     def _bytes(self) -> int:
         return _packed(self.module, self.decisions)
