@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         and `fell_back` (`layer` and `why` of each of those and of attention's products). `fp8` says the same
         of products of e4m3 numbers, which run in kernels on GPUs that have them. `peak_bytes` are those of
         activations of 32 rows in eager or lowered execution. `masked_only`: weights are zero in a model that
-        computes as much as its parent.
+        computes as much as its parent. `decided`: see `decided`.
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
@@ -62,7 +62,39 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         before = count(_float_form(parent, allowed), parent.signature).macs
     float_form = _float_form(manifest, allowed)
     facts = facts_of(rebuilt.module, float_form, manifest.signature, kept, macs_before=before)
-    return {"bytes": store.artifact_bytes(digest), **facts}
+    return {"bytes": store.artifact_bytes(digest), **facts, "decided": decided(manifest.decisions)}
+
+
+def decided(decisions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each step of a plan reached, without what only rebuilding needs.
+
+    Returns:
+        One a step: its `kind`, its single figures, the layers that it kept in float (`keep_float`) and those
+        that it left as they were, with the reason (`left`).
+    """
+    return [
+        {
+            name: value
+            for name, value in decision.items()
+            if isinstance(value, bool | int | float | str) or (name in ("keep_float", "left") and value)
+        }
+        for decision in decisions
+    ]
+
+
+def told(step: Mapping[str, Any]) -> str:
+    """One of `decided` as a line, without its kind."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_said(value)}" for name, value in step.items() if name != "kind"
+    )
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} ({reason})" for name, reason in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def facts_of(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from orchestrator.compression.audit import facts_of
+from orchestrator.compression.audit import decided, facts_of, told
 from orchestrator.compression.export import Format, write
 from orchestrator.compression.gate import Gate, gate
 from orchestrator.compression.step import plain_metric
@@ -41,7 +41,8 @@ class Audit:
 
     facts: dict[str, Any]
     """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` and `fp8` (see
-    `audit`), `peak_bytes` (activations of the largest batch), `masked_only`."""
+    `audit`), `peak_bytes` (activations of the largest batch), `masked_only`, `decided` (what each
+    step reached)."""
     baseline: dict[str, Any]
     """The same of the model before."""
     latencies: dict[int, Latency]
@@ -59,6 +60,7 @@ class Audit:
                 f"{f'batch {batch}':>12}  {found.median_ms:.3f} ms ({found.execution}), "
                 f"{found.ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
             )
+        lines += [f"{step['kind']:>16}  {told(step)}" for step in own["decided"] if len(step) > 1]
         for kind in ("int8", "fp8"):
             if own[kind] is not None:
                 lines.append(f"{kind:>12}  {own[kind]['share']:.0%} of the products")
@@ -130,6 +132,7 @@ class Variant:
         own = facts_of(
             self.module, self.float_form, self.signature, kept, macs_before=before["macs"], batch=largest
         )
+        own["decided"], before["decided"] = decided(self.decisions), []
         before["bytes"], own["bytes"] = _packed(self.before, ()), self._bytes()
         return Audit(own, before, latencies, gate(own, before, latencies))
 
