@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Promise
-from orchestrator.measure.quality import Verdict
+from orchestrator.measure.promise import SAID, Verdict
 from orchestrator.search.objectives import TrialRow
 
 Looks = Mapping[tuple[str, Execution], Verdict]
@@ -70,14 +70,9 @@ def choose(
         said = f"none qualifies: no look is left for {candidates[0].name}, the safest on validation"
         return Choice(None, None, f"{said}; {told}")
     verdict, of = looked[_key(asked)], "" if asked is candidates[0] else " of those looked at"
-    lacks = (
-        "the promise does not hold"
-        if verdict.status == "fails"
-        else "it cannot be told whether the promise holds"
-    )
     said = (
-        f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part {lacks} "
-        f"({verdict.reason})"
+        f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part "
+        f"{SAID[verdict.status]} ({verdict.reason})"
     )
     return Choice(None, verdict, f"{said}; {told}")
 
