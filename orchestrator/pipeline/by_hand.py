@@ -45,8 +45,7 @@ def compress_ref(
     Args:
         source: ref or digest of the model to compress.
         plan: a YAML or JSON file with a list of steps, or such a list itself.
-        data: what steps train on and calibrate with; see `data_of`. Text and tables are encoded as the
-            model's own rows were.
+        data: what steps train on and calibrate with (`data_of`), encoded as the model's own rows were.
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
         seed: of everything random but the cut of the data into parts.
@@ -56,8 +55,7 @@ def compress_ref(
 
     Returns:
         `ref`, `digest`, `source`, `facts` and `baseline` (see `Audit`), `latency_ms` by batch, `gate`,
-        `promise` (of a drop of at most 0.01 against `source` on contract rows; None without such rows), and
-        `text`, all of it for people.
+        `promise` (see `_promise`), and `text`, all of it for people.
 
     Raises:
         InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
@@ -82,13 +80,13 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    audit = variant.audit(batches, latency := LatencySettings())
+    own, audit = (digest, variant.execution), variant.audit(batches, latency := LatencySettings())
     if digest != parent:
-        note = partial(note_quality, opened, (digest, variant.execution), dataset, source=rows.settings)
+        note = partial(note_quality, opened, own, dataset, source=rows.settings)
         note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)
-    verdict = _promise(opened, parent, (digest, variant.execution), dataset, metric, latency, paths)
+    verdict = _promise(opened, parent, own, dataset, metric, latency, paths)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit, verdict)}
 
 
@@ -156,7 +154,10 @@ def _promise(
     latency: LatencySettings,
     allowed: tuple[str, ...],
 ) -> Verdict | None:
-    """Whether the default promise holds; all that was made of this model by hand shares its confidence."""
+    """Whether it drops by at most 0.01 on contract rows; None without them.
+
+    All that was made of this model by hand shares the confidence.
+    """
     part = dataset.parts.get("contract")
     if part is None or not len(part) or own[0] == parent:
         return None

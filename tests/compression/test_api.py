@@ -80,7 +80,7 @@ def test_the_audit_says_what_changed() -> None:
 
 
 def test_what_a_step_reached_is_told_without_what_rebuilding_needs() -> None:
-    decisions = [
+    decisions: list[dict[str, Any]] = [
         {"kind": "factorize", "ranks": {"a": 3}, "left": {"b": "saves nothing"}},
         {"kind": "int8_static", "arguments": [[1, 2]], "keep_float": ["head"], "drop": 0.00123456},
     ]
