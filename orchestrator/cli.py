@@ -14,6 +14,7 @@ from orchestrator.command_explain import explain
 from orchestrator.command_guard import guarded, print_json
 from orchestrator.command_models import models
 from orchestrator.command_release import canary, release, status, weights
+from orchestrator.command_sensitivity import sensitivity
 from orchestrator.command_serve import keys, serve
 from orchestrator.command_submit import submit
 from orchestrator.command_support import support_bundle
@@ -192,6 +193,9 @@ def compress(
         print_json(document)
     else:
         typer.echo(text)
+
+
+app.command()(guarded(sensitivity))
 
 
 @app.command()

@@ -28,6 +28,7 @@ VERBS = (
     "ensemble",
     "evaluate",
     "compress",
+    "sensitivity",
     "reproduce",
     "serve",
     "submit",

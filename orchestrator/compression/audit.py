@@ -1,8 +1,8 @@
-"""What a plan really did: operations, bytes, zeros, and how much of the work runs in int8 or fp8."""
+"""What a plan really did: operations, bytes, memory, zeros, and how much of the work runs in int8 or fp8."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from orchestrator.compression.gate import is_masked
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import DynamicInt8, StaticInt8
 from orchestrator.measure.cost import count
+from orchestrator.measure.memory import peak_bytes
 from orchestrator.models.base import weights_of
-from orchestrator.models.build import build, example_rows
+from orchestrator.models.build import build, example_inputs, example_rows
 from orchestrator.runtime import fp8, int8
+from orchestrator.runtime.execute import of_module
 from orchestrator.runtime.rebuild import rebuild, replay
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.store import Store
@@ -50,14 +53,51 @@ def audit(store: Store, digest: str, *, allowed: Collection[str] = ()) -> dict[s
         convolutions' and linears' weights), and `int8`: None, or `share` (of the MACs of convolutions,
         linears and attention that run in int8 kernels), `kernels`, `left` (float convolutions and linears)
         and `fell_back` (`layer` and `why` of each of those and of attention's products). `fp8` says the same
-        of products of e4m3 numbers, which run in kernels on GPUs that have them. `left` are the layers that
-        other steps passed over (`step`, `layer` and `why` of each).
+        of products of e4m3 numbers, which run in kernels on GPUs that have them. `peak_bytes` are those of
+        activations of 32 rows in eager or lowered execution. `masked_only`: weights are zero in a model that
+        computes as much as its parent. `decided`: see `decided`.
     """
     rebuilt = rebuild(store, digest, allowed=allowed)
     manifest = rebuilt.manifest
+    before = None
+    if manifest.plan and manifest.parents and store.has(manifest.parents[0]):
+        parent = store.manifest(manifest.parents[0])
+        before = count(_float_form(parent, allowed), parent.signature).macs
     float_form = _float_form(manifest, allowed)
-    facts = facts_of(rebuilt.module, float_form, manifest.signature, manifest.decisions)
+    facts = facts_of(rebuilt.module, float_form, manifest.signature, manifest.decisions, macs_before=before)
     return {"bytes": store.artifact_bytes(digest), **facts}
+
+
+def decided(decisions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each step of a plan reached, without what only rebuilding needs.
+
+    Returns:
+        One a step: its `kind`, its single figures, the layers that it kept in float (`keep_float`) and those
+        that it left as they were, with the reason (`left`).
+    """
+    return [
+        {
+            name: value
+            for name, value in decision.items()
+            if isinstance(value, bool | int | float | str) or (name in ("keep_float", "left") and value)
+        }
+        for decision in decisions
+    ]
+
+
+def told(step: Mapping[str, Any]) -> str:
+    """One of `decided` as a line, without its kind."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_said(value)}" for name, value in step.items() if name != "kind"
+    )
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} ({reason})" for name, reason in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def facts_of(
@@ -65,26 +105,36 @@ def facts_of(
     float_form: nn.Module,
     signature: Signature,
     decisions: Sequence[Mapping[str, Any]] = (),
+    *,
+    macs_before: int | None = None,
+    batch: int = 32,
 ) -> dict[str, Any]:
     """The facts of a module in memory, all but its bytes; operations are counted on its float form.
 
-    `decisions` are those of the plan that made it.
+    Args:
+        module: in eval mode; after int8 its quantize/dequantize graph.
+        float_form: the same before its numbers' type was changed.
+        signature: what rows it takes.
+        decisions: of the plan that made it.
+        macs_before: operations of a row in the model that it came from; None where it came from none.
+        batch: rows of the call whose memory is looked at.
     """
     cost = count(float_form, signature)
     kept = _kept(decisions[-1]) if decisions else {}
-    return {
+    rows = example_inputs(signature, batch)
+    graph = module if isinstance(module, fx.GraphModule) else None
+    executable = of_module(module, signature, "eager" if graph is None else "lowered", batch=batch)
+    facts: dict[str, Any] = {
         "macs": cost.macs,
         "params": cost.params,
         "zeros": zeros(module),
-        "int8": coverage(module, signature, kept) if isinstance(module, fx.GraphModule) else None,
+        "int8": None if graph is None else coverage(graph, signature, kept),
         "fp8": fp8_coverage(module, signature, cost.macs, kept),
-        "left": [
-            {"step": decision["kind"], "layer": layer, "why": why}
-            for decision in decisions
-            if decision["kind"] not in _COVERED
-            for layer, why in decision.get("left", {}).items()
-        ],
+        "peak_bytes": peak_bytes(lambda: executable(rows)),
+        "decided": decided(decisions),
     }
+    masked = macs_before is not None and is_masked(facts, {"macs": macs_before})
+    return {**facts, "masked_only": masked}
 
 
 def _kept(decision: Mapping[str, Any]) -> dict[str, str]:

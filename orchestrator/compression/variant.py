@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from orchestrator.compression.audit import facts_of
+from orchestrator.compression.audit import facts_of, told
 from orchestrator.compression.export import Format, write
-from orchestrator.compression.gate import Gate, gate, is_masked
+from orchestrator.compression.gate import Gate, gate
 from orchestrator.compression.step import plain_metric
 from orchestrator.config.base import canonical
 from orchestrator.config.measure import Execution, LatencySettings, Metric
@@ -24,7 +24,6 @@ from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
 from orchestrator.errors import CompressionError, DataError
 from orchestrator.measure.latency import Latency, compare
-from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build, example_inputs
 from orchestrator.runtime.execute import Executable, of_module, predict
@@ -41,8 +40,9 @@ class Audit:
     """What a plan really did to a model."""
 
     facts: dict[str, Any]
-    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8`, `fp8` and `left` (see
-    `audit`), `peak_bytes` (activations of the largest batch), `masked_only`."""
+    """`bytes`, `macs` and `params` of a row, `zeros` (share of the weights), `int8` and `fp8` (see
+    `audit`), `peak_bytes` (activations of the largest batch), `masked_only`, `decided` (what each
+    step reached)."""
     baseline: dict[str, Any]
     """The same of the model before."""
     latencies: dict[int, Latency]
@@ -60,11 +60,11 @@ class Audit:
                 f"{f'batch {batch}':>12}  {found.median_ms:.3f} ms ({found.execution}), "
                 f"{found.ratio:.2f} times as fast ({low:.2f} to {high:.2f})"
             )
+        lines += [f"{step['kind']:>16}  {told(step)}" for step in own["decided"] if len(step) > 1]
         for kind in ("int8", "fp8"):
             if own[kind] is not None:
                 lines.append(f"{kind:>12}  {own[kind]['share']:.0%} of the products")
                 lines += [f"{'float':>12}  {row['layer']}: {row['why']}" for row in own[kind]["fell_back"]]
-        lines += [f"{'left':>12}  {row['layer']} ({row['step']}): {row['why']}" for row in own["left"]]
         verdict = "passes" if self.gate.passes else "REFUSED"
         return "\n".join([*lines, f"{'gate':>12}  {verdict}: {self.gate.reason}"])
 
@@ -127,12 +127,16 @@ class Variant:
         settings = latency or LatencySettings()
         latencies = {batch: self._latency(batch, settings) for batch in batches}
         largest = max(batches, default=1)
-        own = facts_of(self.module, self.float_form, self.signature, self.decisions)
-        before = facts_of(self.before, self.before, self.signature)
-        own |= {"bytes": self._bytes(), "peak_bytes": self._peak(self.executable(batch=largest), largest)}
-        eager = of_module(self.before, self.signature, "eager")
-        before |= {"bytes": _packed(self.before, ()), "peak_bytes": self._peak(eager, largest)}
-        own["masked_only"], before["masked_only"] = is_masked(own, before), False
+        before = facts_of(self.before, self.before, self.signature, batch=largest)
+        own = facts_of(
+            self.module,
+            self.float_form,
+            self.signature,
+            self.decisions,
+            macs_before=before["macs"],
+            batch=largest,
+        )
+        before["bytes"], own["bytes"] = _packed(self.before, ()), self._bytes()
         return Audit(own, before, latencies, gate(own, before, latencies))
 
     def promise(
@@ -246,10 +250,6 @@ class Variant:
         before = of_module(self.before, self.signature, "eager", threads=asked.threads)
         calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
         return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
-
-    def _peak(self, executable: Executable, batch: int) -> int:
-        rows = example_inputs(self.signature, batch)
-        return peak_bytes(lambda: executable(rows))
 
     def _bytes(self) -> int:
         return _packed(self.module, self.decisions)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.measure import Execution
+from orchestrator.config.search import Promise
 from orchestrator.config.steps import EXECUTIONS, Distill, Plan, first_out_of_order, others_of, precision_of
 
 
@@ -24,6 +25,9 @@ class VariantEntry(Settings):
     cpus: int = Field(1, ge=1)
     """Cores, and so threads, of its steps."""
     gpus: float = Field(0, ge=0)
+    promise: Promise | None = Field(None, exclude_if=absent)
+    """What is shown of it against its parent; that of the search, or the default, when not given. `looks`
+    says nothing here: all variants are looked at, and share the confidence."""
 
     def needs(self) -> tuple[str, ...]:
         """Names and refs of all that it is made of."""

@@ -9,7 +9,7 @@ of rows rules out rare rows that lose much: its bound speaks of rows like those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -41,6 +41,12 @@ MOST_ROWS = 2**20
 """Times the rows at hand: more than that is no advice."""
 
 Status = Literal["holds", "fails", "cannot be told"]
+SAID: Mapping[str, str] = {
+    "holds": "the promise holds",
+    "fails": "the promise does not hold",
+    "cannot be told": "it cannot be told whether the promise holds",
+}
+"""A status as part of a sentence."""
 
 
 @dataclass(frozen=True)

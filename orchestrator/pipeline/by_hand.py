@@ -1,4 +1,4 @@
-"""`orchestrator compress`: one plan on one model of the store, audited and kept under a name."""
+"""`orchestrator compress` and `sensitivity`: one model of the store, compressed or looked at by layers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 
 import yaml
 
-from orchestrator.compression import Audit, compress
+from orchestrator.compression import Audit, Sensitivity, compress, sensitivity
 from orchestrator.config.load import yaml_value
-from orchestrator.config.measure import LatencySettings
+from orchestrator.config.measure import LatencySettings, Metric
+from orchestrator.config.search import Promise
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
-from orchestrator.measure.artifacts import keep_latency
+from orchestrator.measure.artifacts import Subject, keep_latency
+from orchestrator.measure.promise import SAID, Verdict
 from orchestrator.pipeline.context import check_fits, one_model, store_root
 from orchestrator.pipeline.imported import Named, data_of
+from orchestrator.pipeline.judging import Asked, answer, looks
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
+from orchestrator.runtime.outputs import outputs_on
 from orchestrator.store.artifacts import Manifest
 from orchestrator.store.names import check_ref_name
 from orchestrator.store.store import Store
@@ -41,8 +45,7 @@ def compress_ref(
     Args:
         source: ref or digest of the model to compress.
         plan: a YAML or JSON file with a list of steps, or such a list itself.
-        data: what steps train on and calibrate with; see `data_of`. Text and tables are encoded as the
-            model's own rows were.
+        data: what steps train on and calibrate with (`data_of`), encoded as the model's own rows were.
         name: ref for the variant, like `digits/small`.
         store: path or URI of the store.
         seed: of everything random but the cut of the data into parts.
@@ -52,7 +55,7 @@ def compress_ref(
 
     Returns:
         `ref`, `digest`, `source`, `facts` and `baseline` (see `Audit`), `latency_ms` by batch, `gate`,
-        and `text`, all of it for people.
+        `promise` (see `_promise`), and `text`, all of it for people.
 
     Raises:
         InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
@@ -77,13 +80,94 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    audit = variant.audit(batches, latency := LatencySettings())
+    own, audit = (digest, variant.execution), variant.audit(batches, latency := LatencySettings())
     if digest != parent:
-        note = partial(note_quality, opened, (digest, variant.execution), dataset, source=rows.settings)
+        note = partial(note_quality, opened, own, dataset, source=rows.settings)
         note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)
-    return {"ref": name, "digest": digest, "source": source, **_plain(audit)}
+    verdict = _promise(opened, parent, own, dataset, metric, latency, paths)
+    return {"ref": name, "digest": digest, "source": source, **_plain(audit, verdict)}
+
+
+def sensitivity_ref(
+    source: str,
+    *,
+    data: str,
+    amounts: tuple[float, ...],
+    out: Path | None = None,
+    store: str | None = None,
+    threads: int = 1,
+    allow: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Prune each layer of a model alone, by each amount, and look at the metric on validation rows.
+
+    Args:
+        source: ref or digest of the model.
+        data: as for `compress_ref`.
+        amounts: shares of a layer's channels.
+        out: HTML file for the plot.
+        store: path or URI of the store.
+        threads: torch threads.
+        allow: import paths that factories may come from.
+
+    Returns:
+        `source`, `digest`, those of `Sensitivity.plain`, `written` (the plot, or None), `text` for people.
+
+    Raises:
+        InputError: the source is an ensemble, or the data's rows are not the model's.
+        CompressionError: the model's channels cannot be ranked.
+        NotFoundError: no such model.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError("the folder of the plot does not exist", out.absolute().parent, "make it first")
+    opened = Store(store_root(store), create=False)
+    digest, rows = one_model(opened, source), data_of(data)
+    paths = tuple(sorted({*allow, *rows.allowed}))
+    dataset = _rows(rows, source, opened.manifest(digest), paths, Progress())
+    found = sensitivity(
+        digest, dataset, amounts, store=opened, metric=rows.metric, threads=threads, allowed=paths
+    )
+    written = None if out is None else str(found.write(out))
+    document = {"source": source, "digest": digest, **found.plain(), "written": written}
+    return document | {"text": _told(found, written)}
+
+
+def _told(found: Sensitivity, written: str | None) -> str:
+    """A line a layer."""
+    lines = [f"{found.metric.label} {found.before:.4f} on validation rows; with one layer pruned alone:"]
+    layers = dict.fromkeys(reading.layer for reading in found.readings)
+    width = max(map(len, layers), default=0)
+    for layer in layers:
+        own = [reading for reading in found.readings if reading.layer == layer]
+        said = ", ".join(f"{reading.metric:.4f} without {reading.amount:.0%}" for reading in own)
+        lines.append(f"{layer:>{width}}  {said}")
+    return "\n".join([*lines, f"plot: {written}"] if written else lines)
+
+
+def _promise(
+    store: Store,
+    parent: str,
+    own: Subject,
+    dataset: Dataset,
+    metric: Metric,
+    latency: LatencySettings,
+    allowed: tuple[str, ...],
+) -> Verdict | None:
+    """Whether it drops by at most 0.01 on contract rows; None without them.
+
+    All that was made of this model by hand shares the confidence.
+    """
+    part = dataset.parts.get("contract")
+    if part is None or not len(part) or own[0] == parent:
+        return None
+    outputs = [
+        outputs_on(store, digest, execution, dataset, "contract", latency, allowed=allowed)
+        for digest, execution in (own, (parent, "eager"))
+    ]
+    ask = answer(metric, outputs[0], outputs[1], part.targets, frozenset(allowed))
+    study = {"variants": parent, "data": dataset.digest, "metric": metric.plain()}
+    return looks(store, study, {"own": Asked(own, Promise(), ask)}).get("own")
 
 
 def _rows(named: Named, source: str, made: Manifest, allowed: tuple[str, ...], progress: Progress) -> Dataset:
@@ -104,13 +188,15 @@ def _rows(named: Named, source: str, made: Manifest, allowed: tuple[str, ...], p
     return found
 
 
-def _plain(audit: Audit) -> dict[str, Any]:
+def _plain(audit: Audit, verdict: Verdict | None) -> dict[str, Any]:
+    said = "" if verdict is None else f"\n{'promise':>12}  {SAID[verdict.status]}: {verdict.reason}"
     return {
         "facts": audit.facts,
         "baseline": audit.baseline,
         "latency_ms": {str(batch): found.plain() for batch, found in audit.latencies.items()},
         "gate": {"passes": audit.gate.passes, "reason": audit.gate.reason},
-        "text": str(audit),
+        "promise": None if verdict is None else verdict.plain(),
+        "text": f"{audit}{said}",
     }
 
 

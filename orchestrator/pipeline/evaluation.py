@@ -26,6 +26,7 @@ from orchestrator.measure.quality import quality
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.elsewhere import noticed
 from orchestrator.pipeline.explaining import ensemble_figures, examples, occlusions
+from orchestrator.pipeline.judging import judged
 from orchestrator.pipeline.recording import record_quality
 from orchestrator.pipeline.searching import Found
 from orchestrator.pipeline.students import beside
@@ -59,6 +60,8 @@ def evaluate(run: Run, members: dict[str, Member], found: Found | None, specs: d
     summary = {name: _model(run, member) for name, member in members.items()}
     for name, latency in _model_latencies(run, members, baseline).items():
         summary[name]["latency_ms"] = latency
+    for name, beside_parent in judged(run, members).items():
+        summary[name] |= beside_parent
     record_quality(
         run, [(member.digest, member.execution) for member in members.values()], run.config.latency
     )

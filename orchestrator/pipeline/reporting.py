@@ -10,12 +10,11 @@ from typing import Any, cast
 
 import yaml
 
-from orchestrator.compression.audit import audit
 from orchestrator.config.ensemble import Cascade, Parallel, Spec, WeightedMix
 from orchestrator.config.measure import Target
 from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.ensemble.explain import label
-from orchestrator.errors import NotFoundError, OrchestratorError
+from orchestrator.errors import NotFoundError
 from orchestrator.files import write_whole
 from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
@@ -23,6 +22,7 @@ from orchestrator.measure.machine import machine
 from orchestrator.measure.metrics import ROW_METRICS, larger_is_better
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
+from orchestrator.pipeline.judging import audit_of
 from orchestrator.pipeline.searching import Found
 from orchestrator.pipeline.training import curves
 from orchestrator.search.objectives import PARENT, TrialRow
@@ -45,8 +45,6 @@ GOES_ON = (
     "The search went on after the whole run: test figures, ensembles and serving are still of that run, "
     "until 'orchestrator run' makes them again."
 )
-_KNOWN = ("kind", "bytes")
-"""Keys of an audit's record that the panel does not repeat."""
 
 
 def report(
@@ -194,6 +192,7 @@ def searched_summary(run: Run, found: Found) -> dict[str, Any]:
             "front": [],
             "chosen": chosen,
             "reason": found.reason,
+            "verdict": found.verdict.plain() if found.verdict else None,
             "spent": found.spent.plain(),
         },
         "ensembles": {},
@@ -278,9 +277,9 @@ def _trial(run: Run, settings: Searching, row: TrialRow, audited: set[str]) -> T
         verdict = _verdict(run, settings, row)
         if verdict is not None:
             point["verdict"] = verdict
-        facts = _audit(run, row.digest, missing=row.digest in audited)
+        facts = audit_of(run, row.digest, missing=row.digest in audited)
         if facts is not None:
-            point["audit"] = facts
+            point["audit"] = {name: value for name, value in facts.items() if name != "bytes"}
     return point
 
 
@@ -343,23 +342,6 @@ def _verdict(run: Run, settings: Searching, row: TrialRow) -> dict[str, Any] | N
     }
     found = [record for record in run.store.records(row.digest) if look.items() <= record.items()]
     return _last(found)
-
-
-def _audit(run: Run, digest: str, *, missing: bool) -> dict[str, Any] | None:
-    """Facts about an artifact from its record; a `missing` one is made now, None where that fails."""
-    known = _last([record for record in run.store.records(digest) if record.get("kind") == "audit"])
-    if known is None and missing:
-        run.progress("report", f"looking into {digest[:12]}")
-        try:
-            known = audit(run.store, digest, allowed=run.allowed)
-        except (
-            OrchestratorError,
-            RuntimeError,
-            ValueError,
-        ):  # facts for reading: a run does not end for them
-            return None
-        run.store.add_record(digest, {"kind": "audit", **known})
-    return None if known is None else {name: value for name, value in known.items() if name not in _KNOWN}
 
 
 def _last(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

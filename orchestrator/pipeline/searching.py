@@ -44,7 +44,7 @@ class Found:
     chosen: TrialRow | None
     """The variant that keeps the promise."""
     verdict: Verdict | None
-    """The contract part's answer about the preselected variant."""
+    """The contract part's answer about the chosen variant, else about the last that it was asked about."""
     reason: str
     arms: tuple[TrialRow, ...] = ()
     """The honest arms, the parent first; those that failed carry their reason."""

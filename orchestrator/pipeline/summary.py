@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.measure.machine import machine
+from orchestrator.measure.promise import SAID
 from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
@@ -32,6 +33,7 @@ def summarize(
         "front": evaluation.front,
         "chosen": evaluation.chosen,
         "reason": found.reason if found else "the run file has no search",
+        "verdict": found.verdict.plain() if found and found.verdict else None,
         **(_beside(found) if found else {}),
     }
     return {
@@ -119,8 +121,22 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
     if members is not None:
         console.print()
         console.print(members)
+    for line in _judged(summary):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _judged(summary: dict[str, Any]) -> Iterator[str]:
+    """What each variant of the run file keeps and gains, against its parent."""
+    for name, figures in summary["models"].items():
+        verdict, gate = figures.get("verdict"), figures.get("gate")
+        if verdict is not None:
+            said = f"{SAID[verdict['status']]} ({verdict['reason']})"
+            yield f"\n{name}, of {figures['parent']}: on the contract part {said}"
+        if gate is not None:
+            said = "passes it" if gate["passes"] else "marks it REFUSED"
+            yield f"{name}: the gate {said}: {gate['reason']}"
 
 
 def _members(summary: dict[str, Any]) -> Table | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Promise
-from orchestrator.measure.promise import Verdict
+from orchestrator.measure.promise import SAID, Verdict
 from orchestrator.search.objectives import TrialRow
 
 Looks = Mapping[tuple[str, Execution], Verdict]
@@ -72,7 +72,7 @@ def choose(
     verdict, of = looked[_key(asked)], "" if asked is candidates[0] else " of those looked at"
     said = (
         f"none qualifies: {asked.name} was the safest on validation{of}, but on the contract part "
-        f"the promise does not hold ({verdict.reason})"
+        f"{SAID[verdict.status]} ({verdict.reason})"
     )
     return Choice(None, verdict, f"{said}; {told}")
 

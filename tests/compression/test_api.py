@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from orchestrator.compression import Variant, compress
+from orchestrator.compression.audit import decided, told
 from orchestrator.compression.gate import gate
 from orchestrator.config.measure import LatencySettings, Metric
 from orchestrator.config.model import Mlp, MlpKwargs
@@ -73,6 +74,20 @@ def test_the_audit_says_what_changed() -> None:
     assert set(found.latencies) == {1, 4}
     assert found.gate.smaller
     assert "of the bytes" in str(found)
+    (step,) = found.facts["decided"]
+    assert step == {"kind": "prune_channels", "channels": step["channels"], "removed": step["removed"]}
+    assert f"prune_channels  channels {step['channels']}, removed {step['removed']}" in str(found)
+
+
+def test_what_a_step_reached_is_told_without_what_rebuilding_needs() -> None:
+    decisions: list[dict[str, Any]] = [
+        {"kind": "factorize", "ranks": {"a": 3}, "left": {"b": "saves nothing"}},
+        {"kind": "int8_static", "arguments": [[1, 2]], "keep_float": ["head"], "drop": 0.00123456},
+    ]
+    first, second = decided(decisions)
+    assert first == {"kind": "factorize", "left": {"b": "saves nothing"}}
+    assert told(first) == "left b (saves nothing)"
+    assert told(second) == "keep float head, drop 0.001235"
 
 
 @pytest.mark.parametrize(

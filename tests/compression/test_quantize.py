@@ -247,6 +247,10 @@ def test_pruned_zeros_stay_zero_in_int8(tmp_path: Path) -> None:
     facts = audit(store, digest)
     assert facts["zeros"] >= 0.5
     assert facts["int8"]["share"] == 1.0
+    assert not facts["masked_only"]
+    masked = apply_plan(store, parent, (MagnitudePruning(amount=0.5),), toys.context((12,)))
+    assert audit(store, masked)["masked_only"]
+    assert not audit(store, parent)["masked_only"]
 
 
 def test_audit_tells_what_pruning_saved(tmp_path: Path) -> None:
@@ -259,6 +263,8 @@ def test_audit_tells_what_pruning_saved(tmp_path: Path) -> None:
     assert before["int8"] is None
     assert after["macs"] < 0.35 * before["macs"]
     assert after["params"] < 0.35 * before["params"]
+    assert 0 < after["peak_bytes"] < before["peak_bytes"]
+    assert not after["masked_only"]
     assert after["bytes"] == store.artifact_bytes(digest) < before["bytes"]
 
 

@@ -55,6 +55,9 @@ def test_a_plan_from_a_file(store: Store, tmp_path: Path) -> None:
     assert found["facts"]["int8"]["share"] > 0.5
     assert set(found["latency_ms"]) == {"8"}
     load_executable(store, found["digest"], "lowered")
+    assert found["promise"]["status"] in ("holds", "fails", "cannot be told")
+    assert found["promise"]["max_drop"] == 0.01
+    assert [step["kind"] for step in found["facts"]["decided"]] == ["prune_channels", "int8_static"]
 
 
 def test_a_name_that_is_none_is_refused_before_the_work(store: Store) -> None:
@@ -69,6 +72,20 @@ def test_the_audit_is_printed(store: Store) -> None:
     assert answer.code == 0, answer.err
     assert "bytes" in answer.out
     assert "gate" in answer.out
+    assert "promise" in answer.out
+
+
+def test_each_layer_pruned_alone(store: Store, tmp_path: Path) -> None:
+    plot = tmp_path / "sensitivity.html"
+    asked = ("sensitivity", "digits/net", "--data", "digits", "--amount", "0.5", "--store", store.root)
+    found = command(*asked, "--out", plot, "--json").document
+    assert found["digest"] == store.ref("digits/net")
+    assert {reading["amount"] for reading in found["readings"]} == {0.5}
+    assert found["written"] == str(plot)
+    assert plot.stat().st_size > 0
+    answer = command(*asked)
+    assert f"{found['readings'][0]['metric']:.4f} without 50%" in answer.out
+    assert "the folder of the plot" in command(*asked, "--out", tmp_path / "no" / "x.html").sentence(2)
 
 
 def test_the_data_of_a_run_file_is_cut_as_its_run_cuts_it(tmp_path: Path) -> None:

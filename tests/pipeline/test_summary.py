@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from orchestrator.measure.promise import Verdict
+from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.searching import Found
-from orchestrator.pipeline.summary import _target, print_table
+from orchestrator.pipeline.summary import _target, print_table, summarize
 from orchestrator.search.arms import EAGER, MEMBER
 from tests.search import fake
 from tests.search.rows import measured, parent
@@ -41,3 +45,16 @@ def test_the_table_tells_rows_and_threads_of_each_latency(capsys: pytest.Capture
     assert "latency of" not in said
     assert " 32 on 1" in said
     assert " 1 on 1" in said
+
+
+def test_the_last_verdict_stands_beside_the_reason_where_none_qualifies() -> None:
+    verdict = Verdict("cannot be told", 0.004, 0.03, 50, 0.02, 0.95, "test", "too few rows")
+    found = Found(parent(), (measured(0),), (measured(0),), None, verdict, "none qualifies")
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(name="toy", seed=0),
+        progress=SimpleNamespace(seconds=1.0),
+        dataset=SimpleNamespace(digest="D", facts={}),
+    )
+    summary = summarize(run, found, Evaluation({}, [], None, {}, {}, {}), {})
+    assert summary["search"]["chosen"] is None
+    assert summary["search"]["verdict"]["status"] == "cannot be told"

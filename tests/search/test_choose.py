@@ -15,8 +15,8 @@ from tests.search.rows import evaluated, measured, parent
 PROMISE = Promise(max_drop=0.02)
 
 
-def verdict(holds: bool) -> Verdict:
-    status: Status = "holds" if holds else "cannot be told"
+def verdict(holds: bool, otherwise: Status = "fails") -> Verdict:
+    status: Status = "holds" if holds else otherwise
     return Verdict(
         status, 0.004, 0.011 if holds else 0.03, 500, 0.02, 0.95, "test", "drop 0.004, at most ..."
     )
@@ -118,6 +118,13 @@ def test_the_looks_end_at_the_first_promise_that_does_not_hold(
     assert (choice.row.number if choice.row else None) == chosen
     assert choice.verdict == verdict(holds=chosen is not None)
     assert ("the promise holds" if chosen else "does not hold") in choice.reason
+
+
+def test_too_few_rows_are_not_called_a_promise_that_does_not_hold() -> None:
+    found = choose(ROWS, parent(), PROMISE, lambda _: verdict(holds=False, otherwise="cannot be told"))
+    assert (found.row, found.verdict and found.verdict.status) == (None, "cannot be told")
+    assert "it cannot be told whether the promise holds" in found.reason
+    assert "does not hold" not in found.reason
 
 
 def test_looks_of_all_starts_count_together() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.files import write_whole
-from orchestrator.search.report import choosing, elsewhere, members, plots, search, sections
+from orchestrator.search.report import choosing, elsewhere, members, plots, search, sections, variants
 from orchestrator.search.report.plots import Figure
 from orchestrator.search.report.schema import Details
 from orchestrator.search.report.targets import search_data
@@ -46,6 +46,7 @@ def render(summary: Mapping[str, Any], details: Details) -> str:
             sections.promise(summary),
             sections.notes(details),
             sections.models(summary, details),
+            variants.section(summary),
             search.section(summary, details, name),
             choosing.section(details),
             sections.comparison(figures["comparison"] is not None),
