@@ -98,7 +98,8 @@ def _latency(low: float, high: float) -> Latency:
     ("facts", "interval", "passes", "said"),
     [
         ({}, (1.1, 1.3), True, "1.20 times as fast at batch 4"),
-        ({"bytes": 60}, (0.7, 0.9), True, "60% of the bytes"),
+        ({"bytes": 60}, (0.9, 1.1), True, "60% of the bytes"),
+        ({"bytes": 60}, (0.7, 0.9), True, "slower: 0.80 times as fast at batch 4 (0.70 to 0.90)"),
         ({}, (0.9, 1.1), False, "it computes as much as before"),
         ({"macs": 50}, (0.9, 1.1), False, "too small for fewer operations to show"),
         ({"int8": {"share": 0.25}}, (0.9, 1.1), False, "only 25% of its products run in int8"),
@@ -113,9 +114,19 @@ def test_the_gate_passes_gains_beyond_the_noise(
     assert said in judged.reason
 
 
+def test_the_gate_says_that_a_tiny_int8_model_is_slower() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 256)).astype(np.float32)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 5))
+    found = compress(module, [{"kind": "int8_static"}], (rows, np.arange(100) % 5)).audit((1,), QUICK)
+    assert found.latencies[1].ratio_ci[1] < 1
+    assert found.gate.smaller
+    assert "slower: 0." in found.gate.reason
+
+
 def test_without_settings_a_variant_runs_but_is_not_saved(tmp_path: Path) -> None:
     variant = compress(own_module(), [ChannelPruning(amount=0.5)], images())
-    with pytest.raises(CompressionError, match=r"model is missing.*compress\(\.\.\., model="):
+    with pytest.raises(CompressionError, match=r"model is missing.*model=Mlp\(\.\.\.\)"):
         variant.save(tmp_path / "store")
 
 
