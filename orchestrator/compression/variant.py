@@ -191,7 +191,7 @@ class Variant:
             raise CompressionError(
                 "a variant is saved with the settings that build its model",
                 "model is missing",
-                "call compress(..., model=ModelSettings)",
+                "call compress(..., model=Mlp(...)) or the like, ImportedModel(factory=...) for own code",
             )
         try:
             built = build(self.origin, self.signature, allowed=self.allowed, seed=0)

@@ -130,6 +130,17 @@ def test_without_settings_a_variant_runs_but_is_not_saved(tmp_path: Path) -> Non
         variant.save(tmp_path / "store")
 
 
+def test_settings_may_be_a_mapping(tmp_path: Path) -> None:
+    settings, part = {"factory": "mlp", "kwargs": {"widths": (16,)}}, toys.rows((12,))
+    data = from_arrays(part.inputs, part.targets)
+    module = build(Mlp(kwargs=MlpKwargs(widths=(16,))), data.signature, seed=0)
+    variant = compress(module, [], data, model=settings)
+    assert variant.model == Mlp(kwargs=MlpKwargs(widths=(16,)))
+    assert variant.save(tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"widhts.*did you mean"):
+        compress(module, [], data, model={"factory": "mlp", "kwargs": {"widhts": (16,)}})
+
+
 def test_with_settings_it_is_saved_and_comes_back_bit_equal(tmp_path: Path) -> None:
     settings = Mlp(kwargs=MlpKwargs(widths=(32, 16)))
     rng = np.random.default_rng(0)
