@@ -22,7 +22,7 @@ from orchestrator.config.model import ModelSettings
 from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
-from orchestrator.errors import CompressionError, DataError
+from orchestrator.errors import CompressionError, ConfigError, DataError
 from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
@@ -143,8 +143,12 @@ class Variant:
         *,
         metric: Metric | None = None,
         seed: int = 0,
+        looks: int = 1,
     ) -> Verdict:
         """Whether the variant, in its own kernels, is not worse than the model before: shown, not assumed.
+
+        One look keeps the stated confidence. Who asks for several variants on the same rows and takes one
+        that holds says how many with `looks`; `promise.looks` is the search's, whose order is fixed.
 
         Args:
             rows: raw rows [N, *input_shape] that nothing was trained, calibrated or chosen on.
@@ -152,19 +156,25 @@ class Variant:
             promise: allowed drop, confidence and more; a drop of 0.01 at 95 % when not given.
             metric: what was promised; the task's plain one when not given.
             seed: of the bootstrap, for metrics that need one.
+            looks: how many variants these rows are asked about in all, at least 1: each gets its share of the
+                risk (Bonferroni), so that all verdicts together keep the confidence.
 
         Returns:
             "holds", "fails" or "cannot be told", with the drop, its bound and, for the last, about how many
             rows would do.
 
         Raises:
+            ConfigError: `looks` is below 1.
             DataError: as for a call.
         """
+        if looks < 1:
+            raise ConfigError("a promise is looked at once or more", looks, "give the number of variants")
         inputs = self._typed(rows)
         before = predict(of_module(self.before, self.signature, "eager"), inputs)
         own = predict(self._executable, inputs)
         chosen = metric or plain_metric(self.signature)
         asked = promise or Promise()
+        asked = asked.model_copy(update={"confidence": 1 - (1 - asked.confidence) / looks})
         return non_inferior(chosen, own, before, targets, asked, seed=seed, allowed=self.allowed)
 
     def save(self, store: Store | str | Path, name: str | None = None) -> str:

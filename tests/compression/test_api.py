@@ -273,6 +273,12 @@ def test_a_promise_is_told_on_rows_that_nothing_saw() -> None:
     assert kept.status == "holds"
     assert kept.rows == 300
     assert 0 <= kept.drop <= kept.bound <= 0.2
+    asked = variant.promise(rows, answers, Promise(max_drop=0.2), looks=4)
+    assert asked.confidence == pytest.approx(0.9875)
+    assert asked.bound > kept.bound
+    assert "at 98.75% confidence" in asked.reason
+    with pytest.raises(ConfigError, match="once or more"):
+        variant.promise(rows, answers, looks=0)
     assert "need" in variant.promise(rows[:5], answers[:5], Promise(max_drop=0.001)).reason
 
 
