@@ -174,6 +174,7 @@ def _of_artifact(store: Store, source: str, plan: Plan, context: Context) -> Var
         seed=manifest.seed,
         what=manifest.what,
         digest=digest,
+        store=store,
         allowed=context.allowed,
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.memory import peak_bytes
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build, example_inputs
-from orchestrator.runtime.execute import Executable, of_module, predict
+from orchestrator.runtime.execute import Executable, load, of_module, predict
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft, pack_tensors
 from orchestrator.store.store import Store
@@ -91,6 +93,8 @@ class Variant:
     what: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
     """In the store that it came from or was saved to."""
+    store: Store | None = None
+    """That it came from."""
     allowed: Collection[str] = ()
     """Import paths that its model's factory may come from."""
 
@@ -116,15 +120,30 @@ class Variant:
         """
         return of_module(self.module, self.signature, self.execution, threads=threads, batch=batch)
 
-    def audit(self, batches: Sequence[int] = BATCHES, latency: LatencySettings | None = None) -> Audit:
+    def audit(
+        self,
+        batches: Sequence[int] = BATCHES,
+        latency: LatencySettings | None = None,
+        *,
+        execution: Execution | None = None,
+    ) -> Audit:
         """Measure the variant against the model that it came from. Keep the machine quiet meanwhile.
 
         Args:
             batches: to measure latencies at.
             latency: threads, and number and length of the blocks; its batch is not used.
+            execution: that latencies are measured in; eager or lowered (`Variant.execution`) when not given.
+                Other forms are kept in the store that the variant came from. One of a module is saved to a
+                temporary store for them, and so needs its model's settings.
+
+        Raises:
+            CompressionError: as `save`.
+            ExecutionError: the variant does not run so.
+            UnavailableError: this machine lacks what the execution needs.
         """
-        settings = latency or LatencySettings()
-        latencies = {batch: self._latency(batch, settings) for batch in batches}
+        settings, asked = latency or LatencySettings(), execution or self.execution
+        with self._runs(asked) as ready:
+            latencies = {batch: self._latency(batch, settings, asked, ready) for batch in batches}
         largest = max(batches, default=1)
         kept = self.decisions[-1].get("keep_float", ()) if self.decisions else ()
         own = facts_of(self.module, self.float_form, self.signature, kept)
@@ -249,13 +268,25 @@ class Variant:
     def _executable(self) -> Executable:
         return self.executable()
 
-    def _latency(self, batch: int, settings: LatencySettings) -> Latency:
+    @contextmanager
+    def _runs(self, execution: Execution) -> Iterator[Callable[..., Executable]]:
+        """What makes it ready to run so, for `threads` and `batch`."""
+        if execution == self.execution:
+            yield self.executable
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            store = self.store if self.store is not None else Store(folder)
+            yield partial(load, store, self.save(store), execution, allowed=self.allowed)
+
+    def _latency(
+        self, batch: int, settings: LatencySettings, execution: Execution, ready: Callable[..., Executable]
+    ) -> Latency:
         asked = settings.model_copy(update={"batch": batch})
         rows = example_inputs(self.signature, batch)
-        own = self.executable(threads=asked.threads, batch=batch)
+        own = ready(threads=asked.threads, batch=batch)
         before = of_module(self.before, self.signature, "eager", threads=asked.threads)
         calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
-        return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
+        return compare(calls, asked, baseline="before", executions={"own": execution})["own"]
 
     def _peak(self, executable: Executable, batch: int) -> int:
         rows = example_inputs(self.signature, batch)

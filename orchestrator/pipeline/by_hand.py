@@ -10,7 +10,7 @@ import yaml
 
 from orchestrator.compression import Audit, compress
 from orchestrator.config.load import yaml_value
-from orchestrator.config.measure import LatencySettings
+from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
 from orchestrator.errors import ConfigError
@@ -34,6 +34,7 @@ def compress_ref(
     seed: int = 0,
     threads: int = 1,
     batches: tuple[int, ...] = (1, 32),
+    execution: Execution | None = None,
     allow: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Apply a plan, say what it really did, and point the ref `name` at the result.
@@ -48,6 +49,7 @@ def compress_ref(
         seed: of everything random but the cut of the data into parts.
         threads: torch threads of the steps.
         batches: batch sizes to measure latencies at, one thread.
+        execution: that latencies and the metric are measured in; eager or lowered when not given.
         allow: import paths that factories and losses may come from.
 
     Returns:
@@ -57,6 +59,7 @@ def compress_ref(
     Raises:
         InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
         CompressionError: a step does not fit the model, or would do nothing.
+        ExecutionError: the variant, or this machine, does not run it so.
         NotFoundError: no such model.
     """
     check_ref_name(name)
@@ -77,9 +80,11 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    audit = variant.audit(batches, latency := LatencySettings())
+    audit = variant.audit(batches, latency := LatencySettings(), execution=execution)
     if digest != parent:
-        note = partial(note_quality, opened, (digest, variant.execution), dataset, source=rows.settings)
+        note = partial(
+            note_quality, opened, (digest, execution or variant.execution), dataset, source=rows.settings
+        )
         note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
         for found in audit.latencies.values():
             keep_latency(opened, digest, parent, found, latency)

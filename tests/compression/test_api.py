@@ -75,6 +75,22 @@ def test_the_audit_says_what_changed() -> None:
     assert "of the bytes" in str(found)
 
 
+def test_an_audit_may_be_in_another_execution(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    settings, part = Mlp(kwargs=MlpKwargs(widths=(16,))), toys.rows((12,))
+    data = from_arrays(part.inputs, part.targets)
+    module = build(settings, data.signature, seed=0)
+    variant = compress(module, [], data, model=settings)
+    found = variant.audit((4,), QUICK, execution="openvino")
+    assert found.latencies[4].execution == "openvino"
+    store = Store(tmp_path)
+    stored = compress(variant.save(store), [], data, store=store)
+    stored.audit((4,), QUICK, execution="openvino")
+    assert list((tmp_path / "compiled" / str(stored.digest)).iterdir())
+    with pytest.raises(CompressionError, match="model is missing"):
+        compress(module, [], data).audit((4,), QUICK, execution="openvino")
+
+
 @pytest.mark.parametrize(
     ("amount", "passes", "said"),
     [(0.1, False, "masked only: 10% of the weights are zero"), (0.6, True, "masked: its zeros are left out")],
