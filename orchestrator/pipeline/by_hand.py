@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.compression import Audit, compress
+from orchestrator.compression import Audit, Variant, compress
 from orchestrator.config.load import yaml_value
 from orchestrator.config.measure import Execution, LatencySettings
 from orchestrator.data.dataset import Dataset
@@ -80,15 +80,30 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    audit = variant.audit(batches, latency := LatencySettings(), execution=execution)
-    if digest != parent:
-        note = partial(
-            note_quality, opened, (digest, execution or variant.execution), dataset, source=rows.settings
-        )
-        note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
-        for found in audit.latencies.values():
-            keep_latency(opened, digest, parent, found, latency)
+    audit = _measured(variant, opened, parent, dataset, rows, batches, execution)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit)}
+
+
+def _measured(
+    variant: Variant,
+    store: Store,
+    parent: str,
+    dataset: Dataset,
+    rows: Named,
+    batches: tuple[int, ...],
+    execution: Execution | None,
+) -> Audit:
+    """The audit of a stored variant; its figures are kept beside it."""
+    audit = variant.audit(batches, latency := LatencySettings(), execution=execution)
+    digest = variant.digest
+    if digest is not None and digest != parent:
+        note = partial(note_quality, store, (digest, execution or variant.execution), dataset)
+        note(
+            source=rows.settings, seed=rows.seed, metric=rows.metric, latency=latency, allowed=variant.allowed
+        )
+        for found in audit.latencies.values():
+            keep_latency(store, digest, parent, found, latency)
+    return audit
 
 
 def _rows(named: Named, source: str, made: Manifest, allowed: tuple[str, ...], progress: Progress) -> Dataset:
