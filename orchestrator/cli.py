@@ -171,6 +171,10 @@ def compress(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size to measure; may be repeated.")
     ] = None,
+    execution: Annotated[
+        Literal["eager", "lowered", "aoti", "openvino"] | None,
+        typer.Option(help="Measure it in this one. (default: eager, or lowered after int8)"),
+    ] = None,
     allow: AllowOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -186,6 +190,7 @@ def compress(
         seed=seed,
         threads=threads,
         batches=tuple(batch or (1, 32)),
+        execution=execution,
         allow=tuple(allow or ()),
     )
     text = document.pop("text")

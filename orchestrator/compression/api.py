@@ -46,7 +46,7 @@ def compress(
     plan: Plan | Sequence[Step | Mapping[str, Any]],
     data: Data | None = None,
     *,
-    model: ModelSettings | None = None,
+    model: ModelSettings | Mapping[str, Any] | None = None,
     store: Store | str | Path | None = None,
     metric: Metric | None = None,
     seed: int = 0,
@@ -63,7 +63,8 @@ def compress(
             not changed.
         plan: steps, or mappings as in a run file, in rising order.
         data: what recovery trains on and calibration looks at; steps that need it say so.
-        model: settings that build the module; only needed to save the variant.
+        model: settings that build the module, like `Mlp(...)` or `ImportedModel(factory=...)`, or a mapping
+            as in a run file; only needed to save the variant.
         store: where `source` is.
         metric: what a recovery reports; the task's plain one when not given.
         seed: of everything random.
@@ -75,11 +76,11 @@ def compress(
 
     Raises:
         CompressionError: the plan or a step does not fit, or would do nothing.
-        ConfigError: the plan is not valid.
+        ConfigError: the plan or the model's settings are not valid.
         DataError: the data is missing or unreadable.
         NotFoundError: `source` is not in the store.
     """
-    steps = _read(plan)
+    steps, settings = _read(plan), _read_model(model)
     dataset = _dataset(data, seed, allowed)
     context = _context(dataset, seed=seed, threads=threads, metric=metric, allowed=allowed, on_epoch=on_epoch)
     if isinstance(source, str):
@@ -93,7 +94,7 @@ def compress(
         )
     signature = dataset.signature
     known = {name: _served(module, signature) for name, module in (others or {}).items()}
-    return _of_module(source, signature, steps, replace(context, other=_finder(known)), model)
+    return _of_module(source, signature, steps, replace(context, other=_finder(known)), settings)
 
 
 def _context(dataset: Dataset | None, **more: Any) -> Context:
@@ -173,6 +174,7 @@ def _of_artifact(store: Store, source: str, plan: Plan, context: Context) -> Var
         seed=manifest.seed,
         what=manifest.what,
         digest=digest,
+        store=store,
         allowed=context.allowed,
     )
 
@@ -183,6 +185,17 @@ class _Steps(Settings):
 
 def _read(plan: Plan | Sequence[Step | Mapping[str, Any]]) -> Plan:
     return validate(_Steps, {"plan": tuple(plan)}, "the plan").plan
+
+
+class _Model(Settings):
+    model: ModelSettings
+
+
+def _read_model(model: ModelSettings | Mapping[str, Any] | None) -> ModelSettings | None:
+    if model is None:
+        return None
+    given = dict(model) if isinstance(model, Mapping) else model
+    return validate(_Model, {"model": given}, "the model's settings").model
 
 
 def _dataset(data: Data | None, seed: int, allowed: Collection[str]) -> Dataset | None:

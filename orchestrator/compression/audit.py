@@ -73,16 +73,18 @@ def decided(decisions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         One a step: its `kind`, its single figures, the layers that it kept in float (`keep_float`) and those
-        that it left as they were, with the reason (`left`).
+        that it left as they were, with the reason (`left`; of int8 and fp8 their own facts tell them).
     """
     return [
-        {
-            name: value
-            for name, value in decision.items()
-            if isinstance(value, bool | int | float | str) or (name in ("keep_float", "left") and value)
-        }
+        {name: value for name, value in decision.items() if _tells(decision["kind"], name, value)}
         for decision in decisions
     ]
+
+
+def _tells(kind: str, name: str, value: object) -> bool:
+    if isinstance(value, bool | int | float | str):
+        return True
+    return bool(value) and (name == "keep_float" or (name == "left" and kind not in _COVERED))
 
 
 def told(step: Mapping[str, Any]) -> str:

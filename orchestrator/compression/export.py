@@ -17,7 +17,7 @@ from orchestrator.compression.executorch import write_executorch
 from orchestrator.config.signature import Signature
 from orchestrator.errors import CompressionError, ConfigError, InputError, StoreError
 from orchestrator.models.build import example_inputs, example_rows
-from orchestrator.runtime import int8
+from orchestrator.runtime import int8, weight_only
 from orchestrator.runtime.forms import distance, tolerance
 from orchestrator.runtime.onnx import INPUT, drop_unread, write_onnx
 from orchestrator.runtime.rebuild import rebuild
@@ -37,9 +37,10 @@ def export(
         digest: of the artifact.
         path: of the file; its folder must exist.
         format: `pt2` for `torch.export.load` (int8 as quantize/dequantize pairs, to be lowered by the
-            reader), `onnx` (needs onnx and onnxscript; float32 and static int8), or `executorch` (needs
-            executorch; float32 and dynamic int8 with XNNPACK's kernels). Where onnxruntime is installed an
-            ONNX file is run once, as every ExecuTorch program is, and kept only if it answers alike.
+            reader; weight-only as integers that every call unpacks), `onnx` (needs onnx and onnxscript;
+            float32 and static int8), or `executorch` (needs executorch; float32 and dynamic int8 with
+            XNNPACK's kernels). Where onnxruntime is installed an ONNX file is run once, as every ExecuTorch
+            program is, and kept only if it answers alike.
         allowed: import paths that an imported model's factory may come from.
 
     Returns:
@@ -75,6 +76,12 @@ def write(module: nn.Module, signature: Signature, path: str | Path, format: For
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError("the folder of the export does not exist", path.parent, "create it")
+    if format != "pt2" and weight_only.converted(module):
+        raise CompressionError(
+            "the file would hold a weight-only model as float32, no smaller than before",
+            format,
+            "export pt2, or the float32 parent",
+        )
     example = example_rows(signature, int8.EXAMPLE_ROWS)
     try:
         # A file of that name is replaced by a finished and checked one, or stays.
@@ -98,6 +105,8 @@ def _write_pt2(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     if isinstance(module, fx.GraphModule):
         module = copy.deepcopy(module)
         drop_unread(module)
+    elif weight_only.converted(module):
+        module = weight_only.unpacking(module)
     program = int8.export(module, example)
     try:
         torch.export.save(program, path)

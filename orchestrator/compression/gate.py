@@ -20,6 +20,7 @@ class Gate:
     """At some batch size, by more than the noise: the interval of the ratio lies above 1."""
     smaller: bool
     reason: str
+    """What it gains, and where it is slower beyond the noise; or why it gains nothing."""
 
     @property
     def passes(self) -> bool:
@@ -40,17 +41,22 @@ def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mappi
     smaller = facts["bytes"] < baseline["bytes"]
     said = []
     if best is not None and faster:
-        batch, latency = best
-        low, high = latency.ratio_ci
-        said.append(f"{latency.ratio:.2f} times as fast at batch {batch} ({low:.2f} to {high:.2f})")
+        said.append(_times(*best))
     if smaller:
         said.append(f"{facts['bytes'] / baseline['bytes']:.0%} of the bytes")
     if said:
         if smaller and not faster and is_masked(facts, baseline):
             said.append("masked: its zeros are left out of the file, and multiplied as before")
+        if slower := [found for found in latencies.items() if found[1].ratio_ci[1] < 1]:
+            said.append(f"slower: {_times(*min(slower, key=lambda found: found[1].ratio))}")
         return Gate(faster, smaller, ", ".join(said))
     slowest = "" if best is None else f" (ratio {best[1].ratio:.2f} at batch {best[0]})"
     return Gate(False, False, f"neither faster{slowest} nor smaller: {_why(facts, baseline)}")
+
+
+def _times(batch: int, latency: Latency) -> str:
+    low, high = latency.ratio_ci
+    return f"{latency.ratio:.2f} times as fast at batch {batch} ({low:.2f} to {high:.2f})"
 
 
 def is_masked(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:

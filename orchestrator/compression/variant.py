@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from orchestrator.config.model import ModelSettings
 from orchestrator.config.search import Promise
 from orchestrator.config.signature import Signature
 from orchestrator.config.steps import Plan
-from orchestrator.errors import CompressionError, DataError
+from orchestrator.errors import CompressionError, ConfigError, DataError
 from orchestrator.measure.latency import Latency, compare
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.models.build import build, example_inputs
-from orchestrator.runtime.execute import Executable, of_module, predict
+from orchestrator.runtime.execute import Executable, load, of_module, predict
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft, pack_tensors
 from orchestrator.store.store import Store
@@ -92,6 +94,8 @@ class Variant:
     what: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
     """In the store that it came from or was saved to."""
+    store: Store | None = None
+    """That it came from."""
     allowed: Collection[str] = ()
     """Import paths that its model's factory may come from."""
 
@@ -117,15 +121,30 @@ class Variant:
         """
         return of_module(self.module, self.signature, self.execution, threads=threads, batch=batch)
 
-    def audit(self, batches: Sequence[int] = BATCHES, latency: LatencySettings | None = None) -> Audit:
+    def audit(
+        self,
+        batches: Sequence[int] = BATCHES,
+        latency: LatencySettings | None = None,
+        *,
+        execution: Execution | None = None,
+    ) -> Audit:
         """Measure the variant against the model that it came from. Keep the machine quiet meanwhile.
 
         Args:
             batches: to measure latencies at.
             latency: threads, and number and length of the blocks; its batch is not used.
+            execution: that latencies are measured in; eager or lowered (`Variant.execution`) when not given.
+                Other forms are kept in the store that the variant came from. One of a module is saved to a
+                temporary store for them, and so needs its model's settings.
+
+        Raises:
+            CompressionError: as `save`.
+            ExecutionError: the variant does not run so.
+            UnavailableError: this machine lacks what the execution needs.
         """
-        settings = latency or LatencySettings()
-        latencies = {batch: self._latency(batch, settings) for batch in batches}
+        settings, asked = latency or LatencySettings(), execution or self.execution
+        with self._runs(asked) as ready:
+            latencies = {batch: self._latency(batch, settings, asked, ready) for batch in batches}
         largest = max(batches, default=1)
         before = facts_of(self.before, self.before, self.signature, batch=largest)
         own = facts_of(
@@ -147,8 +166,12 @@ class Variant:
         *,
         metric: Metric | None = None,
         seed: int = 0,
+        looks: int = 1,
     ) -> Verdict:
         """Whether the variant, in its own kernels, is not worse than the model before: shown, not assumed.
+
+        One look keeps the stated confidence. Who asks for several variants on the same rows and takes one
+        that holds says how many with `looks`; `promise.looks` is the search's, whose order is fixed.
 
         Args:
             rows: raw rows [N, *input_shape] that nothing was trained, calibrated or chosen on.
@@ -156,19 +179,25 @@ class Variant:
             promise: allowed drop, confidence and more; a drop of 0.01 at 95 % when not given.
             metric: what was promised; the task's plain one when not given.
             seed: of the bootstrap, for metrics that need one.
+            looks: how many variants these rows are asked about in all, at least 1: each gets its share of the
+                risk (Bonferroni), so that all verdicts together keep the confidence.
 
         Returns:
             "holds", "fails" or "cannot be told", with the drop, its bound and, for the last, about how many
             rows would do.
 
         Raises:
+            ConfigError: `looks` is below 1.
             DataError: as for a call.
         """
+        if looks < 1:
+            raise ConfigError("a promise is looked at once or more", looks, "give the number of variants")
         inputs = self._typed(rows)
         before = predict(of_module(self.before, self.signature, "eager"), inputs)
         own = predict(self._executable, inputs)
         chosen = metric or plain_metric(self.signature)
         asked = promise or Promise()
+        asked = asked.model_copy(update={"confidence": 1 - (1 - asked.confidence) / looks})
         return non_inferior(chosen, own, before, targets, asked, seed=seed, allowed=self.allowed)
 
     def save(self, store: Store | str | Path, name: str | None = None) -> str:
@@ -195,7 +224,7 @@ class Variant:
             raise CompressionError(
                 "a variant is saved with the settings that build its model",
                 "model is missing",
-                "call compress(..., model=ModelSettings)",
+                "call compress(..., model=Mlp(...)) or the like, ImportedModel(factory=...) for own code",
             )
         try:
             built = build(self.origin, self.signature, allowed=self.allowed, seed=0)
@@ -243,13 +272,25 @@ class Variant:
     def _executable(self) -> Executable:
         return self.executable()
 
-    def _latency(self, batch: int, settings: LatencySettings) -> Latency:
+    @contextmanager
+    def _runs(self, execution: Execution) -> Iterator[Callable[..., Executable]]:
+        """What makes it ready to run so, for `threads` and `batch`."""
+        if execution == self.execution:
+            yield self.executable
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            store = self.store if self.store is not None else Store(folder)
+            yield partial(load, store, self.save(store), execution, allowed=self.allowed)
+
+    def _latency(
+        self, batch: int, settings: LatencySettings, execution: Execution, ready: Callable[..., Executable]
+    ) -> Latency:
         asked = settings.model_copy(update={"batch": batch})
         rows = example_inputs(self.signature, batch)
-        own = self.executable(threads=asked.threads, batch=batch)
+        own = ready(threads=asked.threads, batch=batch)
         before = of_module(self.before, self.signature, "eager", threads=asked.threads)
         calls = {"before": lambda: before(rows), "own": lambda: own(rows)}
-        return compare(calls, asked, baseline="before", executions={"own": self.execution})["own"]
+        return compare(calls, asked, baseline="before", executions={"own": execution})["own"]
 
     def _bytes(self) -> int:
         return _packed(self.module, self.decisions)

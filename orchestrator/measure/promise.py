@@ -224,11 +224,12 @@ def _drop_clause(
 
 
 def _sentence(clause: _Clause, confidence: float) -> str:
+    at = f"{100 * confidence:.4g}%"
     said = (
-        f"{clause.name} drops by {clause.value:.4f} on {clause.rows} rows and at {confidence:.0%} confidence "
+        f"{clause.name} drops by {clause.value:.4f} on {clause.rows} rows and at {at} confidence "
         f"by at most {clause.bound:.4f}"
         if clause.name != CHANGED
-        else f"{clause.value:.4f} of {clause.rows} answers change and at {confidence:.0%} confidence at most "
+        else f"{clause.value:.4f} of {clause.rows} answers change and at {at} confidence at most "
         f"{clause.bound:.4f}"
     )
     said += (

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.compression import Audit, Sensitivity, compress, sensitivity
+from orchestrator.compression import Audit, Sensitivity, Variant, compress, sensitivity
 from orchestrator.config.load import yaml_value
-from orchestrator.config.measure import LatencySettings, Metric
+from orchestrator.config.measure import Execution, LatencySettings, Metric
 from orchestrator.config.search import Promise
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.load import default_cache, load
@@ -38,6 +38,7 @@ def compress_ref(
     seed: int = 0,
     threads: int = 1,
     batches: tuple[int, ...] = (1, 32),
+    execution: Execution | None = None,
     allow: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Apply a plan, say what it really did, and point the ref `name` at the result.
@@ -51,6 +52,7 @@ def compress_ref(
         seed: of everything random but the cut of the data into parts.
         threads: torch threads of the steps.
         batches: batch sizes to measure latencies at, one thread.
+        execution: that latencies and the metric are measured in; eager or lowered when not given.
         allow: import paths that factories and losses may come from.
 
     Returns:
@@ -60,6 +62,7 @@ def compress_ref(
     Raises:
         InputError: the plan is not valid, the source an ensemble, or the data's rows not the model's.
         CompressionError: a step does not fit the model, or would do nothing.
+        ExecutionError: the variant, or this machine, does not run it so.
         NotFoundError: no such model.
     """
     check_ref_name(name)
@@ -80,13 +83,9 @@ def compress_ref(
     )
     digest = variant.save(opened, name)
     progress("compress", f"{name} is {digest[:12]}; measuring")
-    own, audit = (digest, variant.execution), variant.audit(batches, latency := LatencySettings())
-    if digest != parent:
-        note = partial(note_quality, opened, own, dataset, source=rows.settings)
-        note(seed=rows.seed, metric=metric, latency=latency, allowed=paths)
-        for found in audit.latencies.values():
-            keep_latency(opened, digest, parent, found, latency)
-    verdict = _promise(opened, parent, own, dataset, metric, latency, paths)
+    audit = _measured(variant, opened, parent, dataset, rows, batches, execution)
+    own = (digest, execution or variant.execution)
+    verdict = _promise(opened, parent, own, dataset, metric, LatencySettings(), paths)
     return {"ref": name, "digest": digest, "source": source, **_plain(audit, verdict)}
 
 
@@ -168,6 +167,28 @@ def _promise(
     ask = answer(metric, outputs[0], outputs[1], part.targets, frozenset(allowed))
     study = {"variants": parent, "data": dataset.digest, "metric": metric.plain()}
     return looks(store, study, {"own": Asked(own, Promise(), ask)}).get("own")
+
+
+def _measured(
+    variant: Variant,
+    store: Store,
+    parent: str,
+    dataset: Dataset,
+    rows: Named,
+    batches: tuple[int, ...],
+    execution: Execution | None,
+) -> Audit:
+    """The audit of a stored variant; its figures are kept beside it."""
+    audit = variant.audit(batches, latency := LatencySettings(), execution=execution)
+    digest = variant.digest
+    if digest is not None and digest != parent:
+        note = partial(note_quality, store, (digest, execution or variant.execution), dataset)
+        note(
+            source=rows.settings, seed=rows.seed, metric=rows.metric, latency=latency, allowed=variant.allowed
+        )
+        for found in audit.latencies.values():
+            keep_latency(store, digest, parent, found, latency)
+    return audit
 
 
 def _rows(named: Named, source: str, made: Manifest, allowed: tuple[str, ...], progress: Progress) -> Dataset:

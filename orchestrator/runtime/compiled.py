@@ -70,6 +70,8 @@ def compile_to(path: Path, module: nn.Module, example: Tensor, threads: int) -> 
         raise UnavailableError("no C++ compiler was found", "aoti", "install g++, or run eager")
     # freezing: weights are folded and packed at compile time (torch 2.13: faster on convolutions).
     settings: dict[str, Any] = {"freezing": True, "cpp.threads": threads, "cpp_wrapper": False}
+    # torch 2.13 writes what it compiled for into this dictionary, wherever it came from.
+    settings["aot_inductor.metadata"] = {}
     if isinstance(module, fx.GraphModule):
         settings["pre_grad_custom_pass"] = quant_lift_up
         # Before freezing, which packs the weights.

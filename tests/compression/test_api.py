@@ -90,6 +90,22 @@ def test_what_a_step_reached_is_told_without_what_rebuilding_needs() -> None:
     assert told(second) == "keep float head, drop 0.001235"
 
 
+def test_an_audit_may_be_in_another_execution(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    settings, part = Mlp(kwargs=MlpKwargs(widths=(16,))), toys.rows((12,))
+    data = from_arrays(part.inputs, part.targets)
+    module = build(settings, data.signature, seed=0)
+    variant = compress(module, [], data, model=settings)
+    found = variant.audit((4,), QUICK, execution="openvino")
+    assert found.latencies[4].execution == "openvino"
+    store = Store(tmp_path)
+    stored = compress(variant.save(store), [], data, store=store)
+    stored.audit((4,), QUICK, execution="openvino")
+    assert list((tmp_path / "compiled" / str(stored.digest)).iterdir())
+    with pytest.raises(CompressionError, match="model is missing"):
+        compress(module, [], data).audit((4,), QUICK, execution="openvino")
+
+
 @pytest.mark.parametrize(
     ("amount", "passes", "said"),
     [(0.1, False, "masked only: 10% of the weights are zero"), (0.6, True, "masked: its zeros are left out")],
@@ -113,7 +129,8 @@ def _latency(low: float, high: float) -> Latency:
     ("facts", "interval", "passes", "said"),
     [
         ({}, (1.1, 1.3), True, "1.20 times as fast at batch 4"),
-        ({"bytes": 60}, (0.7, 0.9), True, "60% of the bytes"),
+        ({"bytes": 60}, (0.9, 1.1), True, "60% of the bytes"),
+        ({"bytes": 60}, (0.7, 0.9), True, "slower: 0.80 times as fast at batch 4 (0.70 to 0.90)"),
         ({}, (0.9, 1.1), False, "it computes as much as before"),
         ({"macs": 50}, (0.9, 1.1), False, "too small for fewer operations to show"),
         ({"int8": {"share": 0.25}}, (0.9, 1.1), False, "only 25% of its products run in int8"),
@@ -128,10 +145,31 @@ def test_the_gate_passes_gains_beyond_the_noise(
     assert said in judged.reason
 
 
+def test_the_gate_says_that_a_tiny_int8_model_is_slower() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 256)).astype(np.float32)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 5))
+    found = compress(module, [{"kind": "int8_static"}], (rows, np.arange(100) % 5)).audit((1,), QUICK)
+    assert found.latencies[1].ratio_ci[1] < 1
+    assert found.gate.smaller
+    assert "slower: 0." in found.gate.reason
+
+
 def test_without_settings_a_variant_runs_but_is_not_saved(tmp_path: Path) -> None:
     variant = compress(own_module(), [ChannelPruning(amount=0.5)], images())
-    with pytest.raises(CompressionError, match=r"model is missing.*compress\(\.\.\., model="):
+    with pytest.raises(CompressionError, match=r"model is missing.*model=Mlp\(\.\.\.\)"):
         variant.save(tmp_path / "store")
+
+
+def test_settings_may_be_a_mapping(tmp_path: Path) -> None:
+    settings, part = {"factory": "mlp", "kwargs": {"widths": (16,)}}, toys.rows((12,))
+    data = from_arrays(part.inputs, part.targets)
+    module = build(Mlp(kwargs=MlpKwargs(widths=(16,))), data.signature, seed=0)
+    variant = compress(module, [], data, model=settings)
+    assert variant.model == Mlp(kwargs=MlpKwargs(widths=(16,)))
+    assert variant.save(tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"widhts.*did you mean"):
+        compress(module, [], data, model={"factory": "mlp", "kwargs": {"widhts": (16,)}})
 
 
 def test_with_settings_it_is_saved_and_comes_back_bit_equal(tmp_path: Path) -> None:
@@ -266,6 +304,12 @@ def test_a_promise_is_told_on_rows_that_nothing_saw() -> None:
     assert kept.status == "holds"
     assert kept.rows == 300
     assert 0 <= kept.drop <= kept.bound <= 0.2
+    asked = variant.promise(rows, answers, Promise(max_drop=0.2), looks=4)
+    assert asked.confidence == pytest.approx(0.9875)
+    assert asked.bound > kept.bound
+    assert "at 98.75% confidence" in asked.reason
+    with pytest.raises(ConfigError, match="once or more"):
+        variant.promise(rows, answers, looks=0)
     assert "need" in variant.promise(rows[:5], answers[:5], Promise(max_drop=0.001)).reason
 
 

@@ -13,7 +13,16 @@ import torch
 
 from orchestrator.compression.export import Format, export, format_of
 from orchestrator.compression.plan import apply_plan
-from orchestrator.config.steps import Bf16, DynamicInt8, Fp8, Plan, StaticInt8, Step
+from orchestrator.config.steps import (
+    Bf16,
+    DynamicInt8,
+    Fp8,
+    Plan,
+    StaticInt8,
+    Step,
+    WeightOnlyInt4,
+    WeightOnlyInt8,
+)
 from orchestrator.errors import CompressionError, ConfigError, InputError
 from orchestrator.runtime import forms
 from orchestrator.runtime.execute import load
@@ -33,7 +42,9 @@ def made(store: Store, plan: Plan = (), name: str = "mlp") -> str:
     return apply_plan(store, toys.put(store, module, signature, settings), plan, context)
 
 
-@pytest.mark.parametrize("plan", [(), (Bf16(),), (Fp8(),), (StaticInt8(),)])
+@pytest.mark.parametrize(
+    "plan", [(), *((step,) for step in (Bf16(), Fp8(), StaticInt8(), DynamicInt8(), WeightOnlyInt8()))]
+)
 def test_pt2_answers_as_the_artifact_does(store: Store, tmp_path: Path, plan: Plan) -> None:
     digest = made(store, plan)
     path = export(store, digest, tmp_path / "model.pt2")
@@ -45,8 +56,9 @@ def test_pt2_answers_as_the_artifact_does(store: Store, tmp_path: Path, plan: Pl
             assert torch.allclose(program(rows[:batch]), wanted, atol=1e-5)
 
 
-def test_int8_pt2_holds_no_float_weights(store: Store, tmp_path: Path) -> None:
-    path = export(store, made(store, (StaticInt8(),)), tmp_path / "model.pt2")
+@pytest.mark.parametrize("step", [StaticInt8(), WeightOnlyInt4(group=4)])
+def test_int8_pt2_holds_no_float_weights(store: Store, tmp_path: Path, step: Step) -> None:
+    path = export(store, made(store, (step,)), tmp_path / "model.pt2")
     state = torch.export.load(path).state_dict
     assert not any(tensor.ndim > 1 and tensor.dtype == torch.float32 for tensor in state.values())
 
@@ -65,6 +77,7 @@ def test_onnx_without_its_packages_is_one_sentence(
         (Bf16(), "no bfloat16 kernels"),
         (Fp8(), "multiplies no float8"),
         (DynamicInt8(), "ranges that are found at run time"),
+        (WeightOnlyInt8(), "weight-only model as float32"),
     ],
 )
 def test_what_onnx_cannot_hold_is_refused_with_the_reason(
@@ -142,6 +155,7 @@ def test_an_executorch_program_answers_as_the_artifact_does(
         (Bf16(), "no bfloat16 kernels"),
         (Fp8(), "no float8 kernels"),
         (StaticInt8(), "takes signed activations"),
+        (WeightOnlyInt4(group=4), "weight-only model as float32"),
     ],
 )
 def test_what_executorch_cannot_hold_is_refused_with_the_reason(

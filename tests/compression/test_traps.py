@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch._inductor import config as inductor
 
-from orchestrator.compression.plan import State, run_step
+from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.config.steps import Bf16, ChannelPruning, DynamicInt8, Recovery, StaticInt8, Step
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.errors import CompressionError
@@ -61,6 +61,17 @@ def test_inductors_switches_stay_as_they_are(step: Step) -> None:
     state = after(step, toys.state(module, signature))
     if isinstance(state.module, fx.GraphModule):
         of_module(state.module, signature, "lowered")(toys.rows(signature.input_shape).inputs)
+    assert inductor.shallow_copy_dict() == before
+
+
+@pytest.mark.slow
+def test_inductors_switches_stay_as_they_are_after_compiling(tmp_path: Path) -> None:
+    """Compiling int8 freezes, and brings two passes of its own."""
+    module, signature, settings = toys.toy("mlp")
+    store, context = Store(tmp_path), toys.context(signature.input_shape)
+    digest = apply_plan(store, toys.put(store, module, signature, settings), (StaticInt8(rows=16),), context)
+    before = inductor.shallow_copy_dict()
+    load(store, digest, "aoti", batch=8)
     assert inductor.shallow_copy_dict() == before
 
 

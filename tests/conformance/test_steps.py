@@ -79,6 +79,8 @@ STEPS: dict[str, Step] = {
     "fp8": Fp8(),
     "int8_static": StaticInt8(rows=32),
     "int8_static_mse": StaticInt8(rows=32, observer="mse"),
+    "int8_static_keep_float": StaticInt8(rows=32, keep_float=("body.0",)),
+    "int8_static_reduce_range": StaticInt8(rows=32, reduce_range=True),
     "int8_dynamic": DynamicInt8(),
     "int8_weight_only": WeightOnlyInt8(),
     "int4_weight_only": WeightOnlyInt4(group=16),
@@ -97,6 +99,8 @@ VARIATIONS = (
     "qat",
     "qat_int4",
     "int8_static_mse",
+    "int8_static_keep_float",
+    "int8_static_reduce_range",
 )
 """Steps that are left out on `OTHER_ROWS`, for the time that they take: what these models change for them,
 simpler steps meet too."""
@@ -106,6 +110,8 @@ STUDENTS: dict[str, ModelSettings] = {
     "audio_cnn": AudioCnn(kwargs=AudioCnnKwargs(mels=8, widths=(8,))),
 }
 """Of distillation, where the rows are none for the step's own."""
+KEPT = {"mlp": "body.1", "vit": "body.patches"}
+"""Layer that stays float, where it has another name than in the step."""
 ATTENTIVE = ("vit", "text_transformer", "ft_transformer")
 UNSUPPORTED: dict[tuple[str, str], str] = {
     **{("prune_heads", model): "it has no attention" for model in MODELS if model not in ATTENTIVE},
@@ -176,6 +182,8 @@ def fresh(
 def _for(model: str, step: Step) -> Step:
     if isinstance(step, Distill) and model in STUDENTS:
         return step.model_copy(update={"model": STUDENTS[model]})
+    if isinstance(step, StaticInt8) and step.keep_float and model in KEPT:
+        return step.model_copy(update={"keep_float": (KEPT[model],)})
     return step
 
 

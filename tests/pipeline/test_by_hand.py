@@ -68,8 +68,10 @@ def test_a_name_that_is_none_is_refused_before_the_work(store: Store) -> None:
 
 
 def test_the_audit_is_printed(store: Store) -> None:
-    answer = compressed(store, "[{kind: bf16}]")
+    pytest.importorskip("openvino")
+    answer = compressed(store, "[{kind: int8_weight_only}]", "--execution", "openvino")
     assert answer.code == 0, answer.err
+    assert "(openvino)" in answer.out
     assert "bytes" in answer.out
     assert "gate" in answer.out
     assert "promise" in answer.out
