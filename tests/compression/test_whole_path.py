@@ -1,17 +1,22 @@
-"""Prune, recover, quantize, store, load: one plan after another on models of every kind."""
+"""Prune, recover, quantize, store, serve: one plan after another on models of every kind."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import nn
 
+from deployments.member import Member
 from orchestrator.compression.audit import audit
 from orchestrator.compression.plan import Context, apply_plan
-from orchestrator.config.model import Mlp, MlpKwargs
+from orchestrator.config import ensemble as tree
+from orchestrator.config.model import ImportedModel, Mlp, MlpKwargs, ModelSettings
+from orchestrator.config.signature import Signature
 from orchestrator.config.steps import ChannelPruning, HeadPruning, Recovery, StaticInt8, Step
 from orchestrator.config.training import DistillationLoss, Training
 from orchestrator.data.dataset import Part
@@ -28,6 +33,7 @@ RECOVER = Recovery(
 )
 CHANNELS, HEADS = ChannelPruning(amount=0.5), HeadPruning(amount=0.5)
 IMAGES, FEATURES = (3, 16, 16), (12,)
+OWN_MODEL = Path(__file__).parents[2] / "examples" / "own_model"
 
 
 def follow(store: Store, parent: str, plan: tuple[Step, ...], context: Context, allowed: Any) -> list[str]:
@@ -41,6 +47,23 @@ def follow(store: Store, parent: str, plan: tuple[Step, ...], context: Context, 
 def answers(store: Store, digest: str, inputs: NDArray[Any], allowed: Any) -> NDArray[np.float32]:
     execution: Any = "lowered" if store.manifest(digest).plan[-1:] == (StaticInt8(),) else "eager"
     return load(store, digest, execution, batch=8, allowed=allowed)(inputs)
+
+
+def served(store: Store, digest: str, inputs: NDArray[Any], allowed: Any) -> NDArray[np.float32]:
+    """Of a member of Ray Serve, in this process, whose callers ask for their rows at once."""
+    member = Member(
+        str(store.root),
+        tree.Member(name="int8", digest=digest, execution="lowered"),
+        batch=8,
+        threads=1,
+        max_queued_rows=len(inputs),
+        allow=allowed,
+    )
+
+    async def asked() -> list[NDArray[np.float32]]:
+        return await asyncio.gather(*(member.predict(part) for part in np.split(inputs, (1, 4, 9))))
+
+    return np.concatenate(asyncio.run(asked()))
 
 
 def distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
@@ -81,32 +104,57 @@ def test_transformers(tmp_path: Path, name: str, shape: tuple[int, ...], pruning
     )
     small = answers(store, int8, inputs, allowed)
     assert distance(small, answers(store, recovered, inputs, allowed)) < 0.1
+    np.testing.assert_allclose(served(store, int8, inputs, allowed), small, atol=1e-5)
     audited = audit(store, int8, allowed=allowed)["int8"]
     assert audited["left"] == 0
     # Of so small a model attention's products, which stay in float, are a large share.
     assert audited["share"] > 0.7
 
 
+def without_attention(
+    store: Store, toy: tuple[nn.Module, Signature, ModelSettings], allowed: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Prune, recover, quantize and serve; gives what the audit says of the int8 kernels."""
+    module, signature, settings = toy
+    rows = toys.rows(signature.input_shape)
+    parent = toys.put(store, toys.settled(module, rows), signature, settings)
+    context = toys.context(signature.input_shape)
+    pruned, recovered, int8 = follow(store, parent, (CHANNELS, RECOVER, StaticInt8()), context, allowed)
+    macs = [count(rebuild(store, one, allowed=allowed).module, signature).macs for one in (parent, pruned)]
+    assert macs[0] > macs[1]
+    wanted, inputs = answers(store, parent, rows.inputs, allowed), rows.inputs
+    assert distance(answers(store, recovered, inputs, allowed), wanted) < distance(
+        answers(store, pruned, inputs, allowed), wanted
+    )
+    small = answers(store, int8, inputs, allowed)
+    assert distance(small, answers(store, recovered, inputs, allowed)) < 0.1
+    np.testing.assert_allclose(served(store, int8, inputs, allowed), small, atol=1e-5)
+    assert store.artifact_bytes(int8) < store.artifact_bytes(recovered)
+    audited: dict[str, Any] = audit(store, int8, allowed=allowed)["int8"]
+    return audited
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["text_cnn", "audio_cnn", "wave_cnn"])
 def test_convolutions_over_text_and_sound(tmp_path: Path, name: str) -> None:
-    module, signature, settings = toys.toy(name)
-    store, rows = Store(tmp_path), toys.rows(signature.input_shape)
-    parent = toys.put(store, toys.settled(module, rows), signature, settings)
-    context = toys.context(signature.input_shape)
-    pruned, recovered, int8 = follow(store, parent, (CHANNELS, RECOVER, StaticInt8()), context, ())
-    macs = [count(rebuild(store, one).module, signature).macs for one in (parent, pruned)]
-    assert macs[0] > macs[1]
-    wanted, inputs = answers(store, parent, rows.inputs, ()), rows.inputs
-    assert distance(answers(store, recovered, inputs, ()), wanted) < distance(
-        answers(store, pruned, inputs, ()), wanted
-    )
-    assert distance(answers(store, int8, inputs, ()), answers(store, recovered, inputs, ())) < 0.1
-    audited = audit(store, int8)["int8"]
+    audited = without_attention(Store(tmp_path), toys.toy(name))
     # The spectrogram's products stay in float, and are said to.
     wanted_float = {"body.front"} if name == "audio_cnn" else set()
     assert {one["layer"] for one in audited["fell_back"]} == wanted_float
-    assert store.artifact_bytes(int8) < store.artifact_bytes(recovered)
+
+
+def test_a_classification_of_features(tmp_path: Path) -> None:
+    settings, of = Mlp(kwargs=MlpKwargs(widths=(128, 64))), toys.signature(FEATURES)
+    assert not without_attention(Store(tmp_path), (toys.model(settings, of), of, settings))["fell_back"]
+
+
+@pytest.mark.slow
+def test_convolutions_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toys.need_timm()
+    monkeypatch.syspath_prepend(str(OWN_MODEL))
+    settings, of = ImportedModel(factory="timm_net:create"), toys.signature(IMAGES)
+    allowed = (settings.factory,)
+    without_attention(Store(tmp_path), (toys.model(settings, of, allowed), of, settings), allowed)
 
 
 def test_a_regression(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
@@ -210,6 +212,14 @@ def imported(name: str, shape: tuple[int, ...]) -> tuple[nn.Module, Signature, M
     """A module of this file, as a user's own model."""
     settings, of = ImportedModel(factory=f"{__name__}:{name}"), signature(shape)
     return model(settings, of, (settings.factory,)), of, settings
+
+
+def need_timm() -> None:
+    """Skip a test where `timm` is not there, which is optional, or cannot be imported."""
+    try:
+        importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        pytest.skip(f"timm cannot be imported: {error}")
 
 
 def near(module: nn.Module) -> nn.Module:

@@ -109,8 +109,5 @@ def test_a_transformers_model_of_text_is_built_from_a_configuration_and_exported
 
 
 def test_a_timm_model_is_built_by_name() -> None:
-    try:
-        importlib.import_module("timm")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        pytest.skip(f"timm cannot be imported: {error}")
+    toys.need_timm()
     checked("timm_net:create", (3, 32, 32))
