@@ -399,7 +399,7 @@ def test_gradients_need_labelled_rows(rows: str | None, sentence: str) -> None:
         {},
         {"amount": 0.5, "macs": 0.5},
         {"amount": 0.5, "recovery": {"epochs": 1}},
-        {"macs": 0.5, "rounds": 2},
+        {"latency": 0.5, "rounds": 2},
     ],
 )
 def test_one_target_is_given(values: dict[str, Any]) -> None:

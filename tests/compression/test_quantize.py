@@ -353,7 +353,7 @@ def test_named_linears_of_dynamic_int8_stay_float(tmp_path: Path) -> None:
     step, context = DynamicInt8(keep_float=(first,)), toys.context((12,))
     state = run_step(step, toys.state(module, signature), context)
     assert isinstance(state.module, fx.GraphModule)
-    found = coverage(state.module, signature, (first,))
+    found = coverage(state.module, signature, {first: "asked"})
     assert (found["kernels"], found["left"]) == (len(others), 1)
     store = Store(tmp_path / "store")
     parent = toys.put(store, module, signature, settings)
