@@ -116,7 +116,7 @@ def quantize(
         observer: makes what finds the ranges of static activations; torchao's histogram when not given.
         form: what decides the form of the module's own graph (`graphs.form_of`), to trace it once for many
             weights.
-        functional: replace operators that work in place; graphs made before that was done are rebuilt without.
+        functional: replace operators that work in place; older graphs are rebuilt without.
 
     Raises:
         CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
