@@ -48,6 +48,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
         kept, mixed = keep_sensitive(step, state, context, quantized)
     graph = quantized(kept)
     decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
+    decision |= int8.decided(graph)
     return state.after(step, graph, decision | stays_float(kept, _tied(state, _STATIC, kept)) | mixed)
 
 
@@ -63,7 +64,7 @@ def _static(
     module, observer = copy_of(state.module), observer_of(step)
     form, left = _form(state), _tied(state, _STATIC, keep)
     graph = int8.quantize(module, "static", narrow, example, calibrate, [*keep, *left], observer, form)
-    made = {"reduce_range": narrow} | stays_float(keep, left)
+    made = {"reduce_range": narrow} | int8.decided(graph) | stays_float(keep, left)
     _check_kernels(graph, example, _form(state.after(step, graph, made)))
     return graph
 
@@ -85,7 +86,7 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     graph = int8.quantize(
         module, "dynamic", narrow, example, lambda one: one(example), [*keep, *left], form=form
     )
-    decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)}
+    decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)} | int8.decided(graph)
     after = state.after(step, graph, decision | stays_float(keep, left))
     _check_kernels(graph, example, _form(after))
     return after

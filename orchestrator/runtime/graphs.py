@@ -99,7 +99,8 @@ def with_weights_of(graph: fx.GraphModule, module: nn.Module) -> bool:
 
 def _decides(step: Settings, decision: Mapping[str, Any]) -> list[Any]:
     if isinstance(step, StaticInt8 | DynamicInt8):
-        return [step.kind, *(decision.get(name) for name in ("reduce_range", "keep_float", "left"))]
+        names = ("reduce_range", "keep_float", "left", "functional")
+        return [step.kind, *(decision.get(name) for name in names)]
     return [step.plain(), dict(decision)]
 
 

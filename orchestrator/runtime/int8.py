@@ -28,6 +28,7 @@ from orchestrator.runtime.graphs import TRACED, with_weights_of
 from orchestrator.runtime.int8_passes import (
     expect_example,
     fence_sums,
+    functionalize,
     move_integers,
     read_once,
     transposes_to_permutes,
@@ -62,6 +63,7 @@ folded into a convolution makes such channels."""
 
 _NARROW = 127
 """Largest integer of an activation of 7 bits."""
+_FUNCTIONAL = "functional"
 _RANGE_AT_RUN_TIME = torch.ops.quantized_decomposed.choose_qparams.tensor
 _FROM_SIGNATURE = ("preprocess.", "rescale.")
 _FROM_SETTINGS = ("body.front.even", "body.front.odd", "body.front.bands")
@@ -96,6 +98,7 @@ def quantize(
     keep_float: Collection[str] = (),
     observer: Observer | None = None,
     form: str | None = None,
+    functional: bool = True,
 ) -> fx.GraphModule:
     """The module's graph with int8 weights and quantize/dequantize pairs around convolutions and linears.
 
@@ -113,6 +116,7 @@ def quantize(
         observer: makes what finds the ranges of static activations; torchao's histogram when not given.
         form: what decides the form of the module's own graph (`graphs.form_of`), to trace it once for many
             weights.
+        functional: replace operators that work in place; older graphs are rebuilt without.
 
     Raises:
         CompressionError: the module cannot be exported, has no layer of a name, or nothing in it can be
@@ -123,6 +127,8 @@ def quantize(
         if type(part) is nn.Linear:
             part.__class__ = _RowLinear
     traced = _traced(module, example, form)
+    replaced = functional and functionalize(traced.graph)
+    traced.recompile()
     try:
         with quiet():
             prepared = prepare_pt2e(traced, _quantizer(mode, narrow, observer, keep_float))
@@ -138,10 +144,16 @@ def quantize(
             f"int8 ({mode}) would quantize nothing: no {kinds} was found in", _name_of(module)
         )
     _drop_checks(graph)
+    graph.meta[_FUNCTIONAL] = replaced
     for name in ("train", "eval"):
         # PT2E's own refuse even what the graph is: an eval-mode module, which callers may ask for.
         graph.__dict__.pop(name, None)
     return graph
+
+
+def decided(graph: fx.GraphModule) -> dict[str, bool]:
+    """What `quantize` did that a rebuild must do again: `functional`, where it changed something."""
+    return {_FUNCTIONAL: True} if graph.meta.get(_FUNCTIONAL) else {}
 
 
 def _traced(module: nn.Module, example: Tensor, form: str | None) -> fx.GraphModule:

@@ -6,13 +6,97 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.node import map_arg
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from orchestrator.runtime.torchao_names import DEQUANTIZE, QUANTIZE
 
 _POOL = torch.ops.aten.max_pool2d_with_indices.default
 _RESHAPE = torch.ops.aten.reshape.default
+_NEW_MEMORY = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("linear", "matmul", "batch_norm", "layer_norm", "group_norm", "max_pool2d", "adaptive_avg_pool2d"),
+    )
+}
+"""Composite operators that give new memory. Of others no schema says so: `dropout` may give its input."""
+
+
+def functionalize(graph: fx.Graph) -> bool:
+    """Operators that change a tensor in place as those that make a new one; whether there was any.
+
+    Rounding and lowering know few of their patterns in place. One stays where something that may share the
+    tensor's memory is read afterwards, or outlives the graph.
+    """
+    found = False
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        functional = _functional(node)
+        if functional is None or _shared(node, position):
+            continue
+        old, now = node.all_input_nodes[0], position[node]
+        node.target, found = functional, True
+        old.replace_all_uses_with(node, lambda user, now=now: position[user] > now)
+    return found
+
+
+def _functional(node: fx.Node) -> OpOverload | None:
+    """What makes a new tensor as the node changes its first argument in place; None if nothing does."""
+    name = str(node.target).split(".")
+    if not isinstance(node.target, OpOverload) or name[0] != "aten" or not name[1].endswith("_"):
+        return None
+    functional: OpOverload | None = getattr(getattr(torch.ops.aten, name[1][:-1], None), name[2], None)
+    if functional is None or _takes(functional) != _takes(node.target) or _aliases(functional):
+        return None
+    if torch.Tag.nondeterministic_seeded in functional.tags or not _aliases(node.target):
+        return None
+    given: Any = map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
+    (old, *others), named = given
+    with old.fake_mode:
+        new = functional(old, *others, **named)
+    # In place, what is added to or compared with a tensor takes on its type.
+    return functional if new.dtype == old.dtype else None
+
+
+def _takes(operator: OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in operator._schema.arguments]
+
+
+def _aliases(operator: OpOverload) -> bool:
+    return any(result.alias_info is not None for result in operator._schema.returns)
+
+
+def _shared(node: fx.Node, position: dict[fx.Node, int]) -> bool:
+    """Whether memory of the node's first argument is that of an input or weight, or read later elsewhere."""
+    changed, now = node.all_input_nodes[0], position[node]
+    same, left = {changed}, [changed]
+    while left:
+        one = left.pop()
+        near = [user for user in one.users if position[user] < now and _may_alias(user)]
+        near += filter(_has_tensors, one.all_input_nodes) if _may_alias(one) else []
+        left += [other for other in near if other not in same]
+        same.update(near)
+    return any(
+        one.op != "call_function" or (one is not changed and any(position[user] >= now for user in one.users))
+        for one in same
+    )
+
+
+def _may_alias(node: fx.Node) -> bool:
+    """Whether the node's result may share memory with what it is made from."""
+    if node.op != "call_function" or not _has_tensors(node):
+        return False
+    if not isinstance(node.target, OpOverload):
+        return True
+    composite = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return _aliases(node.target) or (composite and node.target.overloadpacket not in _NEW_MEMORY)
+
+
+def _has_tensors(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor | list | tuple)
 
 
 def transposes_to_permutes(graph: fx.Graph) -> None:

@@ -26,7 +26,7 @@ QUICK = Training(epochs=2, batch_size=16, lr=0.01)
 
 
 def trained(name: str, **settings: Any) -> tuple[nn.Module, Signature, State]:
-    module, signature, _ = toys.toy(name)
+    module, signature, _ = toys.toy(name) if name in toys.MODELS else toys.imported(name, (3, 8, 8))
     step = Qat(training=QUICK, **settings)
     return (
         module,
@@ -81,13 +81,14 @@ def test_first_ranges_take_in_all_calibration_rows() -> None:
     assert high > 100
 
 
-def test_the_deployed_graph_is_that_of_post_training_quantization() -> None:
+@pytest.mark.parametrize("name", ["resnet", "in_place"])
+def test_the_deployed_graph_is_that_of_post_training_quantization(name: str) -> None:
     def operators(state: State) -> list[str]:
         assert isinstance(state.module, fx.GraphModule)
         lowered = int8.lower(state.module, example_rows(signature, 8))
         return [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
 
-    module, signature, aware = trained("resnet")
+    module, signature, aware = trained(name)
     context = toys.context(signature.input_shape)
     after = run_step(StaticInt8(), aware, context)
     plain = run_step(StaticInt8(), toys.state(module, signature), context)
