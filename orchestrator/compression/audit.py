@@ -72,8 +72,9 @@ def decided(decisions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What each step of a plan reached, without what only rebuilding needs.
 
     Returns:
-        One a step: its `kind`, its single figures, the layers that it kept in float (`keep_float`) and those
-        that it left as they were, with the reason (`left`; of int8 and fp8 their own facts tell them).
+        One a step: its `kind`, its single figures, what a target left (`reached`), the layers that it kept
+        in float (`keep_float`) and those that it left as they were, with the reason (`left`; of int8 and
+        fp8 their own facts tell them).
     """
     return [
         {name: value for name, value in decision.items() if _tells(decision["kind"], name, value)}
@@ -84,7 +85,7 @@ def decided(decisions: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _tells(kind: str, name: str, value: object) -> bool:
     if isinstance(value, bool | int | float | str):
         return True
-    return bool(value) and (name == "keep_float" or (name == "left" and kind not in _COVERED))
+    return bool(value) and (name in ("keep_float", "reached") or (name == "left" and kind not in _COVERED))
 
 
 def told(step: Mapping[str, Any]) -> str:
@@ -96,7 +97,7 @@ def told(step: Mapping[str, Any]) -> str:
 
 def _said(value: object) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{name} ({reason})" for name, reason in value.items())
+        return "; ".join(f"{name} ({_said(found)})" for name, found in value.items())
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

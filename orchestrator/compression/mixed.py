@@ -65,7 +65,7 @@ def keep_sensitive(
         facts = judged(outputs(quantized(kept)))
         if _holds(step, facts):
             return tuple(kept), facts | {"drop_all_int8": whole}
-    told = f", at {step.confidence:.0%} confidence {facts['bound']:.4f}," if step.confidence else ""
+    told = f", at {100 * step.confidence:.4g}% confidence {facts['bound']:.4f}," if step.confidence else ""
     raise CompressionError(
         f"int8 drops {whole:.4f} on validation rows, and still {facts['drop']:.4f}{told} with {len(kept)} "
         "layers in float",

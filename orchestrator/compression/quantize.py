@@ -13,14 +13,11 @@ from orchestrator.compression.observers import observer_of
 from orchestrator.compression.step import Context, State, apply_step, copy_of, stays_float
 from orchestrator.config.steps import Bf16, DynamicInt8, StaticInt8
 from orchestrator.errors import CompressionError
-from orchestrator.models.base import tied_to_float
 from orchestrator.models.build import example_rows
 from orchestrator.runtime import int8
 from orchestrator.runtime.bf16 import to_bf16
 from orchestrator.runtime.graphs import QUANTIZED, form_of
 
-_STATIC = (nn.modules.conv._ConvNd, nn.Linear)
-"""What is rounded, so far as the quantizer has a form of it."""
 CALIBRATION_BATCH = 64
 """Rows a calibration batch: observers merge a histogram a batch."""
 
@@ -49,7 +46,7 @@ def quantize_static(step: StaticInt8, state: State, context: Context) -> State:
     graph = quantized(kept)
     decision = {"reduce_range": narrow, "rows": len(rows), "arguments": int8.arguments(graph)}
     decision |= int8.decided(graph)
-    return state.after(step, graph, decision | stays_float(kept, _tied(state, _STATIC, kept)) | mixed)
+    return state.after(step, graph, decision | stays_float(kept, {}) | mixed)
 
 
 def _static(
@@ -62,9 +59,8 @@ def _static(
             prepared(batch)
 
     module, observer = copy_of(state.module), observer_of(step)
-    form, left = _form(state), _tied(state, _STATIC, keep)
-    graph = int8.quantize(module, "static", narrow, example, calibrate, [*keep, *left], observer, form)
-    made = {"reduce_range": narrow} | int8.decided(graph) | stays_float(keep, left)
+    graph = int8.quantize(module, "static", narrow, example, calibrate, keep, observer, _form(state))
+    made = {"reduce_range": narrow} | int8.decided(graph) | stays_float(keep, {})
     _check_kernels(graph, example, _form(state.after(step, graph, made)))
     return graph
 
@@ -82,12 +78,9 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     example = example_rows(state.signature, int8.EXAMPLE_ROWS)
     narrow = step.reduce_range or int8.reduce_range()
     form, keep, module = _form(state), step.keep_float or (), copy_of(state.module)
-    left = _tied(state, (nn.Linear,), keep)
-    graph = int8.quantize(
-        module, "dynamic", narrow, example, lambda one: one(example), [*keep, *left], form=form
-    )
+    graph = int8.quantize(module, "dynamic", narrow, example, lambda one: one(example), keep, form=form)
     decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)} | int8.decided(graph)
-    after = state.after(step, graph, decision | stays_float(keep, left))
+    after = state.after(step, graph, decision | stays_float(keep, {}))
     _check_kernels(graph, example, _form(after))
     return after
 
@@ -101,12 +94,6 @@ def cast_bf16(step: Bf16, state: State, context: Context) -> State:  # noqa: ARG
 def _form(state: State) -> str | None:
     """What decides the form of the state's graph; None where that is not known."""
     return None if state.given else form_of(state.model, state.signature, state.plan, state.decisions)
-
-
-def _tied(state: State, kinds: tuple[type[nn.Module], ...], keep: Collection[str] = ()) -> dict[str, str]:
-    """Layers that stay float since their weight is that of a float one."""
-    layers = [name for name, part in state.module.named_modules() if isinstance(part, kinds)]
-    return tied_to_float(state.module, [name for name in layers if not int8.is_within(name, keep)])
 
 
 def _check_kernels(graph: fx.GraphModule, example: Tensor, form: str | None) -> None:

@@ -38,7 +38,7 @@ from orchestrator.config.measure import (
 )
 from orchestrator.config.model import ModelSettings, SideBySide
 from orchestrator.config.search import SearchSettings
-from orchestrator.config.search_checks import search_complaint
+from orchestrator.config.search_checks import promise_complaint, search_complaint
 from orchestrator.config.serving import ServingSettings
 from orchestrator.config.streaming import run_complaint
 from orchestrator.config.tracking import MlflowTracking
@@ -250,6 +250,8 @@ class RunConfig(Settings):
             if entry.parent not in known or entry.parent in FRONT_NAMES:
                 above = ", ".join(other for other in known if other not in FRONT_NAMES)
                 raise ValueError(f"variants.{name}.parent: '{entry.parent}' is none of {above}")
+            if (complaint := promise_complaint(entry.promise, self.data.task)) is not None:
+                raise ValueError(f"variants.{name}.{complaint}")
             known.append(name)
         if (complaint := plan_complaint(self.variants)) is not None:
             raise ValueError(f"variants.{complaint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from orchestrator.config.search import SearchSettings
+from orchestrator.config.search import Promise, SearchSettings
 from orchestrator.config.signature import Task
 
 
@@ -20,8 +20,12 @@ def search_complaint(settings: SearchSettings | None, models: Collection[str], t
         return None
     if settings.parent not in models:
         return f"parent: no model is named '{settings.parent}'; models: {', '.join(models)}"
-    promise = settings.promise
-    classes = [key for key in ("max_class_drop", "max_changed") if getattr(promise, key) is not None]
+    return promise_complaint(settings.promise, task)
+
+
+def promise_complaint(promise: Promise | None, task: Task) -> str | None:
+    """What a promise bounds that the task has not, or None."""
+    classes = [key for key in ("max_class_drop", "max_changed") if getattr(promise, key, None) is not None]
     if classes and task == "regression":
         return f"promise.{classes[0]} needs classes, which task regression has not: leave it out"
     return None

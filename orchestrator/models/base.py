@@ -69,7 +69,7 @@ def tied_to_float(module: nn.Module, names: Collection[str]) -> dict[str, str]:
     for name in names:
         others = [one for one in holders.get(id(module.get_submodule(name).weight), ()) if one not in names]
         if others:
-            found[name] = f"its weight is also that of {others[0]}, which stays float"
+            found[name] = f"its weight is also that of {others[0] or 'the model itself'}, which stays float"
     return found
 
 

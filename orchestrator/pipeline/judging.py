@@ -16,11 +16,12 @@ from orchestrator.config.measure import Metric
 from orchestrator.config.search import Promise
 from orchestrator.config.steps import Distill
 from orchestrator.config.variant import VariantEntry
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, ModelError, OrchestratorError
 from orchestrator.measure.artifacts import Subject, measure_artifacts
 from orchestrator.measure.latency import Latency
 from orchestrator.measure.promise import Verdict, non_inferior
 from orchestrator.pipeline.context import Run
+from orchestrator.progress import Progress
 from orchestrator.search.ledger import Ledger
 from orchestrator.store.store import Store
 
@@ -78,7 +79,7 @@ def looks(store: Store, study: dict[str, Any], asked: Mapping[str, Asked]) -> di
         asked: by name of the variant.
 
     Returns:
-        Verdicts by name; one that cannot be had, for want of labels, is left out.
+        Verdicts by name; one that cannot be had, for want of labels or since the metric fails, is left out.
     """
     if not asked:
         return {}
@@ -89,7 +90,8 @@ def looks(store: Store, study: dict[str, Any], asked: Mapping[str, Asked]) -> di
         confidence = 1 - (1 - promise.confidence) / count
         try:
             found[name] = ask(promise.model_copy(update={"confidence": confidence}))
-        except DataError:
+        except (DataError, ModelError) as error:
+            Progress()("evaluate", f"{name} has no verdict: {error}")
             continue
         ledger.look(*subject, found[name])
     return found
@@ -146,6 +148,8 @@ def _gate(run: Run, own: Member, parent: Member, facts: Mapping[str, Any] | None
             allowed=run.allowed,
         )
     except OrchestratorError:  # the parent itself may have no eager form
+        return None
+    if "error" in record:
         return None
     latency = Latency(**{one.name: record[one.name] for one in fields(Latency)})
     found = gate(facts, before, {latency.batch: latency})

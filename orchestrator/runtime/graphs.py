@@ -99,7 +99,7 @@ def with_weights_of(graph: fx.GraphModule, module: nn.Module) -> bool:
 
 def _decides(step: Settings, decision: Mapping[str, Any]) -> list[Any]:
     if isinstance(step, StaticInt8 | DynamicInt8):
-        names = ("reduce_range", "keep_float", "left", "functional")
+        names = ("reduce_range", "keep_float", "functional")
         return [step.kind, *(decision.get(name) for name in names)]
     return [step.plain(), dict(decision)]
 

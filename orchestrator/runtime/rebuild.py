@@ -242,7 +242,7 @@ def _(
 
     example = example_rows(signature, int8.EXAMPLE_ROWS)
     mode: int8.Mode = "static" if isinstance(step, StaticInt8) else "dynamic"
-    keep = (*decision.get("keep_float", ()), *decision.get("left", ()))
+    keep = decision.get("keep_float", ())
     narrow, functional = bool(decision["reduce_range"]), bool(decision.get("functional"))
     return int8.quantize(module, mode, narrow, example, _run_once(example), keep, functional=functional)
 

@@ -82,11 +82,13 @@ def test_the_audit_says_what_changed() -> None:
 def test_what_a_step_reached_is_told_without_what_rebuilding_needs() -> None:
     decisions: list[dict[str, Any]] = [
         {"kind": "factorize", "ranks": {"a": 3}, "left": {"b": "saves nothing"}},
+        {"kind": "prune_channels", "removed": {"a": [1]}, "reached": {"macs": 0.578}},
         {"kind": "int8_static", "arguments": [[1, 2]], "keep_float": ["head"], "drop": 0.00123456},
     ]
-    first, second = decided(decisions)
+    first, pruned, second = decided(decisions)
     assert first == {"kind": "factorize", "left": {"b": "saves nothing"}}
     assert told(first) == "left b (saves nothing)"
+    assert told(pruned) == "reached macs (0.578)"
     assert told(second) == "keep float head, drop 0.001235"
 
 

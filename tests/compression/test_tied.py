@@ -76,17 +76,24 @@ class TiedEmbedding(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("step", [Fp8(), StaticInt8(rows=16), DynamicInt8()], ids=lambda one: one.kind)
-def test_a_linear_that_shares_a_float_weight_stays_float_and_says_so(step: Step) -> None:
+def test_an_fp8_linear_that_shares_a_float_weight_stays_float_and_says_so() -> None:
     part = toys.rows((12,))
-    found = compress(TiedEmbedding(), [step], (part.inputs, part.targets)).audit(batches=())
+    found = compress(TiedEmbedding(), [Fp8()], (part.inputs, part.targets)).audit(batches=())
     assert found.facts["bytes"] < found.baseline["bytes"] < 4 * found.facts["params"] + 2000
     assert found.facts["params"] == found.baseline["params"]
-    rows = (found.facts["fp8"] or found.facts["int8"])["fell_back"]
-    assert [row["why"] for row in rows if row["layer"].endswith("out")] == [
+    assert [row["why"] for row in found.facts["fp8"]["fell_back"] if row["layer"].endswith("out")] == [
         "its weight is also that of body.embedding, which stays float"
     ]
     assert not any("left" in one for one in found.facts["decided"])
+
+
+@pytest.mark.parametrize("step", [StaticInt8(rows=16), DynamicInt8()], ids=lambda one: one.kind)
+def test_int8_rounds_a_linear_that_shares_a_float_weight(step: Step) -> None:
+    part = toys.rows((12,))
+    found = compress(TiedEmbedding(), [step], (part.inputs, part.targets)).audit(batches=())
+    assert found.facts["int8"]["share"] == 1
+    # The baseline has the weight once, so the gate weighs true bytes.
+    assert found.baseline["bytes"] < 4 * found.facts["params"] + 2000
 
 
 def test_weight_only_types_round_both_or_neither() -> None:

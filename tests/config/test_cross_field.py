@@ -55,6 +55,9 @@ def test_a_promise_about_classes_needs_them(key: str) -> None:
     assert run(f"search.promise.{key}=0.05")
     said = refused("data.name=gapminder", "data.task=regression", f"search.promise.{key}=0.05")
     assert f"search.promise.{key} needs classes, which task regression has not" in said
+    small = f"variants={{v: {{parent: big, plan: [{{kind: bf16}}], promise: {{{key}: 0.05}}}}}}"
+    said = refused("data.name=gapminder", "data.task=regression", small)
+    assert f"variants.v.promise.{key} needs classes" in said
 
 
 def variant(parent: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.config.ensemble import Member
 from orchestrator.config.search import Promise
 from orchestrator.config.steps import StaticInt8
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.measure.promise import Verdict
 from orchestrator.pipeline.compressing import _job, make_variant
 from orchestrator.pipeline.context import open_run
@@ -45,9 +45,10 @@ def test_all_that_was_ever_looked_at_shares_the_confidence(tmp_path: Path) -> No
     assert seen[6:] == [0.9]
 
 
-def test_what_cannot_be_answered_is_left_out(tmp_path: Path) -> None:
-    def refused(promise: Promise) -> Verdict:
-        raise DataError("no row has a label", promise.max_drop)
+@pytest.mark.parametrize("error", [DataError("no row has a label"), ModelError("the metric failed")])
+def test_what_cannot_be_answered_is_left_out(error: Exception, tmp_path: Path) -> None:
+    def refused(promise: Promise) -> Verdict:  # noqa: ARG001
+        raise error
 
     store = Store(tmp_path / "store")
     assert looks(store, {}, {"a": Asked(("a" * 64, "eager"), Promise(), refused)}) == {}

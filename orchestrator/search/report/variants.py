@@ -44,6 +44,7 @@ def _cells(item: Mapping[str, Any]) -> tuple[str, ...]:
         "<br>".join(
             f"<strong>{safe(step['kind'])}</strong> {safe(told(step))}"
             for step in (audit or {}).get("decided", ())
+            if len(step) > 1
         ),
     )
 

@@ -23,7 +23,7 @@ const detailPanel = (box, report) => {
       return [[`work in ${name}`, `${(100 * value.share).toFixed(1)}\u00a0%`], ["left in float", left]];
     }
     if (value === null || value === undefined) return [];
-    if (name === "decided") return value.map(({ kind, ...facts }) => [`${kind} reached`, Object.entries(facts).map(([what, found]) => `${what.replaceAll("_", " ")} ${typeof found === "number" ? numberText(found, 4) : typeof found === "object" ? JSON.stringify(found) : found}`).join(", ")]);
+    if (name === "decided") return value.filter((step) => Object.keys(step).length > 1).map(({ kind, ...facts }) => [`${kind} reached`, Object.entries(facts).map(([what, found]) => `${what.replaceAll("_", " ")} ${typeof found === "number" ? numberText(found, 4) : typeof found === "object" ? JSON.stringify(found) : found}`).join(", ")]);
     const text = name === "bytes" ? sizeText(value) : name === "zeros" ? `${(100 * value).toFixed(1)}\u00a0%` : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en-US") : numberText(value, 4)) : typeof value === "object" ? JSON.stringify(value) : String(value);
     return [[AUDIT_LABELS[name] ?? name.replaceAll("_", " "), text]];
   });
