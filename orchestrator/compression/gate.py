@@ -10,6 +10,7 @@ from orchestrator.measure.latency import Latency
 
 MASKED = 0.05
 """Share of zeros from which a model of full size is called masked."""
+_WEIGHT_ONLY = {"int8_weight_only", "int4_weight_only"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def _times(batch: int, latency: Latency) -> str:
 
 
 def is_masked(facts: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
-    """Whether weights are zero in a model that still computes and stores all of them."""
-    rounded = facts["int8"] is not None or facts["fp8"] is not None
+    """Whether weights are zero in a model that computes them all; zeros that rounding makes do not count."""
+    kinds = {step["kind"] for step in facts.get("decided", ())}
+    rounded = facts["int8"] is not None or facts["fp8"] is not None or kinds & _WEIGHT_ONLY
     return facts["zeros"] > MASKED and facts["macs"] >= baseline["macs"] and not rounded
 
 

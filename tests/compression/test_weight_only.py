@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from orchestrator.compression.api import compress
+from orchestrator.compression.gate import MASKED
 from orchestrator.compression.plan import apply_plan, run_step
 from orchestrator.compression.qat import weight_rounding
 from orchestrator.compression.weight_only import rounded_codes
@@ -93,6 +94,15 @@ def test_layers_without_a_form_are_named_with_the_reason() -> None:
     why = "there is no weight-only form of Conv1d"
     assert variant.decisions[-1]["left"] == {"body.1": why}
     assert f"int8_weight_only  left body.1 ({why})" in str(variant.audit(batches=()))
+
+
+def test_zeros_that_rounding_makes_are_no_mask() -> None:
+    part = toys.rows((12,))
+    found = compress(nn.Sequential(nn.Linear(12, 5)), [WeightOnlyInt4()], (part.inputs, part.targets))
+    audited = found.audit(batches=())
+    assert audited.facts["zeros"] > MASKED
+    assert not audited.facts["masked_only"]
+    assert "masked" not in audited.gate.reason
 
 
 def test_tensors_of_another_form_are_refused() -> None:

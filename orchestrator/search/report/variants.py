@@ -15,7 +15,7 @@ _CAPTION = (
     "run file share. The gate marks what is neither faster nor smaller than its parent; nothing is taken "
     "back. Peak memory is that of the activations of 32 rows.</p>"
 )
-_HEAD = ("", "promise", "gate", "audit", "what the steps reached")
+_HEAD = ("", "promise", "gate", "audit, and what the steps reached")
 
 
 def section(summary: Mapping[str, Any]) -> str:
@@ -25,7 +25,7 @@ def section(summary: Mapping[str, Any]) -> str:
         return ""
     head = "".join(f'<th scope="col">{title}</th>' for title in _HEAD)
     rows = "".join(
-        f'<tr><th scope="row">{safe(key)}<small>of {safe(item["parent"])}</small></th>'
+        f'<tr><th scope="row">{safe(key)}<br><small>of {safe(item["parent"])}</small></th>'
         + "".join(f'<td class="wide">{cell}</td>' for cell in _cells(item))
         + "</tr>"
         for key, item in found.items()
@@ -41,11 +41,6 @@ def _cells(item: Mapping[str, Any]) -> tuple[str, ...]:
         _said(SAID[verdict["status"]], verdict["reason"]) if verdict else text.NONE,
         _said("passes" if gate["passes"] else "REFUSED", gate["reason"]) if gate else text.NONE,
         _facts(audit) if audit else text.NONE,
-        "<br>".join(
-            f"<strong>{safe(step['kind'])}</strong> {safe(told(step))}"
-            for step in (audit or {}).get("decided", ())
-            if len(step) > 1
-        ),
     )
 
 
@@ -66,4 +61,6 @@ def _facts(audit: Mapping[str, Any]) -> str:
         for kind in ("int8", "fp8")
         if audit[kind] is not None
     ]
-    return "<br>".join(lines)
+    steps = [step for step in audit.get("decided", ()) if len(step) > 1]
+    reached = [f"<strong>{safe(step['kind'])}</strong><small>{safe(told(step))}</small>" for step in steps]
+    return "<br>".join([*lines, "".join(reached)])
