@@ -98,7 +98,11 @@ def test_layers_without_a_form_are_named_with_the_reason() -> None:
 
 def test_zeros_that_rounding_makes_are_no_mask() -> None:
     part = toys.rows((12,))
-    found = compress(nn.Sequential(nn.Linear(12, 5)), [WeightOnlyInt4()], (part.inputs, part.targets))
+    layer = nn.Linear(12, toys.CLASSES)
+    with torch.no_grad():
+        layer.weight.normal_(generator=torch.manual_seed(0))
+        layer.weight[:, 0] = 4.0  # what is small beside it becomes zero
+    found = compress(nn.Sequential(layer), [WeightOnlyInt4()], (part.inputs, part.targets))
     audited = found.audit(batches=())
     assert audited.facts["zeros"] > MASKED
     assert not audited.facts["masked_only"]
