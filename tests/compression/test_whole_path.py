@@ -61,7 +61,7 @@ def served(store: Store, digest: str, inputs: NDArray[Any], allowed: Any) -> NDA
     )
 
     async def asked() -> list[NDArray[np.float32]]:
-        return await asyncio.gather(*(member.predict(part) for part in np.split(inputs, (1, 4, 9))))
+        return list(await asyncio.gather(*(member.predict(part) for part in np.split(inputs, (1, 4, 9)))))
 
     return np.concatenate(asyncio.run(asked()))
 

@@ -113,7 +113,9 @@ def _file_of(stored: dict[str, Tensor], metadata: str) -> bytes:
 
 
 GOOD = sparse.pack({"x": _sparse(0.9)})
-BORDER = GOOD[1]["x"][2]
+HOW = GOOD[1]["x"]
+assert isinstance(HOW, list)
+BORDER = HOW[2]
 
 
 @pytest.mark.parametrize(
