@@ -11,7 +11,7 @@ from orchestrator import __version__
 from orchestrator.command_bench import bench
 from orchestrator.command_choose import choose
 from orchestrator.command_explain import explain
-from orchestrator.command_guard import guarded, print_json
+from orchestrator.command_guard import guarded, print_document, print_json
 from orchestrator.command_models import models
 from orchestrator.command_release import canary, release, status, weights
 from orchestrator.command_sensitivity import sensitivity
@@ -193,11 +193,7 @@ def compress(
         execution=execution,
         allow=tuple(allow or ()),
     )
-    text = document.pop("text")
-    if as_json:
-        print_json(document)
-    else:
-        typer.echo(text)
+    print_document(document, as_json=as_json)
 
 
 app.command()(guarded(sensitivity))

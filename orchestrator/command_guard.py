@@ -49,3 +49,12 @@ def complain(error: OrchestratorError, as_json: bool) -> typer.Exit:
 
 def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2))
+
+
+def print_document(document: dict[str, Any], *, as_json: bool) -> None:
+    """A document for programs, or its `text` for people."""
+    text = document.pop("text")
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(text)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.command_guard import print_json
+from orchestrator.command_guard import print_document
 from orchestrator.options import AllowOption, JsonOption, StoreOption
 
 Source = Annotated[str, typer.Argument(help="Ref or digest of the model, like digits/teacher.")]
@@ -46,8 +46,4 @@ def sensitivity(
         threads=threads,
         allow=tuple(allow or ()),
     )
-    text = document.pop("text")
-    if as_json:
-        print_json(document)
-    else:
-        typer.echo(text)
+    print_document(document, as_json=as_json)

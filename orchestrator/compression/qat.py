@@ -46,8 +46,7 @@ def train_quantized(step: Qat, state: State, context: Context) -> State:
     """
     if step.to != "int8_static":
         module, group, bits = copy_of(state.module), step.group or DEFAULT_GROUPS[step.to], BITS[step.to]
-        _, left = groups_of(module, group, bits, step.keep_float)
-        with weight_rounding(module, group, bits, step.keep_float):
+        with weight_rounding(module, group, bits, step.keep_float) as left:
             epochs = fine_tune(module, step.training, state, context, checkpoint=context.checkpoint)
         return state.after(step, module.eval(), {"epochs": epochs} | stays_float((), left))
     if context.calibration is None or len(context.calibration) == 0:
@@ -116,8 +115,9 @@ def rounding(
 @contextmanager
 def weight_rounding(
     module: nn.Module, group: int | None, bits: int, keep_float: Collection[str] = ()
-) -> Iterator[None]:
-    """Within it, the module's layers compute with the weights that a weight-only type will give them.
+) -> Iterator[dict[str, str]]:
+    """Within it, the module's layers compute with the weights that a weight-only type will give them; those
+    that it passes over come with the reason.
 
     Args:
         module: changed in place, and plain again afterwards.
@@ -129,14 +129,15 @@ def weight_rounding(
         CompressionError: no layer would become smaller, or there is none of a name.
     """
     changed = []
-    for name, own in groups_of(module, group, bits, keep_float)[0].items():
+    groups, left = groups_of(module, group, bits, keep_float)
+    for name, own in groups.items():
         layer = module.get_submodule(name)
         changed.append((layer, type(layer)))
         layer.__class__ = _SMALL_FORMS[type(layer)]
         assert isinstance(layer, _SmallWeight)
         layer.group, layer.bits = own, bits
     try:
-        yield
+        yield left
     finally:
         for layer, kind in changed:
             del layer.group, layer.bits

@@ -69,7 +69,8 @@ def test_a_variant_of_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = found["small"]
     assert (small["parent"], small["verdict"]["status"]) == ("one", "holds")
     assert (small["verdict"]["max_drop"], small["verdict"]["confidence"]) == (0.5, 0.95)
-    assert small["gate"]["passes"] and "of the bytes" in small["gate"]["reason"]  # noqa: PT018
+    assert small["gate"]["passes"]
+    assert "of the bytes" in small["gate"]["reason"]
     assert small["audit"]["int8"]["share"] == 1
     assert small["audit"]["peak_bytes"] > 0
     assert not small["audit"]["masked_only"]
