@@ -33,7 +33,7 @@ def gate(facts: Mapping[str, Any], baseline: Mapping[str, Any], latencies: Mappi
     """Judge a variant.
 
     Args:
-        facts: `bytes`, `macs`, `zeros`, `int8` and `fp8`, as `audit` gives them.
+        facts: `bytes`, `macs`, `zeros`, `int8`, `fp8` and `decided`, as `audit` gives them.
         baseline: the same of the model that it came from.
         latencies: by batch size, each measured interleaved with that model in eager fp32.
     """
