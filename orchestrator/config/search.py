@@ -136,8 +136,8 @@ class SearchSettings(Searching):
     parent: str = "teacher"
     """Name of the model to compress."""
     siblings: int = Field(0, ge=0)
-    """Of each batch, so many take a trained model that an earlier trial left, one of the best of their number
-    type, and choose what follows its training anew: such a trial trains nothing."""
+    """Of each batch, so many take a model that another trial trains, of the same batch or one of the best of
+    their number type before it, and choose what follows its training anew: such a trial trains nothing."""
     space: Space = Space()
     executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
     """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling

@@ -11,7 +11,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from orchestrator.config.free import Config
@@ -76,7 +76,8 @@ class BatchSearch:
 
     A batch is told only when all its trials ended and were measured, in trial order: what is suggested
     next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver. The
-    longest trials of a batch run first, so that short ones fill the time until it ends.
+    longest trials of a batch run first, so that short ones fill the time until it ends. Of those that share a
+    training one runs first, and the others when that is done; where it is stopped early, they end as it does.
     """
 
     def __init__(
@@ -109,6 +110,9 @@ class BatchSearch:
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
         self._ended: list[TrialRow] = []
+        self._trained: set[str] = set()
+        self._stopped: dict[str, Outcome] = {}
+        """By what was trained, as in `_trained`."""
         self._lost: Counter[int] = Counter()
 
     @property
@@ -125,7 +129,7 @@ class BatchSearch:
             self._arms = []
             self.finished = not batch
             for suggestion in batch:
-                outcome = self._lookup(suggestion.config)
+                outcome = self._lookup(suggestion.config) or self._stopped.get(suggestion.training)
                 if outcome is None:
                     self._waiting.append(suggestion)
                 else:
@@ -138,10 +142,12 @@ class BatchSearch:
         """A config to run; None while the batch's other trials run, and at the end."""
         self._begin_none_late()
         self.advance()
-        if self.finished or not self._waiting:
+        suggestion = next(self._ready(), None)
+        if suggestion is None:
             return None
-        self._running[trial_id] = self._waiting.pop(0)
-        return dict(self._running[trial_id].config)
+        self._waiting.remove(suggestion)
+        self._running[trial_id] = suggestion
+        return dict(suggestion.config)
 
     def on_trial_complete(self, trial_id: str) -> None:
         """The driver's word that a trial ended; one that failed is ended by `fail`."""
@@ -171,6 +177,11 @@ class BatchSearch:
                 return
             self._end(suggestion, outcome or Outcome(failure=reason))
 
+    def _ready(self) -> Iterator[Suggestion]:
+        """Those that need nothing which another one is about to train."""
+        trains = {one.training for one in self._running.values()} - self._trained - {""}
+        return (one for one in self._waiting if one.training not in trains)
+
     def _begin_none_late(self) -> None:
         """Trials that wait are dropped when the time is over."""
         if self._waiting and self._taken_s() > self._most_s:
@@ -189,6 +200,16 @@ class BatchSearch:
         row = dataclasses.replace(row, seconds=round(seconds, 1))
         self._ended.append(row)
         self._on_event(row)
+        if not suggestion.training or outcome.failure:
+            return
+        if not outcome.stopped:
+            self._trained.add(suggestion.training)
+            return
+        self._stopped[suggestion.training] = outcome
+        also = [one for one in self._waiting if one.training == suggestion.training]
+        self._waiting = [one for one in self._waiting if one not in also]
+        for one in also:
+            self._end(one, outcome)
 
     def _close_batch(self) -> None:
         """Measure what ended well, keep all, tell the study of its own.

@@ -126,7 +126,7 @@ def _search(
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
-        work=lambda suggestion: 0 if suggestion.trained else epochs_of(job, suggestion.config),
+        work=lambda suggestion: 0 if suggestion.shares else epochs_of(job, suggestion.config),
         arms=_arms(job),
         ledger=ledger,
         most_s=60 * job.search.minutes if job.search.minutes else math.inf,

@@ -110,9 +110,13 @@ def _wanted(config: Config, settings: Searching) -> tuple[Execution, ...]:
 def meaning_of(settings: Searching) -> dict[str, int]:
     """What tells a study from one of before whose settings read alike and meant other trials; mostly nothing.
 
-    A step's `training` took the place of the step's own once, and is laid over it now.
+    A step's `training` took the place of the step's own once, and is laid over it now. Siblings shared what
+    earlier batches trained alone once.
     """
-    return {"trainings": 2} if space.leaves_open(settings.space.plain()) else {}
+    siblings = isinstance(settings, SearchSettings) and settings.siblings > 0
+    return ({"trainings": 2} if space.leaves_open(settings.space.plain()) else {}) | (
+        {"siblings": 2} if siblings else {}
+    )
 
 
 def variant_key(config: Config, settings: Searching) -> str:

@@ -34,8 +34,10 @@ class Suggestion(NamedTuple):
 
     number: int
     config: Config
-    trained: bool = False
-    """An earlier trial trained what it needs."""
+    training: str = ""
+    """Names what it trains; trials of one name share that. Empty when that cannot be shared."""
+    shares: bool = False
+    """Another trial, an earlier one or one of its batch, trains that."""
 
 
 class BatchStudy:
@@ -45,9 +47,10 @@ class BatchStudy:
     A variant is suggested once: a repeated one is told FAIL, which no sampler learns from. What is suggested
     does not depend on how many trials are asked for, so a search can be extended.
 
-    The last `siblings` of a batch reuse what earlier trials trained (`TrainedParents`), as far as there is
-    such a parent with untried ways to end its plan; the sampler chooses among those ways, and learns from
-    them as from any other trial.
+    `siblings` of a batch share what other trials train (`TrainedParents`), as far as there is such a parent
+    with untried ways to end its plan; the sampler chooses among those ways, and learns from them as from any
+    other trial. The first few trainings are then drawn at random: many results of one training would make
+    a model that knows that one alone.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class BatchStudy:
         self._seen: set[str] = set()
         self._open: dict[int, optuna.Trial] = {}
         self._asked = 0
+        self._unshared = 0
         every = grid(settings.space)
         self._endless = every is None
         every = every or []
@@ -74,6 +78,7 @@ class BatchStudy:
             random.Random(seed).shuffle(every)
         self._untried = iter(every)
         self._trained = TrainedParents(settings) if isinstance(settings, SearchSettings) else None
+        self._siblings = settings.siblings if isinstance(settings, SearchSettings) else 0
         for config in () if self._sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
@@ -91,12 +96,13 @@ class BatchStudy:
         if self._open:
             raise SearchError("a batch was asked for before the last one was told", sorted(self._open))
         batch: list[Suggestion] = []
-        news = self._settings.batch - (self._trained.siblings if self._trained else 0)
-        for place in range(min(self._settings.batch, self._settings.trials - self._asked)):
-            suggestion = (self._sibling() if place >= news else None) or self._next()
-            if suggestion is None:
+        news = self._settings.batch - self._siblings
+        for _ in range(min(self._settings.batch, self._settings.trials - self._asked)):
+            is_full = sum(not suggestion.shares for suggestion in batch) >= news
+            found = (self._sibling() if is_full else None) or self._next()
+            if found is None:
                 break
-            batch.append(suggestion)
+            batch.append(found)
         return batch
 
     def tell(self, rows: Sequence[TrialRow]) -> None:
@@ -125,7 +131,7 @@ class BatchStudy:
     def _sibling(self) -> Suggestion | None:
         """Another end for a plan whose training is done; None when no such parent has one left."""
         trained = self._trained
-        if self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if self._has_waiting():
             return None  # plain baselines come first
         while trained is not None and (prefix := trained.next()) is not None:
             # A sampler that likes one end best suggests that again and again; then chance decides.
@@ -136,23 +142,27 @@ class BatchStudy:
                 if len(end) > len(prefix) and not self._is_new(end):
                     continue
                 self._study.enqueue_trial(dict(end))
-                found = self._ask_once()
-                if found is not None:
-                    trained.took(prefix)
-                    return found._replace(trained=True)
+                if (found := self._ask_once()) is not None:
+                    return found
             trained.forget(prefix)
         return None
 
     def _next(self) -> Suggestion | None:
-        for _ in range(_TRIES[self._sampler]):
-            found = self._ask_once()
-            if found is not None:
+        for attempt in range(_TRIES[self._sampler]):
+            if self._siblings and self._unshared < _STARTUP and not self._has_waiting():
+                source = random.Random(f"{self._seed} new {self._asked} {attempt}")
+                self._study.enqueue_trial(draw(self._settings, source, {}))
+            if (found := self._ask_once()) is not None:
                 return found
         for config in self._others():
             if self._is_new(config):
                 self._study.enqueue_trial(config)
                 return self._ask_once()
         return None
+
+    def _has_waiting(self) -> bool:
+        """Whether configs are waiting that the sampler did not choose."""
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _others(self) -> Iterator[Config]:
         """What the sampler does not think of: the rest of the grid, or of an endless space some at random."""
@@ -177,7 +187,9 @@ class BatchStudy:
         self._seen.add(variant_key(config, self._settings))
         self._open[self._asked] = trial
         self._asked += 1
-        return Suggestion(self._asked - 1, config)
+        training, shares = ("", False) if self._trained is None else self._trained.took(config)
+        self._unshared += not shares
+        return Suggestion(self._asked - 1, config, training, shares)
 
 
 def _sampler(settings: Searching, seed: int) -> BaseSampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -98,6 +99,9 @@ class Study:
     def _row(self, suggestion: Suggestion, outcome: Outcome) -> TrialRow:
         name = name_of(suggestion.config, self.settings)
         row = TrialRow(suggestion.number, name, "aoti", suggestion.config, outcome.digest, drop=outcome.drop)
+        if outcome.stopped:
+            ended = {"status": "stopped", "epochs": outcome.epochs[-1], "metric": outcome.metric}
+            return dataclasses.replace(row, **ended)
         return row.failed(outcome.failure) if outcome.failure else row.limited(self.settings)
 
     def _lookup(self, config: Config) -> Outcome | None:

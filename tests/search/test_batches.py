@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.base import canonical, fingerprint
 from orchestrator.errors import StoreError
 from orchestrator.search.batches import NODE_DIED
 from orchestrator.search.ledger import untimed
@@ -14,7 +15,7 @@ from orchestrator.search.objectives import TrialRow
 from orchestrator.search.study import Suggestion
 from orchestrator.store import local
 from tests.search.faulty import READ_ONLY, faulty_trial, guarded, starts
-from tests.search.spaces import amount_of
+from tests.search.spaces import amount_of, small
 from tests.search.study_driver import Study, settings_of
 
 SETTINGS = settings_of(20, sampler="tpe")
@@ -61,18 +62,21 @@ def test_the_longest_trials_of_a_batch_run_first_which_changes_no_result(tmp_pat
     begun: list[Suggestion] = []
 
     def work(suggestion: Suggestion) -> float:
-        return 0 if suggestion.trained else 1 + amount_of(suggestion.config)
+        return 0 if suggestion.shares else 1 + amount_of(suggestion.config)
 
     def suggested(study: Study) -> list[Suggestion]:
         """What runs of the first batch, or the next one, in this order."""
-        names = [f"{place}" for place in range(6)]
-        found = []
-        for name in names:
-            config = study.search.suggest(name)
-            assert config is not None
+        found: list[Suggestion] = []
+        running: list[str] = []
+        while len(found) < 6:
+            name = str(len(found))
+            if (config := study.search.suggest(name)) is None:
+                study.search.on_trial_complete(running.pop(0))
+                continue
             faulty_trial({**config, "folder": str(study.folder)})
             found.append(study.search._running[name])
-        for name in names:
+            running.append(name)
+        for name in running:
             study.search.on_trial_complete(name)
         return found
 
@@ -81,10 +85,72 @@ def test_the_longest_trials_of_a_batch_run_first_which_changes_no_result(tmp_pat
         begun = suggested(study)
         assert [work(one) for one in begun] == sorted(map(work, begun), reverse=True)
         assert [one.number for one in begun] != sorted(one.number for one in begun)
-    assert [one.trained for one in begun[-2:]] == [True, True]
+    assert [one.shares for one in begun[-2:]] == [True, True]
     study.search.advance()
     expected = Study(tmp_path / "as suggested", settings).alone()
     assert list(map(untimed, study.search.rows)) == list(map(untimed, expected))
+
+
+PRUNED = small({"range": [0.05, 0.75]}, ("l2", "l1"), ("fp32", "bf16", "int8_static"), whole=False)
+SHARING = settings_of(12, batch=6, siblings=3, space=PRUNED)
+
+
+def test_what_shares_a_training_waits_until_it_is_done(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study", SHARING)
+    running: list[str] = []
+    trained, shared = set[str](), 0
+    for number in range(100):
+        # As many at once as there are; nothing to run means that all wait for what runs.
+        if study.search.suggest(str(number)) is not None:
+            running.append(str(number))
+            own = study.search._running[str(number)]
+            others = [study.search._running[name].training for name in running[:-1]]
+            shared += own.shares
+            assert own.training in trained or own.training not in others
+            continue
+        if not running:
+            break
+        name = running.pop(0)
+        ended = study.search._running[name]
+        faulty_trial({**ended.config, "folder": str(study.folder)})
+        study.search.on_trial_complete(name)
+        outcome = study._lookup(ended.config)
+        if outcome is not None and not outcome.failure:
+            trained.add(ended.training)
+    assert study.search.finished
+    assert shared >= 6
+    expected = Study(tmp_path / "one after the other", SHARING).alone()
+    assert list(map(untimed, study.search.rows)) == list(map(untimed, expected))
+
+
+def test_who_shares_a_training_that_was_stopped_ends_with_it(tmp_path: Path) -> None:
+    def searched() -> list[TrialRow]:
+        """One after the other; the first training of all is stopped after its second epoch."""
+        study, stopped, number = Study(tmp_path / "study", SHARING), "", 0
+        while (config := study.search.suggest(str(number))) is not None:
+            training = study.search._running[str(number)].training
+            stopped = stopped or training
+            if training == stopped:
+                outcome = {"stopped": True, "metric": 0.5, "curve": [0.4, 0.5], "epochs": [1, 2]}
+                path = study.folder / "outcomes" / f"{fingerprint(config)}.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(canonical(outcome))
+                ran.append(training)
+            else:
+                faulty_trial({**config, "folder": str(study.folder)})
+            study.search.on_trial_complete(str(number))
+            number += 1
+        return study.search.rows
+
+    ran: list[str] = []
+    first = searched()
+    assert len(ran) == 1, "its training ran once"
+    ended = [row for row in first if row.status == "stopped"]
+    assert len(ended) > 1
+    amount = amount_of(ended[0].config)
+    assert {(row.epochs, row.metric, amount_of(row.config)) for row in ended} == {(2, 0.5, amount)}
+    assert searched() == first
+    assert len(ran) == 1
 
 
 def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:

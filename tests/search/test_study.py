@@ -182,15 +182,35 @@ def test_siblings_share_a_trained_parent_and_differ_after_it() -> None:
     settings = with_siblings()
     configs = run(settings, seed=0)
     assert len({variant_key(config, settings) for config in configs}) == 24
-    shared = 0
-    for begin in range(6, 24, 6):
-        before = [training_prefix(config, settings) for config in configs[:begin]]
-        assert training_prefix(configs[begin + 3], settings) in before
-        shared += sum(
-            training_prefix(config, settings) in before for config in configs[begin + 3 : begin + 6]
-        )
-    # Where all ends of the best parents were tried, something new takes the place.
-    assert shared >= 6
+    trained = [training_prefix(config, settings) for config in configs]
+    for begin in range(0, 24, 6):
+        # The first batch, too: its own trainings are shared.
+        assert sum(trained[place] not in trained[:place] for place in range(begin, begin + 6)) == 3
+
+
+def test_a_suggestion_tells_what_it_trains_and_who_shares_that() -> None:
+    settings = with_siblings()
+    study, seen = BatchStudy(settings, 0), set[str]()
+    while batch := study.ask():
+        for suggestion in batch:
+            assert suggestion.shares == (suggestion.training in seen)
+            seen.add(suggestion.training)
+        study.tell([result(suggestion) for suggestion in batch])
+    assert "" not in seen
+    # Without a training there is nothing to share.
+    first = BatchStudy(SearchSettings.model_validate({"siblings": 1}), 0).ask()[0]
+    assert first.config["prune_channels"] == "none"
+    assert (first.training, first.shares) == ("", False)
+
+
+def test_the_first_trainings_are_drawn_at_random() -> None:
+    """A sampler would know one training alone, that of all plain baselines, and suggest what is near it."""
+    settings = with_siblings(trials=18)
+    trained = {str(training_prefix(config, settings)): amount_of(config) for config in run(settings, seed=0)}
+    baseline, *drawn = list(trained.values())[:8]
+    assert baseline == 0.1
+    assert len(set(drawn)) == 7
+    assert max(drawn) - min(drawn) > 0.2
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
