@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.config.base import Settings
+from orchestrator.config.base import Settings, absent
 from orchestrator.config.free import Template, grid
 from orchestrator.config.measure import Execution, Target
 from orchestrator.config.space import Space, every_precision, plan_of, probes
@@ -138,6 +138,9 @@ class SearchSettings(Searching):
     siblings: int = Field(0, ge=0)
     """Of each batch, so many take a model that another trial trains, of the same batch or one of the best of
     their number type before it, and choose what follows its training anew: such a trial trains nothing."""
+    cheapest_of: int | None = Field(None, ge=2, exclude_if=absent)
+    """Of so many suggestions that train, the one that trains least is taken, by its epochs and the operations
+    that pruning leaves: more trainings in the same time. The first suggestion is taken when not given."""
     space: Space = Space()
     executions: tuple[Execution, ...] = Field(("aoti", "lowered", "eager"), min_length=1)
     """How variants run: each in the first of these that it can run in. AOTInductor takes seconds of compiling
@@ -169,6 +172,8 @@ class SearchSettings(Searching):
             raise ValueError(f"siblings ({self.siblings}) must be fewer than the batch ({self.batch})")
         if self.siblings and self.sampler == "grid":
             raise ValueError("siblings are for samplers that choose: a grid has them all in its order")
+        if self.cheapest_of and (self.sampler == "grid" or isinstance(self.sampler, Population)):
+            raise ValueError("cheapest_of is for the samplers tpe, gp, nsga2 and random: remove it")
         return self
 
     @model_validator(mode="after")

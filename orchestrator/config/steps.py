@@ -129,6 +129,24 @@ def _epochs(step: Step) -> int:
     return 0 if training is None else training.epochs
 
 
+def work_of(plan: Sequence[Step]) -> float:
+    """About how much a plan trains compared with others: epochs, each as the share of the operations that the
+    pruning before it leaves.
+
+    What is left in each layer is known only when a model is cut: `amount` and `params` are taken for all
+    layers alike, and a target of latency for one of operations.
+    """
+    left, work = 1.0, 0.0
+    for step in plan:
+        if isinstance(step, ChannelPruning):
+            share = (1 - step.amount) ** 2 if step.amount else step.macs or step.params or step.latency or 1.0
+            work += _epochs(step) * left * (1 + share) / 2
+            left *= share
+        else:
+            work += _epochs(step) * left
+    return work
+
+
 def precision_of(plan: Sequence[Step]) -> Precision:
     """The number type that a plan ends in; fp32 when no step changes it."""
     found = [step.kind for step in plan if step.kind in EXECUTIONS]

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from orchestrator.config.free import Config
 from orchestrator.config.search import EarlyStop, Population, SearchSettings
+from orchestrator.config.steps import work_of
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.metrics import larger_is_better
@@ -26,7 +27,7 @@ from orchestrator.search.ledger import Ledger, Spent
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.outcome import Outcome
 from orchestrator.search.population import PopulationStudy
-from orchestrator.search.space import name_of, variant_key
+from orchestrator.search.space import name_of, plan_of, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
 from orchestrator.search.trial import Job, TrialJob, epochs_of, evaluate, known, row_of, study_settings
 from orchestrator.search.tuning import TuneJob
@@ -126,11 +127,18 @@ def _search(
         lookup=looked_up,
         measure=lambda rows: [row.limited(job.search) for row in measure(rows)],
         on_event=told,
-        work=lambda suggestion: 0 if suggestion.shares else epochs_of(job, suggestion.config),
+        work=lambda suggestion: 0 if suggestion.shares else _work(job, suggestion.config),
         arms=_arms(job),
         ledger=ledger,
         most_s=60 * job.search.minutes if job.search.minutes else math.inf,
     )
+
+
+def _work(job: Job, config: Config) -> float:
+    """How much a trial trains, compared with others of its search."""
+    if isinstance(job.search, SearchSettings):
+        return work_of(plan_of(config, job.search))
+    return epochs_of(job, config)
 
 
 def _study(job: Job) -> PopulationStudy | BatchStudy:

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from orchestrator.config.free import Config, grid
 from orchestrator.config.search import Searching, SearchSettings
+from orchestrator.config.steps import work_of
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow, objectives
 from orchestrator.search.siblings import TrainedParents
-from orchestrator.search.space import anchors, draw, suggest, variant_key
+from orchestrator.search.space import anchors, draw, plan_of, suggest, variant_key
 
 _STARTUP = 8
 """Trials before a model of their results is made."""
@@ -79,6 +80,7 @@ class BatchStudy:
         self._untried = iter(every)
         self._trained = TrainedParents(settings) if isinstance(settings, SearchSettings) else None
         self._siblings = settings.siblings if isinstance(settings, SearchSettings) else 0
+        self._of = (settings.cheapest_of if isinstance(settings, SearchSettings) else None) or 1
         for config in () if self._sampler == "grid" else anchors(settings):
             self._study.enqueue_trial(config)
 
@@ -143,22 +145,43 @@ class BatchStudy:
                     continue
                 self._study.enqueue_trial(dict(end))
                 if (found := self._ask_once()) is not None:
-                    return found
+                    return self._take(*found)
             trained.forget(prefix)
         return None
 
     def _next(self) -> Suggestion | None:
+        """A plain baseline, the sampler's suggestion, or of several the one that trains least."""
+        found: list[tuple[optuna.Trial, Config]] = []
         for attempt in range(_TRIES[self._sampler]):
-            if self._siblings and self._unshared < _STARTUP and not self._has_waiting():
+            is_baseline = self._has_waiting()
+            if not is_baseline and self._siblings and self._unshared < _STARTUP:
                 source = random.Random(f"{self._seed} new {self._asked} {attempt}")
                 self._study.enqueue_trial(draw(self._settings, source, {}))
-            if (found := self._ask_once()) is not None:
-                return found
-        for config in self._others():
-            if self._is_new(config):
-                self._study.enqueue_trial(config)
-                return self._ask_once()
-        return None
+            if (one := self._ask_once()) is not None:
+                found.append(one)
+                # What trains nothing costs nothing, and is not to be compared.
+                if is_baseline or len(found) == self._of or not self._work(found[0][1]):
+                    break
+        if not found:
+            config = next((config for config in self._others() if self._is_new(config)), None)
+            if config is None:
+                return None
+            self._study.enqueue_trial(config)
+            found = [one for one in [self._ask_once()] if one is not None]
+        return self._cheapest(found)
+
+    def _cheapest(self, found: Sequence[tuple[optuna.Trial, Config]]) -> Suggestion | None:
+        """Take the one that trains least of those that train; the others are as if never suggested."""
+        trained = [one for one in found if self._work(one[1])]
+        taken = min(trained or found, key=lambda one: self._work(one[1]), default=None)
+        for one in found:
+            if one is not taken:
+                self._study.tell(one[0], state=TrialState.FAIL)
+        return None if taken is None else self._take(*taken)
+
+    def _work(self, config: Config) -> float:
+        """How much it trains."""
+        return work_of(plan_of(config, self._settings)) if isinstance(self._settings, SearchSettings) else 0.0
 
     def _has_waiting(self) -> bool:
         """Whether configs are waiting that the sampler did not choose."""
@@ -178,12 +201,15 @@ class BatchStudy:
         except ValidationError:
             return False
 
-    def _ask_once(self) -> Suggestion | None:
+    def _ask_once(self) -> tuple[optuna.Trial, Config] | None:
         trial = self._study.ask()
         config = suggest(trial, self._settings)
         if not self._is_new(config):
             self._study.tell(trial, state=TrialState.FAIL)
             return None
+        return trial, config
+
+    def _take(self, trial: optuna.Trial, config: Config) -> Suggestion:
         self._seen.add(variant_key(config, self._settings))
         self._open[self._asked] = trial
         self._asked += 1

@@ -100,8 +100,9 @@ class Study:
         name = name_of(suggestion.config, self.settings)
         row = TrialRow(suggestion.number, name, "aoti", suggestion.config, outcome.digest, drop=outcome.drop)
         if outcome.stopped:
-            ended = {"status": "stopped", "epochs": outcome.epochs[-1], "metric": outcome.metric}
-            return dataclasses.replace(row, **ended)
+            return dataclasses.replace(
+                row, status="stopped", epochs=outcome.epochs[-1], metric=outcome.metric
+            )
         return row.failed(outcome.failure) if outcome.failure else row.limited(self.settings)
 
     def _lookup(self, config: Config) -> Outcome | None:

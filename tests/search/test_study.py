@@ -10,9 +10,10 @@ from optuna.trial import TrialState
 
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config
+from orchestrator.config.steps import work_of
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
-from orchestrator.search.space import training_prefix, variant_key
+from orchestrator.search.space import plan_of, training_prefix, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
 from tests.search.rows import evaluated
 from tests.search.spaces import amount_of, pruned, small, whole
@@ -225,6 +226,29 @@ def test_parents_without_another_end_leave_room_for_news() -> None:
     space = small({"range": [0.1, 0.6]}, precisions=("fp32",), whole=False)
     settings = with_siblings(space=space, trials=12)
     assert len({variant_key(config, settings) for config in run(settings, seed=0)}) == 12
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_of_several_suggestions_the_one_that_trains_least_is_taken(sampler: str) -> None:
+    def works(cheapest_of: int | None) -> list[float]:
+        space = small(
+            {"range": [0.1, 0.9]}, precisions=("fp32", "bf16"), training={"epochs": {"choice": [1, 8]}}
+        )
+        settings = SearchSettings.model_validate(
+            {"trials": 40, "batch": 4, "sampler": sampler, "space": space, "cheapest_of": cheapest_of}
+        )
+        configs = run(settings, seed=0)
+        assert len({variant_key(config, settings) for config in configs}) == 40
+        assert sum(config["prune_channels"] == "none" for config in configs) == 2, "all that train nothing"
+        return [work_of(plan_of(config, settings)) for config in configs]
+
+    # TPE finds out by itself that much pruning is good here.
+    assert sum(works(3)) < 0.9 * sum(works(None))
+
+
+def test_a_grid_has_no_cheaper_suggestion() -> None:
+    with pytest.raises(ValueError, match="remove it"):
+        SearchSettings.model_validate({"sampler": "grid", "cheapest_of": 2})
 
 
 def test_siblings_need_room_and_a_sampler() -> None:
