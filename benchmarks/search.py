@@ -54,6 +54,7 @@ class Arm:
     """The last two without our searcher and store."""
     batch: int = TRIALS
     spread: float = 0.0
+    overlap: bool = False
 
 
 ARMS = (
@@ -67,6 +68,7 @@ BARRIERS = (
     Arm("pool, uneven trials", "pool", spread=0.5),
     Arm("pool, uneven trials, batches of 64", "pool", batch=64, spread=0.5),
     Arm("pool, uneven trials, batches of 16", "pool", batch=16, spread=0.5),
+    Arm("pool, uneven trials, batches of 16 that overlap", "pool", batch=16, spread=0.5, overlap=True),
 )
 
 
@@ -152,7 +154,13 @@ def _scheduled(arm: Arm, folder: Path) -> dict[str, float]:
         ended = _bare(folder)
     else:
         settings = SearchSettings.model_validate(
-            {"trials": TRIALS, "batch": arm.batch, "sampler": "random", "space": SPACE}
+            {
+                "trials": TRIALS,
+                "batch": arm.batch,
+                "overlap": arm.overlap,
+                "sampler": "random",
+                "space": SPACE,
+            }
         )
         study = Study(folder, settings, spread=arm.spread)
         study.run(arm.driver, EACH_S, LOGICAL_CPUS)

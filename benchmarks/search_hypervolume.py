@@ -108,6 +108,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, without early stop": {"early_stop": None},
     "ours, without siblings": {"siblings": 0},
     "ours, cost ignored": {"cheapest_of": None},
+    "ours, without overlap": {"batch": 16, "siblings": 12, "overlap": False},
 }
 """Settings by arm; all but the first tell what each part is worth and are run only when asked for."""
 TUNE = {"Tune, random": "random", "Tune, TPE": "tpe"}
@@ -211,10 +212,10 @@ def _settings(changed: Mapping[str, Any]) -> SearchSettings:
     given = {
         "parent": "parent",
         "trials": 100_000,
-        # Many times the two that run at once, so that little time is lost until the longest of it ends; three
-        # of four trials train nothing.
-        "batch": 16,
-        "siblings": 12,
+        # Two that train run at once; three of four trials train nothing.
+        "batch": 8,
+        "siblings": 6,
+        "overlap": True,
         "cheapest_of": 2,
         "space": SPACE,
         "early_stop": {"kind": "halving", "grace": 2, "factor": 3},

@@ -87,6 +87,7 @@ class Study:
             lookup=self._lookup,
             measure=measure,
             on_event=self._event,
+            ahead=int(settings.overlap),
         )
 
     def run(

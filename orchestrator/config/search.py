@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -91,6 +92,9 @@ class Searching(Settings):
     batch: int = Field(4, ge=1)
     """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
     suggests the same."""
+    overlap: bool = Field(False, exclude_if=operator.not_)
+    """A batch begins while the one before still runs, suggested without its results: no core waits for the
+    longest trial of a batch. On one machine trials rest after an epoch while latencies are measured."""
     sampler: Literal["tpe", "gp", "nsga2", "random", "grid"] | Population = "tpe"
     """Optuna's; `grid` goes through a finite space in order. `{kind: pbt}` trains a population."""
     space: Template
@@ -184,6 +188,8 @@ class SearchSettings(Searching):
             raise ValueError(f"sampler pbt: the batch is the population: at least 2, got {self.batch}")
         if self.siblings or self.early_stop is not None:
             raise ValueError("sampler pbt decides itself who goes on: remove siblings and early_stop")
+        if self.overlap:
+            raise ValueError("sampler pbt begins a generation from the whole one before: remove overlap")
         plans = [_without_recovery(plan_of(self.space, config)) for config in probes(self.space)]
         if len(plans) == 1 or any(plan != plans[0] or plan.count(None) != 1 for plan in plans):
             raise ValueError(

@@ -14,6 +14,7 @@ from orchestrator.errors import ResourceError
 from orchestrator.measure.artifacts import Bench, Subject
 from orchestrator.measure.latency import Merits, Rival
 from orchestrator.measure.machine import HELD_TO
+from orchestrator.measure.turns import Turns
 from orchestrator.store.store import Store
 
 
@@ -23,6 +24,7 @@ class BenchActor:
     def __init__(self, store: str, target: dict[str, Any], allowed: Sequence[str] = ()) -> None:
         """`target` is a `Target` as plain values."""
         self._bench = Bench(Store(store, create=False), Target(**target), allowed=allowed)
+        self._turns = Turns(store)
 
     def machine(self) -> dict[str, Any]:
         """Facts of the machine (`measure.machine.machine`) that it measures on."""
@@ -39,8 +41,9 @@ class BenchActor:
         merits: Sequence[tuple[Subject, Merits]] = (),
         rivals: Sequence[Rival] = (),
     ) -> list[dict[str, Any]]:
-        """As `Bench.measure`: meanwhile nothing else should run."""
-        return self._bench.measure(baseline, _plain(subjects), dict(merits), rivals)
+        """As `Bench.measure`, while trials on this machine rest: what they share a store with is alone."""
+        with self._turns.alone():
+            return self._bench.measure(baseline, _plain(subjects), dict(merits), rivals)
 
 
 def _plain(subjects: Sequence[Subject]) -> list[Subject]:

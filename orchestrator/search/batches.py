@@ -22,8 +22,8 @@ from orchestrator.search.outcome import Outcome
 from orchestrator.search.study import Suggestion
 
 Measure = Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
-"""Adds latencies to `evaluated` rows; called in the driver while no trial runs. Idle trial workers keep
-their cores in Ray's books meanwhile, so a measuring actor must ask for none."""
+"""Adds latencies to `evaluated` rows; called in the driver while no trial runs, or all that run rest. Idle
+workers keep their cores in Ray's books meanwhile, so a measuring actor must ask for none."""
 OnEvent = Callable[[TrialRow], None]
 """Called in the driver when a trial ended (any status but `ok`) and again when it was measured."""
 Lookup = Callable[[Config], Outcome | None]
@@ -71,11 +71,21 @@ class Study(Protocol):
         ...
 
 
+@dataclasses.dataclass
+class _Batch:
+    """Trials that are told together."""
+
+    numbers: set[int]
+    """Of those that did not end yet."""
+    ended: list[TrialRow] = dataclasses.field(default_factory=list)
+
+
 class BatchSearch:
     """Hands a study's suggestions to a driver, and a whole measured batch back to the study.
 
     A batch is told only when all its trials ended and were measured, in trial order: what is suggested
-    next does not depend on which trial ended first. Outcomes are looked up, not taken from the driver. The
+    next does not depend on which trial ended first. With `ahead` so many further batches run meanwhile, each
+    asked for as soon as the oldest was told. Outcomes are looked up, not taken from the driver. The
     longest trials of a batch run first, so that short ones fill the time until it ends. Of those that share a
     training one runs first, and the others when that is done; where it is stopped early, they end as it does.
     """
@@ -92,6 +102,7 @@ class BatchSearch:
         arms: Sequence[Suggestion] = (),
         ledger: Ledger | None = None,
         most_s: float = math.inf,
+        ahead: int = 0,
     ) -> None:
         """Begin; `arms` run with the first batch, and the study is not told of them.
 
@@ -107,9 +118,11 @@ class BatchSearch:
         self._spent_s = ledger.spent().seconds if ledger is not None else 0.0
         self._most_s, self._over = most_s, False
         self._arms = list(arms)
+        self._ahead, self._used_up = ahead, False
+        self._open: list[_Batch] = []
+        """The oldest first."""
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
-        self._ended: list[TrialRow] = []
         self._trained: set[str] = set()
         self._stopped: dict[str, Outcome] = {}
         """By what was trained, as in `_trained`."""
@@ -121,22 +134,36 @@ class BatchSearch:
         return len(self._running)
 
     def advance(self) -> None:
-        """Close the batch that ended, and ask for more until a trial has to run or all is done."""
-        while not self.finished and not self._waiting and not self._running:
-            if self._ended:
-                self._close_batch()
-            batch = [] if self._over else [*self._arms, *self._study.ask()]
-            self._arms = []
-            self.finished = not batch
-            for suggestion in batch:
-                outcome = self._lookup(suggestion.config) or self._stopped.get(suggestion.training)
-                if outcome is None:
-                    self._waiting.append(suggestion)
-                else:
-                    self._end(suggestion, outcome)
-            # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
-            self._waiting.sort(key=self._work, reverse=True)
-            self._begin_none_late()
+        """Close batches that ended, and ask for more until trials have to run or all is done.
+
+        A batch is asked for before the next one is closed, so what it is made from does not depend on when
+        trials end.
+        """
+        while True:
+            if len(self._open) <= self._ahead and not self._used_up:
+                self._ask()
+            elif self._open and not self._open[0].numbers:
+                self._close(self._open.pop(0))
+            else:
+                break
+        self.finished = self._used_up and not self._open
+
+    def _ask(self) -> None:
+        batch = [] if self._over else [*self._arms, *self._study.ask()]
+        self._arms, self._used_up = [], not batch
+        if not batch:
+            return
+        self._open.append(_Batch({suggestion.number for suggestion in batch}))
+        waiting = []
+        for suggestion in batch:
+            outcome = self._lookup(suggestion.config) or self._stopped.get(suggestion.training)
+            if outcome is None:
+                waiting.append(suggestion)
+            else:
+                self._end(suggestion, outcome)
+        # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
+        self._waiting += sorted(waiting, key=self._work, reverse=True)
+        self._begin_none_late()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config to run; None while the batch's other trials run, and at the end."""
@@ -185,6 +212,8 @@ class BatchSearch:
     def _begin_none_late(self) -> None:
         """Trials that wait are dropped when the time is over."""
         if self._waiting and self._taken_s() > self._most_s:
+            for suggestion in self._waiting:
+                self._batch_of(suggestion.number).numbers.remove(suggestion.number)
             self._waiting.clear()
             self._over = True
 
@@ -198,7 +227,9 @@ class BatchSearch:
         same = before is not None and before.config == row.config
         seconds = before.seconds if before is not None and same else self._taken_s()
         row = dataclasses.replace(row, seconds=round(seconds, 1))
-        self._ended.append(row)
+        batch = self._batch_of(row.number)
+        batch.numbers.remove(row.number)
+        batch.ended.append(row)
         self._on_event(row)
         if not suggestion.training or outcome.failure:
             return
@@ -211,18 +242,22 @@ class BatchSearch:
         for one in also:
             self._end(one, outcome)
 
-    def _close_batch(self) -> None:
+    def _batch_of(self, number: int) -> _Batch:
+        """That a trial which did not end yet is in."""
+        return next(batch for batch in self._open if number in batch.numbers)
+
+    def _close(self, batch: _Batch) -> None:
         """Measure what ended well, keep all, tell the study of its own.
 
         A trial that failed and did better when the search was started again is told as before: suggestions
         that were made and run since then stay as they are.
         """
-        evaluated = [row for row in self._ended if row.status == "evaluated"]
+        evaluated = [row for row in batch.ended if row.status == "evaluated"]
         evaluated.sort(key=lambda row: row.number)
         since = time.monotonic()
         measured = list(self._measure(evaluated)) if evaluated else []
         self._paused_s += time.monotonic() - since
-        rows = [row for row in self._ended if row.status != "evaluated"] + measured
+        rows = [row for row in batch.ended if row.status != "evaluated"] + measured
         rows.sort(key=lambda row: row.number)
         first = rows if self._ledger is None else self._kept(self._ledger, rows)
         told = [
@@ -233,7 +268,6 @@ class BatchSearch:
             self._study.tell([row for row in told if row.number >= 0])
         self.rows += [row for row in rows if row.number >= 0]
         self.arms += [row for row in rows if row.number < 0]
-        self._ended = []
         for row in measured:
             self._on_event(row)
 

@@ -19,6 +19,7 @@ from orchestrator.config.steps import work_of
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.metrics import larger_is_better
+from orchestrator.measure.turns import Turns
 from orchestrator.search import ray_pool, ray_tune
 from orchestrator.search.arms import BF16, COMPILED, arm_of, arms, config_of
 from orchestrator.search.batches import BatchSearch, Driver, Measure, OnEvent
@@ -131,6 +132,7 @@ def _search(
         arms=_arms(job),
         ledger=ledger,
         most_s=60 * job.search.minutes if job.search.minutes else math.inf,
+        ahead=int(job.search.overlap),
     )
 
 
@@ -162,6 +164,7 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
 
     def told(report: EpochReport) -> None:
         send(config["mailbox"], name_of(chosen, job.search), report.plain())
+        rest()
 
     def goes_on(report: Report) -> bool:
         # Without its judge a trial ends as if nothing were ever stopped.
@@ -170,7 +173,8 @@ def run_trial(config: dict[str, Any]) -> dict[str, float]:
         return True
 
     judged = judge is not None and arm_of(chosen) is None
-    outcome = evaluate(job, chosen, told, goes_on if judged else None)
+    with Turns(job.store).working() as rest:
+        outcome = evaluate(job, chosen, told, goes_on if judged else None)
     return {"succeeded": float(not outcome.failure), "metric": outcome.metric, "drop": outcome.drop}
 
 

@@ -33,11 +33,14 @@ class TrainedParents:
         self._variants: Counter[str] = Counter()
         self._used_up: set[str] = set()
 
+    def begin(self) -> None:
+        """A batch is made."""
+        self._own = []
+
     def learn(self, rows: Sequence[TrialRow]) -> None:
         """Take the results of a batch into account."""
         if not self._settings.siblings:
             return
-        self._own = []
         for row in sorted(rows, key=lambda row: row.number):
             prefix = training_prefix(row.config, self._settings) if row.feasible else {}
             if _has_other_ends(prefix, row.config):

@@ -42,7 +42,8 @@ class Suggestion(NamedTuple):
 
 
 class BatchStudy:
-    """Suggestions in batches of fixed size, each batch from the results of all earlier ones.
+    """Suggestions in batches of fixed size, each batch from the results of all earlier ones; where batches
+    overlap, of all but the last.
 
     The samplers see two objectives (metric up, log latency down) and each limit as a constraint of its own.
     A variant is suggested once: a repeated one is told FAIL, which no sampler learns from. What is suggested
@@ -70,6 +71,8 @@ class BatchStudy:
         )
         self._seen: set[str] = set()
         self._open: dict[int, optuna.Trial] = {}
+        self._batches: list[set[int]] = []
+        """Numbers of those that were not told yet, the oldest first."""
         self._asked = 0
         self._unshared = 0
         every = grid(settings.space)
@@ -93,10 +96,12 @@ class BatchStudy:
         """The next batch; shorter at the end, empty when the budget or the space is used up.
 
         Raises:
-            SearchError: the last batch was not told yet.
+            SearchError: the last batch, or where batches overlap the one before it, was not told yet.
         """
-        if self._open:
+        if len(self._batches) > self._settings.overlap:
             raise SearchError("a batch was asked for before the last one was told", sorted(self._open))
+        if self._trained is not None:
+            self._trained.begin()
         batch: list[Suggestion] = []
         news = self._settings.batch - self._siblings
         for _ in range(min(self._settings.batch, self._settings.trials - self._asked)):
@@ -105,16 +110,20 @@ class BatchStudy:
             if found is None:
                 break
             batch.append(found)
+        if batch:
+            self._batches.append({suggestion.number for suggestion in batch})
         return batch
 
     def tell(self, rows: Sequence[TrialRow]) -> None:
-        """The whole batch's results; told in trial order, whatever order they come in.
+        """The results of the whole batch, the oldest that was not told; in trial order, whatever order they
+        come in.
 
         Raises:
             SearchError: they are not exactly the trials of the batch.
         """
-        if {row.number for row in rows} != set(self._open):
+        if not self._batches or {row.number for row in rows} != self._batches[0]:
             raise SearchError("results do not match the batch", sorted(row.number for row in rows))
+        self._batches.pop(0)
         for row in sorted(rows, key=lambda row: row.number):
             trial = self._open.pop(row.number)
             if row.status == "stopped":

@@ -77,6 +77,7 @@ class Study:
             work=work,
             ledger=self.ledger,
             most_s=most_s,
+            ahead=int(settings.overlap),
         )
 
     def run(self) -> list[TrialRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,6 +152,56 @@ def test_who_shares_a_training_that_was_stopped_ends_with_it(tmp_path: Path) -> 
     assert {(row.epochs, row.metric, amount_of(row.config)) for row in ended} == {(2, 0.5, amount)}
     assert searched() == first
     assert len(ran) == 1
+
+
+def by_chance(
+    study: Study, source: random.Random, workers: int = 3, most: int = 1000
+) -> list[tuple[int, int]]:
+    """Trials end in an order of chance; each one's number as it begins, and how many rows are measured then."""
+    running: list[str] = []
+    begun: list[tuple[int, int]] = []
+    for number in range(most):
+        if len(running) < workers and (config := study.search.suggest(str(number))) is not None:
+            running.append(str(number))
+            begun.append((study.search._running[str(number)].number, len(study.search.rows)))
+            faulty_trial({**config, "folder": str(study.folder)})
+            continue
+        if not running:
+            break
+        study.search.on_trial_complete(running.pop(source.randrange(len(running))))
+    return begun
+
+
+OVERLAPPING = settings_of(18, batch=6, siblings=3, space=PRUNED, overlap=True)
+
+
+def test_batches_that_overlap_leave_no_worker_idle_and_repeat_in_any_order(tmp_path: Path) -> None:
+    expected = list(map(untimed, Study(tmp_path / "one after the other", OVERLAPPING).alone()))
+    assert [row.number for row in expected] == list(range(18))
+    for seed in range(2):
+        study = Study(tmp_path / f"{seed}", OVERLAPPING)
+        begun = by_chance(study, random.Random(seed))
+        assert list(map(untimed, study.search.rows)) == expected
+        # A batch of 6 was begun before the one before it was measured, none before the one before that.
+        assert any(number // 6 > rows // 6 for number, rows in begun)
+        assert all(number // 6 <= rows // 6 + 1 for number, rows in begun)
+    whole = {
+        row.name
+        for row in Study(tmp_path / "whole", settings_of(24, batch=6, siblings=3, space=PRUNED)).alone()
+    }
+    assert whole != {row.name for row in expected}, "suggested without the results of the last batch"
+
+
+@pytest.mark.parametrize("most", [4, 11, 16])
+def test_a_search_of_batches_that_overlap_goes_on_after_its_end(tmp_path: Path, most: int) -> None:
+    expected = list(map(untimed, Study(tmp_path / "whole", OVERLAPPING).alone()))
+    by_chance(Study(tmp_path / "study", OVERLAPPING), random.Random(most), most=most)
+    before = starts(tmp_path / "study")
+    again = Study(tmp_path / "study", OVERLAPPING)
+    by_chance(again, random.Random(0))
+    assert list(map(untimed, again.search.rows)) == expected
+    repeated = [key for key, count in starts(tmp_path / "study").items() if count > before[key] > 0]
+    assert not repeated, "what ended does not run again"
 
 
 def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:

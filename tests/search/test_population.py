@@ -173,6 +173,8 @@ def test_asking_before_telling_and_telling_the_wrong_rows_is_refused() -> None:
         ({"batch": 1}, "the batch is the population: at least 2, got 1"),
         ({"siblings": 1}, "remove siblings and early_stop"),
         ({"early_stop": {"kind": "median"}}, "remove siblings and early_stop"),
+        ({"overlap": True}, "remove overlap"),
+        ({"cheapest_of": 2}, "remove it"),
         ({"free": {"lr": 0.1}}, "values are free"),
         ({"free": {"epochs": {"choice": [1, 2]}}}, "but not epochs"),
         ({"space": {"plan": [{"kind": "recover"}, {"kind": "recover"}]}}, "one step 'recover'"),

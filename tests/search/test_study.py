@@ -228,6 +228,19 @@ def test_parents_without_another_end_leave_room_for_news() -> None:
     assert len({variant_key(config, settings) for config in run(settings, seed=0)}) == 12
 
 
+def test_batches_that_overlap_are_suggested_without_the_last_results() -> None:
+    settings = with_siblings(overlap=True)
+    study = BatchStudy(settings, 0)
+    first, second = study.ask(), study.ask()
+    with pytest.raises(SearchError, match="before the last one was told"):
+        study.ask()
+    with pytest.raises(SearchError, match="do not match the batch"):
+        study.tell([result(suggestion) for suggestion in second])
+    study.tell([result(suggestion) for suggestion in first])
+    assert len(study.ask()) == 6
+    assert first == BatchStudy(with_siblings(), 0).ask(), "only the next ones differ"
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_of_several_suggestions_the_one_that_trains_least_is_taken(sampler: str) -> None:
     def works(cheapest_of: int | None) -> list[float]:
