@@ -157,7 +157,7 @@ def test_who_shares_a_training_that_was_stopped_ends_with_it(tmp_path: Path) -> 
 def by_chance(
     study: Study, source: random.Random, workers: int = 3, most: int = 1000
 ) -> list[tuple[int, int]]:
-    """Trials end in an order of chance; the number of each that begins, and how many rows are measured then."""
+    """Trials end in an order of chance; each that begins, and how many rows are measured then."""
     running: list[str] = []
     begun: list[tuple[int, int]] = []
     for number in range(most):

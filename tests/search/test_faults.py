@@ -135,14 +135,8 @@ def test_a_store_that_becomes_read_only(
     assert all(starts(folder)[key] == 1 for key in kept)
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_a_driver_that_is_killed_twenty_times(
-    cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], tmp_path: Path, driver: str
-) -> None:
-    """The same command each time, on a cluster that lives on; two kills a batch."""
-    # Two processes, one a node, since each driver starts its own.
-    folder, settings = tmp_path / "study", settings_of(TRIALS, cpus=CORES, driver=driver)
+def killed_twenty_times(cluster: Nodes, folder: Path, settings: SearchSettings) -> list[TrialRow]:
+    """The same command each time, on a cluster that lives on; two kills a batch. What it has in the end."""
     chance = random.Random(20)
     kinds = [chance.choice(POINTS) for _ in range(KILLS - len(POINTS))] + list(POINTS)
     chance.shuffle(kinds)
@@ -153,17 +147,35 @@ def test_a_driver_that_is_killed_twenty_times(
         assert run_driver(folder, settings, cluster.address, moment) == -signal.SIGKILL, moment
         assert not repeated(folder), moment
     assert run_driver(folder, settings, cluster.address) == 0
-    rows = rows_of(folder)
+    begun = starts(folder)
+    assert len(begun) == len(ended(folder)) == TRIALS
+    # A kill costs at most the trials that ran.
+    assert sum(begun.values()) - TRIALS <= KILLS * settings.batch
+    return rows_of(folder)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_driver_that_is_killed_twenty_times(
+    cluster: Nodes, undisturbed: Callable[[int], list[TrialRow]], tmp_path: Path, driver: str
+) -> None:
+    # Two processes, one a node, since each driver starts its own.
+    folder, settings = tmp_path / "study", settings_of(TRIALS, cpus=CORES, driver=driver)
+    rows = killed_twenty_times(cluster, folder, settings)
     assert timeless(rows) == undisturbed(TRIALS)
     measured = [row for row in rows if row.ok]
     assert timeless(front_of(measured)) == timeless(front_of([r for r in undisturbed(TRIALS) if r.ok]))
     study = Study(folder, settings)
     assert study.ledger.rows() == rows
-    begun = starts(folder)
-    assert len(begun) == len(ended(folder)) == TRIALS
-    # A kill costs at most the trials that ran.
-    assert sum(begun.values()) - TRIALS <= KILLS * settings.batch
     _extended(cluster, undisturbed, folder, rows, driver)
+
+
+@pytest.mark.timeout(1200)
+def test_a_driver_of_batches_that_overlap_is_killed_twenty_times(cluster: Nodes, tmp_path: Path) -> None:
+    settings = settings_of(TRIALS, cpus=CORES, siblings=2, overlap=True)
+    rows = killed_twenty_times(cluster, tmp_path / "study", settings)
+    assert timeless(rows) == timeless(Study(tmp_path / "alone", settings).alone())
+    assert Study(tmp_path / "study", settings).ledger.rows() == rows
 
 
 def _extended(

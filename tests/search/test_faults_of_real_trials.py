@@ -17,7 +17,9 @@ from optuna.trial import TrialState
 
 from orchestrator.config.search import Halving, SearchSettings
 from orchestrator.errors import CorruptArtifactError
+from orchestrator.measure.turns import Turns
 from orchestrator.search import ray_search, trial
+from orchestrator.search.batches import Measure
 from orchestrator.search.ledger import Ledger, untimed
 from orchestrator.search.objectives import TrialRow
 from orchestrator.search.ray_search import Searched, run_search
@@ -71,7 +73,9 @@ def measured(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return [row.measured(3.0 + row.number, (0.9, 1.1), 1.0, (0.9, 1.1)) for row in rows]
 
 
-def searched(job: TrialJob, storage: Path, told: list[tuple[str, int]], **more: object) -> Searched:
+def searched(
+    job: TrialJob, storage: Path, told: list[tuple[str, int]], measure: Measure = measured, **more: object
+) -> Searched:
     (parent,) = measured([trial.parent_row(job, "teacher")])
 
     def on_epoch(name: str, report: EpochReport) -> None:
@@ -80,7 +84,7 @@ def searched(job: TrialJob, storage: Path, told: list[tuple[str, int]], **more: 
     return run_search(
         job,
         parent,
-        measure=measured,
+        measure=measure,
         on_event=lambda _: None,
         on_epoch=on_epoch,
         storage=storage,
@@ -133,6 +137,38 @@ def test_a_killed_recovery_goes_on_in_another_process(job: TrialJob, tmp_path: P
     # Undisturbed, elsewhere: the same variants.
     other = copy(job, tmp_path / "undisturbed", EPOCHS)
     assert [trial.evaluate(other, row.config).digest for row in rows] == [row.digest for row in rows]
+
+
+def progress(store: Store) -> dict[str, int]:
+    """Epochs that unfinished trainings have kept."""
+    keys = {key.split("/")[1] for key in store.blobs.list("checkpoints")}
+    states = {key: Checkpoint(store, key).load() for key in keys}
+    return {key: state.epoch for key, state in states.items() if state is not None}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_trials_of_the_next_batch_rest_while_one_is_measured(
+    job: TrialJob, tmp_path: Path, driver: str
+) -> None:
+    mine = copy(job, tmp_path / "store", EPOCHS, trials=6, batch=2, overlap=True, driver=driver)
+    store = Store(mine.store)
+    seen: list[tuple[dict[str, int], dict[str, int]]] = []
+
+    def measure(rows: Sequence[TrialRow]) -> list[TrialRow]:
+        with Turns(mine.store).alone():
+            before = progress(store)
+            time.sleep(0.5)
+            seen.append((before, progress(store)))
+        return measured(rows)
+
+    rows, _, _ = searched(mine, tmp_path, [], measure)
+    assert [row.status for row in rows] == ["ok"] * 6
+    assert all(before == after for before, after in seen)
+    assert any(before for before, _ in seen), "a trial was at work"
+    # Resting changes nothing: what they make is what they would make undisturbed.
+    other = copy(job, tmp_path / "undisturbed", EPOCHS)
+    for row in rows[2:4]:
+        assert trial.evaluate(other, row.config).digest == row.digest
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
