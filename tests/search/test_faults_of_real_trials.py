@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -178,8 +179,8 @@ def test_stopped_trials_are_told_as_pruned_and_not_run_again(
     samplers: list[BatchStudy] = []
 
     class Kept(BatchStudy):
-        def __init__(self, settings: SearchSettings, seed: int) -> None:
-            super().__init__(settings, seed)
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             samplers.append(self)
 
     monkeypatch.setattr(ray_search, "BatchStudy", Kept)
