@@ -108,7 +108,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, without early stop": {"early_stop": None},
     "ours, without siblings": {"siblings": 0},
     "ours, cost ignored": {"cheapest_of": None},
-    "ours, without overlap": {"batch": 16, "siblings": 12, "overlap": False},
+    "ours, in batches of 16 without overlap": {"batch": 16, "siblings": 12, "overlap": False},
 }
 """Settings by arm; all but the first tell what each part is worth and are run only when asked for."""
 TUNE = {"Tune, random": "random", "Tune, TPE": "tpe"}

@@ -90,8 +90,8 @@ class Searching(Settings):
     minutes: float | None = Field(None, gt=0)
     """No trial begins when the search has taken so long, over all its starts; those that run are finished."""
     batch: int = Field(4, ge=1)
-    """Trials suggested together from the sorted results of all earlier batches, so that a repeated search
-    suggests the same."""
+    """Trials suggested together from the sorted results of all earlier batches, with `overlap` of all but the
+    last, so that a repeated search suggests the same."""
     overlap: bool = Field(False, exclude_if=operator.not_)
     """A batch begins while the one before still runs, suggested without its results: no core waits for the
     longest trial of a batch. On one machine trials rest after an epoch while latencies are measured."""
@@ -140,9 +140,10 @@ class SearchSettings(Searching):
     parent: str = "teacher"
     """Name of the model to compress."""
     siblings: int = Field(0, ge=0)
-    """Of each batch, so many take a model that another trial trains, of the same batch or one of the best of
-    their number type before it, and choose what follows its training anew: such a trial trains nothing."""
-    cheapest_of: int | None = Field(None, ge=2, exclude_if=absent)
+    """Of each batch, so many take a model that another trial trains and choose what follows its training
+    anew: such a trial trains nothing. Half of them take one of their own batch, the others one of the best of
+    their number type before it."""
+    cheapest_of: int | None = Field(None, ge=2, le=10, exclude_if=absent)
     """Of so many suggestions that train, the one that trains least is taken, by its epochs and the operations
     that pruning leaves: more trainings in the same time. The first suggestion is taken when not given."""
     space: Space = Space()

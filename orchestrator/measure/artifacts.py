@@ -180,8 +180,9 @@ class Bench:
                         why = _why(error)
                 records[subject] = {"digest": subject[0], "execution": subject[1], "error": why}
             latencies = self._compared(reference, calls, race)
-        # The baseline stays loaded for the next subjects.
-        self._ready = {reference: calls[reference]}
+        # The baseline stays loaded for the next subjects, and what was prepared for a later measurement.
+        others = {subject: call for subject, call in self._ready.items() if subject not in calls}
+        self._ready = {reference: calls[reference], **others}
         for subject, latency in latencies.items():
             if subject in subjects or self.recorded(subject) is None:
                 self.keep(baseline, subject[0], latency, latencies[reference].median_ms)

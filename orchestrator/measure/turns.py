@@ -18,7 +18,7 @@ from orchestrator.config.base import fingerprint
 
 Rest = Callable[[], None]
 """Lets a measurement that waits go first."""
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 """How long a measurement keeps others from working while it waits for the last one."""
 _LOOK_S = 0.02
 

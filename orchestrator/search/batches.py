@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class Study(Protocol):
-    """Suggests trials batch by batch, each from the results of all earlier ones."""
+    """Suggests trials batch by batch, each from the results of all that were told."""
 
     def ask(self) -> list[Suggestion]:
         """The next batch; empty at the end."""
@@ -87,7 +87,7 @@ class BatchSearch:
     next does not depend on which trial ended first. With `ahead` so many further batches run meanwhile, each
     asked for as soon as the oldest was told. Outcomes are looked up, not taken from the driver. The
     longest trials of a batch run first, so that short ones fill the time until it ends. Of those that share a
-    training one runs first, and the others when that is done; where it is stopped early, they end as it does.
+    training one runs first, and the others when that is done; if it fails or is stopped, they end as it does.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class BatchSearch:
         self._waiting: list[Suggestion] = []
         self._running: dict[str, Suggestion] = {}
         self._trained: set[str] = set()
-        self._stopped: dict[str, Outcome] = {}
-        """By what was trained, as in `_trained`."""
+        self._alike: dict[tuple[str, ...], Outcome] = {}
+        """Of trainings that were stopped or failed: what all that share them get."""
         self._lost: Counter[int] = Counter()
 
     @property
@@ -143,7 +143,8 @@ class BatchSearch:
             if len(self._open) <= self._ahead and not self._used_up:
                 self._ask()
             elif self._open and not self._open[0].numbers:
-                self._close(self._open.pop(0))
+                self._close(self._open[0])
+                self._open.pop(0)
             else:
                 break
         self.finished = self._used_up and not self._open
@@ -156,7 +157,7 @@ class BatchSearch:
         self._open.append(_Batch({suggestion.number for suggestion in batch}))
         waiting = []
         for suggestion in batch:
-            outcome = self._lookup(suggestion.config) or self._stopped.get(suggestion.training)
+            outcome = self._known(suggestion)
             if outcome is None:
                 waiting.append(suggestion)
             else:
@@ -164,6 +165,16 @@ class BatchSearch:
         # Graham 1969, "Bounds on Multiprocessing Timing Anomalies": the longest processing time first.
         self._waiting += sorted(waiting, key=self._work, reverse=True)
         self._begin_none_late()
+
+    def _known(self, suggestion: Suggestion) -> Outcome | None:
+        """How a trial ended, by itself or with a training that it shares."""
+        found = self._lookup(suggestion.config) or self._alike.get(suggestion.trainings)
+        before = self._before.get(suggestion.number)
+        if before is None or before.status != "stopped" or before.config != suggestion.config:
+            return found
+        # Another study may have trained the whole since, and this one goes on as it began.
+        ended = found is not None and found.stopped
+        return found if ended else Outcome(stopped=True, metric=before.metric, epochs=(before.epochs,))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A config to run; None while the batch's other trials run, and at the end."""
@@ -206,8 +217,8 @@ class BatchSearch:
 
     def _ready(self) -> Iterator[Suggestion]:
         """Those that need nothing which another one is about to train."""
-        trains = {one.training for one in self._running.values()} - self._trained - {""}
-        return (one for one in self._waiting if one.training not in trains)
+        trains = {name for one in self._running.values() for name in one.trainings} - self._trained
+        return (one for one in self._waiting if trains.isdisjoint(one.trainings))
 
     def _begin_none_late(self) -> None:
         """Trials that wait are dropped when the time is over."""
@@ -231,16 +242,14 @@ class BatchSearch:
         batch.numbers.remove(row.number)
         batch.ended.append(row)
         self._on_event(row)
-        if not suggestion.training or outcome.failure:
-            return
-        if not outcome.stopped:
-            self._trained.add(suggestion.training)
-            return
-        self._stopped[suggestion.training] = outcome
-        also = [one for one in self._waiting if one.training == suggestion.training]
-        self._waiting = [one for one in self._waiting if one not in also]
-        for one in also:
-            self._end(one, outcome)
+        if not (outcome.failure or outcome.stopped):
+            self._trained.update(suggestion.trainings)
+        elif suggestion.trainings and (outcome.untrained or outcome.stopped):
+            self._alike[suggestion.trainings] = outcome
+            also = [one for one in self._waiting if one.trainings == suggestion.trainings]
+            self._waiting = [one for one in self._waiting if one not in also]
+            for one in also:
+                self._end(one, outcome)
 
     def _batch_of(self, number: int) -> _Batch:
         """That a trial which did not end yet is in."""

@@ -18,6 +18,8 @@ class Outcome(Settings):
     bytes: int = 0
     failure: str = ""
     """The sentence of a failure that would come again; empty when the trial succeeded."""
+    untrained: bool = False
+    """What failed is the training, so it fails for all that share it."""
     cost: float = 0.0
     """Operations of a row (multiply-accumulates) of what is trained; 0 when nothing was."""
     curve: tuple[float, ...] = ()

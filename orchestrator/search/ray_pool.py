@@ -197,7 +197,7 @@ class _Pool:
 
 
 def trials_at_once(settings: Searching) -> int:
-    """A batch, or as many as the cluster holds.
+    """A batch, or two where they overlap, or as many as the cluster holds.
 
     Raises:
         ResourceError: the cluster can never hold one trial.
@@ -210,4 +210,4 @@ def trials_at_once(settings: Searching) -> int:
         memory_bytes=settings.memory_bytes,
         labels=settings.labels,
     )
-    return min(settings.batch, held)
+    return min(settings.batch * (1 + settings.overlap), held)

@@ -16,7 +16,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.free import Config, Parameter, Scalar, filled, named, parameters, probes, rounded
 from orchestrator.config.measure import Execution
 from orchestrator.config.search import Searching, SearchSettings
-from orchestrator.config.steps import EXECUTIONS, Plan, Recovery, precision_of
+from orchestrator.config.steps import EXECUTIONS, Plan, Recovery, epochs_of, precision_of
 from orchestrator.search.arms import arm_of, arms
 
 __all__ = [
@@ -174,9 +174,7 @@ def training_prefix(config: Config, settings: SearchSettings) -> Config:
 
     Configs that share them share the trained artifact in the store.
     """
-    trains = [
-        place for place, step in enumerate(plan_of(config, settings)) if getattr(step, "training", None)
-    ]
+    trains = [place for place, step in enumerate(plan_of(config, settings)) if epochs_of([step])]
     for end in range(1, len(settings.space.plan) + 1) if trains else ():
         asked: Config = {}
 
@@ -189,6 +187,13 @@ def training_prefix(config: Config, settings: SearchSettings) -> Config:
         if len(steps) > trains[-1]:
             return asked
     return {}
+
+
+def trainings_of(config: Config, settings: SearchSettings) -> tuple[str, ...]:
+    """A name for each step of the plan that trains; equal where all that is done up to its end is equal."""
+    plan = plan_of(config, settings)
+    steps = [step.plain() for step in plan]
+    return tuple(fingerprint(steps[: place + 1]) for place, step in enumerate(plan) if epochs_of([step]))
 
 
 def draw(settings: Searching, source: random.Random, fixed: Mapping[str, Scalar]) -> Config:

@@ -20,14 +20,14 @@ from orchestrator.search.siblings import TrainedParents
 from orchestrator.search.space import anchors, draw, plan_of, suggest, variant_key
 
 _STARTUP = 8
-"""Trials before a model of their results is made."""
+"""Trials before a model of their results is made; with siblings also suggestions that are drawn at random."""
 _TRIES = {"tpe": 20, "nsga2": 20, "random": 20, "gp": 3, "grid": 0}
 """Suggestions of known variants that are thrown away before an untried one is taken from the grid; one of a
 Gaussian process takes long."""
 
 _OTHERS = 100
 _SIBLING_TRIES = 3
-"""The same for the ends of a plan whose training is done, of which there are few."""
+"""The same for the ends of a plan whose training is shared, of which there are few."""
 
 
 class Suggestion(NamedTuple):
@@ -35,10 +35,10 @@ class Suggestion(NamedTuple):
 
     number: int
     config: Config
-    training: str = ""
-    """Names what it trains; trials of one name share that. Empty when that cannot be shared."""
+    trainings: tuple[str, ...] = ()
+    """Names what it trains, in order; trials share a training of one name."""
     shares: bool = False
-    """Another trial, an earlier one or one of its batch, trains that."""
+    """Other trials, earlier ones or of its batch, train all of that."""
 
 
 class BatchStudy:
@@ -51,8 +51,8 @@ class BatchStudy:
 
     `siblings` of a batch share what other trials train (`TrainedParents`), as far as there is such a parent
     with untried ways to end its plan; the sampler chooses among those ways, and learns from them as from any
-    other trial. The first few trainings are then drawn at random: many results of one training would make
-    a model that knows that one alone.
+    other trial. The first suggestions after the plain baselines are then drawn at random: the many results of
+    the baselines' one training would make a model that knows that one alone.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class BatchStudy:
         self._open: dict[int, optuna.Trial] = {}
         self._batches: list[set[int]] = []
         """Numbers of those that were not told yet, the oldest first."""
-        self._asked = 0
-        self._unshared = 0
+        self._asked = self._drawn = 0
+        self._sharing: set[int] = set()
         every = grid(settings.space)
         self._endless = every is None
         every = every or []
@@ -126,7 +126,7 @@ class BatchStudy:
         self._batches.pop(0)
         for row in sorted(rows, key=lambda row: row.number):
             trial = self._open.pop(row.number)
-            if row.status == "stopped":
+            if row.status == "stopped" and row.number not in self._sharing:
                 trial.set_user_attr("epochs", row.epochs)
                 self._study.tell(trial, state=TrialState.PRUNED)
                 continue
@@ -140,11 +140,12 @@ class BatchStudy:
             self._trained.learn(rows)
 
     def _sibling(self) -> Suggestion | None:
-        """Another end for a plan whose training is done; None when no such parent has one left."""
+        """Another end for a plan whose training others do; None when no such parent has one left."""
         trained = self._trained
         if self._has_waiting():
             return None  # plain baselines come first
-        while trained is not None and (prefix := trained.next()) is not None:
+        while trained is not None and (parent := trained.next()) is not None:
+            prefix = parent.prefix
             # A sampler that likes one end best suggests that again and again; then chance decides.
             source = random.Random(f"{self._seed} {self._asked}")
             ends = [prefix] * _SIBLING_TRIES
@@ -153,24 +154,32 @@ class BatchStudy:
                 if len(end) > len(prefix) and not self._is_new(end):
                     continue
                 self._study.enqueue_trial(dict(end))
-                if (found := self._ask_once()) is not None:
+                if (found := self._ask_once()) is None:
+                    continue
+                if trained.is_end_of(parent, found[1]):
                     return self._take(*found)
-            trained.forget(prefix)
+                self._study.tell(found[0], state=TrialState.FAIL)
+            trained.forget(parent)
         return None
 
     def _next(self) -> Suggestion | None:
         """A plain baseline, the sampler's suggestion, or of several the one that trains least."""
         found: list[tuple[optuna.Trial, Config]] = []
-        for attempt in range(_TRIES[self._sampler]):
-            is_baseline = self._has_waiting()
-            if not is_baseline and self._siblings and self._unshared < _STARTUP:
+        is_baseline = self._has_waiting()
+        is_drawn = self._siblings > 0 and self._drawn < _STARTUP and not is_baseline
+        tries = _TRIES[self._sampler]
+        for attempt in range(tries and max(tries, self._of)):
+            if is_drawn:
                 source = random.Random(f"{self._seed} new {self._asked} {attempt}")
                 self._study.enqueue_trial(draw(self._settings, source, {}))
-            if (one := self._ask_once()) is not None:
-                found.append(one)
-                # What trains nothing costs nothing, and is not to be compared.
-                if is_baseline or len(found) == self._of or not self._work(found[0][1]):
-                    break
+            if (one := self._ask_once()) is None:
+                continue
+            found.append(one)
+            trained = [config for _, config in found if self._work(config)]
+            # What trains nothing costs nothing, and is not to be compared.
+            if is_baseline or len(trained) == self._of or not self._work(found[0][1]):
+                break
+        self._drawn += is_drawn
         if not found:
             config = next((config for config in self._others() if self._is_new(config)), None)
             if config is None:
@@ -222,9 +231,11 @@ class BatchStudy:
         self._seen.add(variant_key(config, self._settings))
         self._open[self._asked] = trial
         self._asked += 1
-        training, shares = ("", False) if self._trained is None else self._trained.took(config)
-        self._unshared += not shares
-        return Suggestion(self._asked - 1, config, training, shares)
+        trainings, shares = ((), False) if self._trained is None else self._trained.took(config)
+        number = self._asked - 1
+        if shares:
+            self._sharing.add(number)
+        return Suggestion(number, config, trainings, shares)
 
 
 def _sampler(settings: Searching, seed: int) -> BaseSampler:

@@ -123,7 +123,7 @@ def evaluate(
         try:
             found = make(job, store, config, epochs)
         except job.failures as error:
-            found = Outcome(failure=str(error))
+            found = Outcome(failure=str(error), untrained=isinstance(error, TrainingError))
         return found.model_copy(update=epochs.plain()).plain()
 
     try:

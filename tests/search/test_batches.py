@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,9 +106,9 @@ def test_what_shares_a_training_waits_until_it_is_done(tmp_path: Path) -> None:
         if study.search.suggest(str(number)) is not None:
             running.append(str(number))
             own = study.search._running[str(number)]
-            others = [study.search._running[name].training for name in running[:-1]]
+            others = {one for name in running[:-1] for one in study.search._running[name].trainings}
             shared += own.shares
-            assert own.training in trained or own.training not in others
+            assert trained.issuperset(own.trainings) or others.isdisjoint(own.trainings)
             continue
         if not running:
             break
@@ -117,41 +118,66 @@ def test_what_shares_a_training_waits_until_it_is_done(tmp_path: Path) -> None:
         study.search.on_trial_complete(name)
         outcome = study._lookup(ended.config)
         if outcome is not None and not outcome.failure:
-            trained.add(ended.training)
+            trained.update(ended.trainings)
     assert study.search.finished
     assert shared >= 6
     expected = Study(tmp_path / "one after the other", SHARING).alone()
     assert list(map(untimed, study.search.rows)) == list(map(untimed, expected))
 
 
-def test_who_shares_a_training_that_was_stopped_ends_with_it(tmp_path: Path) -> None:
+STOPPED = {"stopped": True, "metric": 0.5, "curve": [0.4, 0.5], "epochs": [1, 2]}
+FAILED = {"failure": "the loss is not finite", "untrained": True}
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(STOPPED, "stopped"), (FAILED, "failed")])
+def test_who_shares_a_training_that_was_stopped_or_failed_ends_with_it(
+    tmp_path: Path, outcome: dict[str, Any], status: str
+) -> None:
     def searched() -> list[TrialRow]:
-        """One after the other; the first training of all is stopped after its second epoch."""
-        study, stopped, number = Study(tmp_path / "study", SHARING), "", 0
+        """One after the other; the first training of all does not come to its end."""
+        study, lost, number = Study(tmp_path / "study", SHARING), tuple[str, ...](), 0
         while (config := study.search.suggest(str(number))) is not None:
-            training = study.search._running[str(number)].training
-            stopped = stopped or training
-            if training == stopped:
-                outcome = {"stopped": True, "metric": 0.5, "curve": [0.4, 0.5], "epochs": [1, 2]}
+            trainings = study.search._running[str(number)].trainings
+            lost = lost or trainings
+            if trainings == lost:
                 path = study.folder / "outcomes" / f"{fingerprint(config)}.json"
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(canonical(outcome))
-                ran.append(training)
+                ran.append(trainings)
             else:
                 faulty_trial({**config, "folder": str(study.folder)})
             study.search.on_trial_complete(str(number))
             number += 1
         return study.search.rows
 
-    ran: list[str] = []
+    ran: list[tuple[str, ...]] = []
     first = searched()
     assert len(ran) == 1, "its training ran once"
-    ended = [row for row in first if row.status == "stopped"]
+    ended = [row for row in first if amount_of(row.config) == amount_of(first[0].config)]
     assert len(ended) > 1
-    amount = amount_of(ended[0].config)
-    assert {(row.epochs, row.metric, amount_of(row.config)) for row in ended} == {(2, 0.5, amount)}
+    assert {row.status for row in ended} == {status}
+    if status == "stopped":
+        assert {(row.epochs, row.metric) for row in ended} == {(2, 0.5)}
+    else:
+        assert {row.reason for row in ended} == {"the loss is not finite"}
     assert searched() == first
     assert len(ran) == 1
+
+
+def test_a_stopped_trial_stays_stopped_when_another_study_trains_it(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study", SHARING)
+    config = study.search.suggest("0")
+    assert config is not None
+    path = study.folder / "outcomes" / f"{fingerprint(config)}.json"
+    path.parent.mkdir()
+    path.write_bytes(canonical(STOPPED))
+    study.search.on_trial_complete("0")
+    first = run(study).search.rows
+    stopped = [row for row in first if row.status == "stopped"]
+    assert len(stopped) > 1
+    for row in stopped:
+        faulty_trial({**row.config, "folder": str(study.folder)})
+    assert run(Study(tmp_path / "study", SHARING)).search.rows == first
 
 
 def by_chance(

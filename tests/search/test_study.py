@@ -127,7 +127,7 @@ def test_a_trial_that_was_stopped_early_is_told_as_pruned(sampler: str) -> None:
         rows = [result(suggestion) for suggestion in batch]
         stopped = dataclasses.replace(rows[0], status="stopped", epochs=2)
         study.tell([stopped, *rows[1:]])
-        told += 1
+        told += not batch[0].shares  # one that shares a training that is stopped ends with it
     pruned_trials = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
     assert [trial.user_attrs["epochs"] for trial in pruned_trials] == [2] * told
 
@@ -194,23 +194,73 @@ def test_a_suggestion_tells_what_it_trains_and_who_shares_that() -> None:
     study, seen = BatchStudy(settings, 0), set[str]()
     while batch := study.ask():
         for suggestion in batch:
-            assert suggestion.shares == (suggestion.training in seen)
-            seen.add(suggestion.training)
+            assert len(suggestion.trainings) == 1
+            assert suggestion.shares == seen.issuperset(suggestion.trainings)
+            seen.update(suggestion.trainings)
         study.tell([result(suggestion) for suggestion in batch])
-    assert "" not in seen
     # Without a training there is nothing to share.
     first = BatchStudy(SearchSettings.model_validate({"siblings": 1}), 0).ask()[0]
     assert first.config["prune_channels"] == "none"
-    assert (first.training, first.shares) == ("", False)
+    assert (first.trainings, first.shares) == ((), False)
+
+
+def test_siblings_never_train() -> None:
+    recover = {"kind": "recover", "training": {"epochs": 1, "lr": {"range": [0.01, 0.1]}}}
+    quantized = {"kind": "qat", "training": {"epochs": {"choice": [1, 2]}}}
+    ends = [None, {"kind": "bf16"}, [quantized, {"kind": "int8_static"}]]
+    space = {
+        "plan": [{"kind": "prune_channels", "amount": 0.5}, recover, {"choice": ends, "name": "precision"}]
+    }
+    settings = with_siblings(space=space, batch=8, siblings=6, trials=32)
+    study = BatchStudy(settings, 0)
+    seen, shares, further = set[str](), 0, 0
+    while batch := study.ask():
+        for suggestion in batch:
+            *before, last = suggestion.trainings
+            assert suggestion.shares == seen.issuperset(suggestion.trainings)
+            assert suggestion.shares or last not in seen
+            further += bool(before)
+            shares += suggestion.shares
+            seen.update(suggestion.trainings)
+        study.tell([evaluated(one.number, one.config).measured(1, (1, 1), 1, (1, 1)) for one in batch])
+    assert shares
+    assert further, "quantization that trains goes on from a recovery and is a training of its own"
+
+
+def test_a_training_that_no_value_decides_is_shared_by_all() -> None:
+    space = {
+        "plan": [
+            {"kind": "prune_channels", "amount": 0.5, "rounds": 2, "recovery": {"epochs": 1}},
+            {"kind": "recover"},
+            {"choice": [None, {"kind": "bf16"}, {"kind": "int8_static"}]},
+        ]
+    }
+    batch = BatchStudy(with_siblings(space=space, siblings=1, batch=3), 0).ask()
+    assert [suggestion.shares for suggestion in batch] == [False, True, True]
+    assert {len(suggestion.trainings) for suggestion in batch} == {2}, "between the rounds, and after them"
+
+
+def test_half_of_the_siblings_go_to_the_best_of_earlier_batches() -> None:
+    clip = {"choice": [None, {"kind": "clip", "method": {"choice": ["mse", "percentile"]}}]}
+    first, last = with_siblings().space.plain()["plan"]
+    settings = with_siblings(batch=8, siblings=6, trials=40, space={"plan": [first, clip, last]})
+    study, before, best = BatchStudy(settings, 0), set[str](), list[int]()
+    while batch := study.ask():
+        own = {name for one in batch for name in one.trainings} - before
+        best.append(sum(before.issuperset(one.trainings) for one in batch))
+        before |= own
+        study.tell([result(suggestion) for suggestion in batch])
+    assert best[0] == 0
+    assert all(count >= 3 for count in best[1:])
 
 
 def test_the_first_trainings_are_drawn_at_random() -> None:
     """A sampler would know one training alone, that of all plain baselines, and suggest what is near it."""
-    settings = with_siblings(trials=18)
+    settings = with_siblings(trials=24)
     trained = {str(training_prefix(config, settings)): amount_of(config) for config in run(settings, seed=0)}
-    baseline, *drawn = list(trained.values())[:8]
+    baseline, *drawn = list(trained.values())[:9]
     assert baseline == 0.1
-    assert len(set(drawn)) == 7
+    assert len(set(drawn)) == 8
     assert max(drawn) - min(drawn) > 0.2
 
 
