@@ -41,7 +41,7 @@ class BenchActor:
         merits: Sequence[tuple[Subject, Merits]] = (),
         rivals: Sequence[Rival] = (),
     ) -> list[dict[str, Any]]:
-        """As `Bench.measure`, while trials on this machine rest: what they share a store with is alone."""
+        """As `Bench.measure`, while all trials on this machine that use the store rest."""
         with self._turns.alone():
             return self._bench.measure(baseline, _plain(subjects), dict(merits), rivals)
 

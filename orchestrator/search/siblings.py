@@ -51,6 +51,8 @@ class TrainedParents:
 
     def learn(self, rows: Sequence[TrialRow]) -> None:
         """Take the results of a batch into account."""
+        if not self._settings.siblings:
+            return
         for row in sorted(rows, key=lambda row: row.number):
             names = trainings_of(row.config, self._settings) if row.feasible else ()
             if names and names[-1] in self._prefixes:
