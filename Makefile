@@ -47,9 +47,10 @@ peers: ## Make .venv-peers with the tools that benchmarks compare with
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
-mlflow: ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py talks to
+mlflow: $(STAMP) ## Make .venv-mlflow with the server that tests/tracking/test_mlflow.py talks to
 	test -x .venv-mlflow/bin/python || $(PYTHON) -m venv .venv-mlflow
 	.venv-mlflow/bin/python -m pip install --quiet 'mlflow>=3,<4'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mlflow]'
 
 .venv-audit/.installed:
 	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit

@@ -133,7 +133,8 @@ def combining(bench: Bench, data: str) -> tuple[list[dict[str, Any]], Ratio]:
     most = max(float(row["accuracy"]) for row in peers)
     value = float(peer["nll"]) / float(best["nll"])
     accuracies = f"accuracy {best['accuracy']:.4f}, of peers at most {most:.4f}"
-    return [*rows, *peers], Ratio(value, 1.0, of=f"{data}, {best['name']} over {peer['name']}, {accuracies}")
+    of = f"{data}, {best['name']} over {peer['name']}, {accuracies}"
+    return [*rows, *peers], Ratio(value, 1.0, of=of, holds=float(best["accuracy"]) >= most)
 
 
 def _held_out_nll(bench: Bench, tree: Node) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy import stats
 
 from benchmarks.ensembles_digits import trained
 from orchestrator.config.data import PartName
@@ -45,8 +46,13 @@ def speakers(run_file: Path, data: Path, work: Path) -> list[dict[str, Any]]:
             flush=True,
         )
     for name in {row["name"]: None for row in rows}:
-        hits, count = (sum(row[key] for row in rows if row["name"] == name) for key in ("right", "rows"))
-        rows.append(_row(name, "all", np.arange(count) < hits))
+        own = [row for row in rows if row["name"] == name]
+        hits, count = (sum(row[key] for row in own) for key in ("right", "rows"))
+        found = np.array([row["accuracy"] for row in own])
+        # Speakers were drawn, not recordings: of another one as little is known as six tell.
+        half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+        ends = [float(found.mean() - half), float(found.mean() + half)]
+        rows.append({**_row(name, "all", np.arange(count) < hits), "accuracy_ci": ends})
     return rows
 
 

@@ -49,7 +49,7 @@ def _fired(name: str, location: str, longest_s: float, arguments: argparse.Names
         seed=arguments.seed,
         longest_s=longest_s if arguments.longest_s is None else arguments.longest_s,
     )
-    done = tally.kills >= arguments.goal
+    done = tally.kills >= arguments.goal and tally.removed > 0
     storage = location.partition("://")[0] if "://" in location else "local"
     return [{"storage": storage, **tally.plain()}], {
         f"{name}: partial artifacts visible": Ratio(len(tally.partial), 0, at_most=True, holds=done),

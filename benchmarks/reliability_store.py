@@ -35,6 +35,8 @@ from tests.store.s3_server import served
 REFS = 3
 SEEDS = 40
 """Different artifacts; they are published again and again."""
+NAMED = 15
+"""Refs name the first of them alone: what was ever named stays, so that nothing else is left to collect."""
 GRACE_S = 3600.0
 _SIGNATURE = Signature(
     task="classification", input_shape=(4,), input_dtype="float32", outputs=3, mean=(0.0,) * 4, std=(1.0,) * 4
@@ -50,7 +52,7 @@ class Tally:
     collections: int = 0
     ref_updates: int = 0
     removed: int = 0
-    """Artifacts that were there after one kill and no longer after the next."""
+    """Artifacts, by collectors that lived to say so."""
     partial: list[str] = field(default_factory=list)
     lost_refs: list[str] = field(default_factory=list)
     wrong_digests: list[str] = field(default_factory=list)
@@ -95,7 +97,6 @@ def under_fire(location: str, *, kills: int, seed: int, longest_s: float) -> Tal
         whole = number % 50 == 49 or number == kills - 1
         now = set(store.digests())
         _look(store, acknowledged, now if whole else now - before, tally)
-        tally.removed += len(before - now)
         before = now
         if store.blobs.local:
             _age(store)
@@ -117,7 +118,7 @@ def _publish(location: str, seed: int, acks: int) -> None:
         number = chance.randrange(SEEDS)
         digest = store.put_artifact(_draft(number), _tensors(number))
         _tell(acks, {"published": digest})
-        if chance.random() < 0.3:
+        if number < NAMED and chance.random() < 0.6:
             name = f"fire/{chance.randrange(REFS)}"
             sequence = store.set_ref(name, digest)
             _tell(acks, {"ref": name, "sequence": sequence, "value": digest})
@@ -128,11 +129,11 @@ def _clean(location: str, acks: int) -> None:
     _hasten()
     while True:
         try:
-            keeping.collect(store, grace_s=GRACE_S, dry_run=False)
+            done = keeping.collect(store, grace_s=GRACE_S, dry_run=False)
         except StoreError:
             time.sleep(0.01)
             continue
-        _tell(acks, {"collections": 1})
+        _tell(acks, {"collected": sum(key.startswith("artifacts/") for key in done.removed)})
 
 
 def _hasten() -> None:
@@ -177,7 +178,8 @@ def _note(data: bytes, acknowledged: dict[tuple[str, int], str], tally: Tally) -
     for line in lines[:-1]:
         told = json.loads(line)
         tally.published += "published" in told
-        tally.collections += "collections" in told
+        tally.collections += "collected" in told
+        tally.removed += told.get("collected", 0)
         if "ref" in told:
             tally.ref_updates += 1
             acknowledged[told["ref"], told["sequence"]] = told["value"]

@@ -19,7 +19,7 @@ from deployments.member import split
 from deployments.member_call import Call, stop
 from deployments.observe.members import note_health, note_walk, watched_members
 from deployments.observe.meter import Meter, Snapshot
-from deployments.observe.replicas import gather, this_replica
+from deployments.observe.replicas import GATHER_S, gather, this_replica
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Member, Spec
 from orchestrator.config.serving import ServingSettings
@@ -98,7 +98,8 @@ class Composed(InStages):
     async def snapshots(self) -> list[Snapshot]:
         """What this replica and its members' counted."""
         note_health(self._spec.name, self._contract.health(), self._meter)
-        return [self._meter.snapshot(), *await gather(self._handles.values())]
+        # Of the time that the ingress gives this replica: a member that hangs costs its own figures alone.
+        return [self._meter.snapshot(), *await gather(self._handles.values(), GATHER_S / 2)]
 
     def _saw(self, prediction: Prediction, rounds: Sequence[float]) -> None:
         note_walk(self._spec.name, prediction, rounds, self._meter)

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from deployments.drive import everyone
 from deployments.exchange import Answer, Served
 from deployments.protocol.errors import ProtocolError, UnknownModelError
+from deployments.protocol.images import takes_images
 from deployments.protocol.model import Model
 from deployments.protocol.rest import Codec, codec_of
 from orchestrator.config.serving import ServingSettings
@@ -27,8 +29,10 @@ SERVER_NAME = "orchestrator"
 LARGE_BYTES = 256 * 1024
 """Bodies above this are decoded in a thread, so that the event loop goes on."""
 
-MOST_THREADS = 4
+MOST_THREADS = min(4, os.cpu_count() or 1)
 """That read and write bodies."""
+_SLOTS = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
+"""Free ones of them."""
 
 
 class Gate:
@@ -170,6 +174,11 @@ class Entry:
         encoder = self.codec.encoder
         return LARGE_BYTES if encoder is None else encoder.large_bytes
 
+    @property
+    def takes_files(self) -> bool:
+        """A row may be an image file, and a small one may hold a large image."""
+        return takes_images(self.model.input)
+
     def model_of(self, answer: Answer) -> Model:
         """The model, in the version that made an answer."""
         version = answer.version or self.model.version
@@ -272,11 +281,24 @@ async def maybe_threaded(threaded: bool, function: Callable[P, T], /, *args: P.a
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that takes long in one of a few threads."""
-    call = partial(function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
+    """Call a function that takes long in one of a few threads.
+
+    Who gives up while all of them are busy leaves nothing behind that would wait for one.
+    """
+    loop = asyncio.get_running_loop()
+    slots = _SLOTS.setdefault(loop, asyncio.Semaphore(MOST_THREADS))
+    await slots.acquire()
+
+    def ended(work: asyncio.Future[T]) -> None:
+        slots.release()
+        if not work.cancelled():
+            work.exception()  # looked at: whoever asked may be gone
+
+    work = loop.run_in_executor(_threads(), partial(function, *args, **kwargs))
+    work.add_done_callback(ended)
+    return await asyncio.shield(work)
 
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="bodies")
+    return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="bodies")

@@ -40,6 +40,10 @@ METADATA_BYTES = 64 * 1024
 """Longest metadata of a call, as of headers over HTTP."""
 OVERHEAD_BYTES = 64 * 1024
 """What a message may have beside its tensor."""
+IDLE_S = 75.0
+"""Time that a stream is kept without a message, as HTTP keeps an idle connection."""
+_OPEN = ("ServerLive", "ServerReady")
+"""Methods that ask for no key."""
 _Asked = messages.message("ModelInferRequest")
 
 
@@ -129,7 +133,7 @@ class Keys(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         method = details.method.rpartition("/")[2]
-        if method not in ("ServerLive", "ServerReady"):
+        if method not in _OPEN:
             refused = _refusal(self._access, details.invocation_metadata)
             if refused is not None:
                 return _refusing(await continuation(details), refused)
@@ -168,6 +172,8 @@ class _Service:
         # All as streams: gRPC waits without end for the message of one that is not.
         make = grpc.stream_unary_rpc_method_handler
         function: Callable[..., Any] = _checked(getattr(self, name), request, self._front.serving.deadline_s)
+        if name in _OPEN:
+            function = _unread(getattr(self, name))
         if method.client_streaming:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
         # Bytes in: what a message becomes is looked at before it is made.
@@ -209,7 +215,14 @@ class _Service:
         """Answers the requests of a stream one after the other; each counts for the key's rate."""
         answer = messages.message("ModelStreamInferResponse")
         first = True
-        async for data in stream:
+        async for data in _each(stream):
+            # Before it is read, which may take long. The interceptor let the stream in: the first request.
+            refused = None if first else self._refused(context)
+            first = False
+            if refused is not None:
+                del data
+                yield answer(error_message=refused.sentence)
+                continue
             try:
                 asked = messages.parse(data, _Asked)
             except ProtocolError as error:
@@ -217,11 +230,6 @@ class _Service:
                 continue
             finally:
                 del data  # what it became is what counts among the bodies in work
-            # The interceptor let the stream in, which is the first request.
-            if not first and (refused := self._refused(context)) is not None:
-                yield answer(error_message=refused.sentence, infer_response={"id": asked.id})
-                continue
-            first = False
             try:
                 yield answer(infer_response=await self.ModelInfer(asked, context))
             except Exception as error:
@@ -234,7 +242,9 @@ class _Service:
     async def _infer(self, asked: Any, entry: Entry, start: int, time_s: float) -> Any:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(self._front.serving.deadline_s, time_s)
-        threaded = asked.ByteSize() >= entry.large_bytes
+        # A small file may hold a large image.
+        files = entry.takes_files and any(one.datatype == "BYTES" for one in asked.inputs)
+        threaded = asked.ByteSize() >= entry.large_bytes or files
         request = await maybe_threaded(threaded, messages.decode, asked, entry.model, entry.codec.encoder)
         decoded = perf_counter_ns()
         left = min(deadline - loop.time(), request.timeout_s or self._front.serving.deadline_s)
@@ -276,6 +286,32 @@ def _checked(
         await context.abort(code, sentence)
 
     return call
+
+
+def _unread(
+    method: Callable[[Any, Any], Awaitable[Any]],
+) -> Callable[[AsyncIterator[bytes], Any], Awaitable[Any]]:
+    """A method that takes no message, whatever the client would send."""
+
+    async def call(_stream: AsyncIterator[bytes], context: Any) -> Any:
+        try:
+            return await method(None, context)
+        except Exception as error:
+            code, sentence = _status(error)
+        await context.abort(code, sentence)
+
+    return call
+
+
+async def _each(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The messages of a stream, until it is idle for too long."""
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                data = [await anext(stream)]
+        except (StopAsyncIteration, TimeoutError):
+            return
+        yield data.pop()  # not held here meanwhile
 
 
 async def _only(stream: AsyncIterator[bytes], longest_s: float) -> bytes:

@@ -214,16 +214,16 @@ class Client:
             except TimeoutError as late:
                 self._connection.close()
                 raise DeadlineError("no answer in time", f"{self._deadline_s:g} s") from late
-            except UnicodeError:  # of a host's name, the path or a header; its text could show a key
+            except (OSError, http.client.HTTPException) as broken:
+                self._connection.close()
+                reason, fix = f"{self._url} ({broken})", "check the URL, and that the server runs"
+                error = ServingError("the server cannot be reached", reason, fix)
+            except ValueError:  # of a host's name, the path or a header; its text could show a key
                 self._connection.close()
                 raise InputError(
                     "the server's URL has no host name, or it or a header has letters that HTTP cannot send",
                     self._url,
                 ) from None
-            except (OSError, http.client.HTTPException) as broken:
-                self._connection.close()
-                reason, fix = f"{self._url} ({broken})", "check the URL, and that the server runs"
-                error = ServingError("the server cannot be reached", reason, fix)
             # Spread, so that clients that were refused together do not come back together.
             pause_s = max(retry_after_s or 0.0, wait_s * random.uniform(0.5, 1.0))
             if not left or time.monotonic() + pause_s >= until:

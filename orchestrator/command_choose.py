@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.command_guard import print_json
-from orchestrator.options import Config, DataOption, JsonOption, SetOption, StoreOption
+from orchestrator.options import Config, DataOption, FreshOption, JsonOption, SetOption, StoreOption
 
 
 def _option(flag: str, text: str) -> Any:
@@ -46,6 +46,7 @@ def choose(
     batch: Batch = None,
     core_hour: CoreHour = 0.04,
     name: Name = "choice",
+    fresh: FreshOption = False,
     store: StoreOption = None,
     overrides: SetOption = None,
     data: DataOption = None,
@@ -71,6 +72,7 @@ def choose(
     costs: dict[str, Any] = {"core_hour": core_hour} | ({"batches": tuple(batch)} if batch else {})
     goal = validate(Goal, bounds, "the goal")
     files: dict[str, Any] = {"store": store, "overrides": overrides or [], "data": data}
+    files["fresh"] = fresh
     document = choose_file(config, goal, costs=costs, name=name, quiet=as_json, **files)
     if as_json:
         print_json(document)

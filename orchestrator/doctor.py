@@ -295,8 +295,8 @@ def _haproxy() -> Iterator[Finding]:
         yield Finding(
             "haproxy",
             "warning",
-            f"listening on every interface: {', '.join(open_to_all)}",
-            "close these ports in the firewall",
+            f"listening, as Ray sets it up on every interface: {', '.join(open_to_all)}",
+            "close these ports in the firewall, or let Ray begin orchestrator-haproxy: it keeps to loopback",
         )
     if not proxies and not open_to_all:
         yield Finding("haproxy", "ok", "none is running")

@@ -32,7 +32,13 @@ _PATTERNS = (
 )
 # name = value, name: value, "name": "value"; without quotes the value ends at a blank, comma or bracket.
 _PAIR = re.compile(
-    rf"""(?P<name>(?<![\w.-]){_NAME})(?P<between>["']?\s*[=:]\s*)(?P<value>\[removed\]|"[^"\n]*"|'[^'\n]*'|[^\s"',}})\]]+)""",
+    rf"""(?P<name>(?<![\w.-]){_NAME})(?P<between>["']?\s*[=:]\s*)(?P<value>\[removed\]|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[^\s"',}})\]]+)""",
+    re.IGNORECASE,
+)
+# The same as JSON within JSON: \"name\": \"value\".
+_INNER = re.compile(
+    rf"""(?P<name>(?<![\w.-]){_NAME})(?P<between>(?P<quote>\\+["'])\s*:\s*(?P=quote))"""
+    r"""(?P<value>(?:(?!(?<!\\)(?P=quote))[^\n])+)""",
     re.IGNORECASE,
 )
 
@@ -68,6 +74,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, REMOVED)
     for pattern in _PATTERNS:
         text = pattern.sub(REMOVED, text)
+    text = _INNER.sub(_without_value, text)
     return _PAIR.sub(_without_value, text)
 
 

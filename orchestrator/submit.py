@@ -199,7 +199,7 @@ def _packed(run: RunConfig, sent: Upload | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         if sent is not None:
             sent.copy_to(Path(folder))
-        text = yaml.safe_dump(run.plain(), sort_keys=False)
+        text = yaml.safe_dump(run.given(), sort_keys=False)
         (Path(folder) / RUN_FILE).write_text(text, encoding="utf-8")
         yield folder
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,9 +75,20 @@ def test_errors_are_ours(url: str) -> None:
         with pytest.raises(InputError, match="URL is not valid"):
             Client(wrong)
     key = {"Authorization": "Bearer \u20ac"}
-    for made in (Client("http://a..b:8000"), Client(f"{url}/\u20ac"), Client(url, headers=key)):
+    two_lines = Client(url, headers={"X-API-Key": "secret\n"})
+    for made in (Client("http://a..b:8000"), Client(f"{url}/\u20ac"), Client(url, headers=key), two_lines):
         with made, pytest.raises(InputError, match="letters that HTTP cannot send"):
             made.models()
+
+
+def test_a_certificate_that_is_not_trusted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise ssl.SSLCertVerificationError(1, "self-signed certificate")
+
+    monkeypatch.setattr(Client, "_send", refused)
+    client = Client("https://127.0.0.1:1", retries=0)
+    with client, pytest.raises(ServingError, match=r"cannot be reached.*self-signed"):
+        client.models()
 
 
 @contextmanager

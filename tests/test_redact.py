@@ -30,8 +30,10 @@ SECRET = "s3cr3t-V4lue"
         f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----",
         f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}",
         f"got 401 for X-Ray-Authorization: Bearer {SECRET}",
+        f'{{"message": "got {{\\"api_key\\": \\"{SECRET}\\"}}"}}',
+        f'{{"password": "ab\\"{SECRET}"}}',
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_secrets_are_taken_out(text: str) -> None:
     assert SECRET not in redact(text)

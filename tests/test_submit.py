@@ -10,6 +10,8 @@ import pytest
 from ray.dashboard.modules.job.common import JobStatus
 
 from orchestrator import submit
+from orchestrator.config.load import load_run
+from tests.architecture.modules import ROOT
 from tests.pipeline.command import Answer, command
 from tests.pipeline.toys import write
 
@@ -17,6 +19,16 @@ ADDRESS = "http://127.0.0.1:9"
 LOST = RuntimeError("Request failed with status code 404: Job toy does not exist.")
 AMAZON = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 AWAY = ConnectionError("HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_jobs_run_file_means_what_the_users_means(file: Path) -> None:
+    """A member that is written out whole, with its defaults, would say more than the user did."""
+    run = load_run(file, [])
+    with submit._packed(run, None) as folder:
+        sent = load_run(Path(folder) / submit.RUN_FILE, [])
+    assert sent == run
+    assert sent.given() == run.given()
 
 
 class Dashboard:

@@ -31,6 +31,20 @@ async def infer(front: Front, entry: Entry, headers: Headers, receive: Receive, 
             return Reply(encoded.body, headers=(JSON,))
         return Reply(encoded.body, headers=(_BINARY, (_HEADER_LENGTH, b"%d" % encoded.header_length)))
 
+    def holds_files(body: bytes) -> bool:
+        # JSON may write its letters as \\u0042, too.
+        known = length is not None and length.isascii() and length.isdigit() and len(length) < 12
+        head = body[: int(length)] if known and length else body
+        return b"BYTES" in head or b"\\u" in head
+
     return await respond(
-        front, entry, headers, receive, decode, encode, large_bytes=entry.large_bytes, version=version
+        front,
+        entry,
+        headers,
+        receive,
+        decode,
+        encode,
+        large_bytes=entry.large_bytes,
+        takes_long=holds_files if entry.takes_files else None,
+        version=version,
     )

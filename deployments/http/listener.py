@@ -35,6 +35,8 @@ HEAD_BYTES = 64 * 1024
 """Longest request line with headers, and longest trailers, give or take what one read of the socket gives."""
 HEAD_S = 20.0
 """Time for a request line with headers to arrive."""
+READ_S, READ_BYTES = 20.0, 64 * 1024
+"""Time in which a client must read so many bytes of an answer that waits for it."""
 
 
 class Listener:
@@ -143,6 +145,7 @@ class _Protocol(HttpToolsProtocol):
         self._undelivered = 0
         """Bytes since the last end of a head or part of a body: the parser keeps them all."""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         self._work: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -152,8 +155,34 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_timer()
+        self._stop_watching()
         if self._work is not None:
             self._work.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
+    def _watch_reader(self) -> None:
+        self._reader_timer = self.loop.call_later(
+            READ_S, self._look_at_reader, self.transport.get_write_buffer_size()
+        )
+
+    def _look_at_reader(self, before: int) -> None:
+        """A client that asks and does not read would keep its answers here."""
+        if self.transport.get_write_buffer_size() > before - READ_BYTES:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _stop_watching(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def data_received(self, data: bytes) -> None:
         self._undelivered += len(data)

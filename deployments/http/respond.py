@@ -13,7 +13,7 @@ from deployments.http.asgi import Headers, Receive, Reply, header_text
 from deployments.http.errors import SlowBodyError
 from deployments.http.limits import read_body
 from deployments.observe.requests import CURRENT
-from deployments.protocol.request import Request
+from deployments.protocol.request import Request, check_answer
 from orchestrator.errors import DeadlineError
 
 Decode = Callable[[bytes], Request]
@@ -29,10 +29,11 @@ async def respond(
     encode: Encode,
     *,
     large_bytes: int,
+    takes_long: Callable[[bytes], bool] | None = None,
     version: str = "",
     told: Callable[[Answer], None] | None = None,
 ) -> Reply:
-    """The reply; bodies of `large_bytes` are decoded, and their answers encoded, in a thread.
+    """The reply; bodies of `large_bytes`, or that `takes_long`, are decoded and answered in a thread.
 
     Where a `version` is given no other answers. `told` is called with what the stages of a cascade say.
 
@@ -48,13 +49,13 @@ async def respond(
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 body = await read_body(headers, receive, front.serving.max_body_bytes, take)
-                threaded = len(body) >= large_bytes
+                threaded = len(body) >= large_bytes or (takes_long is not None and takes_long(body))
                 request = await in_thread(decode, body) if threaded else decode(body)
                 if request.timeout_s is not None:
                     deadline = min(deadline, loop.time() + request.timeout_s)
                     limit.reschedule(deadline)
             decoded = perf_counter_ns()
-            question = _question(request, headers, deadline - loop.time())
+            question = _question(entry, request, headers, deadline - loop.time())
             if version or told is not None:
                 question = replace(question, version=version, told=told)
             answer = await entry.served.predict(question)
@@ -81,7 +82,8 @@ async def respond(
         return reply
 
 
-def _question(request: Request, headers: Headers, timeout_s: float) -> Question:
+def _question(entry: Entry, request: Request, headers: Headers, timeout_s: float) -> Question:
+    check_answer(request, entry.model)
     wanted = frozenset([name for name, _binary in request.outputs])
     record = CURRENT.get()
     identity = request.id or (header_text(headers, b"x-request-id") or "" if record is None else record.id)

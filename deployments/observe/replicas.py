@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.observe.meter import Snapshot
 
 GATHER_S = 2.0
-"""A replica that does not tell its figures within this time is left out of them."""
+"""Longest wait for a deployment's figures; those who ask others first have to give them less."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +29,17 @@ def this_replica() -> str:
     return f"{context.deployment}#{context.replica_id.unique_id}"
 
 
-async def gather(handles: Iterable[Any]) -> list[Snapshot]:
+async def gather(handles: Iterable[Any], within_s: float = GATHER_S) -> list[Snapshot]:
     """The snapshots of all replicas of deployments with a method `snapshots`, each process once; what stands
-    for a handle in this process is left out."""
-    told = [_told(handle) for handle in handles if isinstance(handle, DeploymentHandle)]
+    for a handle in this process is left out, and so is a deployment of which one replica does not tell."""
+    told = [_told(handle, within_s) for handle in handles if isinstance(handle, DeploymentHandle)]
     found = await asyncio.gather(*told)
     return list({one.replica: one for snapshots in found for one in snapshots}.values())
 
 
-async def _told(handle: DeploymentHandle[Any]) -> list[Snapshot]:
+async def _told(handle: DeploymentHandle[Any], within_s: float) -> list[Snapshot]:
     try:
-        told = await handle.broadcast("snapshots").results_async(timeout_s=GATHER_S, return_exceptions=True)
+        told = await handle.broadcast("snapshots").results_async(timeout_s=within_s, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError) as error:
         logger.warning("%s told no figures: %s", handle.deployment_name, error)
         return []

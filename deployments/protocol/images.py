@@ -22,6 +22,9 @@ MAX_REQUEST_PIXELS = 8 * MAX_PIXELS
 """Most pixels of all image files of a request together, since decoding takes time for each."""
 MAX_DECODED_BYTES = 256 * 2**20
 """Most bytes that all images of a request may have once they are decoded."""
+MOST_SCANS = 100
+"""Of a JPEG file; usual ones have 1 to 10, and every scan goes over all pixels."""
+_SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -77,8 +80,17 @@ def rows_of(files: Sequence[bytes], expected: Tensor) -> Array:
     return np.stack(rows)
 
 
+def _check_work(data: bytes, index: int) -> None:
+    """Refuse files whose decoding takes far longer than their pixels tell."""
+    if data[:2] in (b"P1", b"P2", b"P3"):
+        raise ProtocolError(f"the image of row {index} is a text", data[:2].decode(), "send P4, P5 or P6")
+    if data[:2] == b"\xff\xd8" and (data.count(_SCAN) > MOST_SCANS or data.count(_EXIF) > MOST_SCANS):
+        raise TooLargeError(f"a JPEG file may have at most {MOST_SCANS} scans or segments of a kind", index)
+
+
 def _pixels(data: bytes, index: int) -> int:
     """Of one image, if they are not too many; reads only the file's head."""
+    _check_work(data, index)
     try:
         with Pillow.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

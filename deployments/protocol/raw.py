@@ -8,11 +8,14 @@ text.
 from __future__ import annotations
 
 import math
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from typing import Any
+from unicodedata import combining, normalize
 
 import numpy as np
 
@@ -27,6 +30,8 @@ from orchestrator.errors import DataError, DeadlineError
 
 TEXT_BYTES = 64 * 1024
 """Longest text, in UTF-8: all of it is cut into tokens, however few of them are kept."""
+MARKS = 64
+"""Most combining marks in a row: Python takes the square of their number to put them in order."""
 TOGETHER = 256
 """Rows that are encoded between two looks at the clock."""
 WAVEFORMS = ("INT16", "FP32", "FP64")
@@ -223,6 +228,14 @@ def _cut(values: Values, first: int) -> Values:
     return values[first : first + TOGETHER]
 
 
+@lru_cache(maxsize=1)
+def _many_marks() -> re.Pattern[str]:
+    # By what they are decomposed to: some are of two marks, and are none themselves.
+    every = map(chr, range(sys.maxunicode + 1))
+    marks = "".join(re.escape(one) for one in every if combining(normalize("NFD", one)[0]))
+    return re.compile(f"[{marks}]{{{MARKS + 1}}}")
+
+
 @singledispatch
 def _large_bytes(encoding: Any) -> int:
     raise TypeError(type(encoding).__name__)
@@ -332,10 +345,12 @@ def _encoded_table(encoding: TableEncoding, given: Given, expected: Tensor) -> A
 
 
 def _column(given: Given) -> Column:
-    """A column's values; an empty category is a missing one."""
+    """A column's values."""
     if not isinstance(given.values, list):
         return given.values.reshape(-1)
-    return [text_of(given.name, value, row) if value else None for row, value in enumerate(given.values)]
+    return [
+        None if value is None else text_of(given.name, value, row) for row, value in enumerate(given.values)
+    ]
 
 
 @singledispatch
@@ -350,3 +365,7 @@ def _check_texts(_: TextEncoding, values: Any) -> None:
             isinstance(text, str) and len(text.encode("utf-8", "replace")) > TEXT_BYTES
         ):
             raise TooLargeError(f"a text may have at most {TEXT_BYTES} bytes", f"row {row}")
+        if not text.isascii():
+            letters = text.decode(errors="replace") if isinstance(text, bytes) else text
+            if _many_marks().search(letters):
+                raise TooLargeError(f"a text may have at most {MARKS} accents on one letter", f"row {row}")

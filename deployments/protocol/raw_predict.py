@@ -195,7 +195,7 @@ def _value(value: object, column: object, row: int) -> object:
     whole = isinstance(value, float) and value.is_integer()  # as pandas has a column with gaps
     if value is not None and not whole and not isinstance(value, str | bool | int):
         raise ProtocolError(f"row {row} has no category in column '{name}'", short(value))
-    return None if value == "" else value
+    return value
 
 
 def _check_columns(schema: pa.Schema, encoder: Encoder) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deployments.protocol import datatypes, images
 from deployments.protocol.datatypes import BYTES, DATATYPES, Array, short
-from deployments.protocol.errors import ProtocolError
+from deployments.protocol.errors import ProtocolError, TooLargeError
 from deployments.protocol.model import Model, Tensor
 
 MAX_ROWS = 2**31 - 1
+MAX_JSON_NUMBERS = 2**20
+"""Most numbers of an answer as JSON, some 20 MB of it; a row counts as one, too."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class Request:
     """The client's own limit (`parameters.timeout`, in microseconds as Triton has it)."""
     encoded_by: str = ""
     """`Model.encoded_by` of the encoding that made the rows."""
+
+
+def check_answer(request: Request, model: Model) -> None:
+    """The answer is not too long as JSON, which is written while all else waits.
+
+    Raises:
+        TooLargeError: it is.
+    """
+    rows, tensors = len(request.rows), model.tensors
+    numbers = sum(math.prod(tensors[name].shape[1:]) for name, binary in request.outputs if not binary)
+    if numbers and rows * (numbers + 1) > MAX_JSON_NUMBERS:
+        raise TooLargeError(
+            f"an answer as JSON may have at most {MAX_JSON_NUMBERS} numbers",
+            f"{rows} rows of {numbers}",
+            "ask for binary outputs, or send fewer rows",
+        )
 
 
 def check_datatype(value: object, expected: Tensor) -> str:

@@ -10,9 +10,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context
 from typing import Any
 
+from deployments.releases.shielded import finished
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, Labels, Promote, Reweight, Rollback
 from orchestrator.ensemble.epochs import reweighted
@@ -139,16 +139,7 @@ class Controls:
 
         if len(self._changes) >= MOST_CHANGES:
             raise OverloadedError("too many changes are in work", len(self._changes), "try again later")
-        # Serve cancels what is called on behalf of a request with that request.
-        task = asyncio.create_task(whole(), context=Context())
-        self._changes.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[dict[str, Any]]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at: whoever asked may be gone
+        return await finished(whole(), self._changes)
 
     async def _prepared(self, digest: str, change: Callable[[], None]) -> None:
         """Change the store once all replicas have loaded a release; where it fails, none keeps it."""

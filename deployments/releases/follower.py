@@ -24,16 +24,12 @@ from deployments.observe.replicas import this_replica
 from deployments.releases import trial as trials
 from deployments.releases.learner import Learner, learner_of, new_epoch
 from deployments.releases.running import Engine, Running
+from deployments.releases.shielded import finished
 from deployments.releases.trial import Trial
 from deployments.stream import InStages
 from orchestrator.config.ensemble import Spec
 from orchestrator.config.release import Canary, FeedbackSettings, Labels
-from orchestrator.errors import (
-    ConfigError,
-    NotFoundError,
-    OrchestratorError,
-    ServingError,
-)
+from orchestrator.errors import ConfigError, NotFoundError, OrchestratorError, ServingError
 from orchestrator.store import releases
 from orchestrator.store.store import Store
 
@@ -87,6 +83,7 @@ class Follower(InStages):
         self._changing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._comparing = set[asyncio.Task[None]]()
+        self._learning = set[asyncio.Task[None]]()
 
     @property
     def spec(self) -> Spec:
@@ -106,6 +103,8 @@ class Follower(InStages):
             return await self._ask_live(question)
         if trial is None or candidate is None or not trials.drawn(question.request_id, trial.settings.share):
             return await self._ask_live(question)
+        if not question.outputs <= candidate.model.tensors.keys():
+            return await self._ask_live(question)  # it has no such output, which is no fault of either
         if trial.settings.shadow or question.version:
             answer = await self._ask_live(question)
             self._compare(trial, candidate, replace(question, version=""), answer, is_live=True)
@@ -197,12 +196,15 @@ class Follower(InStages):
         found = await learner.learn(body)
         # Meanwhile another release may have taken over, of which this learner knows nothing.
         if learner is self._learner and learner.due:
-            try:
-                await new_epoch(self._store, self._name, self._live, learner, self.stage)
-                await self.follow()
-            except OrchestratorError as error:  # the labels count all the same
-                logger.error("%s: no weight epoch was made of labels: %s", self._name, error)
+            await finished(self._new_epoch(learner), self._learning)
         return {**found, **learner.plain()}
+
+    async def _new_epoch(self, learner: Learner) -> None:
+        try:
+            await new_epoch(self._store, self._name, self._live, learner, self.stage)
+            await self.follow()
+        except OrchestratorError as error:  # the labels count all the same
+            logger.error("%s: no weight epoch was made of labels: %s", self._name, error)
 
     async def state(self) -> dict[str, Any]:
         """What runs here, as JSON."""
@@ -223,7 +225,7 @@ class Follower(InStages):
 
     async def close(self) -> None:
         """Stop following, and close what is loaded."""
-        tasks = [task for task in (self._watch, *self._comparing) if task is not None]
+        tasks = [task for task in (self._watch, *self._comparing, *self._learning) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

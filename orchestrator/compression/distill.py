@@ -167,7 +167,7 @@ def mixed(
         CompressionError: the teachers have different numbers of outputs.
     """
     if len(outputs) == 1:
-        return outputs[0]
+        return outputs[0] if task == "regression" else outputs[0] / temperatures[0]
     if len(shapes := {tuple(one.shape) for one in outputs}) > 1:
         raise CompressionError(
             "teachers give outputs of different shapes", sorted(shapes), "name teachers of the same classes"

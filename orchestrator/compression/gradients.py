@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,47 @@ def set_gradients(
     Raises:
         CompressionError: there are no train rows, or they have no labels.
     """
+    if step.criterion == "taylor":
+        for _ in _backward(module, step, signature, context, _BATCH):
+            pass
+        module.cpu()
+        return
+    squares: dict[nn.Parameter, Tensor] = {}
+    for rows in row_gradients(module, step, signature, context):
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                # One row's share of the mean is 1 / N of its gradient.
+                square = parameter.grad.square() * rows
+                squares[parameter] = squares[parameter] + square if parameter in squares else square
+    for parameter in module.parameters():
+        parameter.grad = squares[parameter].cpu() if parameter in squares else torch.zeros_like(parameter)
+
+
+def row_gradients(
+    module: nn.Module, step: ChannelPruning | HeadPruning, signature: Signature, context: Context
+) -> Iterator[int]:
+    """Each train row by itself: meanwhile `.grad` holds its share of the mean loss's gradient.
+
+    Yields:
+        The number of rows.
+
+    Raises:
+        CompressionError: as `set_gradients`
+    """
+    for rows in _backward(module, step, signature, context, 1):
+        yield rows
+        module.zero_grad(set_to_none=True)
+    module.cpu()
+
+
+def _backward(
+    module: nn.Module,
+    step: ChannelPruning | HeadPruning,
+    signature: Signature,
+    context: Context,
+    size: int,
+) -> Iterator[int]:
+    """Adds the gradients of `size` rows after another, on the context's device; how many rows there are."""
     if context.train is None or len(context.train.ids) == 0:
         raise CompressionError(
             f"criterion {step.criterion} needs train rows", fix="give the data a train part, or choose l2"
@@ -38,20 +81,9 @@ def set_gradients(
         raise CompressionError(f"criterion {step.criterion} needs labelled rows", fix="choose l2")
     loss = make_loss(loss_settings(Training(), signature), signature)
     module.zero_grad(set_to_none=True)
-    size = _BATCH if step.criterion == "taylor" else 1
-    squares = [torch.zeros_like(parameter) for parameter in module.parameters()]
     for rows, wanted in zip(inputs.split(size), targets.split(size), strict=True):
         (loss(module(rows), wanted, None) * (len(rows) / len(inputs))).backward()
-        if step.criterion == "hessian":
-            for square, parameter in zip(squares, module.parameters(), strict=True):
-                if parameter.grad is not None:
-                    # One row's share of the mean is 1 / N of its gradient.
-                    square += parameter.grad.square() * len(inputs)
-            module.zero_grad(set_to_none=True)
-    if step.criterion == "hessian":
-        for square, parameter in zip(squares, module.parameters(), strict=True):
-            parameter.grad = square
-    module.cpu()
+        yield len(inputs)
 
 
 def _labelled(targets: Tensor) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
-from orchestrator.compression.gradients import set_gradients
+from orchestrator.compression.gradients import row_gradients, set_gradients
 from orchestrator.compression.step import Context, State, apply_step, copy_of
 from orchestrator.config.steps import HeadPruning
 from orchestrator.errors import CompressionError
+from orchestrator.runtime.channels import tracing
 from orchestrator.runtime.heads import Attention, attentions, keep_heads
 
 
@@ -28,9 +31,16 @@ def prune_heads(step: HeadPruning, state: State, context: Context) -> State:
             type(module).__name__,
             "one layer for all three is not cut, nor outputs by other names: use prune_channels or factorize",
         )
-    if step.criterion in ("taylor", "hessian"):
-        set_gradients(module, step, state.signature, context)
-    scores = {name: _scores(attention, step, context.seed) for name, attention in found.items()}
+    gates: dict[str, Tensor] = {}
+    with tracing(module):
+        if step.criterion == "taylor":
+            gates = _gates(found, row_gradients(module, step, state.signature, context))
+        elif step.criterion == "hessian":
+            set_gradients(module, step, state.signature, context)
+    scores = {
+        name: _relative(gates[name] if gates else _scores(attention, step, context.seed))
+        for name, attention in found.items()
+    }
     kept = _select(scores, step)
     before = {name: attention.heads for name, attention in found.items()}
     if all(len(heads) == before[name] for name, heads in kept.items()):
@@ -45,16 +55,17 @@ def prune_heads(step: HeadPruning, state: State, context: Context) -> State:
 
 
 def _scores(attention: Attention, step: HeadPruning, seed: int) -> Tensor:
-    """Float64 [heads]; layers are made comparable by their norm, as Michel et al. do."""
+    """Float64 [heads], by all criteria but `taylor`."""
     if step.criterion == "random":
         return torch.rand(attention.heads, generator=torch.Generator().manual_seed(seed)).double()
-    if step.criterion == "taylor":
-        scores = _gate_gradients(attention)
-    else:
-        inputs = [_terms(layer.weight, attention, step) for layer in attention.inputs]
-        output = _terms(attention.output.weight, attention, step).T
-        scores = torch.stack([_per_head(terms, attention) for terms in (*inputs, output)]).sum(0)
-        scores = scores.sqrt() if step.criterion == "l2" else scores
+    inputs = [_terms(layer.weight, attention, step) for layer in attention.inputs]
+    output = _terms(attention.output.weight, attention, step).T
+    scores = torch.stack([_per_head(terms, attention) for terms in (*inputs, output)]).sum(0)
+    return scores.sqrt() if step.criterion == "l2" else scores
+
+
+def _relative(scores: Tensor) -> Tensor:
+    """Layers are made comparable by their norm, as Michel et al. do."""
     relative: Tensor = scores / scores.norm().clamp_min(1e-30)
     return relative
 
@@ -75,14 +86,31 @@ def _per_head(terms: Tensor, attention: Attention) -> Tensor:
     return terms.reshape(attention.heads, -1).sum(1)
 
 
+def _gates(found: Mapping[str, Attention], rows: Iterable[int]) -> dict[str, Tensor]:
+    """Mean over rows of the size of the loss's gradient by a gate on each head's output, float64 [heads].
+
+    Michel et al. 2019 (https://arxiv.org/abs/1905.10650), equation 2. Sizes are taken row by row: at the end
+    of a training the gradients of all rows together cancel, for every head.
+
+    Args:
+        found: attentions by name.
+        rows: meanwhile the weights have one row's share of the mean loss's gradient.
+    """
+    sums = {name: torch.zeros(attention.heads, dtype=torch.float64) for name, attention in found.items()}
+    for _ in rows:
+        for name, attention in found.items():
+            sums[name] += _gate_gradients(attention).abs().cpu()
+    return sums
+
+
 def _gate_gradients(attention: Attention) -> Tensor:
-    """Size of the loss's gradient by a gate on each head's output: Michel et al. 2019, equation 2.
+    """The loss's gradient by a gate on each head's output, float64 [heads].
 
     A gate scales the columns of the output layer that belong to its head, so its gradient is their inner
     product with the columns' gradient.
     """
     weight = attention.output.weight
-    return _per_head((weight.detach() * _gradient(weight, attention)).double().T, attention).abs()
+    return _per_head((weight.detach() * _gradient(weight, attention)).double().T, attention)
 
 
 def _gradient(weight: Tensor, attention: Attention) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,10 +94,16 @@ def join(
                 "compress the joint model instead",
             )
     bodies = [copy_of(part.get_submodule("body")) for part in parts.values()]
-    module = Served(state.signature, Joined(bodies, state.signature.outputs))
+    joined = Joined(bodies, state.signature.outputs)
+    module = Served(state.signature, joined)
     # Most of the head's weights begin as zeros, which are to be trained.
     dense = replace(state, sparse=False)
+    trained = [parameter for parameter in joined.members.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     fine_tune(module, step.training, dense, context, checkpoint=context.checkpoint)
+    for parameter in trained:  # by a later recovery
+        parameter.requires_grad_(True)
     return module.eval(), settings
 
 
@@ -210,7 +217,11 @@ def reestimate(module: nn.Module, train: Part, rows: int) -> None:
 
 
 def _loss_on(part: Part, signature: Signature) -> Callable[[nn.Module], float]:
-    """The task's own loss on a part's rows."""
+    """The task's own loss on a part's rows; a regression's in units of its targets' variance."""
+    if set(signature.target_std) == {1.0}:  # rows that came as arrays, whose scale nobody looked at
+        spread = np.asarray(part.targets, np.float64).reshape(len(part.targets), -1).std(axis=0)
+        units = np.where(spread > 0, spread, 1.0)
+        signature = signature.model_copy(update={"target_std": tuple(units.tolist())})
     function = make_loss(loss_settings(Training(), signature), signature)
     inputs, targets = torch.tensor(part.inputs), torch.as_tensor(part.targets)
 

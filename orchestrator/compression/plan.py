@@ -50,6 +50,7 @@ from orchestrator.config.steps import (
 )
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError, PlanError, TrainingError
+from orchestrator.runtime.int8 import reduce_range
 from orchestrator.runtime.rebuild import keep_form, rebuild, tensors_of
 from orchestrator.store.artifacts import Draft, Manifest
 from orchestrator.store.store import Store
@@ -73,7 +74,7 @@ ORDER = (
     "clip, qat, a number type"
 )
 
-_VERSION = 6
+_VERSION = 7
 """Raise when a step would give another artifact for the same input."""
 
 
@@ -281,6 +282,12 @@ def what_decides(threads: int, device: str = "cpu") -> dict[str, Any]:
     return {
         **card,
         "threads": threads,
-        "torch": torch.__version__,
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        **here(),
     }
+
+
+def here() -> dict[str, str]:
+    """Of this machine and its libraries, what decides the bits of a result."""
+    found = {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
+    # AVX-512 comes with VNNI and without, and int8 then has 8 bits or 7.
+    return found | ({"int8": "7 bits"} if reduce_range() else {})

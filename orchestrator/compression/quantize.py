@@ -67,9 +67,9 @@ def _static(
 
 @apply_step.register
 def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State:  # noqa: ARG001
-    """int8 weights of linears; the range of their inputs is taken from each batch as it comes.
+    """int8 weights of linears; the range of their inputs is taken from each row as it comes.
 
-    So an answer depends, within rounding, on the rows that share its batch. The recipe is torchao's for x86
+    Rows are computed one by one for that: kernels have one range a call. The recipe is torchao's for x86
     (`get_default_x86_inductor_quantization_config` with `is_dynamic`), with finer scales.
 
     Raises:
@@ -79,7 +79,8 @@ def quantize_dynamic(step: DynamicInt8, state: State, context: Context) -> State
     narrow = step.reduce_range or int8.reduce_range()
     form, keep, module = _form(state), step.keep_float or (), copy_of(state.module)
     graph = int8.quantize(module, "dynamic", narrow, example, lambda one: one(example), keep, form=form)
-    decision = {"reduce_range": narrow, "arguments": int8.arguments(graph)} | int8.decided(graph)
+    decision = {"reduce_range": narrow, "ranges": "of each row", "arguments": int8.arguments(graph)}
+    decision |= int8.decided(graph)
     after = state.after(step, graph, decision | stays_float(keep, {}))
     _check_kernels(graph, example, _form(after))
     return after

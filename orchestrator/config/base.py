@@ -25,6 +25,11 @@ class Settings(BaseModel):
         """The settings as plain JSON values; a key `exclude_if` its default came later than saved digests."""
         return self.model_dump(mode="json")
 
+    def given(self) -> dict[str, Any]:
+        """What was not left to its default, as plain JSON values: as it stands in a run file. Some settings
+        mean another thing when they are written out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
 
 def absent(value: object) -> bool:
     """For `Field(exclude_if=absent)`: a key that nobody set is left out of plain values."""

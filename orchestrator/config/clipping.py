@@ -24,7 +24,7 @@ class Clipping(Settings):
     bits: int = Field(8, ge=2, le=8)
     """Of the integers that method mse rounds to."""
     per: Literal["tensor", "channel"] = "channel"
-    """One limit a layer, or one an output channel."""
+    """One limit a layer, or one an output channel (of a transposed convolution, an input channel)."""
 
     @model_validator(mode="after")
     def _needed(self) -> Clipping:

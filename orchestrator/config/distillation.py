@@ -44,7 +44,7 @@ class Distill(Settings):
         if self.temperatures is not None and min(self.temperatures) <= 0:
             raise ValueError(f"'temperatures' must be > 0, got {list(self.temperatures)}")
         if isinstance(self.model, SideBySide):
-            raise ValueError("side_by_side is no student: its members would stay untrained")
+            raise ValueError("side_by_side is no student: merge trains no members")
         if not isinstance(self.training.loss, DistillationLoss):
             raise ValueError("'training.loss' must be of kind distillation")
         if self.ensemble is not None and self.training.loss.features:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from orchestrator.config.base import Settings
 from orchestrator.config.ensemble import (
@@ -19,6 +19,7 @@ from orchestrator.config.ensemble import (
     PooledNode,
     Stacking,
     WeightedMix,
+    children,
 )
 from orchestrator.config.signature import Task
 
@@ -116,11 +117,26 @@ def _given(settings: Settings, key: str) -> bool:
     return bool(getattr(settings, key) != type(settings).model_fields[key].default)
 
 
+def _below(node: AnyNode, ensembles: Mapping[str, AnyNode]) -> Iterator[AnyNode]:
+    """All nodes below one, those of ensembles that it names, too."""
+    for child in children(node):
+        found = ensembles.get(child.name, child) if isinstance(child, Member) else child
+        yield found
+        yield from _below(found, ensembles)
+
+
 def _cascade_complaint(node: Cascade, ensembles: Mapping[str, AnyNode]) -> str | None:
     """What would be ignored or fail once the cascade is fitted. Names are those of ensembles above."""
     aims = [key for key in ("tolerance", "max_cost", "guarantee") if getattr(node, key) is not None]
     if node.thresholds is not None and aims:
         return f"given thresholds are kept, so {' and '.join(aims)} would do nothing; leave out either"
+    if node.guarantee is not None:
+        for below in _below(node, ensembles):
+            if isinstance(below, Cascade) and below.guarantee is not None:
+                return (
+                    "a cascade with a guarantee holds another one, and both would be certified on the same "
+                    "calibration rows; give the inner one a tolerance instead"
+                )
     if node.criterion == "agreement":
         for stage in node.stages[:-1]:
             found = ensembles.get(stage.name, stage) if isinstance(stage, Member) else stage

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import StringConstraints
@@ -39,3 +43,24 @@ def resolve(path: str, allowed: Collection[str]) -> Callable[..., Any]:
     if not callable(found):
         raise ModelError(f"{module_name} has no callable {attribute}", path, "check the name after the colon")
     return found  # type: ignore[no-any-return]
+
+
+def code_digest(path: str) -> str | None:
+    """Digest of the module that an import path names, and of the one that its callable is written in.
+
+    What was made by other code must not be found. What the code calls in other files is not seen.
+
+    Args:
+        path: of what is imported already.
+
+    Returns:
+        None where there is no file of it.
+    """
+    place, _, name = path.partition(":")
+    module = sys.modules.get(place)
+    function = inspect.unwrap(getattr(module, name))
+    holder = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    written = sys.modules.get(holder.__module__)
+    files = {getattr(one, "__file__", None): None for one in (module, written)}  # in this order, once
+    found = b"".join(Path(file).read_bytes() for file in files if file)
+    return hashlib.sha256(found).hexdigest() if found else None

@@ -115,7 +115,7 @@ class ModelEntry(Settings):
         if isinstance(self.training.loss, DistillationLoss) != (self.teacher is not None):
             raise ValueError("a distillation loss and 'teacher' go together")
         if any(isinstance(model, SideBySide) for model in (self.model, *(self.together or ()))):
-            raise ValueError("side_by_side trains its head alone: train its members, then use step 'merge'")
+            raise ValueError("side_by_side mixes trained networks: train its members, then use step 'merge'")
         if isinstance(self.training.loss, DistillationLoss) and self.training.loss.features:
             raise ValueError("'features' of a distillation loss are for the steps recover, distill and qat")
         if self.training.transfer is not None and self.teacher is None:
@@ -261,11 +261,13 @@ class RunConfig(Settings):
         for ensemble, tree in self.ensembles.items():
             if ensemble in known:
                 raise ValueError(f"ensembles.{ensemble}: the name is already taken")
+            above = {own: self.ensembles[own] for own in known if own in self.ensembles}
+            named = [node.name for node in walk_nodes(tree) if isinstance(node, Member)]
+            if lost := [name for name in named if name not in known]:
+                here = ", ".join(known)
+                raise ValueError(f"ensembles.{ensemble}: no member is named '{lost[0]}'; known: {here}")
             for node in walk_nodes(tree):
-                if isinstance(node, Member) and node.name not in known:
-                    here = ", ".join(known)
-                    raise ValueError(f"ensembles.{ensemble}: no member is named '{node.name}'; known: {here}")
-                complaint = complaint_of(node, self.data.task, self.ensembles, root=node is tree)
+                complaint = complaint_of(node, self.data.task, above, root=node is tree)
                 if isinstance(node, Combined) and node.reject is not None and self.elsewhere is None:
                     lacking = "reject.recall needs rows that are out of scope: name 'elsewhere'"
                     complaint = complaint or (lacking if node.reject.recall is not None else None)

@@ -169,6 +169,21 @@ class ServingSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rate_of_keys(self) -> Self:
+        if self.access.rate_per_s is not None and not self.access.keys:
+            raise ValueError("access.rate_per_s counts the requests of each key: give access.keys")
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_of_one_replica(self) -> Self:
+        apart = any(options.placement not in (None, "fused") for options in self.members.values())
+        if self.feedback is not None and self.placement == "fused" and not apart and self.replicas > 1:
+            raise ValueError(
+                f"feedback needs one replica, which knows all answers: replicas is {self.replicas}"
+            )
+        return self
+
     def local(self) -> ServingSettings:
         """The same on loopback, for requests of this machine only: no keys, no TLS."""
         host = self.host if is_loopback(self.host) else "127.0.0.1"

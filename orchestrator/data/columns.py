@@ -185,9 +185,15 @@ def list_rows(column: pa.Array, first_row: int, origin: str) -> list[Array]:
     """The rows of a column of lists, each of its own length, as arrays of one axis.
 
     Raises:
-        DataError: a row is null.
+        DataError: a row is null, or has several axes.
     """
     _no_nulls(column, first_row, origin, "has no value")
+    if isinstance(column.type, pa.FixedShapeTensorType) and len(column.type.shape) != 1:
+        raise DataError(
+            f"rows of {origin} have several axes",
+            list(column.type.shape),
+            "give lists of numbers, one channel",
+        )
     plain = column.storage if isinstance(column.type, pa.FixedShapeTensorType) else column
     return [np.asarray(row.values.to_numpy(zero_copy_only=False)) for row in plain]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib.resources import as_file, files
@@ -24,6 +21,7 @@ from orchestrator.config.data import (
     PartName,
 )
 from orchestrator.config.encoding import Encoding
+from orchestrator.config.imports import code_digest
 from orchestrator.data.build import build
 from orchestrator.data.cache import SCHEMA, default_cache, get_or_build, open_cached
 from orchestrator.data.custom import CustomSource, transformer
@@ -152,7 +150,7 @@ def _load(
         "settings": settings.plain(),
         "seed": seed,
         "sources": prints,
-        "transform": _code_digest(settings.transform),
+        "transform": code_digest(settings.transform) if settings.transform else None,
         "pillow": PIL.__version__,
     }
     train = sources["train"]
@@ -202,18 +200,3 @@ def _folder(settings: FolderData) -> dict[PartName, Source]:
     if test is not None:
         sources["test"] = FolderSource(test, settings, decoder)
     return sources
-
-
-def _code_digest(path: str | None) -> str | None:
-    """Digest of the module that a transform is named by, and of the one it is written in: a changed transform
-    must not find old rows. What it calls in other files is not seen."""
-    if not path:
-        return None
-    place, _, name = path.partition(":")
-    module = sys.modules.get(place)
-    function = inspect.unwrap(getattr(module, name))
-    holder = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
-    written = sys.modules.get(holder.__module__)
-    files = {getattr(one, "__file__", None): None for one in (module, written)}  # in this order, once
-    found = b"".join(Path(file).read_bytes() for file in files if file)
-    return hashlib.sha256(found).hexdigest() if found else None

@@ -130,6 +130,12 @@ def _scores(settings: PredictionSets, probs: Probs) -> Floats:
     return scores
 
 
+def least_rows(coverage: float) -> int:
+    """How many calibration rows a coverage needs at least."""
+    share = Fraction(str(coverage))  # as it was written: 0.9 is a little more as a float
+    return math.ceil(share / (1 - share))
+
+
 def _quantile(scores: Floats, coverage: float) -> float:
     """The smallest score that at least (n + 1) x coverage of n scores do not exceed."""
     share = Fraction(str(coverage))  # as it was written: 0.9 is a little more as a float
@@ -138,6 +144,6 @@ def _quantile(scores: Floats, coverage: float) -> float:
         raise EnsembleError(
             "too few calibration rows for this coverage",
             f"{len(scores)} rows, {coverage:g}",
-            f"use at least {math.ceil(share / (1 - share))}",
+            f"use at least {least_rows(coverage)}",
         )
     return float(np.sort(scores)[rank - 1])

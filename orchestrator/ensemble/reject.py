@@ -18,7 +18,7 @@ from orchestrator.config.signature import Task
 from orchestrator.ensemble.attribution import disagreement, member_answers, member_weights
 from orchestrator.ensemble.certainty import certainty
 from orchestrator.ensemble.combine import Floats
-from orchestrator.ensemble.thresholds import candidates
+from orchestrator.ensemble.thresholds import NONE_LEAVES, candidates
 from orchestrator.ensemble.tree import Prediction
 from orchestrator.errors import EnsembleError
 
@@ -36,7 +36,8 @@ def fit_reject(settings: Reject, tree: Node, inside: Prediction, outside: Predic
         outside: On rows that are out of scope, for a `recall`.
 
     Raises:
-        EnsembleError: a recall without rows out of scope, or all rows are as sure as each other.
+        EnsembleError: a recall without rows out of scope, or so many of them are as sure as an answer can be
+            that a threshold would leave no row at all.
     """
     kept = sureness(settings, tree, inside)
     if settings.recall is None:
@@ -79,5 +80,13 @@ def _below(sure: Floats, most: float) -> float:
 def _above(found: Floats, kept: Floats, least: int) -> float:
     """The lowest threshold that at least so many of the values found lie below."""
     both = np.concatenate([found, kept])
-    tried = np.array(candidates(both, len(both)))
-    return float(tried[np.searchsorted(np.sort(found), tried) >= least].min())
+    tried = np.array([value for value in candidates(both, len(both)) if value < NONE_LEAVES])
+    fits = tried[np.searchsorted(np.sort(found), tried) >= least]
+    if not len(fits):
+        raise EnsembleError(
+            "no threshold rejects that many of the rows out of scope and answers any row at all: "
+            f"{np.mean(found < found.max()):.0%} of them are less sure than the surest",
+            f"recall {least / len(found):.2f}",
+            "lower recall, or reject by confidence",
+        )
+    return float(fits.min())

@@ -62,7 +62,7 @@ def corrupt(
     """The rows shifted, of the same shape and type.
 
     Args:
-        inputs: uint8 [N, C, H, W], float32 [N, F], int32 [N, L] or int16 [N, T].
+        inputs: uint8 [N, C, H, W], float32 [N, F] or [N, C, ...], int32 [N, L] or int16 [N, T].
         ids: int64 [N], of the rows.
         signature: of the data; a lost value becomes its column's mean in the training part, or is unknown.
         shift: one of `shifts(signature)`.
@@ -104,15 +104,17 @@ def _randoms(
 def _columns(
     inputs: Array, signature: Signature, shift: Shift, strength: float, randoms: Iterator[np.random.Generator]
 ) -> Array:
+    # One value for all, a feature or a channel, as in the model's first layer.
+    shape = (-1, *(1 for _ in inputs.shape[2:]))
+    mean, std = (np.asarray(values).reshape(shape) for values in (signature.mean, signature.std))
     if shift == "noise":
         noise = np.stack([random.standard_normal(inputs.shape[1:]) for random in randoms])
-        std = np.asarray(signature.std)
         if isinstance(signature.encoding, TableEncoding):
             # A code beside a category's own is another category, not a noisy one.
             std = std * [not isinstance(column, Category) for column in signature.encoding.columns]
         return np.asarray((inputs + strength * std * noise).astype(inputs.dtype))
     gone = np.stack([random.random(inputs.shape[1:]) < strength for random in randoms])
-    return np.asarray(np.where(gone, np.asarray(signature.mean), inputs).astype(inputs.dtype))
+    return np.asarray(np.where(gone, mean, inputs).astype(inputs.dtype))
 
 
 def _tokens(

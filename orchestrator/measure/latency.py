@@ -155,7 +155,7 @@ def measure(
     median gets no bias from it; but one stops rather where the spread happens to look small, so the interval
     holds a little less often than 95 % of the time (simulated in `tests/measure/test_latency.py`).
 
-    In a race a call that has lost is settled as well, however wide its interval, for it will not be chosen
+    In a race a call that has lost is settled as well, however wide its interval, for a better one is there
     (Maron and Moore 1994, "Hoeffding Races"). That does depend on the value, so the figure of such a call
     leans to the slow side.
 

@@ -75,6 +75,8 @@ class Verdict:
     worst_class: dict[str, Any] | None = None
     """The class or label that loses most, one that breaks `max_class_drop` first: `label`, `drop` and `bound`
     of its recall, `rows`. The bound holds for all classes at once (Bonferroni)."""
+    class_drop: float | None = None
+    """Largest observed drop of the recall of any class or label; None for regression."""
 
     @property
     def holds(self) -> bool:
@@ -163,8 +165,9 @@ def non_inferior(
     facts: dict[str, Any] = {}
     if task_of(truth) != "regression":
         changed = _changed(variant_outputs, parent_outputs, targets, promise)
-        worst_class, worst = _worst_class(variant_outputs, parent_outputs, targets, promise)
-        facts = {"changed": changed.value, "changed_bound": changed.bound, "worst_class": worst_class}
+        worst_class, worst, most = _worst_class(variant_outputs, parent_outputs, targets, promise)
+        facts = {"changed": changed.value, "changed_bound": changed.bound}
+        facts |= {"worst_class": worst_class, "class_drop": most}
         clauses += [found for found in (changed, worst) if found.allowed < math.inf]
     elif promise.max_changed is not None or promise.max_class_drop is not None:
         raise ConfigError("max_changed and max_class_drop need classes", metric.name, "remove them")
@@ -297,9 +300,9 @@ def _changed(
 
 def _worst_class(
     variant_outputs: npt.ArrayLike, parent_outputs: npt.ArrayLike, targets: npt.ArrayLike, promise: Promise
-) -> tuple[dict[str, Any], _Clause]:
+) -> tuple[dict[str, Any], _Clause, float]:
     """The class or label whose recall has the largest upper bound of its drop; of those that break the
-    promise, if any does: a rare class has a wide bound even where nothing is lost."""
+    promise, if any does: a rare class has a wide bound even where nothing is lost. And the largest drop."""
     variant_found, parent_found = _found(variant_outputs, targets), _found(parent_outputs, targets)
     confidence = 1 - (1 - promise.confidence) / len(variant_found)
     allowed = math.inf if promise.max_class_drop is None else promise.max_class_drop
@@ -315,7 +318,7 @@ def _worst_class(
     )
     facts = {"label": label, "drop": worst.value, "bound": worst.bound, "rows": worst.rows}
     untold = (found for found in clauses.values() if found.status == "cannot be told" and found is not worst)
-    return facts, replace(worst, others=tuple(untold))
+    return facts, replace(worst, others=tuple(untold)), max(clause.value for clause in clauses.values())
 
 
 def _found(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> dict[int, npt.NDArray[np.bool_]]:

@@ -19,6 +19,7 @@ class NormRelu(nn.Module):
 
     A norm with a positive scale and a maximum change places without changing the result. Training pools
     first, which leaves a quarter of the work; afterwards the pool comes last, behind what int8 kernels fuse.
+    The norm's mode counts: batch statistics that are estimated anew are of what it sees in training.
     """
 
     def __init__(self, channels: int, pool: bool) -> None:
@@ -31,7 +32,7 @@ class NormRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W], or [B, C, H / 2, W / 2]."""
         out: Tensor = (
-            self.relu(self.norm(self.pool(x))) if self.training else self.pool(self.relu(self.norm(x)))
+            self.relu(self.norm(self.pool(x))) if self.norm.training else self.pool(self.relu(self.norm(x)))
         )
         return out
 

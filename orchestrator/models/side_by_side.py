@@ -15,7 +15,7 @@ from orchestrator.models.base import make_body
 class Joined(nn.Module):
     """Networks that see the same scaled rows; a head mixes their outputs and starts as the mean.
 
-    The networks are finished: training teaches the head alone, and batch statistics stay.
+    The networks are finished, so batch statistics stay; `merge` trains the head alone.
     """
 
     def __init__(self, members: Sequence[nn.Module], outputs: int) -> None:
@@ -24,8 +24,6 @@ class Joined(nn.Module):
         self._exact = [
             any(getattr(part, "takes_float32", False) for part in member.modules()) for member in members
         ]
-        for parameter in self.members.parameters():
-            parameter.requires_grad_(False)
         self.head = nn.Linear(outputs * len(members), outputs)
         with torch.no_grad():
             self.head.weight.copy_(torch.cat([torch.eye(outputs) / len(members)] * len(members), dim=1))

@@ -19,7 +19,7 @@ from orchestrator.measure.artifacts import Subject, keep_latency
 from orchestrator.measure.promise import SAID, Verdict
 from orchestrator.pipeline.context import check_fits, one_model, store_root
 from orchestrator.pipeline.imported import Named, data_of
-from orchestrator.pipeline.judging import Asked, answer, looks
+from orchestrator.pipeline.judging import Asked, answer, look
 from orchestrator.pipeline.recording import note_quality
 from orchestrator.progress import Progress
 from orchestrator.runtime.outputs import outputs_on
@@ -120,6 +120,8 @@ def sensitivity_ref(
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("the folder of the plot does not exist", out.absolute().parent, "make it first")
+    if out is not None and out.is_dir():
+        raise ConfigError("the plot is a file, and this is a folder", out, "name a file in it")
     opened = Store(store_root(store), create=False)
     digest, rows = one_model(opened, source), data_of(data)
     paths = tuple(sorted({*allow, *rows.allowed}))
@@ -155,7 +157,7 @@ def _promise(
 ) -> Verdict | None:
     """Whether it drops by at most 0.01 on contract rows; None without them.
 
-    All that was made of this model by hand shares the confidence.
+    All that is ever made of this model by hand shares the confidence.
     """
     part = dataset.parts.get("contract")
     if part is None or not len(part) or own[0] == parent:
@@ -165,8 +167,8 @@ def _promise(
         for digest, execution in (own, (parent, "eager"))
     ]
     ask = answer(metric, outputs[0], outputs[1], part.targets, frozenset(allowed))
-    study = {"variants": parent, "data": dataset.digest, "metric": metric.plain()}
-    return looks(store, study, {"own": Asked(own, Promise(), ask)}).get("own")
+    study = {"series": parent, "data": dataset.digest, "metric": metric.plain()}
+    return look(store, study, Asked(own, Promise(), ask))
 
 
 def _measured(

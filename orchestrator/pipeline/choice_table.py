@@ -42,7 +42,7 @@ def print_choice(document: dict[str, Any], store: str | None) -> None:
         ref, found = document["spec"]["ref"], document["spec"]["fused_ms"]
         low, high = found["ci"]
         said.append(f"measured whole in one process: {found['median']:.3f} ms ({low:.3f} to {high:.3f})")
-        said.append(f"serve it with: orchestrator serve {ref}")
+        said.append(f"serve it with: orchestrator serve {ref} --placement {document['spec']['placement']}")
     said.append(f"written: {run_folder(document['run'], store) / 'choose.json'}")
     for line in said:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

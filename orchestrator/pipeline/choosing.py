@@ -57,6 +57,7 @@ def choose_file(
     store: str | None = None,
     overrides: Sequence[str] = (),
     data: str | None = None,
+    fresh: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Choose among what a run file's models, variants and search give; see `choose_for`.
@@ -71,6 +72,7 @@ def choose_file(
         store: path or URI of the store.
         overrides: settings to change first.
         data: folder of the run's data files.
+        fresh: what has to be done first is done anew even if it had other settings before.
         quiet: show no progress.
 
     Raises:
@@ -85,10 +87,10 @@ def choose_file(
     with opened(settings, store, not quiet) as run, run.progress:
         check_search(run)
         check_named(run)
-        models = train(run)
+        models = train(run, fresh=fresh)
         variants = compress_variants(run, models)
-        found = search(run, models, variants)
-        members = Assembly(run, models, variants, found).students()
+        found = search(run, models, variants, fresh=fresh)
+        members = Assembly(run, models, variants, found, fresh=fresh).students()
         variants = {variant: members[variant] for variant in settings.variants}
         gathered = gather(run, models, variants, found, priced)
         document = choose_for(run, gathered, goal, priced, name)

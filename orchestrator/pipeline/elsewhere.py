@@ -39,6 +39,16 @@ _CHOOSING = "elsewhere, validation"
 """The validation part of the same, by which a measure is chosen."""
 
 
+def check_elsewhere(run: Run) -> None:
+    """Read the rows from elsewhere that the run names, so that a missing file ends no run after its training.
+
+    Raises:
+        as `noticed`
+    """
+    if run.dataset.signature.task == "classification":
+        _foreign(run)
+
+
 def noticed(run: Run, trees: Mapping[str, Node]) -> dict[str, Figures]:
     """Figures of models and ensembles by name; nothing of a regression.
 

@@ -97,6 +97,35 @@ def looks(store: Store, study: dict[str, Any], asked: Mapping[str, Asked]) -> di
     return found
 
 
+def look(store: Store, study: dict[str, Any], asked: Asked) -> Verdict | None:
+    """The contract part's answer about one variant of a series whose end nobody knows.
+
+    The j-th one may be wrong by 1 / (j (j + 1)) of the chance of a mistake. All of them together stay within
+    that chance, however many follow, so an answer is for good: asked again, it is the stored one.
+
+    Args:
+        store: where looks are kept.
+        study: plain settings; what is looked at under the same ones is one series.
+        asked: the variant.
+
+    Returns:
+        None where it cannot be had, for want of labels or since the metric fails.
+    """
+    ledger = Ledger(store, study)
+    told = ledger.looks()
+    if asked.subject in told:
+        return told[asked.subject]
+    number = len(told) + 1
+    confidence = 1 - (1 - asked.promise.confidence) / (number * (number + 1))
+    try:
+        verdict = asked.ask(asked.promise.model_copy(update={"confidence": confidence}))
+    except (DataError, ModelError) as error:
+        Progress()("evaluate", f"there is no verdict: {error}")
+        return None
+    ledger.look(*asked.subject, verdict)
+    return verdict
+
+
 def answer(
     metric: Metric,
     own: npt.NDArray[Any],

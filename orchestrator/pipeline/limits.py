@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from torch import nn
 
+from orchestrator.config.ensemble import Combined
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import plan_of, probes
 from orchestrator.config.steps import others_of
+from orchestrator.ensemble.conformal import least_rows
 from orchestrator.errors import ConfigError
 from orchestrator.measure.promise import changed_bound, non_inferior
 from orchestrator.models.base import weights_of
@@ -35,6 +37,24 @@ def check_search(run: Run) -> None:
         least = None if parent is None else least_bytes(settings, parent, signature, run.allowed)
         _check_bytes("search", settings.max_bytes, least, "use a smaller number type, prune more")
     _check_promise(run, settings)
+
+
+def check_ensembles(run: Run) -> None:
+    """Refuse sets and intervals of a coverage that the calibration rows can never show.
+
+    Raises:
+        ConfigError: so.
+    """
+    rows = len(run.dataset.part("calibration").ids) if "calibration" in run.dataset.parts else 0
+    for name, tree in run.config.ensembles.items():
+        fitted = (tree.prediction_sets, tree.intervals) if isinstance(tree, Combined) else ()
+        for coverage in [one.coverage for one in fitted if one is not None]:
+            if rows < (needed := least_rows(coverage)):
+                raise ConfigError(
+                    f"ensembles.{name}: too few calibration rows for coverage {coverage:g}",
+                    f"{rows} rows",
+                    f"it needs at least {needed}: raise data.shares.calibration, or lower the coverage",
+                )
 
 
 def check_named(run: Run) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
@@ -29,8 +30,9 @@ from orchestrator.data.fit import columns_of, decode_of
 from orchestrator.data.images import Decoder
 from orchestrator.data.parquet import ParquetInputs, reading
 from orchestrator.data.source import check_finite
+from orchestrator.ensemble.node import Output
 from orchestrator.ensemble.tree import Prediction, distinct, predict
-from orchestrator.errors import ConfigError, DataError, OrchestratorError, of_system
+from orchestrator.errors import ConfigError, DataError, MemberFailedError, OrchestratorError, of_system
 from orchestrator.measure.tasks import class_rules
 from orchestrator.pipeline.context import store_root
 from orchestrator.runtime.execute import load
@@ -158,13 +160,15 @@ class Worker:
         self._spec = store.spec(job.spec)
         spec = self._spec
         self._members = {
-            member: load(
-                store,
-                member.digest,
-                member.execution,
-                threads=spec.threads,
-                batch=spec.batch,
-                allowed=job.allow,
+            member: _own_errors(
+                load(
+                    store,
+                    member.digest,
+                    member.execution,
+                    threads=spec.threads,
+                    batch=spec.batch,
+                    allowed=job.allow,
+                )
             )
             for member in distinct(spec.tree)
         }
@@ -231,6 +235,20 @@ class Worker:
         finally:
             temporary.unlink(missing_ok=True)
         return done, degraded
+
+
+def _own_errors(call: Callable[[npt.NDArray[Any]], Output]) -> Callable[[npt.NDArray[Any]], Output]:
+    """The member; whatever it raises is a member's failure, as where it is served."""
+
+    def asked(rows: npt.NDArray[Any]) -> Output:
+        try:
+            return call(rows)
+        except OrchestratorError:
+            raise
+        except Exception as error:
+            raise MemberFailedError("a member failed", f"{type(error).__name__}: {error}") from error
+
+    return asked
 
 
 def _decoder(signature: Signature) -> Decoder:

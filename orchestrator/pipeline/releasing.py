@@ -186,5 +186,5 @@ def _through(url: str, name: str, what: str, body: Settings | None, method: str 
 
 
 def _client(url: str, deadline_s: float) -> Client:
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(KEY_VARIABLE, "").strip()  # a file often ends in a newline
     return Client(url, deadline_s=deadline_s, headers={"X-API-Key": key} if key else None)

@@ -254,7 +254,7 @@ def _targets(run: Run, settings: Searching, found: Found) -> dict[str, Searched]
         if parent is not None and parent.ok:
             targets[name]["parent"] = _point(run, parent)
         if found.chosen is not None:
-            targets[name]["chosen"] = found.chosen.name
+            targets[name]["chosen"], targets[name]["chosen_number"] = found.chosen.name, found.chosen.number
     return targets
 
 
@@ -314,6 +314,8 @@ def _violations(row: TrialRow, settings: Searching) -> list[str]:
     """A sentence for each limit that the row does not keep."""
     said = {
         "max_drop": f"drops by {row.drop:.4f} on validation, more than the allowed {settings.allowed_drop}",
+        "max_changed": f"changes {row.changed or 0:.2%} of the answers, more than max_changed",
+        "max_class_drop": f"drops by {row.class_drop or 0:.4f} on one class, more than max_class_drop",
         "max_latency_ms": f"takes {row.latency_ms:.3g} ms, more than {settings.max_latency_ms}",
         "max_bytes": f"has {row.bytes:,} bytes, more than {settings.max_bytes}",
     }

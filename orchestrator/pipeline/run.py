@@ -22,8 +22,9 @@ from orchestrator.live import consumer_for
 from orchestrator.pipeline.assembling import Assembly
 from orchestrator.pipeline.compressing import compress_variants
 from orchestrator.pipeline.context import STORE_VARIABLE, Run, open_run, run_folder, with_data_root
+from orchestrator.pipeline.elsewhere import check_elsewhere
 from orchestrator.pipeline.evaluation import Evaluation, evaluate
-from orchestrator.pipeline.limits import check_named, check_search
+from orchestrator.pipeline.limits import check_ensembles, check_named, check_search
 from orchestrator.pipeline.reporting import PAGE, TUNING, report, report_again, report_search
 from orchestrator.pipeline.searching import search
 from orchestrator.pipeline.serving import check_served
@@ -96,7 +97,8 @@ def execute(
         raise ConfigError("no such stage", until, f"stages: {', '.join(STAGES)}")
     with opened(config, store, live) as run:
         if until == "report" and config.serving is not None and config.ensembles:
-            check_port(config.serving.host, config.serving.port)  # not found occupied after hours of work
+            for port in filter(None, (config.serving.port, config.serving.grpc_port)):
+                check_port(config.serving.host, port)  # not found occupied after hours of work
         with run.progress:  # the view is gone before Ray ends, and before anything is said about how it went
             return _stages(run, until, fresh)
 
@@ -133,6 +135,8 @@ def tune_file(
     settings = read_config(config, overrides, data)
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
+    if out is not None and out.exists():
+        raise ConfigError("there is something of that name already", out, "name another file")
     with opened(settings, store, not quiet) as run, run.progress:
         found = tune(run, fresh=fresh)
         told = document(run, found)
@@ -165,9 +169,14 @@ def opened(config: RunConfig, store: str | None, live: bool) -> Iterator[Run]:
 def _stages(run: Run, until: str, fresh: bool) -> dict[str, Any]:
     """The stages in order, each with what the earlier ones found."""
     name = run.config.name
+    if until == "search" and run.config.search is None and not run.config.variants:
+        raise ConfigError("the run file has no search", name, "give it one, as examples/digits.yaml has")
     if until != "train":
         check_search(run)
         check_named(run)
+    if until not in ("train", "search"):
+        check_ensembles(run)
+        check_elsewhere(run)
     models = train(run, fresh=fresh)
     if until == "train":
         return {"run": name, "models": models}

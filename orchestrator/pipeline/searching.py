@@ -12,7 +12,7 @@ from orchestrator.config.claim import claim
 from orchestrator.config.ensemble import Member
 from orchestrator.config.measure import Target
 from orchestrator.config.search import SearchSettings
-from orchestrator.errors import SearchError
+from orchestrator.errors import DataError, SearchError
 from orchestrator.measure.bench_actor import check_offered
 from orchestrator.measure.metrics import larger_is_better, score
 from orchestrator.measure.promise import Verdict, non_inferior
@@ -92,7 +92,7 @@ def search(
             run.progress("search", f"{needs}: variants run in their next execution")
         rows, arms, spent = searched(run, job, parent, measurer)
         members = best_member(run, job, models) if settings.arms else []
-        arms = [parent, *arms, *measurer(members)]
+        arms = [parent, *arms, *(row.limited(job.search) for row in measurer(members))]
     finished = [row for row in (*rows, *arms) if row.ok]
     candidates = [row for row in (*rows, *arms) if row.arm not in (EAGER, MEMBER)]
     best = front_of([row for row in candidates if row.ok])
@@ -172,8 +172,17 @@ def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRo
         )
         size = run.store.artifact_bytes(digest)
         row = TrialRow(_MEMBER_NUMBER, name, "eager", digest=digest, metric=value, bytes=size, arm=MEMBER)
-        rows.append(replace(row, drop=sign * (before - value)).limited(job.search))
-    return sorted(rows, key=lambda row: (row.drop, row.bytes))[:1]
+        rows.append(replace(row, drop=sign * (before - value)))
+    best = sorted(rows, key=lambda row: (row.drop, row.bytes))[:1]
+    for place, row in enumerate(best):
+        own = run.outputs(Member(name=row.name, digest=row.digest), "validation")
+        try:
+            found = non_inferior(metric, own, parent, targets, job.search.promise, allowed=job.allowed)
+        except DataError as error:  # an arm ends no search
+            run.progress("search", f"the best other model, {row.name}, is left out: {error}")
+            return []
+        best[place] = replace(row, drop_bound=found.bound, changed=found.changed, class_drop=found.class_drop)
+    return best
 
 
 def claim_study(run: Run, name: str, job: Job, fresh: bool) -> None:

@@ -32,7 +32,7 @@ def summarize(
         "trials": len(found.rows) if found else 0,
         "front": evaluation.front,
         "chosen": evaluation.chosen,
-        "reason": found.reason if found else "the run file has no search",
+        "reason": found.reason if found else None,
         "verdict": found.verdict.plain() if found and found.verdict else None,
         **(_beside(found) if found else {}),
     }
@@ -123,7 +123,9 @@ def print_table(summary: dict[str, Any], folder: Path) -> None:
         console.print(members)
     for line in _judged(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nsearch: {summary['search']['reason']}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    if (reason := summary["search"]["reason"]) is not None:
+        console.print(f"search: {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -184,14 +186,18 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             yield "model", name, figures
     chosen = summary["search"]["chosen"]
     for figures in summary["search"]["front"]:
-        mark = "chosen" if chosen and chosen["name"] == figures["name"] else "variant"
+        mark = "chosen" if chosen and _subject(chosen) == _subject(figures) else "variant"
         yield mark, figures["name"], figures
-    if chosen and chosen["name"] not in {figures["name"] for figures in summary["search"]["front"]}:
+    if chosen and _subject(chosen) not in map(_subject, summary["search"]["front"]):
         yield "chosen", chosen["name"], chosen
     for name, figures in summary["ensembles"].items():
         yield "ensemble", name, figures
         for student in figures.get("students", ()):
             yield f"as one: {name}", student, summary["models"][student]
+
+
+def _subject(point: dict[str, Any]) -> tuple[str, str]:
+    return point["digest"], point["execution"]
 
 
 def _setting(latency: dict[str, Any]) -> tuple[int, int]:

@@ -11,10 +11,11 @@ from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.training import CustomLoss
 from orchestrator.data.dataset import Dataset
-from orchestrator.errors import DataError
+from orchestrator.errors import ConfigError, DataError
 from orchestrator.pipeline.context import Run, check_fits, one_model
 from orchestrator.pipeline.watching import TrainingWatch
-from orchestrator.training.ray_train import TrainJob, train_models
+from orchestrator.store import signing
+from orchestrator.training.ray_train import OnDone, TrainJob, train_models
 
 
 def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None) -> dict[str, str]:
@@ -42,31 +43,42 @@ def train(run: Run, *, fresh: bool = False, only: Collection[str] | None = None)
         check_fits(name, run.store.manifest(digest).signature, run.dataset.signature)
     jobs = [job_of(run, name, entry, imported) for name, entry in entries.items() if not entry.ref]
     done = {} if fresh else finished(run, jobs)
-    for name in done:
+    for name, digest in done.items():
         run.progress("train", f"{name}: finished before")
+        run.name_artifact(name, digest)
     if len(done) < len(jobs):
-        done = trained(run, jobs, fresh=fresh)
+        # Named at once: what fails or takes long later does not leave it to be removed as old.
+        done = trained(run, jobs, fresh=fresh, on_done=run.name_artifact)
     digests = {name: (imported | done)[name] for name in entries}
     for name, digest in digests.items():
         run.name_artifact(name, digest)
     return digests
 
 
-def trained(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[str, str]:
+def trained(
+    run: Run,
+    jobs: Sequence[TrainJob],
+    *,
+    fresh: bool = False,
+    on_done: OnDone = lambda name, digest: None,  # noqa: ARG005
+) -> dict[str, str]:
     """Train on the cluster what the store lacks, and tell of it; name -> digest.
 
     Args:
         run: whose.
         jobs: all of them, finished or not.
         fresh: forget settings and checkpoints kept under their names.
+        on_done: called with the name and digest of each as soon as it is there.
 
     Raises:
         ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
+        ConfigError: the store asks for signatures, and there is no key to sign with.
     """
     _check_imports(run, jobs)
+    _check_key(run)
     run.cluster()
     watch = TrainingWatch(run, {job.name: job.entry.training.epochs for job in jobs})
-    return train_models(jobs, storage=run.folder / "training", on_event=watch, fresh=fresh)
+    return train_models(jobs, storage=run.folder / "training", on_event=watch, on_done=on_done, fresh=fresh)
 
 
 def curves(run: Run, models: dict[str, str]) -> dict[str, list[dict[str, float]]]:
@@ -117,6 +129,19 @@ def _check_imports(run: Run, jobs: Sequence[TrainJob]) -> None:
     for path in named:
         if ":" in path:
             resolve(path, run.allowed)
+
+
+def _check_key(run: Run) -> None:
+    """A store that loads only what is signed takes no model from who cannot sign it."""
+    trusted = run.store.signed_by
+    private = signing.own_key() if trusted else None
+    if trusted and (private is None or signing.public_of(private) not in trusted):
+        raise ConfigError(
+            "the run could not load what it trains: the store asks for signatures, and "
+            + ("no key is set" if private is None else "the key that is set is not among its own"),
+            signing.KEY_VARIABLE,
+            "set it to the file of a key that the store trusts, on every node",
+        )
 
 
 def finished(run: Run, jobs: list[TrainJob]) -> dict[str, str]:

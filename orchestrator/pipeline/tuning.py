@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config.base import Settings
 from orchestrator.config.run import RunConfig
 from orchestrator.config.tuning import TrainingSearch, tuned
 from orchestrator.errors import ConfigError
@@ -95,7 +94,7 @@ def tuned_run(config: RunConfig, entry: dict[str, Any]) -> str:
     """
     settings = config.training_search
     assert settings is not None
-    values = given(config)
+    values = config.given()
     del values["training_search"]
     values |= {"name": f"{config.name}-tuned", "models": {**values["models"], settings.model: entry}}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -123,11 +122,6 @@ def document(run: Run, tuned_: Tuned) -> dict[str, Any]:
     }
 
 
-def given(settings: Settings) -> dict[str, Any]:
-    """Settings as plain values, without what was left to its default."""
-    return settings.model_dump(mode="json", exclude_unset=True)
-
-
 def _point(row: TrialRow) -> dict[str, Any]:
     return {
         "name": row.name,
@@ -142,7 +136,7 @@ def _point(row: TrialRow) -> dict[str, Any]:
 
 def _entry(run: Run, settings: TrainingSearch, best: TrialRow | None) -> dict[str, Any]:
     """The best model as an entry of the run file; the model's own where no trial is better."""
-    written = given(run.config.models[settings.model])
+    written = run.config.models[settings.model].given()
     return written if best is None else tuned(written, settings, best.config)
 
 

@@ -146,6 +146,19 @@ def _compiled(
     return package.open_package(folder / package.PACKAGE)
 
 
+class _RowByRow(nn.Module):
+    """One row after the other: a range is taken from a whole call, so an outlying row would leave the others,
+    which may be other clients', no digits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, ...] -> [B, K]."""
+        return torch.cat([self.inner(row) for row in rows.split(1)])
+
+
 def of_module(
     module: nn.Module, signature: Signature, execution: Execution, *, threads: int = 1, batch: int = 32
 ) -> Executable:
@@ -160,7 +173,10 @@ def of_module(
     if isinstance(module, torch.fx.GraphModule):
         from orchestrator.runtime import int8
 
-        forward = int8.lower(module, example_rows(signature, max(batch, 2)))
+        alone = int8.ranges_at_run_time(module)
+        # Weights are packed for calls of the example's rows; one row would fix the graph's batch.
+        forward = int8.lower(module, example_rows(signature, 2 if alone else max(batch, 2)))
+        forward = _RowByRow(forward) if alone else forward
     elif execution == "lowered":
         raise ExecutionError("only an int8 graph can be lowered", type(module).__name__)
     return Executable(forward, signature, threads)

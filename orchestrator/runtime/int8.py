@@ -316,6 +316,11 @@ def check_range(largest: int) -> None:
         )
 
 
+def ranges_at_run_time(graph: fx.GraphModule) -> bool:
+    """Whether activations are rounded by the range of each call."""
+    return any(node.target is _RANGE_AT_RUN_TIME for node in graph.graph.nodes)
+
+
 def _largest(graph: fx.GraphModule) -> int:
     """The largest integer of any activation."""
     calls = [node for node in graph.graph.nodes if node.target in (QUANTIZE, _RANGE_AT_RUN_TIME)]

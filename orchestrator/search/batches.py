@@ -78,6 +78,8 @@ class _Batch:
     numbers: set[int]
     """Of those that did not end yet."""
     ended: list[TrialRow] = dataclasses.field(default_factory=list)
+    cut: bool = False
+    """Trials of it were dropped, since the time was over."""
 
 
 class BatchSearch:
@@ -116,7 +118,7 @@ class BatchSearch:
         self._begun, self._paused_s, self._start = time.monotonic(), 0.0, uuid.uuid4().hex
         self._before = {row.number: row for row in ledger.rows()} if ledger is not None else {}
         self._spent_s = ledger.spent().seconds if ledger is not None else 0.0
-        self._most_s, self._over = most_s, False
+        self._most_s, self._over, self._whole, self._asked = most_s, False, True, -1
         self._arms = list(arms)
         self._ahead, self._used_up = ahead, False
         self._open: list[_Batch] = []
@@ -150,10 +152,13 @@ class BatchSearch:
         self.finished = self._used_up and not self._open
 
     def _ask(self) -> None:
-        batch = [] if self._over else [*self._arms, *self._study.ask()]
+        # When the time is over, what earlier starts came to is still looked up.
+        over = self._over and not (self._whole and any(number > self._asked for number in self._before))
+        batch = [] if over else [*self._arms, *self._study.ask()]
         self._arms, self._used_up = [], not batch
         if not batch:
             return
+        self._asked = max(self._asked, *(suggestion.number for suggestion in batch))
         self._open.append(_Batch({suggestion.number for suggestion in batch}))
         waiting = []
         for suggestion in batch:
@@ -221,12 +226,17 @@ class BatchSearch:
         return (one for one in self._waiting if trains.isdisjoint(one.trainings))
 
     def _begin_none_late(self) -> None:
-        """Trials that wait are dropped when the time is over."""
-        if self._waiting and self._taken_s() > self._most_s:
-            for suggestion in self._waiting:
-                self._batch_of(suggestion.number).numbers.remove(suggestion.number)
-            self._waiting.clear()
-            self._over = True
+        """Trials that wait are dropped when the time is over; one that failed before is not tried again."""
+        if not self._waiting or self._taken_s() <= self._most_s:
+            return
+        waiting, self._waiting = self._waiting, []
+        for suggestion in waiting:
+            before, batch = self._before.get(suggestion.number), self._batch_of(suggestion.number)
+            if before is not None and before.status == "failed" and before.config == suggestion.config:
+                self._end(suggestion, Outcome(failure=before.reason))
+            else:
+                batch.numbers.remove(suggestion.number)
+                batch.cut = self._over = True
 
     def _taken_s(self) -> float:
         """By all starts."""
@@ -273,7 +283,8 @@ class BatchSearch:
             before if before.status == "failed" and before.config == row.config else row
             for before, row in zip(first, rows, strict=True)
         ]
-        if not self._over:  # nothing more will be suggested, and a study wants whole batches
+        self._whole = self._whole and not batch.cut
+        if self._whole:  # a study wants whole batches, one after the other
             self._study.tell([row for row in told if row.number >= 0])
         self.rows += [row for row in rows if row.number >= 0]
         self.arms += [row for row in rows if row.number < 0]

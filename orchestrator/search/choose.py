@@ -114,6 +114,8 @@ def _limits(rows: Sequence[TrialRow]) -> str:
     """The limits that the rows were held to, in words."""
     names = {
         "max_drop": "the allowed drop on validation",
+        "max_changed": "max_changed",
+        "max_class_drop": "max_class_drop",
         "max_latency_ms": "max_latency_ms",
         "max_bytes": "max_bytes",
     }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from orchestrator.config.free import Config
 from orchestrator.config.measure import Execution
-from orchestrator.config.search import Searching
+from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.search.pareto import Point, front
 
 PARENT = -1
@@ -37,6 +37,10 @@ class TrialRow:
     """How much worse than the parent on the validation part; below 0 when better."""
     drop_bound: float = 0.0
     """Upper confidence bound of `drop`, by the promise's own test."""
+    changed: float | None = None
+    """Share of validation rows that get another class than the parent's, where that is known."""
+    class_drop: float | None = None
+    """Drop of the recall of the class that loses most."""
     violations: dict[str, float] = field(default_factory=dict)
     """How far beyond each limit, by its name; kept when <= 0."""
     bytes: int = 0
@@ -112,6 +116,12 @@ class TrialRow:
         if settings.allowed_drop is not None:
             # A difference of two shares: the last digits are rounding.
             beyond["max_drop"] = round(self.drop - settings.allowed_drop, 12)
+        if isinstance(settings, SearchSettings):
+            promise = settings.promise
+            if promise.max_changed is not None and self.changed is not None:
+                beyond["max_changed"] = round(self.changed - promise.max_changed, 12)
+            if promise.max_class_drop is not None and self.class_drop is not None:
+                beyond["max_class_drop"] = round(self.class_drop - promise.max_class_drop, 12)
         if settings.max_bytes is not None:
             beyond["max_bytes"] = self.bytes / settings.max_bytes - 1
         if settings.max_latency_ms is not None and self.ok:

@@ -15,6 +15,10 @@ class Outcome(Settings):
     metric: float = 0.0
     drop: float = 0.0
     drop_bound: float = 0.0
+    changed: float | None = None
+    """Share of validation rows that get another class than the parent's; None for a regression."""
+    class_drop: float | None = None
+    """Drop of the recall of the class that loses most."""
     bytes: int = 0
     failure: str = ""
     """The sentence of a failure that would come again; empty when the trial succeeded."""

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from orchestrator.config.free import Config
 from orchestrator.config.search import EarlyStop, Population, SearchSettings
-from orchestrator.config.steps import work_of
+from orchestrator.config.steps import first_out_of_order, work_of
 from orchestrator.errors import SearchError
 from orchestrator.mailbox import Mailbox, deliver, on_this_node, open_mailbox, send
 from orchestrator.measure.metrics import larger_is_better
@@ -148,10 +148,12 @@ def _study(job: Job) -> PopulationStudy | BatchStudy:
         return PopulationStudy(job.search, job.seed)
 
     def valid(config: Config) -> bool:
-        # The run file was checked with one free value changed at a time; two together may make no model.
+        # The run file was checked with one free value changed at a time; two together may make no model, or
+        # steps out of their order.
         with suppress(ValidationError):
             epochs_of(job, config)
-            return True
+            search = job.search
+            return not isinstance(search, SearchSettings) or not first_out_of_order(plan_of(config, search))
         return False
 
     return BatchStudy(job.search, job.seed, valid)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from functools import singledispatch
 from typing import Any, cast
 
@@ -36,6 +37,9 @@ __all__ = [
     "training_prefix",
     "variant_key",
 ]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+"""Of another model or ensemble, which is shown by its first characters."""
 
 
 def suggest(trial: optuna.Trial, settings: Searching) -> Config:
@@ -83,7 +87,11 @@ def trained_before(config: Config) -> list[Config]:
 def displayed(config: Config) -> Config:
     """The config as people read it: the number of its generation stands for what was trained before."""
     before = trained_before(config)
-    own = {name: value for name, value in config.items() if name != _BEFORE}
+    own = {
+        name: _DIGEST.sub(lambda found: found[0][:12], value) if isinstance(value, str) else value
+        for name, value in config.items()
+        if name != _BEFORE
+    }
     return {**own, "generation": len(before) + 1} if before else own
 
 
@@ -143,7 +151,8 @@ def name_of(config: Config, settings: Searching) -> str:
     parts: list[str] = []
     for name, value in displayed(config).items():
         if name in known and known[name].of_steps:
-            if value != "none" and not _shows(name, str(value), config):
+            labels = known[name].labels or ()
+            if value != "none" and not _shows(name, str(value), map(str, labels), config):
                 parts.append(str(value))
         else:
             text = f"{value:g}" if _is_number(value) else str(value)
@@ -241,9 +250,7 @@ def _is_number(value: Scalar) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shows(name: str, label: str, config: Mapping[str, Scalar]) -> bool:
-    """Whether values inside the chosen option tell already that it was chosen."""
-    if label[-1].isdigit() and " " in label:  # numbered: another option has the same steps
-        return False
-    kinds = label.split("+")
-    return any(other != name and other.split(".")[0] in kinds for other in config)
+def _shows(name: str, label: str, labels: Iterable[str], config: Mapping[str, Scalar]) -> bool:
+    """Whether values inside the chosen option tell already that it was chosen, and no other one."""
+    inside = {other.split(".")[0] for other in config if other != name}
+    return [one for one in labels if inside & set(one.split("+"))] == [label]

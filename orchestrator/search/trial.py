@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from orchestrator.compression.plan import Context, apply_plan
+from orchestrator.compression.plan import Context, apply_plan, here
 from orchestrator.config import steps
 from orchestrator.config.base import Settings, fingerprint
 from orchestrator.config.imports import ImportPath
@@ -56,7 +56,9 @@ from orchestrator.training.checkpoint import Stopped
 from orchestrator.training.device import device_of
 from orchestrator.training.state import EpochReport
 
-_VERSION = 7
+_FIGURES = ("digest", "execution", "metric", "drop", "drop_bound", "changed", "class_drop", "bytes")
+"""That a row takes from an outcome."""
+_VERSION = 8
 """Raise when this stage's result would differ for the same input."""
 
 _HOW = ("trials", "minutes", "targets", "driver", "arms", "small", "memory_bytes", "labels")
@@ -82,7 +84,7 @@ class Job(Settings):
     metric: Metric
     seed: int
     allowed: tuple[ImportPath, ...] = ()
-    what: dict[str, str] = Field(default_factory=lambda: _here())
+    what: dict[str, str] = Field(default_factory=here)
     """Library version and instruction set of the driver: another one is another search."""
     bench: str = ""
     """Fingerprint of the machine that latencies are measured on: on another one the ledger is another, while
@@ -229,19 +231,10 @@ def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:
             epochs=outcome.epochs[-1],
             reason=f"stopped after epoch {outcome.epochs[-1]}",
         )
-    return TrialRow(
-        number=number,
-        name=name,
-        execution=outcome.execution,
-        config=config,
-        digest=outcome.digest,
-        metric=outcome.metric,
-        drop=outcome.drop,
-        drop_bound=outcome.drop_bound,
-        bytes=outcome.bytes,
-        arm=arm,
-        plan=plan,
-    ).limited(job.search)
+    figures: dict[str, Any] = {figure: getattr(outcome, figure) for figure in _FIGURES}
+    return TrialRow(number=number, name=name, config=config, arm=arm, plan=plan, **figures).limited(
+        job.search
+    )
 
 
 def parent_row(job: Job, name: str) -> TrialRow:
@@ -258,10 +251,6 @@ def parent_row(job: Job, name: str) -> TrialRow:
         bytes=store.artifact_bytes(job.parent),
         arm=EAGER,
     )
-
-
-def _here() -> dict[str, str]:
-    return {"torch": torch.__version__, "isa": torch.backends.cpu.get_cpu_capability()}
 
 
 def _is_gone(store: Store, outcome: Outcome) -> bool:
@@ -371,6 +360,8 @@ def scored(
         metric=value,
         drop=before - value if larger_is_better(job.metric) else value - before,
         drop_bound=verdict.bound,
+        changed=verdict.changed,
+        class_drop=verdict.class_drop,
         bytes=store.artifact_bytes(digest),
     )
 

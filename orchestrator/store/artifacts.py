@@ -103,6 +103,8 @@ def put(blobs: Blobs, draft: Draft, tensors: Mapping[str, torch.Tensor]) -> str:
                 verify(blobs, digest)
                 if not renew(blobs, digest):
                     continue
+            except NotFoundError:  # gc removed the old copy meanwhile
+                continue
             except CorruptArtifactError:
                 blobs.delete_folder(_folder(digest), marker=MANIFEST)
             else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator.config.caches import CacheBudgets
-from orchestrator.store import holds
+from orchestrator.store import holds, predictions
 from orchestrator.store.compiled import ENTRY
 from orchestrator.store.leases import Lease
 from orchestrator.store.store import Store
@@ -67,8 +67,9 @@ def trim(store: Store, budgets: CacheBudgets) -> list[str]:
 def _files(store: Store) -> Iterable[Entry]:
     blobs, sizes = store.blobs, store.blobs.sizes("predictions")
     for key, age in blobs.ages_s("predictions").items():
-        # Read whole and at once: nobody uses a file of these longer than a moment.
-        yield Entry(key, sizes.get(key, 0), age, _never, lambda key=key: blobs.delete(key))  # type: ignore[misc]
+        # Most are read whole and at once; a training holds those that it reads again in every epoch.
+        busy, remove = partial(predictions.is_held, blobs, key), partial(blobs.delete, key)
+        yield Entry(key, sizes.get(key, 0), age, busy, remove)
 
 
 def _forms(store: Store) -> Iterable[Entry]:
@@ -103,7 +104,3 @@ def _grouped(store: Store, top: str, depth: int) -> dict[str, tuple[int, float]]
         size, youngest = found.get(folder, (0, age))
         found[folder] = size + sizes.get(key, 0), min(age, youngest)
     return found
-
-
-def _never() -> bool:
-    return False

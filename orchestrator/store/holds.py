@@ -6,6 +6,7 @@ Where a file system has no such locks, nothing is held, and what was used lately
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -36,15 +37,17 @@ def hold(path: Path) -> None:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the file; this one counts, too."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # NFS gives an exclusive lock on a file that is open for writing only.
+        descriptor = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        # Who may not write a file of NFS cannot tell, and spares it; else there are no such locks here.
+        return error.errno == errno.EBADF
     finally:
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -19,7 +19,7 @@ from orchestrator.config.base import fingerprint
 from orchestrator.errors import CorruptArtifactError, InputError, NotFoundError, StoreError
 from orchestrator.store import artifacts, compiled, leases, predictions, refs, releases, stages
 from orchestrator.store.blobs import RENEW_S, Blobs
-from orchestrator.store.names import is_digest, sequence_number
+from orchestrator.store.names import digests_in, is_digest, sequence_number
 from orchestrator.store.store import Store, read_record
 
 DAY_S = 86_400.0
@@ -28,7 +28,6 @@ UPLOAD_S = 3600.0
 CHECKPOINT_S = 30 * DAY_S
 """A training that was stopped may be gone on with for so long, whatever the grace period."""
 QUARANTINE = "quarantine"
-_DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BESIDE: tuple[str, ...] = ("predictions", "records", "compiled", "signatures")
 """Folders with one folder an artifact or spec, which go with it."""
 
@@ -156,12 +155,14 @@ def _collect(store: Store, grace_s: float, dry_run: bool, results: list[Path], s
     reached = _reached(store, results, forgotten)
     for folder in sorted(forgotten):
         _remove_files(blobs, folder, done)
+    ages = {folder.removeprefix("artifacts/"): age for folder, age in _youngest(candidates).items()}
+    # A run that is about to name a young one goes on with what that was made of.
+    beneath = _followed(store, {digest for digest, age in ages.items() if age <= grace_s})
     old = []
-    for folder, age in sorted(_youngest(candidates).items()):
-        digest = folder.removeprefix("artifacts/")
+    for digest, age in sorted(ages.items()):
         if digest in reached:
             done.kept += 1
-        elif age <= grace_s:
+        elif age <= grace_s or digest in beneath:
             done.young += 1
         elif is_digest(digest):
             old.append(digest)
@@ -188,21 +189,25 @@ def _reached(store: Store, results: list[Path], forgotten: set[str]) -> set[str]
     keys += blobs.list("releases") + blobs.list("specs")
     keys += [key for key in blobs.list("studies") if "/".join(key.split("/")[:2]) not in forgotten]
     texts = chain((_text(blobs, key) for key in keys), (path.read_bytes() for path in results))
-    waiting = {found.decode() for text in texts for found in _DIGESTS.findall(text)}
+    waiting = {digest for text in texts for digest in digests_in(text)}
     waiting |= {_name(key) for key in keys if key.startswith(("releases/", "specs/"))}
     # Where members run is recorded beside the spec that is served, which a release holds and does not name.
     for key in blobs.list("releases"):
         with suppress(CorruptArtifactError, NotFoundError):
             waiting.add(fingerprint(releases.read(store, _name(key)).spec.plain()))
-    present, reached = set(store.digests()), set()
+    return _followed(store, waiting)
+
+
+def _followed(store: Store, waiting: set[str]) -> set[str]:
+    """These digests, and all that their artifacts' manifests name: parents, teachers."""
+    present, reached = set(store.digests()), set[str]()
     while waiting:
         digest = waiting.pop()
         if digest in reached:
             continue
         reached.add(digest)
         if digest in present:
-            text = _text(blobs, f"artifacts/{digest}/{artifacts.MANIFEST}")
-            waiting |= {found.decode() for found in _DIGESTS.findall(text)} - reached
+            waiting |= digests_in(_text(store.blobs, f"artifacts/{digest}/{artifacts.MANIFEST}")) - reached
     return reached
 
 
@@ -230,7 +235,7 @@ def _remove_stages_of(blobs: Blobs, gone: set[str], done: Collected) -> None:
     if not gone:
         return
     for key in blobs.list("stages"):
-        if gone & {found.decode() for found in _DIGESTS.findall(_text(blobs, key))}:
+        if gone & digests_in(_text(blobs, key)):
             _remove_file(blobs, key, done)
 
 

@@ -238,10 +238,15 @@ class LocalBlobs(Blobs):
         folder, removed = self.root / TEMPORARY, 0
         present = self._now(folder)
         with _explained("cannot clean", folder), contextlib.suppress(FileNotFoundError):
-            for path in [Path(entry) for entry in os.scandir(folder)]:
-                if present - path.lstat().st_mtime > older_s:
-                    _remove(path)
-                    removed += 1
+            # No link, which whoever may write here could let lead anywhere.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                for entry in list(os.scandir(descriptor)):
+                    if present - entry.stat(follow_symlinks=False).st_mtime > older_s:
+                        _remove(entry, descriptor)
+                        removed += 1
+            finally:
+                os.close(descriptor)
         return removed
 
     def _info(self, key: str) -> fs.FileInfo:
@@ -276,11 +281,12 @@ class LocalBlobs(Blobs):
             _sync_folder(folder.parent)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+def _remove(entry: os.DirEntry[str], folder: int) -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry.name, ignore_errors=True, dir_fd=folder)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry.name, dir_fd=folder)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -16,6 +16,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{
 """A tensor file inside an artifact's folder."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGESTS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _SEQUENCE = re.compile(r"[0-9]{20}\.json")
@@ -24,6 +25,11 @@ _SEQUENCE = re.compile(r"[0-9]{20}\.json")
 def is_digest(value: str) -> bool:
     """Whether `value` has the form of a digest."""
     return _DIGEST.fullmatch(value) is not None
+
+
+def digests_in(text: bytes) -> set[str]:
+    """All digests that stand in a text."""
+    return {found.decode() for found in _DIGESTS.findall(text)}
 
 
 def is_prefix(value: str) -> bool:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.errors import CorruptArtifactError, StoreError
+from orchestrator.store import holds
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.names import check_digest, check_segment
 
@@ -52,6 +53,17 @@ def get(
     found, outputs = _read(blobs, name)
     blobs.used(name)
     return outputs if ids is None or np.array_equal(found, ids) else None
+
+
+def hold(blobs: Blobs, digest: str, key: str) -> None:
+    """Keep a file from being taken for unused while this process lives, where a disk has locks."""
+    if blobs.local:
+        holds.hold(blobs.path(_key(digest, key)))
+
+
+def is_held(blobs: Blobs, name: str) -> bool:
+    """Whether a living process holds the file of this key."""
+    return blobs.local and holds.is_held(blobs.path(name))
 
 
 def kept(blobs: Blobs) -> Iterator[str]:

@@ -116,14 +116,6 @@ def form_is_signed(blobs: Blobs, digest: str, target: str, entry: bytes, trusted
     return _signed(blobs, _form_key(digest, target), _form_text(digest, target, entry), trusted)
 
 
-def sign_forms(blobs: Blobs, digest: str, private: Ed25519PrivateKey) -> None:
-    """Sign every compiled form of an artifact that is in the store."""
-    for key in blobs.list(f"compiled/{check_digest(digest)}"):
-        _, _, target, *rest = key.split("/")
-        if rest == ["entry.json"]:
-            sign_form(blobs, digest, target, blobs.get(key), private)
-
-
 def _artifact_key(digest: str) -> str:
     return f"signatures/{check_digest(digest)}/artifact"
 

@@ -13,7 +13,7 @@ from orchestrator.errors import CorruptArtifactError
 from orchestrator.store import artifacts
 from orchestrator.store.blobs import Blobs
 from orchestrator.store.leases import Lease, locked
-from orchestrator.store.names import check_segment, is_digest
+from orchestrator.store.names import check_segment, digests_in, is_digest
 from orchestrator.store.room import wait_for_room
 
 _log = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ def result(blobs: Blobs, key: str) -> str | None:
     # Renewed, since who looks it up is about to go on with it, while gc removes what is old.
     if found.artifact and not (is_digest(found.value) and artifacts.renew(blobs, found.value)):
         return None
+    if not found.artifact:  # other values name the artifacts that they are about
+        for digest in digests_in(found.value.encode()):
+            artifacts.renew(blobs, digest)
     return found.value
 
 

@@ -110,7 +110,7 @@ class Mlflow:
 
     def _trial(self, stage: str, metric: str, result: Result) -> None:
         key = f"{stage}/{result.name}"
-        params = {**result.config, "number": result.number}
+        params = {**result.config, "number": result.number + 1 if result.number >= 0 else result.number}
         if key not in self._trials:
             self._trials[key] = self._api.begin(
                 result.name, fingerprint([self._run, key, params]), _flat(params), parent=self._run

@@ -131,7 +131,8 @@ def largest(sizes: Mapping[str, Tensor], amount: float, scope: str) -> dict[str,
 
 
 def largest_of_each(sizes: Mapping[str, Tensor], n: int, m: int) -> dict[str, Tensor]:
-    """True for the `n` largest of each `m` weights that lie side by side along a layer's input.
+    """True for the `n` largest of each `m` weights that lie side by side along a layer's input (along the
+    output of a transposed convolution).
 
     Layers whose input is no multiple of `m` stay whole, as sparse kernels would leave them.
 

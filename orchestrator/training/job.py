@@ -12,8 +12,11 @@ from orchestrator.config.base import fingerprint
 from orchestrator.config.claim import claim as keep_name
 from orchestrator.config.claim import holds
 from orchestrator.config.groups import name_of, nth_seed
+from orchestrator.config.imports import code_digest, resolve
 from orchestrator.config.measure import Metric
+from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
+from orchestrator.config.training import CustomLoss
 from orchestrator.data.load import open_cached
 from orchestrator.errors import TrainingError
 from orchestrator.store.store import Store
@@ -97,7 +100,20 @@ class TrainJob:
                 found["sample_seed"] = self.sample_seed
         if self.fold is not None:
             found["fold"] = list(self.fold)
+        if own := self._own_code():
+            found["code"] = own
         return found
+
+    def _own_code(self) -> dict[str, str | None]:
+        """Digests of what the run file imports for this training: its code may change and its name stay."""
+        entry, loss = self.entry, self.entry.training.loss
+        models = (entry.model, *(entry.together or ()))
+        paths = [model.factory for model in models if isinstance(model, ImportedModel)]
+        paths += [loss.loss] if isinstance(loss, CustomLoss) else []
+        paths += [self.metric.name] if ":" in self.metric.name else []
+        for path in paths:
+            resolve(path, self.allowed)
+        return {path: code_digest(path) for path in paths}
 
     @property
     def sample_seed(self) -> int:

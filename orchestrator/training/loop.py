@@ -288,7 +288,7 @@ class _Run:
         begun, place = self.state.begun, self.place
         randomness.restore(begun, place.device, place.rank)
         loss = begun.get("loss") if place.rank == 0 else None
-        return torch.zeros((), device=place.device) if loss is None else loss.clone().to(place.device)
+        return torch.zeros((), device=place.device) if loss is None else loss.to(place.device) * place.world
 
     def _keep(self, step: int, total: Tensor) -> None:
         """Save the state within an epoch; the run goes on unchanged."""
@@ -297,9 +297,10 @@ class _Run:
         state.model = sharding.model_tensors(self.module)
         state.optimizer = sharding.optimizer_tensors(self.module, self.optimizer)
         state.step = step
-        # Ranks add their sums at the epoch's end: the first has the sum of all, the others none.
+        # Ranks add their sums at the epoch's end: the first has the mean of all, times as many as there are
+        # when it goes on, the others none.
         whole = sharding.sum_over_ranks(total.clone(), world).cpu()
-        state.begun = {"loss": whole, **randomness.random_states(self.place.device, world)}
+        state.begun = {"loss": whole / world, **randomness.random_states(self.place.device, world)}
         self.watch.save(state)
 
     def _whole_loss(self, loss: Tensor) -> Tensor:

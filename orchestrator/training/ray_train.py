@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from orchestrator.cluster import offers
 from orchestrator.config.training import Resources
 from orchestrator.errors import OrchestratorError, ResourceError, TrainingError, last_line
 from orchestrator.mailbox import Mailbox, deliver, open_mailbox
+from orchestrator.store import artifacts
 from orchestrator.store.store import Store
 from orchestrator.training import fit_actor
 from orchestrator.training.job import TrainJob, claim
@@ -34,11 +36,19 @@ class Failed(str):
 
 
 OnEvent = Callable[[str, EpochReport | str], None]
+OnDone = Callable[[str, str], None]
 POLL_S = 0.2
+KEEP_EVERY_S = 3600.0
+"""Between two looks at the models that are done: those that nothing names yet are removed as old some day."""
 
 
 def train_models(
-    jobs: Sequence[TrainJob], *, storage: Path, on_event: OnEvent, fresh: bool = False
+    jobs: Sequence[TrainJob],
+    *,
+    storage: Path,
+    on_event: OnEvent,
+    on_done: OnDone = lambda name, digest: None,  # noqa: ARG005
+    fresh: bool = False,
 ) -> dict[str, str]:
     """Train models concurrently; a finished one is looked up, an interrupted one goes on.
 
@@ -52,6 +62,7 @@ def train_models(
         storage: folder for checkpoints that all nodes reach.
         on_event: called in this thread with the job's name and each epoch's report, or a line of text:
             an `Ended` or `Failed` when it is the last.
+        on_done: called in this thread with the name and digest of each model as soon as it is there.
         fresh: forget settings kept under these names that were others, and their checkpoints.
 
     Returns:
@@ -67,7 +78,7 @@ def train_models(
     workers = {job.name: _check_resources(job, _totals(job.entry.resources.labels)) for job in jobs}
     for job in jobs:
         claim(job, storage, fresh)
-    return _Schedule(jobs, workers, totals, storage, on_event).run()
+    return _Schedule(jobs, workers, totals, storage, on_event, on_done).run()
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,11 @@ class _Schedule:
         totals: _Totals,
         storage: Path,
         on_event: OnEvent,
+        on_done: OnDone,
     ) -> None:
         self.jobs, self.workers, self.totals = jobs, workers, totals
-        self.storage, self.on_event = storage, on_event
+        self.storage, self.on_event, self.on_done = storage, on_event, on_done
+        self.kept = time.monotonic()
         self.mailbox: Mailbox | None = None
         self.fits: ActorHandle[Any] | None = None
         self.running: dict[Any, TrainJob] = {}
@@ -160,6 +173,7 @@ class _Schedule:
             while pending or self.running:
                 pending = [job for job in pending if not self._start(job, names)]
                 self._deliver()
+                self._keep()
                 if self.running:
                     self._collect()
             self._deliver()
@@ -187,8 +201,7 @@ class _Schedule:
             return False  # before a look into the store, which costs something several times a second
         known = self._known(job)
         if known is not None:
-            self.digests[job.name] = known
-            self.on_event(job.name, Ended(f"trained before, taken from the store: {known[:12]}"))
+            self._done(job.name, known, f"trained before, taken from the store: {known[:12]}")
             return True
         if job.group in self.failed_groups:
             self._fail(job.name, f"the training of '{job.group}' failed")
@@ -233,8 +246,7 @@ class _Schedule:
             result = self._result(reference)
             self._deliver()  # what it reported comes before how it ended
             if isinstance(result, str):
-                self.digests[name] = result
-                self.on_event(name, Ended(f"trained: {result[:12]}"))
+                self._done(name, result, f"trained: {result[:12]}")
             else:
                 self.failed_groups.add(job.group)
                 self._fail(name, str(result))
@@ -247,6 +259,19 @@ class _Schedule:
             # Models that wait fail with it: its own processes may hold the cores for long.
             return TrainingError("the process that guides the training ended", last_line(error), "run again")
         return result
+
+    def _keep(self) -> None:
+        """Renew what is done while others still train."""
+        if time.monotonic() - self.kept >= KEEP_EVERY_S:
+            self.kept = time.monotonic()
+            for job in self.jobs:
+                if job.name in self.digests:
+                    artifacts.renew(Store(job.store).blobs, self.digests[job.name])
+
+    def _done(self, name: str, digest: str, line: str) -> None:
+        self.digests[name] = digest
+        self.on_done(name, digest)
+        self.on_event(name, Ended(line))
 
     def _fail(self, name: str, message: str) -> None:
         self.failures[name] = message

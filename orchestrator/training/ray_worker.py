@@ -103,7 +103,7 @@ def _train(job: TrainJob, mailbox: Mailbox, folder: Path) -> str:
     state = kept.last()
     with sharding.failing_together(world):
         ready = _prepare(job, store, state, device, rank, world, mailbox)
-    with _watching(job, folder, kept, mailbox) as watch:
+    with _watching(job, folder, kept, mailbox, ready.streamed is not None) as watch:
         reports = train(
             ready.module,
             ready.rows,
@@ -193,8 +193,11 @@ class _Kept:
 class _Watch:
     """Ends a worker that hangs, and saves the state when the node of a worker is about to be taken away."""
 
-    def __init__(self, guard: HangGuard, name: str, kept: _Kept, mailbox: Mailbox) -> None:
+    def __init__(
+        self, guard: HangGuard, name: str, kept: _Kept, mailbox: Mailbox, *, pausable: bool = True
+    ) -> None:
         self._guard, self._name, self._kept, self._mailbox = guard, name, kept, mailbox
+        self._pausable = pausable
         self._steps, self._looked, self._saved = 0, time.monotonic(), False
 
     def step(self) -> bool:
@@ -203,7 +206,7 @@ class _Watch:
         self._steps += 1
         alone = self._kept.world == 1
         due = time.monotonic() - self._looked >= LOOK_S if alone else self._steps % LOOK_STEPS == 0
-        if not due or self._saved:
+        if not due or self._saved or not self._pausable:
             return False
         self._looked = time.monotonic()
         return _v2.get_preemption_info() is not None
@@ -226,12 +229,14 @@ class _Watch:
 
 
 @contextmanager
-def _watching(job: TrainJob, folder: Path, kept: _Kept, mailbox: Mailbox) -> Iterator[_Watch]:
+def _watching(job: TrainJob, folder: Path, kept: _Kept, mailbox: Mailbox, streamed: bool) -> Iterator[_Watch]:
     """Whoever looks on for the length of the block."""
+    least, most = job.entry.resources.span
     limit_s = job.entry.resources.step_timeout_s or STEP_TIMEOUT_S
     guard = HangGuard(limit_s, trace_file(folder, kept.rank))
     try:
-        yield _Watch(guard, job.name, kept, mailbox)
+        # Each worker streams a share of its own: of half an epoch as many must go on as began it.
+        yield _Watch(guard, job.name, kept, mailbox, pausable=not streamed or least == most)
     finally:
         guard.close()
 

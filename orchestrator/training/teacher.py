@@ -20,6 +20,7 @@ from orchestrator.config.training import Training
 from orchestrator.data.dataset import Part
 from orchestrator.errors import StoreError
 from orchestrator.measure.machine import machine
+from orchestrator.store import predictions
 from orchestrator.store.store import Store
 from orchestrator.training.augment import views
 from orchestrator.training.batches import Rows, Views
@@ -75,9 +76,13 @@ class TeacherCache:
     def outputs(self) -> Views:
         """Float32 [N, K] of each view that the training uses, each read when it is asked for.
 
+        A budget of the store's caches leaves them alone while this process lives.
+
         Raises:
             StoreError: (when asked for) a view is not in the store.
         """
+        for view in range(self._used()):
+            predictions.hold(self.store.blobs, self.digest, self._key(view))
         return Views(self._used(), self._read)
 
     def _read(self, view: int) -> NDArray[np.float32]:

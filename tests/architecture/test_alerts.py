@@ -23,7 +23,7 @@ RULES: dict[str, dict[str, Any]] = {
     for rule in group["rules"]
 }
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
-WORDS = {"sum", "by", "rate", "increase", "histogram_quantile", "up", "job", "le", "model", "status"}
+WORDS = {"sum", "by", "or", "rate", "increase", "histogram_quantile", "up", "job", "le", "model", "status"}
 FROM_RAYLETS = {"ray_memory_manager_worker_eviction_total"}
 """Written by Ray's C++ processes: their names stand in no Python module."""
 

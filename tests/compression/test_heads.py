@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orchestrator.compression.gradients import set_gradients
-from orchestrator.compression.heads import _gate_gradients
+from orchestrator.compression.gradients import row_gradients
+from orchestrator.compression.heads import _gates
 from orchestrator.compression.plan import State, run_step
 from orchestrator.config.model import Vit, VitKwargs
 from orchestrator.config.steps import ChannelPruning, HeadPruning, Recovery, StaticInt8
@@ -74,14 +74,14 @@ def test_many_small_weights_against_a_large_one(criterion: str, stays: int) -> N
     assert all(kept == [stays] for kept in state.decisions[0]["kept"].values())
 
 
-def test_taylor_is_the_gradient_of_a_gate() -> None:
+def test_taylor_is_the_mean_size_of_a_gates_gradient() -> None:
     signature = toys.signature(SHAPE)
     module = toys.model(SETTINGS, signature)
     context = toys.context(SHAPE)
     step = HeadPruning(amount=0.5, rows=16)
-    set_gradients(module, step, signature, context)
-    attention = next(iter(attentions(module).values()))
-    found = _gate_gradients(attention)
+    name, attention = next(iter(attentions(module).items()))
+    found = _gates({name: attention}, row_gradients(module, step, signature, context))[name]
+    assert all(parameter.grad is None for parameter in module.parameters())
     gates = torch.ones(4, requires_grad=True)
 
     def gate(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -89,11 +89,25 @@ def test_taylor_is_the_gradient_of_a_gate() -> None:
 
     handle = attention.output.register_forward_pre_hook(gate)
     assert context.train is not None
-    outputs = module(torch.from_numpy(context.train.inputs[:16]))
-    nn.functional.cross_entropy(outputs, torch.from_numpy(context.train.targets[:16])).backward()
+    wanted = torch.zeros(4, dtype=torch.float64)
+    for row, label in zip(context.train.inputs[:16], context.train.targets[:16], strict=True):
+        loss = nn.functional.cross_entropy(module(torch.from_numpy(row[None])), torch.tensor([label]))
+        (gradient,) = torch.autograd.grad(loss, gates)
+        wanted += gradient.abs().double() / 16
     handle.remove()
-    assert gates.grad is not None
-    torch.testing.assert_close(found, gates.grad.abs().double(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_frozen_heads_are_cut_where_gradients_are_off(criterion: str) -> None:
+    signature = toys.signature(SHAPE)
+    module = toys.model(SETTINGS, signature)
+    step = HeadPruning.model_validate({"amount": 0.5, "criterion": criterion})
+    wanted = run_step(step, toys.state(module, signature), toys.context(SHAPE)).decisions[0]["kept"]
+    with torch.no_grad():
+        state = run_step(step, toys.state(module.requires_grad_(False), signature), toys.context(SHAPE))
+    assert state.decisions[0]["kept"] == wanted
+    assert not any(parameter.requires_grad for parameter in state.module.parameters())
 
 
 def test_each_layer_keeps_one_head() -> None:

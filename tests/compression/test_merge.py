@@ -15,13 +15,13 @@ from torch import nn
 
 from orchestrator.compression import compress
 from orchestrator.compression.align import aligned
-from orchestrator.compression.merge import _checked, mean, reestimate, slerp
+from orchestrator.compression.merge import _checked, _loss_on, mean, reestimate, slerp
 from orchestrator.compression.plan import State, apply_plan, run_step
 from orchestrator.compression.step import Context, Other
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import FtTransformer, SideBySide
+from orchestrator.config.model import Airbench, AirbenchKwargs, FtTransformer, SideBySide
 from orchestrator.config.run import ModelEntry
-from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, StaticInt8
+from orchestrator.config.steps import Bf16, ChannelPruning, Distill, Merge, Recovery, StaticInt8
 from orchestrator.config.training import Training
 from orchestrator.errors import CompressionError
 from orchestrator.measure.metrics import score
@@ -267,6 +267,58 @@ def test_side_by_side_is_no_worse_than_the_mean_of_its_parts() -> None:
             assert torch.equal(member.state_dict()[name], tensor)
 
 
+def test_what_was_put_side_by_side_is_recovered_as_a_whole() -> None:
+    state = merged("mlp", [trained("mlp", seed, epochs=1) for seed in (0, 1)], method="side_by_side")
+    shape = toys.MODELS["mlp"][1]
+    part = toys.rows(shape, count=256, seed=3)
+    context = toys.context(shape, train=part, validation=part)
+    thin = run_step(ChannelPruning(amount=0.5), state, context)
+    step = Recovery(training=Training(epochs=1, batch_size=32, lr=0.05))
+    found = run_step(step, thin, context).module.state_dict()
+    for name, before in thin.module.named_parameters():
+        assert not torch.equal(found[name], before), name
+
+
+def test_batch_statistics_are_of_what_a_norm_sees_in_training() -> None:
+    """Training pools before the norm, and answers come with the pool behind it."""
+    shape = (3, 16, 16)
+    module = build(Airbench(kwargs=AirbenchKwargs(widths=(8,))), toys.signature(shape), seed=0).eval()
+    part = toys.rows(shape, count=64, seed=3)
+    other = copy.deepcopy(module).train()
+    for norm in other.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        other(torch.tensor(part.inputs))
+    reestimate(module, part, 64)
+    wanted = other.state_dict()
+    for name, tensor in module.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(tensor, wanted[name])
+
+
+@pytest.mark.parametrize("scale", [0.01, 1e4])
+def test_the_barrier_of_a_regression_is_in_units_of_its_targets(scale: float) -> None:
+    signature = toys.signature((12,)).model_copy(
+        update={
+            "task": "regression",
+            "outputs": 1,
+            "classes": (),
+            "target_mean": (0.0,),
+            "target_std": (1.0,),
+        }
+    )
+    part = toys.rows((12,), count=64)
+    targets = (scale * np.random.default_rng(0).normal(size=(64, 1))).astype(np.float32)
+    loss = _loss_on(replace(part, targets=targets), signature)
+
+    class Nothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 1), float(targets.mean()))
+
+    assert loss(Nothing()) == pytest.approx(1.0, rel=1e-3)
+
+
 def test_side_by_side_takes_other_architectures_and_comes_back(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     digests = []
@@ -310,5 +362,5 @@ def test_networks_side_by_side_are_not_trained_from_scratch() -> None:
     model = {"factory": "side_by_side", "kwargs": {"members": [{"factory": "mlp"}, {"factory": "mlp"}]}}
     with pytest.raises(ValidationError, match="then use step 'merge'"):
         ModelEntry.model_validate({"model": model})
-    with pytest.raises(ValidationError, match="members would stay untrained"):
+    with pytest.raises(ValidationError, match="merge trains no members"):
         Distill.model_validate({"model": model, "training": {"loss": {"kind": "distillation"}}})

@@ -129,6 +129,20 @@ def test_transposed_convolutions_stay_float_and_are_told() -> None:
     assert count(module, signature).macs == down + up + head
 
 
+def test_an_outlying_row_of_dynamic_int8_changes_no_other_answer() -> None:
+    """Rows of a call may be of several clients."""
+    module, signature, _ = toys.toy("mlp")
+    state = run_step(DynamicInt8(), toys.state(module, signature), toys.context(signature.input_shape))
+    executable = of_module(state.module, signature, "lowered")
+    rows = toys.rows(signature.input_shape, 8).inputs
+    wanted = executable(rows)
+    rows[3] *= 1e6
+    found = executable(rows)
+    others = [0, 1, 2, 4, 5, 6, 7]
+    np.testing.assert_allclose(found[others], wanted[others], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(executable(rows[:1]), wanted[:1], rtol=1e-5, atol=1e-6)
+
+
 def test_dynamic_covers_linears_and_leaves_convolutions_as_they_are() -> None:
     state, graph = quantized("cnn", DynamicInt8())
     found = coverage(graph, state.signature)

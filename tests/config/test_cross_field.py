@@ -336,6 +336,25 @@ def test_a_regression_has_no_ensembles_of_classifiers(tree: dict[str, Any], said
     assert run(*task, ensembles={"x": stack, "y": pair("x", "big")})
 
 
+def test_a_guarantee_holds_no_other_one() -> None:
+    inner = pair("big", "small", kind="sequential") | {"guarantee": {}}
+    for stage in (inner, "inner", pair("inner", "big")):
+        tree = {"kind": "sequential", "guarantee": {}, "stages": [stage, "big"]}
+        text = refused(ensembles={"inner": inner, "x": tree})
+        assert "ensembles.x: a cascade with a guarantee holds another one" in text
+    tree = pair("small", "y", kind="sequential") | {"guarantee": {}}
+    text = refused(ensembles={"x": tree, "y": pair("y", "big")})
+    assert "ensembles.x: no member is named 'y'" in text
+
+
+def test_serving_settings_that_would_do_nothing_or_fail_late() -> None:
+    assert run(serving={"access": {"keys": "keys", "rate_per_s": 5}})
+    assert "give access.keys" in refused(serving={"access": {"rate_per_s": 5}})
+    assert run(serving={"placement": "fused", "feedback": {}})
+    text = refused(serving={"placement": "fused", "feedback": {}, "replicas": 2})
+    assert "feedback needs one replica" in text
+
+
 def test_only_ensembles_have_members_that_agree() -> None:
     def cascade(*stages: str) -> dict[str, Any]:
         return pair(*stages, kind="sequential") | {"criterion": "agreement"}

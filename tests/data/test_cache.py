@@ -17,8 +17,9 @@ import pytest
 
 import orchestrator.data.build as build_module
 from orchestrator.config.data import EmbeddedData
+from orchestrator.config.imports import code_digest
 from orchestrator.data import cache
-from orchestrator.data.load import _code_digest, default_cache, load, open_cached
+from orchestrator.data.load import default_cache, load, open_cached
 from orchestrator.errors import DataError, DiskFullError
 from tests.data import toy
 
@@ -198,7 +199,7 @@ def test_a_transform_s_code_is_that_of_the_file_it_is_written_in(
     (package / "written.py").write_text("def halved(inputs):\n    return inputs / 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("handed_on")
-    before = _code_digest("handed_on:halved")
-    assert _code_digest("handed_on:halved") == before
+    before = code_digest("handed_on:halved")
+    assert code_digest("handed_on:halved") == before
     (package / "written.py").write_text("def halved(inputs):\n    return inputs / 4\n")
-    assert _code_digest("handed_on:halved") != before
+    assert code_digest("handed_on:halved") != before

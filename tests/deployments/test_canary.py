@@ -65,6 +65,29 @@ def test_a_canary_answers_its_share_and_the_same_ids_again(store: Store) -> None
     serving(store, test)
 
 
+def test_outputs_that_only_the_live_release_has_are_asked_of_it(store: Store) -> None:
+    digest = candidate(store)  # one model, of which there are no members to tell of
+    tensor = {
+        "name": "input",
+        "shape": [1, *IMAGES.shape[1:]],
+        "datatype": "UINT8",
+        "data": IMAGES[0].ravel().tolist(),
+    }
+    wanted = [{"name": "probabilities"}, {"name": "member_probs"}]
+
+    async def test(running: Running) -> None:
+        body = {"release": digest, "share": 1, "min_agreement": 0}
+        assert (await running.admin("canary", body)).status == 200
+        assert (await running.infer(IMAGES[:1]))["parameters"]["weight_epoch"] == 1
+        asked = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
+        got = await send(running.app, "POST", "/v2/models/mix/infer", asked)
+        assert got.status == 200, got.body
+        assert got.json()["parameters"]["weight_epoch"] == 0
+        assert [one["name"] for one in got.json()["outputs"]] == ["probabilities", "member_probs"]
+
+    serving(store, test)
+
+
 def test_a_shadow_that_disagrees_is_switched_off_and_never_answers(store: Store) -> None:
     digest = candidate(store)
     truth = oracle(store, releases.live(store, NAME).value, IMAGES)

@@ -29,6 +29,7 @@ from tests.deployments.released import (
     oracle,
     probabilities,
     serving,
+    until,
 )
 from tests.deployments.toys import IMAGES, in_process
 
@@ -128,6 +129,36 @@ def test_labels_are_learned_beside_the_event_loop(store: Store, monkeypatch: pyt
         assert threading.main_thread() not in threads
 
     serving(store, test, feedback={"every_s": 3600})
+
+
+def test_a_weight_epoch_is_made_where_whoever_sent_the_labels_goes_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def test(running: Running) -> None:
+        stage = running.follower.stage
+
+        async def slow(digest: str) -> None:
+            begun.set()
+            await goes_on.wait()
+            await stage(digest)
+
+        monkeypatch.setattr(running.follower, "stage", slow)
+        await running.infer(IMAGES[:1], "0")
+        asking = asyncio.create_task(running.follower.learn(Labels(labels={"0": 3})))
+        await begun.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        goes_on.set()
+
+        async def committed() -> bool:
+            return running.follower.spec.weight_epoch == 1
+
+        await until(committed)
+
+    serving(store, test, feedback={"every_s": 0})
 
 
 def test_what_is_learned_does_not_undo_a_promotion(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

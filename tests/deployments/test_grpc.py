@@ -20,6 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from deployments import grpc_server
 from deployments.exchange import Answer, Question
 from deployments.front import SERVER_NAME, Front
 from deployments.grpc_server import GrpcServer, _Service
@@ -389,8 +390,21 @@ def test_a_call_without_a_message_is_refused_for_its_key_at_once_and_ends_in_any
     with listening(front(deadline_s=60), access) as ports:
         assert asyncio.run(silent(ports.grpc, "ModelInfer")) is grpc.StatusCode.UNAUTHENTICATED
     with listening(front(deadline_s=0.2)) as ports:
-        for method in ("ModelInfer", "ServerLive"):
+        for method in ("ModelInfer", "ServerMetadata"):
             assert asyncio.run(silent(ports.grpc, method)) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert asyncio.run(silent(ports.grpc, "ServerLive")) is grpc.StatusCode.OK, "no message is read"
+
+
+def test_an_idle_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "IDLE_S", 0.2)
+
+    async def idle(port: int) -> grpc.StatusCode:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_stream(f"/{messages.SERVICE}/ModelStreamInfer")()
+            return await asyncio.wait_for(call.code(), 10)
+
+    with listening(front()) as ports:
+        assert asyncio.run(idle(ports.grpc)) is grpc.StatusCode.OK
 
 
 def streamed(port: int, count: int, headers: dict[str, str]) -> list[tuple[Any, Any]]:

@@ -320,4 +320,5 @@ def test_bodies_that_are_too_large_together_are_refused_and_the_rest_answered(pa
 
 def test_an_id_that_is_no_unicode_can_be_drawn_by() -> None:
     request = Request(np.zeros((1, 3), np.float32), (), id="half \ud800")
-    assert _question(request, {}, 1.0).request_id.encode() == b"half \\ud800"
+    entry = Front([Served(MODEL, answers, is_ready)], LIMITS).find("small")
+    assert _question(entry, request, {}, 1.0).request_id.encode() == b"half \\ud800"

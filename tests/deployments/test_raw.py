@@ -17,8 +17,9 @@ from deployments.protocol.errors import ProtocolError
 from deployments.protocol.model import describe
 from deployments.protocol.raw import TEXT_BYTES, Encoder
 from deployments.protocol.request import Request
-from orchestrator.config.encoding import TableEncoding
+from orchestrator.config.encoding import Category, Number, TableEncoding
 from orchestrator.config.serving import ServingSettings
+from orchestrator.data.encode import encode
 from orchestrator.errors import DeadlineError
 from tests.deployments.models import MIX, spec
 from tests.deployments.raws import COLUMNS, MODELS, ROWS, SOUNDS, TABLE, TEXTS, TONE, encoded, signature, wav
@@ -174,6 +175,19 @@ def test_columns_arrive_in_any_order_with_missing_values() -> None:
     for request in (from_binary("table", *binary), from_grpc("table", *binary)):
         np.testing.assert_array_equal(request.rows, wanted)
     assert wanted[1].tolist() == [40, 0, 20]
+
+
+@pytest.mark.parametrize("known", [("blue", "red"), ("", "blue", "red")])
+def test_an_empty_category_is_what_it_was_in_training(known: tuple[str, ...]) -> None:
+    columns = (Number(name="age", fill=40.0), Category(name="color", values=known))
+    table = signature(TableEncoding(columns=columns))
+    assert table.encoding is not None
+    wanted = encode(table.encoding, {"age": [1.0, 2.0, 3.0], "color": ["", "red", None]})
+    assert wanted[0, 1] == (1 if "" in known else 0)
+    codec = rest.codec_of(describe(spec(MIX, table, "table")), SERVING)
+    inputs = [tensor([1, 2, 3], "FP32", "age"), tensor(["", "red", None], "BYTES", "color")]
+    found = codec.decode(json.dumps({"inputs": inputs}).encode(), None)
+    np.testing.assert_array_equal(found.rows, wanted)
 
 
 def test_whole_numbers_are_categories_of_that_name() -> None:

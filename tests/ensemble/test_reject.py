@@ -72,13 +72,20 @@ def test_agreement_keeps_at_least_the_share(name: str) -> None:
 
 @pytest.mark.parametrize("by", ["confidence", "entropy", "agreement"])
 def test_a_share_of_the_rows_from_elsewhere_is_rejected(by: str) -> None:
-    tree = fitted(TREES["mix"], outside=True, by=by, recall=0.8)
-    assert share(tree, ELSEWHERE) >= 0.8
+    recall = 0.1 if by == "agreement" else 0.8
+    tree = fitted(TREES["mix"], outside=True, by=by, recall=recall)
+    assert recall <= share(tree, ELSEWHERE) < 1
     if by != "agreement":  # members that agree on rows out of scope tell nothing of them
         assert share(tree, ELSEWHERE) == pytest.approx(0.8, abs=0.01)
         assert share(tree, TABLE) < share(tree, ELSEWHERE)
     with pytest.raises(EnsembleError, match="out of scope"):
         fitted(TREES["mix"], recall=0.8)
+
+
+def test_a_recall_that_would_reject_every_row_is_refused() -> None:
+    """Members agree fully on more of these rows than may be missed."""
+    with pytest.raises(EnsembleError, match=r"answers any row at all.*lower recall"):
+        fitted(TREES["mix"], outside=True, by="agreement", recall=0.99)
 
 
 def test_members_that_are_asked_give_the_same_as_a_replay() -> None:

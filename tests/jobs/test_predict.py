@@ -174,7 +174,9 @@ def test_damage_of_the_output_is_of_its_file_alone(
     assert here == ["a.parquet", "b.parquet", "c.parquet"]
 
 
+@pytest.mark.parametrize("error", [DataError("broken"), RuntimeError("shapes cannot be multiplied")])
 def test_rows_without_a_member_are_marked(
+    error: Exception,
     served: tuple[Store, dict[str, Spec]],
     here: list[str],  # noqa: ARG001
     tmp_path: Path,
@@ -187,7 +189,7 @@ def test_rows_without_a_member_are_marked(
 
     def failing(store: Store, digest: str, *more: Any, **options: Any) -> Any:
         def fail(_: Any) -> Any:
-            raise DataError("broken")
+            raise error
 
         return fail if digest == lost.digest else load(store, digest, *more, **options)
 

@@ -31,6 +31,14 @@ TABLE = Signature(
     mean=(1.0, 0.0, -50.0),
     std=(2.0, 1.0, 10.0),
 )
+MAPS = Signature(
+    task="regression",
+    input_shape=(2, 5, 4),
+    input_dtype="float32",
+    outputs=1,
+    mean=(1.0, -50.0),
+    std=(2.0, 10.0),
+)
 PICTURES = RNG.integers(0, 256, (40, 3, 16, 12), dtype=np.uint8)
 ROWS = (RNG.normal(size=(400, 3)) * TABLE.std + TABLE.mean).astype(np.float32)
 TEXT = Signature(task="classification", input_shape=(12,), input_dtype="int32", outputs=2, mean=(), std=())
@@ -103,6 +111,16 @@ def test_missing_values_are_their_columns_means() -> None:
     gone = found != ROWS
     assert gone.mean() == pytest.approx(0.4, abs=0.04)
     assert np.array_equal(found[gone], np.broadcast_to(np.asarray(TABLE.mean, np.float32), ROWS.shape)[gone])
+
+
+def test_maps_of_numbers_have_a_mean_and_a_deviation_per_channel() -> None:
+    scale, middle = (np.reshape(values, (2, 1, 1)) for values in (MAPS.std, MAPS.mean))
+    rows = (RNG.normal(size=(200, 2, 5, 4)) * scale + middle).astype(np.float32)
+    spread = (shifted(MAPS, rows, "noise", 5) - rows).std(axis=(0, 2, 3))
+    assert spread == pytest.approx([1.0, 5.0], rel=0.15)
+    found = shifted(MAPS, rows, "missing", 5)
+    gone = found != rows
+    assert np.array_equal(found[gone], np.broadcast_to(middle.astype(np.float32), rows.shape)[gone])
 
 
 def test_tokens_become_unknown_and_filling_stays() -> None:

@@ -74,7 +74,9 @@ def config(**chain: Any) -> RunConfig:
     return validate(RunConfig, values, "xor.yaml")
 
 
-def in_this_process(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[str, str]:
+def in_this_process(
+    run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False, **_: object
+) -> dict[str, str]:
     del fresh
     return {
         job.name: run.store.stage(job.key(), partial(fit, job, run.store, lambda _: None)) for job in jobs

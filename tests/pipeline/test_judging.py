@@ -14,7 +14,7 @@ from orchestrator.errors import DataError, ModelError
 from orchestrator.measure.promise import Verdict
 from orchestrator.pipeline.compressing import _job, make_variant
 from orchestrator.pipeline.context import open_run
-from orchestrator.pipeline.judging import Asked, judged, looks
+from orchestrator.pipeline.judging import Asked, judged, look, looks
 from orchestrator.pipeline.run import read_config
 from orchestrator.pipeline.summary import _judged
 from orchestrator.progress import Progress
@@ -45,13 +45,26 @@ def test_all_that_was_ever_looked_at_shares_the_confidence(tmp_path: Path) -> No
     assert seen[6:] == [0.9]
 
 
+def test_the_answers_of_a_series_are_for_good_and_share_the_confidence(tmp_path: Path) -> None:
+    store, seen = Store(tmp_path / "store"), list[float]()
+    first = look(store, {"series": "toy"}, _asked("a", seen))
+    for digest in "bcdef":
+        look(store, {"series": "toy"}, _asked(digest, seen))
+    assert seen[:3] == [0.95, round(1 - 0.1 / 6, 4), round(1 - 0.1 / 12, 4)]
+    assert sum(1 - confidence for confidence in seen) < 0.1
+    assert look(store, {"series": "toy"}, _asked("a", seen)) == first
+    assert len(seen) == 6, "what was looked at before keeps its answer"
+
+
 @pytest.mark.parametrize("error", [DataError("no row has a label"), ModelError("the metric failed")])
 def test_what_cannot_be_answered_is_left_out(error: Exception, tmp_path: Path) -> None:
     def refused(promise: Promise) -> Verdict:  # noqa: ARG001
         raise error
 
     store = Store(tmp_path / "store")
-    assert looks(store, {}, {"a": Asked(("a" * 64, "eager"), Promise(), refused)}) == {}
+    asked = Asked(("a" * 64, "eager"), Promise(), refused)
+    assert looks(store, {}, {"a": asked}) == {}
+    assert look(store, {}, asked) is None
 
 
 def test_a_variant_of_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

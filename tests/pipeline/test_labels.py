@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def here(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False) -> dict[str, str]:
+def here(run: Run, jobs: Sequence[TrainJob], *, fresh: bool = False, **_: object) -> dict[str, str]:
     """Train in this process instead of on the cluster, teachers first."""
     del fresh
     done: dict[str, str] = {}

@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, NotFoundError
 from orchestrator.models.base import weights_of
 from orchestrator.models.build import build
 from orchestrator.pipeline.context import Run
-from orchestrator.pipeline.limits import check_named, check_search, check_training_search
+from orchestrator.pipeline.limits import check_ensembles, check_named, check_search, check_training_search
 from orchestrator.runtime.rebuild import tensors_of
 from orchestrator.store.artifacts import Draft
 from orchestrator.store.store import Store
@@ -61,6 +61,17 @@ def test_rows_that_may_change_are_bounded_under_any_metric(tmp_path: Path, metri
     with pytest.raises(ConfigError, match=r"max_changed: on 24 contract rows.*is 0\.1013: 0\.1\."):
         check(0.1)
     check(0.11)
+
+
+def test_a_coverage_that_the_calibration_rows_cannot_show_is_refused_at_the_start(tmp_path: Path) -> None:
+    def check(coverage: float) -> None:
+        models = {name: {"model": {"factory": "mlp"}} for name in ("teacher", "other")}
+        tree = {"kind": "parallel", "members": [*models], "prediction_sets": {"coverage": coverage}}
+        check_ensembles(run_of(tmp_path, [], models=models, ensembles={"both": tree}))
+
+    check(0.5)
+    with pytest.raises(ConfigError, match=r"ensembles\.both: too few calibration rows.*at least 999"):
+        check(0.999)
 
 
 def test_a_search_over_trainings_is_held_to_its_smallest_model(tmp_path: Path) -> None:

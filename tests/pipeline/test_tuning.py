@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.config.load import load_run, parse_yaml, read_yaml, validate
 from orchestrator.config.run import RunConfig
-from orchestrator.pipeline.tuning import given, tuned_run
+from orchestrator.pipeline.tuning import tuned_run
 from orchestrator.store.store import Store
 from orchestrator.tracking.tensorboard import FILE
 from tests.pipeline import toys
@@ -49,7 +49,7 @@ def test_a_written_run_file_can_be_read(path: Path) -> None:
     model = next(own for own, entry in values["models"].items() if not {"copies", "ref"} & set(entry))
     free = {"model": model, "space": {"training": {"epochs": {"choice": [2, 3]}}}}
     config = validate(RunConfig, {**values, "training_search": free}, name)
-    written = parse_yaml(tuned_run(config, given(config.models[model])), name)
+    written = parse_yaml(tuned_run(config, config.models[model].given()), name)
     found = validate(RunConfig, written, name)
     assert found.plain() == {**config.plain(), "name": found.name, "training_search": None}
 

@@ -215,7 +215,8 @@ def summary() -> dict[str, Any]:
             "front": [
                 {
                     "name": point["name"],
-                    "digest": "0" * 64,
+                    "digest": "1" * 64 if point["name"] == chosen["name"] else "0" * 64,
+                    "execution": point["execution"],
                     **quality(0.98),
                     "latency_ms": latency(point["latency_ms"], point["execution"]),
                     "bytes": point["bytes"],
@@ -226,6 +227,7 @@ def summary() -> dict[str, Any]:
             "chosen": {
                 "name": chosen["name"],
                 "digest": "1" * 64,
+                "execution": chosen["execution"],
                 **quality(0.981),
                 "latency_ms": latency(chosen["latency_ms"], "aoti"),
                 "bytes": chosen["bytes"],

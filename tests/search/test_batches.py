@@ -282,6 +282,62 @@ def test_no_trial_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pyte
     assert list(map(untimed, rest.search.rows)) == list(map(untimed, expected))
 
 
+def test_a_failed_trial_costs_no_other_once_the_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+
+    def started(broken: int | None = None) -> Study:
+        study = Study(tmp_path / "study", SETTINGS, most_s=95.0)
+        number = 0
+        while (config := study.search.suggest(str(number))) is not None:
+            now[0] += 10.0
+            if number == broken:
+                study.search.fail(str(number), "the trial's process failed")
+            else:
+                faulty_trial({**config, "folder": str(study.folder)})
+                study.search.on_trial_complete(str(number))
+            number += 1
+        return study
+
+    first = started(BROKEN)
+    assert len(first.search.rows) == 10
+    before = starts(first.folder)
+    again = started()
+    assert again.search.rows == first.search.rows
+    assert again.search.rows[BROKEN].status == "failed"
+    assert starts(first.folder) == before
+
+
+@pytest.mark.parametrize("most_s", [35.0, 45.0, 55.0, 65.0, 75.0, 85.0])
+def test_what_ended_in_time_is_there_again_where_batches_overlap(
+    most_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, each of 10 s."""
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+
+    def started() -> Study:
+        study = Study(tmp_path / "study", OVERLAPPING, most_s=most_s)
+        running, number = list[str](), 0
+        while True:
+            while len(running) < 2 and (config := study.search.suggest(str(number))) is not None:
+                faulty_trial({**config, "folder": str(study.folder)})
+                running.append(str(number))
+                number += 1
+            if not running:
+                return study
+            now[0] += 10.0
+            study.search.on_trial_complete(running.pop(0))
+
+    first = started()
+    assert first.search.rows
+    before = starts(first.folder)
+    assert started().search.rows == first.search.rows
+    assert starts(first.folder) == before
+
+
 def test_pauses_are_counted_over_all_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch's trials take 10 s here, and 5 s to be measured."""
     now = [0.0]

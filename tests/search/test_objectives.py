@@ -57,6 +57,18 @@ def test_feasible_needs_a_finished_trial_within_the_drop() -> None:
     assert not measured(0).failed("no").feasible
 
 
+def test_feasible_needs_all_that_is_promised() -> None:
+    settings = SearchSettings.model_validate(
+        {"promise": {"max_drop": 0.1, "max_changed": 0.02, "max_class_drop": 0.05}}
+    )
+    row = dataclasses.replace(measured(0), changed=0.06, class_drop=0.01).limited(settings)
+    assert row.violations == pytest.approx({"max_drop": -0.1, "max_changed": 0.04, "max_class_drop": -0.04})
+    assert not row.feasible
+    assert dataclasses.replace(row, changed=0.02).limited(settings).feasible
+    assert not dataclasses.replace(row, changed=0.0, class_drop=0.06).limited(settings).feasible
+    assert row.limited(SearchSettings()).violations.keys() == {"max_drop"}
+
+
 def test_a_drop_of_what_is_allowed_is_feasible_whatever_its_last_digits() -> None:
     for before, after, allowed in ((0.90, 0.89, 0.01), (0.95, 0.93, 0.02), (0.97, 0.94, 0.03)):
         settings = SearchSettings.model_validate({"promise": {"max_drop": allowed}})

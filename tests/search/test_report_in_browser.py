@@ -140,7 +140,7 @@ def test_a_click_on_a_point_and_the_keyboard_open_a_trial(tmp_path: Path) -> Non
     assert "p50-lamp-t4-bf16" in found.probe["clicked"]
     assert "kind: prune_channels" in found.probe["clicked"]
     assert "1.26\u00a0ms (1.23 to 1.31)" in found.probe["clicked"]
-    assert found.probe["address"] == "#trial=9"
+    assert found.probe["address"] == "#trial=10"
     assert "p65-lamp-t4-bf16" in found.probe["pointed"]
     assert found.probe["keyed"] == "p65-lamp-t4-int8_static"
     assert "no linear layer is left whole" in found.probe["failed"]
@@ -210,7 +210,7 @@ def test_hostile_names_run_nothing(tmp_path: Path) -> None:
     found = show(
         tmp_path,
         details,
-        address="#trial=3",
+        address="#trial=4",
         probe='report([shown("#detail h3"), all("img").length, all("script").length]);',
     )
     # The page's own two, and the test's.

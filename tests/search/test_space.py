@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
 import pytest
 from pydantic import ValidationError
@@ -197,6 +199,23 @@ def test_names_are_short_and_tell_apart_what_ends_alike() -> None:
     )
     config: Config = {"prune_channels.amount": 0.25, "prune_magnitude.amount": 0.5}
     assert space.name_of(config, twice) == "prune_channels.amount=0.25 prune_magnitude.amount=0.5"
+
+
+def test_names_tell_apart_options_with_steps_in_common() -> None:
+    prune: Any = {"kind": "prune_channels", "amount": {"choice": [0.25, 0.5]}}
+    recover = {"kind": "recover", "training": {"loss": {"kind": "distillation"}}}
+    plan = [{"choice": [None, prune, [prune, recover]]}]
+    settings = SearchSettings.model_validate({"space": {"plan": plan}})
+    names = [space.name_of(config, settings) for config in grid(settings.space) or ()]
+    assert len(set(names)) == len(names) == 5
+    assert "prune_channels+recover amount=0.5" in names
+
+
+def test_other_models_are_shown_by_the_first_characters_of_their_digests() -> None:
+    assert space.displayed({"others": f'["{"ab" * 32}"]', "amount": 0.5}) == {
+        "others": '["abababababab"]',
+        "amount": 0.5,
+    }
 
 
 def test_one_name_may_be_shared_but_not_mean_two_things() -> None:

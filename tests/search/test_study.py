@@ -8,13 +8,16 @@ import random
 import pytest
 from optuna.trial import TrialState
 
+from orchestrator.config.measure import Metric
 from orchestrator.config.search import SearchSettings
 from orchestrator.config.space import Config
-from orchestrator.config.steps import work_of
+from orchestrator.config.steps import first_out_of_order, work_of
 from orchestrator.errors import SearchError
 from orchestrator.search.objectives import TrialRow
+from orchestrator.search.ray_search import _study
 from orchestrator.search.space import plan_of, training_prefix, variant_key
 from orchestrator.search.study import BatchStudy, Suggestion
+from orchestrator.search.trial import TrialJob
 from tests.search.rows import evaluated
 from tests.search.spaces import amount_of, pruned, small, whole
 
@@ -329,6 +332,18 @@ def test_an_endless_space_is_never_used_up(sampler: str) -> None:
         {"trials": 40, "batch": 4, "sampler": sampler, "space": space.plain()}
     )
     assert len(run(settings, seed=0)) == 40
+
+
+def test_a_combination_out_of_order_is_left_out() -> None:
+    trained = [{"kind": "prune_channels", "amount": 0.5}, {"kind": "recover", "training": {"epochs": 1}}]
+    plan = [{"choice": [None, trained]}, {"choice": [None, {"kind": "factorize", "energy": 0.9}]}]
+    settings = SearchSettings.model_validate({"space": {"plan": plan}, "trials": 4, "batch": 4})
+    job = TrialJob(
+        search=settings, parent="a" * 64, store="", data_folder="", data_digest="", metric=Metric(), seed=0
+    )
+    asked = _study(job).ask()
+    assert len(asked) == 3
+    assert all(first_out_of_order(plan_of(one.config, settings)) is None for one in asked)
 
 
 def test_a_combination_that_is_no_plan_is_left_out() -> None:

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from orchestrator.config.base import canonical
 from orchestrator.errors import CorruptArtifactError, NotFoundError, OrchestratorError, StoreError
+from orchestrator.store import artifacts
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Draft
+from orchestrator.store.blobs import Blobs
 from orchestrator.store.store import Store
 from tests.store.toys import D1, draft, files_below, in_processes, tensors
 
@@ -25,6 +27,23 @@ def store(tmp_path: Path) -> Store:
 
 def _file(store: Store, digest: str, name: str) -> Path:
     return store.root / "artifacts" / digest / name
+
+
+def test_it_is_published_anew_where_gc_removes_the_old_copy_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = store.put_artifact(draft(), tensors())
+    verify = artifacts.verify
+
+    def late(blobs: Blobs, found: str) -> None:
+        monkeypatch.setattr(artifacts, "verify", verify)
+        _file(store, digest, MANIFEST).unlink()
+        _file(store, digest, WEIGHTS).unlink()
+        verify(blobs, found)
+
+    monkeypatch.setattr(artifacts, "verify", late)
+    assert store.put_artifact(draft(), tensors()) == digest
+    store.verify(digest)
 
 
 def test_digest_is_the_sha256_of_the_manifest(store: Store) -> None:

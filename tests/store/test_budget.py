@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from orchestrator.config.caches import CacheBudgets
 from orchestrator.data import cache as data_cache
 from orchestrator.errors import ConfigError, DiskFullError
-from orchestrator.store import room
+from orchestrator.store import holds, predictions, room
 from orchestrator.store.budget import Entry, evict, trim
 from orchestrator.store.leases import Lease
 from orchestrator.store.room import Usage, wait_for_room
@@ -55,6 +56,35 @@ def test_predictions(store: Store) -> None:
     assert trim(store, CacheBudgets(predictions_bytes=2 * size)) == [f"predictions/{D2}/k.parquet"]
     assert store.predictions(D2, "k") is None
     assert store.predictions(D3, "k") is not None
+
+
+def test_predictions_that_a_living_process_holds_stay(store: Store) -> None:
+    for digest in (D1, D2):
+        store.put_predictions(digest, "k", np.arange(100), np.zeros((100, 3), dtype=np.float32))
+        _set_age(store.root / f"predictions/{digest}/k.parquet", 10)
+    predictions.hold(store.blobs, D1, "k")
+    assert trim(store, CacheBudgets(predictions_bytes=0)) == [f"predictions/{D2}/k.parquet"]
+
+
+def test_a_network_disk_locks_for_itself_only_what_is_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As flock(2) says of NFS."""
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: int, how: int) -> None:
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if how & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, "not open for writing")
+        flock(descriptor, how)
+
+    (tmp_path / "held").touch()
+    (tmp_path / "free").touch()
+    monkeypatch.setattr("fcntl.flock", of_nfs)
+    holds.hold(tmp_path / "held")
+    assert holds.is_held(tmp_path / "held")
+    assert not holds.is_held(tmp_path / "free")
+    assert not holds.is_held(tmp_path / "none")
 
 
 @pytest.mark.slow

@@ -232,24 +232,46 @@ def test_gc_spares_what_is_young_or_was_looked_up(store: Store) -> None:
     assert not store.has(old)
 
 
+def test_gc_spares_what_young_artifacts_were_made_of(store: Store) -> None:
+    teacher, other = (store.put_artifact(_with_parents(seed), tensors()) for seed in range(2))
+    _aged(store)
+    student = store.put_artifact(_with_parents(2, teacher), tensors())
+    assert _collect(store).young == 2
+    assert set(store.digests()) == {teacher, student}
+    assert not store.has(other)
+
+
+def test_gc_spares_what_a_looked_up_result_names(store: Store) -> None:
+    found = store.put_artifact(_with_parents(0), tensors())
+    store.stage("trial", lambda: json.dumps({"digest": found, "metric": 0.5}))
+    _aged(store)
+    assert store.stage_result("trial") is not None
+    assert _collect(store).young == 1
+    _aged(store)
+    assert _collect(store).young == 0
+    assert not store.has(found)
+
+
 def test_gc_beside_writers_loses_nothing_that_they_name(store: Store) -> None:
-    for seed in range(6):
-        store.put_artifact(_with_parents(seed), tensors())
+    idle = [store.put_artifact(_with_parents(seed), tensors()) for seed in range(6)]
+    _aged(store)
 
     def work(number: int) -> None:
-        if number == 0:
-            for _ in range(15):
-                _aged(store)
+        for turn in range(15):
+            if number == 0:
                 keeping.collect(store, grace_s=24 * HOUR, dry_run=False)
-        else:
-            for turn in range(15):
-                digest = store.put_artifact(_with_parents((number + turn) % 6), tensors())
-                store.verify(digest)
+                continue
+            digest = store.put_artifact(_with_parents(10 + (number + turn) % 6), tensors())
+            store.set_ref(f"toys/{number}-{turn}", digest)
+            store.verify(digest)
 
-    # Ages are set from outside here, so an artifact may go at once; but it must never be in parts.
-    codes = in_processes(3, work)
-    assert codes[0] == 0
-    assert all(damage.kind != "unfinished" for damage in keeping.damages(store))
+    assert in_processes(3, work) == [0, 0, 0]
+    assert keeping.damages(store) == []
+    names = store.refs("toys/")
+    assert len(names) == 30
+    for name in names:
+        store.verify(store.ref(name))
+    assert not set(idle) & set(store.digests())
 
 
 def test_one_collection_at_a_time_and_none_that_is_too_eager(store: Store) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, InputError, UnsignedError
+from orchestrator.pipeline import keeping
 from orchestrator.store import signing
 from orchestrator.store.opening import with_keys
 from orchestrator.store.s3 import COPIES_VARIABLE
@@ -55,6 +56,20 @@ def test_what_was_not_signed_is_refused(store: Store, key: str, monkeypatch: pyt
     assert store.tensors(digest)
     with pytest.raises(UnsignedError, match=r"no trusted key signed the artifact: .*models sign"):
         _strict(store, key).tensors(digest)
+
+
+def test_signing_a_store_signs_no_machine_code(
+    store: Store, key: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(signing.KEY_VARIABLE)
+    digest = store.put_artifact(draft(), tensors())
+    store.set_ref("toys/net", digest)
+    store.publish_folder(digest, "t", built)
+    found = keeping.sign(store.location, key=tmp_path / "key.pem", prefix="toys/")
+    assert found["signed"] == [digest]
+    strict = _strict(store, key)
+    assert strict.tensors(digest)
+    assert strict.compiled(digest, "t") is None
 
 
 def test_another_key_is_not_enough(store: Store, key: str, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from orchestrator.store.store import Store
 
 
 def test_kills_on_a_disk(tmp_path: Path) -> None:
-    tally = under_fire(str(tmp_path / "store"), kills=12, seed=3, longest_s=0.4)
+    tally = under_fire(str(tmp_path / "store"), kills=12, seed=3, longest_s=0.8)
     assert (tally.partial, tally.lost_refs, tally.wrong_digests) == ([], [], [])
     assert (tally.kills, tally.published > 0, tally.ref_updates > 0) == (12, True, True)
+    assert tally.removed > 0
     assert keeping.damages(Store(tmp_path / "store")) == []
 
 

@@ -124,7 +124,7 @@ def test_trials_and_a_restart(server: str, tmp_path: Path) -> None:
     assert set(found) == {"toy", "lr=0.1 model=cnn", "other", "bf16"}
     whole, other = found["toy"], found["other"]
     assert whole.data.params == tracked._flat(PARAMS)
-    assert other.data.params == {"lr": "0.1", "model": "cnn", "number": "1"}
+    assert other.data.params == {"lr": "0.1", "model": "cnn", "number": "2"}
     assert other.data.metrics == {"accuracy": 0.9, "drop": 0.01, "latency_ms": 2.0, "bytes": 1000.0}
     assert other.data.tags["mlflow.parentRunId"] == whole.info.run_id
     assert {run.info.status for run in found.values()} == {"FINISHED"}

@@ -15,7 +15,7 @@ from orchestrator.compression.plan import apply_plan
 from orchestrator.config.base import fingerprint
 from orchestrator.config.data import CustomData
 from orchestrator.config.measure import Metric
-from orchestrator.config.model import Mlp
+from orchestrator.config.model import ImportedModel, Mlp
 from orchestrator.config.run import ModelEntry
 from orchestrator.config.steps import Bf16, DynamicInt8, Qat, Recovery, StaticInt8
 from orchestrator.config.training import DistillationLoss, Resources, Training
@@ -61,6 +61,20 @@ def _with(job: TrainJob, **entry: Any) -> TrainJob:
 
 def test_crosses_a_process_as_plain_json(job: TrainJob) -> None:
     assert TrainJob.from_plain(json.loads(json.dumps(job.plain()))) == job
+
+
+def test_the_key_follows_code_of_the_users_own(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from torch import nn\n\n\ndef net(signature):\n    return nn.{}()\n"
+    (tmp_path / "own_net.py").write_text(code.format("GELU"))
+    own = replace(_with(job, model=ImportedModel(factory="own_net:net")), allowed=("own_net:net",))
+    before = own.key()
+    assert own.key() == before
+    (tmp_path / "own_net.py").write_text(code.format("ReLU"))
+    assert own.key() != before
+    assert "code" not in job.settings()
 
 
 def test_the_key_follows_what_decides_the_weights_and_nothing_else(job: TrainJob) -> None:

@@ -26,7 +26,7 @@ def job(name: str, **resources: Any) -> TrainJob:
 
 def schedule(*jobs: TrainJob, cpus: int = 1) -> _Schedule:
     workers = {job.name: 1 for job in jobs}
-    return _Schedule(jobs, workers, _Totals(((cpus, 0),)), Path("runs"), lambda *_: None)
+    return _Schedule(jobs, workers, _Totals(((cpus, 0),)), Path("runs"), lambda *_: None, lambda *_: None)
 
 
 class Actor:

@@ -74,7 +74,10 @@ def _caption(found: Mapping[str, Any]) -> str:
 
 def _spec(found: Mapping[str, Any]) -> str:
     spec = found["spec"]
-    return f" Serve it: <code>orchestrator serve {safe(spec['ref'])}</code>" if spec else ""
+    if not spec:
+        return ""
+    how = f"orchestrator serve {spec['ref']} --placement {spec.get('placement', 'fused')}"
+    return f" Serve it: <code>{safe(how)}</code>"
 
 
 def _kind(found: Mapping[str, Any], place: int, point: Mapping[str, Any]) -> str:

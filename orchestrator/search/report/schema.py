@@ -59,6 +59,8 @@ class Searched(TypedDict, total=False):
     """Machine, batch and threads of its latencies, in words."""
     chosen: str
     """Name of the chosen variant; missing when there is none."""
+    chosen_number: int
+    """Its trial: two variants may have one name. Pages of before have the name alone."""
 
 
 class Details(TypedDict, total=False):

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.search.report import text
 from orchestrator.search.report.plots import SERIES
 from orchestrator.search.report.schema import Details, Searched, TrialPoint
+from orchestrator.search.report.targets import is_chosen
 from orchestrator.search.report.text import safe
 
 _KINDS = {"sequential": "cascade", "stacking": "stack", "weighted_mix": "weighted mix"}
@@ -43,9 +44,9 @@ def header(summary: Mapping[str, Any], details: Details) -> str:
 
 
 def promise(summary: Mapping[str, Any]) -> str:
-    """Whether a variant keeps the promise, in one sentence."""
+    """Whether a variant keeps the promise, in one sentence; without a search there is none to keep."""
     search = summary.get("search")
-    if not search:
+    if not search or search.get("reason") is None:
         return ""
     chosen = search.get("chosen")
     head = "The promise holds:" if chosen else "No variant was chosen:"
@@ -207,7 +208,7 @@ def _chosen_tile(summary: Mapping[str, Any], details: Details) -> list[tuple[str
     empty: TrialPoint = {}
     nothing: Searched = {}
     first = next(iter(details.get("targets", {}).values()), nothing)
-    trial = next((item for item in first.get("trials", []) if item["name"] == chosen["name"]), empty)
+    trial = next((item for item in first.get("trials", []) if is_chosen(item, first)), empty)
     own, before = trial.get("bytes"), first.get("parent", empty).get("bytes")
     said = [f"{own / before:.0%} of the bytes"] if own and before else []
     speedup = trial.get("speedup")

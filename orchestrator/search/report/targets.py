@@ -66,8 +66,16 @@ def gain(trial: TrialPoint, larger: bool) -> float:
 
 
 def number(trial: TrialPoint, place: int) -> int:
-    """A trial's own number, else its place."""
-    return trial.get("number", place)
+    """A trial's number, or its place, from 1 as logs count; those of arms are below 0."""
+    found = trial.get("number", place)
+    return found + 1 if found >= 0 else found
+
+
+def is_chosen(trial: TrialPoint, searched: Searched) -> bool:
+    """Whether it is the chosen variant."""
+    if "chosen_number" in searched:
+        return trial.get("number") == searched["chosen_number"]
+    return trial["name"] == searched.get("chosen")
 
 
 def _target(searched: Searched, details: Details, steps: dict[str, int]) -> Plain:
@@ -88,7 +96,7 @@ def _target(searched: Searched, details: Details, steps: dict[str, int]) -> Plai
         "front": [places[index] for index in front(points)],
         "outline": [places[index] for index in outline(points)],
         "knee": None if kneed is None else places[kneed],
-        "chosen": next((place for place in places if trials[place]["name"] == searched.get("chosen")), None),
+        "chosen": next((place for place in places if is_chosen(trials[place], searched)), None),
         "level": level,
         "volume": _volume(trials, places, points, parent, larger),
         "axes": _axes([trial.get("config", {}) for trial in trials if not trial.get("arm")]),
@@ -154,7 +162,7 @@ def _axes(configs: Sequence[Mapping[str, Any]]) -> list[Plain]:
 def _axis(name: str, values: Sequence[Any]) -> Plain:
     if all(is_number(value) for value in values):
         return {"name": name, "low": min(values), "high": max(values), "log": on_log_scale(values)}
-    return {"name": name, "values": sorted({_word(value) for value in values})}
+    return {"name": name, "values": sorted({_value(value) for value in values}, key=str)}
 
 
 def _trial(trial: TrialPoint, place: int, steps: dict[str, int]) -> Plain:

@@ -30,7 +30,7 @@ const axesOf = (report) => {
     return { ...axis, objective: true, ...usualRange(values), empty: !values.length };
   });
   return [...settings, ...measured.filter((axis) => !axis.empty)].map((axis) => {
-    const choices = axis.values && new Map(axis.values.map((value, place) => [value, axis.values.length === 1 ? 0.5 : place / (axis.values.length - 1)]));
+    const choices = axis.values && new Map(axis.values.map((value, place) => [String(value), axis.values.length === 1 ? 0.5 : place / (axis.values.length - 1)]));
     const along = choices ? null : scaleOf(axis.low, axis.high, 0, 1, axis.log);
     const place = (trial) => {
       if (axis.objective && trial.status !== "ok") return ABSENT;
