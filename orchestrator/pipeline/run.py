@@ -135,8 +135,10 @@ def tune_file(
     settings = read_config(config, overrides, data)
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("the folder of the run file does not exist", out.absolute().parent, "make it first")
-    if out is not None and out.exists():
-        raise ConfigError("there is something of that name already", out, "name another file")
+    if out is not None and (
+        out.is_dir() or (out.exists() and Path(config).exists() and out.samefile(config))
+    ):
+        raise ConfigError("this is a folder, or the run file itself", out, "name another file")
     with opened(settings, store, not quiet) as run, run.progress:
         found = tune(run, fresh=fresh)
         told = document(run, found)

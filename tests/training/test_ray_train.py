@@ -290,9 +290,9 @@ def test_a_teacher_that_fails_on_one_worker_ends_them_all(world: World) -> None:
 @pytest.mark.parametrize(
     ("resources", "numbers"),
     [
-        ({"cpus": 64}, r"1 x 64 CPUs; the cluster has 2 CPUs and its largest node: 2"),
+        ({"cpus": 64}, r"1 x 64 CPUs; the cluster has 2 CPUs, and its nodes hold: 0"),
         ({"workers": 3}, r"3 x 1 CPUs"),
-        ({"gpus": 1}, r"1 x 1 GPUs; the cluster has 0 GPUs"),
+        ({"gpus": 1}, r"1 x 1 GPUs with 1 CPUs; the cluster has 0 GPUs and 2 CPUs, and its nodes hold: 0"),
     ],
 )
 def test_an_impossible_request_is_refused_at_once(
