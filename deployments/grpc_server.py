@@ -171,9 +171,8 @@ class _Service:
         request, answer = messages.message(method.input_type.name), messages.message(method.output_type.name)
         # All as streams: gRPC waits without end for the message of one that is not.
         make = grpc.stream_unary_rpc_method_handler
-        function: Callable[..., Any] = _checked(getattr(self, name), request, self._front.serving.deadline_s)
-        if name in _OPEN:
-            function = _unread(getattr(self, name))
+        kind = None if name in _OPEN else request
+        function: Callable[..., Any] = _checked(getattr(self, name), kind, self._front.serving.deadline_s)
         if method.client_streaming:
             make, function = grpc.stream_stream_rpc_method_handler, getattr(self, name)
         # Bytes in: what a message becomes is looked at before it is made.
@@ -276,26 +275,12 @@ def _time_left(context: Any) -> float:
 def _checked(
     method: Callable[[Any, Any], Awaitable[Any]], kind: Any, longest_s: float
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[Any]]:
-    """A method of one message, which arrives within that time."""
+    """A method of one message of that kind, which arrives within that time; without a kind none is read."""
 
     async def call(stream: AsyncIterator[bytes], context: Any) -> Any:
         try:
-            return await method(messages.parse(await _only(stream, longest_s), kind), context)
-        except Exception as error:
-            code, sentence = _status(error)
-        await context.abort(code, sentence)
-
-    return call
-
-
-def _unread(
-    method: Callable[[Any, Any], Awaitable[Any]],
-) -> Callable[[AsyncIterator[bytes], Any], Awaitable[Any]]:
-    """A method that takes no message, whatever the client would send."""
-
-    async def call(_stream: AsyncIterator[bytes], context: Any) -> Any:
-        try:
-            return await method(None, context)
+            asked = None if kind is None else messages.parse(await _only(stream, longest_s), kind)
+            return await method(asked, context)
         except Exception as error:
             code, sentence = _status(error)
         await context.abort(code, sentence)

@@ -72,8 +72,7 @@ def choose(
     costs: dict[str, Any] = {"core_hour": core_hour} | ({"batches": tuple(batch)} if batch else {})
     goal = validate(Goal, bounds, "the goal")
     files: dict[str, Any] = {"store": store, "overrides": overrides or [], "data": data}
-    files["fresh"] = fresh
-    document = choose_file(config, goal, costs=costs, name=name, quiet=as_json, **files)
+    document = choose_file(config, goal, costs=costs, name=name, fresh=fresh, quiet=as_json, **files)
     if as_json:
         print_json(document)
     else:

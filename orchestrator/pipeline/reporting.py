@@ -16,7 +16,6 @@ from orchestrator.config.search import Searching, SearchSettings
 from orchestrator.ensemble.explain import label
 from orchestrator.errors import NotFoundError
 from orchestrator.files import write_whole
-from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.intervals import wilson
 from orchestrator.measure.machine import machine
 from orchestrator.measure.metrics import ROW_METRICS, larger_is_better
@@ -24,6 +23,7 @@ from orchestrator.pipeline.context import Run
 from orchestrator.pipeline.evaluation import Evaluation
 from orchestrator.pipeline.judging import audit_of
 from orchestrator.pipeline.searching import Found
+from orchestrator.pipeline.summary import subject_of
 from orchestrator.pipeline.training import curves
 from orchestrator.search.objectives import PARENT, TrialRow
 from orchestrator.search.report import Details, write_report
@@ -87,8 +87,8 @@ def _laid_over(
     """A whole run's page with the search as it is now; a note where that found something else."""
     before, now = whole["search"], summary["search"]
     kept = {(row.digest, row.execution) for row in found.front}
-    search = {**now, "front": [point for point in before["front"] if _subject(point) in kept]}
-    if now["chosen"] and before["chosen"] and _subject(now["chosen"]) == _subject(before["chosen"]):
+    search = {**now, "front": [point for point in before["front"] if subject_of(point) in kept]}
+    if now["chosen"] and before["chosen"] and subject_of(now["chosen"]) == subject_of(before["chosen"]):
         search["chosen"] = {**before["chosen"], **now["chosen"]}
     went_on = (now["trials"], now["reason"]) != (before["trials"], before["reason"])
     notes = list(dict.fromkeys([*shown.get("notes", []), *([GOES_ON] if went_on else [])]))
@@ -100,10 +100,6 @@ def _laid_over(
         "notes": notes,
     }
     return {**whole, "search": {**before, **search}}, details | of_the_run
-
-
-def _subject(point: Mapping[str, Any]) -> Subject:
-    return point["digest"], point["execution"]
 
 
 def report_tuning(

@@ -173,16 +173,16 @@ def best_member(run: Run, job: TrialJob, models: dict[str, str]) -> list[TrialRo
         size = run.store.artifact_bytes(digest)
         row = TrialRow(_MEMBER_NUMBER, name, "eager", digest=digest, metric=value, bytes=size, arm=MEMBER)
         rows.append(replace(row, drop=sign * (before - value)))
-    best = sorted(rows, key=lambda row: (row.drop, row.bytes))[:1]
-    for place, row in enumerate(best):
-        own = run.outputs(Member(name=row.name, digest=row.digest), "validation")
-        try:
-            found = non_inferior(metric, own, parent, targets, job.search.promise, allowed=job.allowed)
-        except DataError as error:  # an arm ends no search
-            run.progress("search", f"the best other model, {row.name}, is left out: {error}")
-            return []
-        best[place] = replace(row, drop_bound=found.bound, changed=found.changed, class_drop=found.class_drop)
-    return best
+    if not rows:
+        return []
+    best = min(rows, key=lambda row: (row.drop, row.bytes))
+    own = run.outputs(Member(name=best.name, digest=best.digest), "validation")
+    try:
+        found = non_inferior(metric, own, parent, targets, job.search.promise, allowed=job.allowed)
+    except DataError as error:  # an arm ends no search
+        run.progress("search", f"the best other model, {best.name}, is left out: {error}")
+        return []
+    return [replace(best, drop_bound=found.bound, changed=found.changed, class_drop=found.class_drop)]
 
 
 def claim_study(run: Run, name: str, job: Job, fresh: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.measure.artifacts import Subject
 from orchestrator.measure.machine import machine
 from orchestrator.measure.promise import SAID
 from orchestrator.pipeline.context import Run
@@ -186,9 +187,9 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             yield "model", name, figures
     chosen = summary["search"]["chosen"]
     for figures in summary["search"]["front"]:
-        mark = "chosen" if chosen and _subject(chosen) == _subject(figures) else "variant"
+        mark = "chosen" if chosen and subject_of(chosen) == subject_of(figures) else "variant"
         yield mark, figures["name"], figures
-    if chosen and _subject(chosen) not in map(_subject, summary["search"]["front"]):
+    if chosen and subject_of(chosen) not in map(subject_of, summary["search"]["front"]):
         yield "chosen", chosen["name"], chosen
     for name, figures in summary["ensembles"].items():
         yield "ensemble", name, figures
@@ -196,7 +197,8 @@ def _entries(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
             yield f"as one: {name}", student, summary["models"][student]
 
 
-def _subject(point: dict[str, Any]) -> tuple[str, str]:
+def subject_of(point: Mapping[str, Any]) -> Subject:
+    """Which artifact a point of the front is, and how it runs: names may be alike."""
     return point["digest"], point["execution"]
 
 

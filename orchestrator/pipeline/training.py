@@ -6,10 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from orchestrator.config.data import DataSettings
-from orchestrator.config.imports import resolve
-from orchestrator.config.model import ImportedModel
 from orchestrator.config.run import ModelEntry
-from orchestrator.config.training import CustomLoss
 from orchestrator.data.dataset import Dataset
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.pipeline.context import Run, check_fits, one_model
@@ -74,7 +71,8 @@ def trained(
         ModelError: a factory, loss or metric of the user's cannot be imported; nothing was started.
         ConfigError: the store asks for signatures, and there is no key to sign with.
     """
-    _check_imports(run, jobs)
+    for job in jobs:
+        job.check_imports()  # before Ray starts, instead of failing in a worker
     _check_key(run)
     run.cluster()
     watch = TrainingWatch(run, {job.name: job.entry.training.epochs for job in jobs})
@@ -113,22 +111,6 @@ def _transfer_set(run: Run, settings: DataSettings) -> Dataset:
         return run.alike(settings)
     except DataError:  # perhaps of labels, which are missing, or too few of a class
         return run.alike(settings, labelled=False)
-
-
-def _check_imports(run: Run, jobs: Sequence[TrainJob]) -> None:
-    """Import what the jobs name before Ray starts, instead of failing in a worker."""
-    named = [run.config.metric.name]
-    for entry in (job.entry for job in jobs):
-        named += [
-            model.factory
-            for model in (entry.model, *(entry.together or ()))
-            if isinstance(model, ImportedModel)
-        ]
-        if isinstance(entry.training.loss, CustomLoss):
-            named.append(entry.training.loss.loss)
-    for path in named:
-        if ":" in path:
-            resolve(path, run.allowed)
 
 
 def _check_key(run: Run) -> None:

@@ -232,9 +232,8 @@ def row_of(number: int, config: Config, outcome: Outcome, job: Job) -> TrialRow:
             reason=f"stopped after epoch {outcome.epochs[-1]}",
         )
     figures: dict[str, Any] = {figure: getattr(outcome, figure) for figure in _FIGURES}
-    return TrialRow(number=number, name=name, config=config, arm=arm, plan=plan, **figures).limited(
-        job.search
-    )
+    row = TrialRow(number=number, name=name, config=config, arm=arm, plan=plan, **figures)
+    return row.limited(job.search)
 
 
 def parent_row(job: Job, name: str) -> TrialRow:

@@ -100,20 +100,29 @@ class TrainJob:
                 found["sample_seed"] = self.sample_seed
         if self.fold is not None:
             found["fold"] = list(self.fold)
-        if own := self._own_code():
-            found["code"] = own
+        if self.imports:
+            self.check_imports()
+            # It may change, and its name stay.
+            found["code"] = {path: code_digest(path) for path in self.imports}
         return found
 
-    def _own_code(self) -> dict[str, str | None]:
-        """Digests of what the run file imports for this training: its code may change and its name stay."""
+    @property
+    def imports(self) -> list[str]:
+        """Import paths of the user's own code that decides the weights."""
         entry, loss = self.entry, self.entry.training.loss
         models = (entry.model, *(entry.together or ()))
         paths = [model.factory for model in models if isinstance(model, ImportedModel)]
         paths += [loss.loss] if isinstance(loss, CustomLoss) else []
-        paths += [self.metric.name] if ":" in self.metric.name else []
-        for path in paths:
+        return [*paths, *([self.metric.name] if ":" in self.metric.name else [])]
+
+    def check_imports(self) -> None:
+        """Import what the run file names for this training.
+
+        Raises:
+            ModelError: one cannot be imported, or is not allowed.
+        """
+        for path in self.imports:
             resolve(path, self.allowed)
-        return {path: code_digest(path) for path in paths}
 
     @property
     def sample_seed(self) -> int:

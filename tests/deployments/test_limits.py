@@ -6,10 +6,8 @@ import asyncio
 import gc
 import io
 import threading
-import time
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +15,9 @@ import pytest
 from PIL import Image as Pillow
 
 from deployments import front
-from deployments.http import listener
 from deployments.protocol import images
 from deployments.protocol.errors import ProtocolError, TooLargeError
+from deployments.protocol.model import Tensor
 from deployments.protocol.raw import MARKS, Encoder
 from deployments.protocol.request import MAX_JSON_NUMBERS, Request, check_answer
 from orchestrator.config.serving import ServingSettings
@@ -73,13 +71,12 @@ def _jpeg(*, scans: int) -> bytes:
 
 
 def test_files_that_take_far_longer_than_their_pixels_tell_are_refused() -> None:
-    expected = SimpleNamespace(datatype="UINT8", shape=(-1, 1, 8, 8), row_bytes=64)
-    rows: Any = images.rows_of([_jpeg(scans=2)], expected)  # type: ignore[arg-type]
-    assert rows.shape == (1, 1, 8, 8)
+    expected = Tensor("input", "UINT8", (-1, 1, 8, 8))
+    assert images.rows_of([_jpeg(scans=2)], expected).shape == (1, 1, 8, 8)
     with pytest.raises(TooLargeError, match="at most 100 scans"):
-        images.rows_of([_jpeg(scans=101)], expected)  # type: ignore[arg-type]
+        images.rows_of([_jpeg(scans=101)], expected)
     with pytest.raises(ProtocolError, match="is a text"):
-        images.rows_of([b"P2 2 1 255\n" + 1000 * b"#\n" + b"1 2"], expected)  # type: ignore[arg-type]
+        images.rows_of([b"P2 2 1 255\n" + 1000 * b"#\n" + b"1 2"], expected)
 
 
 def test_a_letter_with_many_accents_is_refused_before_they_are_put_in_order() -> None:
@@ -89,31 +86,6 @@ def test_a_letter_with_many_accents_is_refused_before_they_are_put_in_order() ->
     for text in ("a" + (MARKS + 1) * "\u0301", ("a" + 3000 * "\u0301\u0316").encode(), 3000 * "\u0f73"):
         with pytest.raises(TooLargeError, match="accents on one letter"):
             encoder.encode([text], 1)
-
-
-@pytest.mark.parametrize("reads", [False, True])
-def test_a_client_that_does_not_read_its_answer_is_cut_off(
-    reads: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listener, "READ_S", 0.02)
-    begun, aborted = time.monotonic(), list[float]()
-
-    def waiting() -> int:
-        return 10**9 - (int(1e8 * (time.monotonic() - begun)) if reads else 0)
-
-    async def test() -> None:
-        protocol = listener._Protocol.__new__(listener._Protocol)
-        protocol.loop = asyncio.get_running_loop()
-        protocol._reader_timer = None
-        protocol.transport = SimpleNamespace(  # type: ignore[assignment]
-            get_write_buffer_size=waiting, abort=lambda: aborted.append(time.monotonic())
-        )
-        protocol._watch_reader()
-        await asyncio.sleep(0.2)
-        protocol._stop_watching()
-
-    asyncio.run(test())
-    assert len(aborted) == (0 if reads else 1)
 
 
 def test_unfinished_files_are_not_looked_for_behind_a_link(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,37 @@ def test_work_for_a_client_that_is_gone_is_cancelled(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("reads", [False, True])
+def test_who_does_not_read_its_answer_is_not_kept(reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "READ_S", 0.2)
+    whole = 30 * 2**20
+
+    async def large(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"%d" % whole)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(whole)})
+
+    async def test() -> None:
+        settings = ServingSettings(port=free_port())
+        server = Listener(large, settings)
+        await server.start()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", settings.port, limit=2**16)
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0 if reads else 1)
+            left = whole
+            with suppress(ConnectionError):
+                while left and (part := await reader.read(2**16)):
+                    left -= len(part)
+            assert (left == 0) == reads
+            writer.close()
+        finally:
+            await server.stop()
+
+    run(test)
+
+
 def test_every_address_is_those_of_both_versions() -> None:
     async def test() -> None:
         async with listening(host="::") as port:

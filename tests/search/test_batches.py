@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ BROKEN = 2
 """Of the first trials, which TPE makes its first model from."""
 
 
-def run(study: Study, broken: int | None = None) -> Study:
-    """Like `Study.alone`, but one trial fails."""
+def run(study: Study, broken: int | None = None, each: Callable[[], None] = lambda: None) -> Study:
+    """Like `Study.alone`, but one trial fails; `each` is called where one has begun."""
     number = 0
     while (config := study.search.suggest(str(number))) is not None:
+        each()
         if number == broken:
             study.search.fail(str(number), "the trial's process failed")
         else:
@@ -36,6 +37,17 @@ def run(study: Study, broken: int | None = None) -> Study:
             study.search.on_trial_complete(str(number))
         number += 1
     return study
+
+
+def ten_seconds(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Stops the search's clock; each call lets ten seconds pass."""
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+
+    def passes() -> None:
+        now[0] += 10.0
+
+    return passes
 
 
 def test_a_trial_that_failed_is_tried_again_and_moves_no_other(tmp_path: Path) -> None:
@@ -252,17 +264,10 @@ def test_a_trial_whose_node_died_gets_another_turn(tmp_path: Path) -> None:
 
 def test_no_trial_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial takes 10 s here, so that the third of the second batch is the last to begin within 65 s."""
-    now = [0.0]
-    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+    passes = ten_seconds(monkeypatch)
 
     def started(most_s: float) -> Study:
-        study = Study(tmp_path / "study", SETTINGS, most_s=most_s)
-        number = 0
-        while (config := study.search.suggest(str(number))) is not None:
-            now[0] += 10.0
-            faulty_trial({**config, "folder": str(study.folder)})
-            study.search.on_trial_complete(str(number))
-            number += 1
+        study = run(Study(tmp_path / "study", SETTINGS, most_s=most_s), each=passes)
         assert study.search.finished
         return study
 
@@ -285,21 +290,10 @@ def test_no_trial_begins_when_the_time_is_over(tmp_path: Path, monkeypatch: pyte
 def test_a_failed_trial_costs_no_other_once_the_time_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [0.0]
-    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+    passes = ten_seconds(monkeypatch)
 
     def started(broken: int | None = None) -> Study:
-        study = Study(tmp_path / "study", SETTINGS, most_s=95.0)
-        number = 0
-        while (config := study.search.suggest(str(number))) is not None:
-            now[0] += 10.0
-            if number == broken:
-                study.search.fail(str(number), "the trial's process failed")
-            else:
-                faulty_trial({**config, "folder": str(study.folder)})
-                study.search.on_trial_complete(str(number))
-            number += 1
-        return study
+        return run(Study(tmp_path / "study", SETTINGS, most_s=95.0), broken, each=passes)
 
     first = started(BROKEN)
     assert len(first.search.rows) == 10
@@ -315,8 +309,7 @@ def test_what_ended_in_time_is_there_again_where_batches_overlap(
     most_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two at once, each of 10 s."""
-    now = [0.0]
-    monkeypatch.setattr("orchestrator.search.batches.time.monotonic", lambda: now[0])
+    passes = ten_seconds(monkeypatch)
 
     def started() -> Study:
         study = Study(tmp_path / "study", OVERLAPPING, most_s=most_s)
@@ -328,7 +321,7 @@ def test_what_ended_in_time_is_there_again_where_batches_overlap(
                 number += 1
             if not running:
                 return study
-            now[0] += 10.0
+            passes()
             study.search.on_trial_complete(running.pop(0))
 
     first = started()
